@@ -5,13 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["CausalTracingError", "Pair", "Trace", "check", "load", "open_trace", "preview", "read_pairs", "trace"]
+__all__ = [
+    "CausalTracingError",
+    "Pair",
+    "Trace",
+    "check",
+    "load",
+    "open_trace",
+    "preview",
+    "read_pairs",
+    "trace",
+]
 
 if TYPE_CHECKING:
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
-    from causal_tracing.preview import preview
+    from causal_tracing.previews import preview
     from causal_tracing.prompts import Pair, read_pairs
     from causal_tracing.traces import Trace, open_trace
     from causal_tracing.tracing import trace
@@ -24,7 +34,7 @@ _HOMES = {
     "check": "engine.check",
     "load": "loading",
     "open_trace": "traces",
-    "preview": "preview",
+    "preview": "previews",
     "read_pairs": "prompts",
     "trace": "tracing",
 }

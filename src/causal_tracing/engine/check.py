@@ -1,0 +1,232 @@
+"""What works on a model, decided by what the model does, not by its name.
+
+1. Two short prompts of random tokens are run, and every candidate anatomy is compared with what was seen:
+   what a layer adds to the stream must be what attention and MLP contribute.
+2. The first candidate that explains the layers is kept; a component whose check fails is refused by name.
+3. The kept components are then patched: a run's own activations change nothing; a whole layer of the donor's gives
+   the donor's logits; a large random write changes the logits, at that position and later ones only.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracing.anatomy import Anatomy, candidates
+from causal_tracing.edits import Edit, From, Given, Run
+from causal_tracing.engine.forward import Recording, forward
+from causal_tracing.engine.record import record
+from causal_tracing.errors import UnsupportedModel
+from causal_tracing.model import Model
+from causal_tracing.sites import RESIDUAL, Site
+
+LENGTH = 6
+SEED = 0
+# The largest difference, relative to the largest value compared, that rounding explains.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check: the difference that was measured, the bound that it was held against, and whether it held."""
+
+    name: str
+    component: str
+    difference: float
+    bound: float
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkup:
+    """The model as accepted, and every check that led there."""
+
+    model: Model
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The anatomy and the findings, as plain values."""
+        anatomy = self.model.anatomy
+        return {
+            "model": self.model.name,
+            "family": anatomy.family,
+            "layers": self.model.num_layers,
+            "found_by": "detection" if anatomy.detected else "table",
+            "engine": "replay",
+            "components": list(anatomy.components),
+            "refused": dict(anatomy.refused),
+            "whole_layers_are_cuts": anatomy.cut,
+            "findings": [
+                {name: getattr(finding, name) for name in Finding.__dataclass_fields__} for finding in self.findings
+            ],
+        }
+
+
+def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Model:
+    """The network as a Model whose anatomy holds. Raises UnsupportedModel where not even its layers can be patched."""
+    return examine(network, tokenizer, name=name, source=source).model
+
+
+def check(model: Model) -> Checkup:
+    """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
+    return examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
+
+
+def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Checkup:
+    """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel."""
+    common = {"network": network, "tokenizer": tokenizer, "name": name, "source": source or {}}
+    clean, corrupt = _prompts(network, tokenizer)
+    for anatomy in candidates(network):
+        model = Model(anatomy=anatomy, **common)
+        explained = _explained(model, clean)
+        if explained is not None:
+            break
+    else:
+        raise AssertionError("the last candidate is the bare layers, which need no explanation")
+    anatomy, findings = explained
+    patched = list(_patched(replace(model, anatomy=anatomy), clean, corrupt))
+    anatomy = _judged(name, anatomy, patched)
+    return Checkup(model=replace(model, anatomy=anatomy), findings=(*findings, *patched))
+
+
+def _prompts(network: nn.Module, tokenizer: Any) -> tuple[Run, Run]:
+    """Two prompts of random ordinary tokens that differ everywhere but in the first."""
+    known = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
+    picks = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(SEED))[: 2 * LENGTH - 1]
+    tokens = ordinary[picks].tolist()
+    if len(tokens) < 2 * LENGTH - 1:
+        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs {2 * LENGTH - 1}.")
+    return Run(tuple(tokens[:LENGTH])), Run((tokens[0], *tokens[LENGTH:]))
+
+
+def _explained(model: Model, run: Run) -> tuple[Anatomy, list[Finding]] | None:
+    """The anatomy without what it does not have, if it explains what each layer adds; None if it does not."""
+    anatomy, layout = model.anatomy, model.anatomy.layout
+    if layout.attn is None or layout.mlp is None:
+        for component in ("attn_out", "resid_mid", "mlp_out"):
+            anatomy = anatomy.refuse(component, "no modules were found whose outputs add up to what its layers add.")
+        return anatomy, []
+    if layout.mid is None:
+        anatomy = anatomy.refuse("resid_mid", "its attention and MLP read the same stream (parallel layers).")
+    try:
+        recording = _look(replace(model, anatomy=anatomy), run)
+    except (AttributeError, KeyError, RuntimeError, TypeError):  # a guess that does not even fit the modules' shapes
+        return None
+    findings = [_additive(model, recording)]
+    if layout.mid is not None:
+        findings.append(_middle(model, recording))
+    return (anatomy, findings) if all(finding.holds for finding in findings) else None
+
+
+def _look(model: Model, run: Run) -> Recording:
+    places = [(name, layer) for name in model.anatomy.components for layer in range(model.num_layers)]
+    return record(model, [run], places)[run]
+
+
+def _additive(model: Model, recording: Recording) -> Finding:
+    """Out − in = attention + MLP, for every layer."""
+    seen, rows = recording.activations, []
+    for layer in range(model.num_layers):
+        out = seen["resid_post", layer]
+        parts = (seen["attn_out", layer] + seen["mlp_out", layer]) * model.scale(layer)
+        rows.append((out - seen["resid_pre", layer], parts, out))
+    return _agree(model, "out - in = attention + MLP", "attn_out, mlp_out", rows)
+
+
+def _middle(model: Model, recording: Recording) -> Finding:
+    """What the MLP's side reads is in + attention, for every layer."""
+    seen, rows = recording.activations, []
+    for layer in range(model.num_layers):
+        middle, before = seen["resid_mid", layer], seen["resid_pre", layer]
+        rows.append((middle - before, seen["attn_out", layer] * model.scale(layer), middle))
+    return _agree(model, "middle - in = attention", "resid_mid", rows)
+
+
+def _agree(model: Model, name: str, component: str, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Finding:
+    """The largest |added − parts| in shares of what was added, less what rounding of the whole stream explains."""
+    rounding, worst = 4 * torch.finfo(getattr(torch, model.dtype)).eps, 0.0
+    for added, parts, whole in rows:
+        difference = (added - parts).abs().amax(-1) - rounding * whole.abs().amax(-1)
+        share = difference.clamp(min=0) / added.abs().amax(-1).clamp(min=1e-30)
+        worst = max(worst, share.max().item())
+    return _finding(name, component, worst, TOLERANCE[model.dtype])
+
+
+def _finding(name: str, component: str, difference: float, bound: float) -> Finding:
+    return Finding(name=name, component=component, difference=difference, bound=bound, holds=difference <= bound)
+
+
+def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
+    """The checks that patch, for every component that is still offered."""
+    places = [(component, layer) for component in model.anatomy.components for layer in range(model.num_layers)]
+    donors = record(model, [clean], places, keep=LENGTH) | record(model, [corrupt], places, keep=LENGTH)
+    size = donors[corrupt].logits.abs().max().item()
+    bound = TOLERANCE[model.dtype]
+
+    def run(edits: Sequence[tuple[Edit, ...]]) -> Tensor:
+        return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=LENGTH)[0]
+
+    components = model.anatomy.components
+    in_a_batch = run([(), _write(model, "resid_post", corrupt, model.num_layers - 1)])[0]
+    alone = (in_a_batch - donors[clean].logits).abs().max().item() / size
+    yield _finding("a run alone = the run in a batch", "", alone, bound)
+    for component in components:  # one run at a time, as recorded: batches of other sizes differ in the last bits
+        itself = run([_write(model, component, clean)])[0]
+        change = (itself - donors[clean].logits).abs().max().item()
+        yield _finding("its own activations change nothing", component, change, 0.0)
+    last = run([_write(model, "resid_post", corrupt, model.num_layers - 1)])[0]
+    difference = (last - donors[corrupt].logits).abs().max().item() / size
+    yield _finding("the last layer's output gives the donor's logits", "resid_post", difference, bound)
+    for component in (name for name in components if name in RESIDUAL):
+        whole = run([_write(model, component, corrupt, layer) for layer in range(model.num_layers)])
+        difference = (whole - donors[corrupt].logits).abs().max().item() / size
+        yield _finding("a whole layer gives the donor's logits", component, difference, bound)
+    for component in components:
+        yield from _random_write(model, component, clean, donors[clean], bound)
+
+
+def _write(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
+    """The donor's activations at every position of one layer, or of all."""
+    layers = range(model.num_layers) if layer is None else [layer]
+    positions = range(len(donor.tokens))
+    return tuple(Edit(Site(component, one, p), From(donor, p)) for one in layers for p in positions)
+
+
+def _random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
+    """The positive control: a large write in the middle changes the logits there, and not before."""
+    layer, position = model.num_layers // 2, LENGTH // 2
+    current = recording.activations[component, layer]
+    noise = torch.randn(current.shape[-1], generator=torch.Generator().manual_seed(SEED))
+    given = Given(noise.to(current.device) * current.float().abs().max() * 3)
+    edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
+    logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
+    change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()
+    yield _finding("nothing before an edit changes", component, change[:position].max().item(), bound)
+    moved = change[position].item()
+    yield Finding(
+        name="a large random write changes the logits",
+        component=component,
+        difference=moved,
+        bound=REAL_CHANGE,
+        holds=moved >= REAL_CHANGE,
+    )
+
+
+def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:
+    """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted."""
+    for finding in (finding for finding in findings if not finding.holds):
+        measured = f"({finding.name}: measured {finding.difference:.2g}, bound {finding.bound:.2g})"
+        if finding.name == "nothing before an edit changes":
+            raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
+        if finding.component in ("", "resid_post") and finding.name != "a whole layer gives the donor's logits":
+            raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
+        if finding.name == "a whole layer gives the donor's logits" and finding.component != "resid_mid":
+            anatomy = replace(anatomy, cut=False)
+        elif finding.component in anatomy.components:
+            anatomy = anatomy.refuse(finding.component, f"its check failed {measured}.")
+    return anatomy

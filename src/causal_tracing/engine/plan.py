@@ -1,0 +1,148 @@
+"""What need not be run, and how much is run at once.
+
+1. Edits that write what is already there, and edits that cannot reach the readout, are dropped: a world
+   without edits is its base run, so its effect is exactly zero (method: structural zeros).
+2. Worlds that are now the same are run once.
+3. The rest is cut into batches of equal length that fit a memory budget.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from causal_tracing.edits import Edit, From, Run, World
+from causal_tracing.model import Model
+from causal_tracing.sites import COMPONENTS, RESIDUAL
+
+# Above some hundred tokens a batch, larger matrix products are no faster on a CPU, and memory is better left free.
+SHARE_OF_FREE_MEMORY = 1 / 8
+LARGEST_DEFAULT = {"cpu": 256 * 2**20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The distinct worlds to run, and for each world that was asked for, which of them it is."""
+
+    worlds: tuple[World, ...]
+    index: tuple[int, ...]
+    structural_zero: tuple[bool, ...]
+
+
+def plan(model: Model, worlds: Sequence[World], *, prune: bool = True) -> Plan:
+    """Which worlds to run. With `prune=False` every world is run as it stands, even twice."""
+    if not prune:
+        return Plan(worlds=tuple(worlds), index=tuple(range(len(worlds))), structural_zero=(False,) * len(worlds))
+    numbers: dict[World, int] = {}
+    index, zero = [], []
+    for world in worlds:
+        edits = effective(world, model.num_layers)
+        zero.append(bool(world.edits) and not edits)
+        index.append(numbers.setdefault(replace(world, edits=edits), len(numbers)))
+    return Plan(worlds=tuple(numbers), index=tuple(index), structural_zero=tuple(zero))
+
+
+def effective(world: World, num_layers: int) -> tuple[Edit, ...]:
+    """The world's edits that can change what is read, in computation order."""
+    kept: list[Edit] = []
+    for edit in sorted(world.edits, key=_computation_order):
+        untouched = all(other.site.position > edit.site.position for other in kept)
+        if _reaches(edit, world.readout, num_layers) and not (untouched and _writes_what_is_there(edit, world.base)):
+            kept.append(edit)
+    return tuple(kept)
+
+
+def _computation_order(edit: Edit) -> tuple[int, int, int]:
+    return edit.site.layer, COMPONENTS.index(edit.site.component), edit.site.position
+
+
+def _reaches(edit: Edit, readout: Sequence[int], num_layers: int) -> bool:
+    """Later tokens read a token through attention only: what is written behind the last layer's stays where it is."""
+    site = edit.site
+    if site.layer == num_layers - 1 and site.component != "resid_pre":
+        return site.position in readout
+    return site.position <= max(readout)
+
+
+def _writes_what_is_there(edit: Edit, base: Run) -> bool:
+    """Whether base and donor are known to agree at the site, by their tokens alone."""
+    source, site = edit.source, edit.site
+    if edit.alpha == 0:
+        return True
+    if not isinstance(source, From) or source.position != site.position:
+        return False
+    if source.run == base:
+        return True
+    if source.run.edits or base.edits:
+        return False
+    if site.component == "resid_pre" and site.layer == 0:  # an embedding, which knows one token and its position
+        return source.run.tokens[site.position] == base.tokens[site.position]
+    upto = site.position + 1
+    return source.run.tokens[:upto] == base.tokens[:upto]
+
+
+def is_cut(model: Model, world: World) -> bool:
+    """Whether the whole difference between base and donor must pass the edited sites, by their tokens alone.
+
+    Such a world gives the donor's logits by construction: its effect is the total effect. All edits must be whole
+    (alpha 1), in one place of the residual stream, from one donor without edits, each to its own position.
+    """
+    first = world.edits[0] if world.edits else None
+    if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
+        return False
+    donor, component, layer = first.source.run, first.site.component, first.site.layer
+    for edit in world.edits:
+        whole = edit.source == From(donor, edit.site.position) and edit.alpha == 1
+        if not whole or (edit.site.component, edit.site.layer) != (component, layer):
+            return False
+    if donor.edits or world.base.edits or len(donor.tokens) != len(world.base.tokens):
+        return False
+    behind_the_last = layer == model.num_layers - 1 and component == "resid_post"
+    if not (model.anatomy.cut or behind_the_last):
+        return False
+    must = _must_pass(world, donor, component, layer, model.num_layers)
+    return must <= {edit.site.position for edit in world.edits}
+
+
+def _must_pass(world: World, donor: Run, component: str, layer: int, num_layers: int) -> set[int]:
+    """The positions at which the two runs can differ in that place, so far as the readout depends on it."""
+    both = list(zip(world.base.tokens, donor.tokens, strict=True))
+    differing = [position for position, (base, other) in enumerate(both) if base != other]
+    if not differing:
+        return set()
+    if layer == num_layers - 1 and component != "resid_pre":
+        return {position for position in world.readout if position >= differing[0]}
+    if layer == 0 and component == "resid_pre":
+        return set(differing)
+    return set(range(differing[0], max(world.readout) + 1))
+
+
+def default_budget(model: Model) -> int:
+    """Bytes that a batch may take unless said otherwise: a share of what is free on the model's device."""
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return min(int(free * SHARE_OF_FREE_MEMORY), LARGEST_DEFAULT.get(model.device.type, 2**62))
+
+
+def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
+    """How many runs of `length` tokens fit the budget, by an estimate that errs on the high side; at least one."""
+    config = model.config
+    size = torch.finfo(getattr(torch, model.dtype)).bits // 8
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    heads = getattr(config, "num_attention_heads", 1)
+    token = (12 * width + 3 * inner) * size
+    scores = 2 * heads * length * max(size, 4)
+    logits = keep * config.vocab_size * (size + 6 * 8)
+    return max(1, budget // (length * (token + scores) + logits))
+
+
+def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
+    """The worlds' numbers, in groups that can share a forward: equally many tokens, equally many readouts."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, world in enumerate(worlds):
+        groups.setdefault((len(world.base.tokens), len(world.readout)), []).append(number)
+    yield from groups.values()

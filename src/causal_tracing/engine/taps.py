@@ -1,0 +1,111 @@
+"""Hooks at the places of the residual stream: every value that passes is shown to `visit`, which may replace it.
+
+The one place that knows how a component is read and written inside a layer. Shapes are [batch, token, d_model]
+whatever the module's own; values are the module's own output, before the layer's scale.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracing.model import Model
+
+Place = tuple[str, int]  # a component of a layer
+Visit = Callable[[str, int, Tensor], Tensor]
+
+
+@contextmanager
+def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: int) -> Iterator[None]:
+    """Shows the value at each place to `visit(component, layer, value)` while the context is open.
+
+    Hooks are removed on the way out, whatever happens. Raises ComponentNotOffered.
+    """
+    for component, _ in places:
+        model.anatomy.require(component)
+    layout = model.anatomy.layout
+    with ExitStack() as stack:
+        for component, layer in sorted(places, key=_registration_order):
+
+            def see(value: Tensor, component: str = component, layer: int = layer) -> Tensor:
+                shaped = value.reshape(batch, -1, value.shape[-1])
+                seen = visit(component, layer, shaped)
+                return value if seen is shaped else seen.reshape(value.shape)
+
+            if component == "resid_pre":
+                hook = _on_input(model.layers[layer], see)
+            elif component == "resid_post":
+                hook = _on_output(model.layers[layer], see)
+            elif component == "resid_mid":
+                hook = _in_the_middle(model, layer, see)
+            else:
+                path = layout.attn if component == "attn_out" else layout.mlp
+                hook = _on_output(model.part(layer, path or ""), see)
+            stack.enter_context(hook)
+        yield
+
+
+def _registration_order(place: Place) -> tuple[bool, bool]:
+    """Hooks of one module fire as registered: the middle after the MLP's output, the layer's output last."""
+    return place[0] == "resid_post", place[0] == "resid_mid"
+
+
+@contextmanager
+def _on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (see(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": see(kwargs["hidden_states"])}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (see(output[0]), *output[1:])
+        return see(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _in_the_middle(model: Model, layer: int, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The stream between attention and MLP: no module holds it, for the layer adds it to the MLP's output by itself.
+
+    So the MLP's side is given the new value, and where that differs, the layer's output is added up anew.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def middle(value: Tensor) -> Tensor:
+        seen["before"], seen["after"] = value, see(value)
+        return seen["after"]
+
+    def contribution(value: Tensor) -> Tensor:
+        seen["mlp"] = value
+        return value
+
+    def output(value: Tensor) -> Tensor:
+        before, after, mlp = (seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
+        changed = (before != after).any(-1, keepdim=True)
+        scale = model.scale(layer)
+        return torch.where(changed, after + (mlp if scale == 1 else mlp * scale), value)
+
+    layout = model.anatomy.layout
+    with (
+        _on_input(model.part(layer, layout.mid or ""), middle),
+        _on_output(model.part(layer, layout.mlp or ""), contribution),
+        _on_output(model.layers[layer], output),
+    ):
+        yield

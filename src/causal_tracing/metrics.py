@@ -1,0 +1,47 @@
+"""Logits to one number a run. More always means cleaner (except `entropy`, which is shown raw)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+METRICS = ("logit_diff", "log_prob", "logit", "prob", "neg_kl", "neg_rank", "entropy")
+UNITS = {
+    "logit_diff": "logits",
+    "log_prob": "nats",
+    "logit": "logits",
+    "prob": "probability",
+    "neg_kl": "nats",
+    "neg_rank": "ranks",
+    "entropy": "nats",
+}
+
+
+def measure_logits(
+    logits: Float[Tensor, "world vocab"],
+    answer: Int[Tensor, " world"],
+    foil: Int[Tensor, " world"],
+    clean_log_probs: Float[Tensor, "world vocab"],
+) -> Float[Tensor, "world metric"]:
+    """Every metric of METRICS, in that order, from the same logits, as float64 (computed in float32 at least).
+
+    `foil` is −1 where there is none: `logit_diff` is then NaN. `neg_kl` is −KL(clean ‖ run) in nats.
+    `neg_rank` is minus the number of tokens whose logit is larger than the answer's: 0 is the first choice.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = logits.log_softmax(-1)
+    probs = log_probs.exp()
+    clean = clean_log_probs.to(log_probs)
+    answer_logit = logits.gather(-1, answer[:, None]).squeeze(-1)
+    foil_logit = logits.gather(-1, foil.clamp(min=0)[:, None]).squeeze(-1)
+    answer_log_prob = log_probs.gather(-1, answer[:, None]).squeeze(-1)
+    values = {
+        "logit_diff": (answer_logit - foil_logit).where(foil >= 0, torch.nan),
+        "log_prob": answer_log_prob,
+        "logit": answer_logit,
+        "prob": answer_log_prob.exp(),
+        # xlogy-like: a token of probability 0 adds nothing, even where its log-probability is −inf.
+        "neg_kl": -torch.where(clean.exp() > 0, clean.exp() * (clean - log_probs), 0).sum(-1),
+        "neg_rank": -(logits > answer_logit[:, None]).sum(-1).to(logits.dtype),
+        "entropy": -torch.where(probs > 0, probs * log_probs, 0).sum(-1),
+    }
+    return torch.stack([values[name].double() for name in METRICS], -1)

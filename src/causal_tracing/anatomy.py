@@ -100,6 +100,10 @@ TABLE: dict[str, tuple[str, Layout]] = {
         "transformer.h",
         replace(_NEOX, attn="self_attention.dense", mlp="mlp.dense_4h_to_h", z="self_attention.dense"),
     ),
+    "mpt": (
+        "transformer.blocks",
+        Layout(attn="attn", mlp="ffn.down_proj", mid="norm_2", z="attn.out_proj", neurons="ffn.down_proj"),
+    ),
     "opt": (
         "model.decoder.layers",
         Layout(attn="self_attn", mlp="fc2", mid="final_layer_norm", z="self_attn.out_proj", neurons="fc2"),
@@ -136,8 +140,8 @@ def _sequential(config: Any) -> bool:
 
 
 def _layers_path(network: nn.Module) -> str:
-    config = network.config.get_text_config()  # pyright: ignore[reportCallIssue]
-    count = config.num_hidden_layers
+    config: Any = network.config
+    count = config.get_text_config().num_hidden_layers
     lists = [
         name for name, module in network.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     ]

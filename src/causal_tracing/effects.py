@@ -1,0 +1,141 @@
+"""Numbers to effects: the definitions, in one place. Positive always means: supports the clean behaviour.
+
+Y(a, m) is the metric when the input is clean (1) or corrupt (0) and the component has its clean or corrupt value
+(Vig et al. 2020; Pearl 2001; Robins & Greenland 1992; the names of ROME and others: `VOCABULARIES`).
+"""
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.results import Measurements
+
+EFFECTS = (
+    "restoration",
+    "disruption",
+    "interaction",
+    "bypass",
+    "bypass_given_restored",
+    "restored_fraction",
+    "lost_fraction",
+)
+
+# What others call the same numbers. Labels only: the numbers never change.
+VOCABULARIES: dict[str, dict[str, str]] = {
+    "how-to": {"restoration": "direct effect (restoration)", "disruption": "indirect effect (corruption)"},
+    "rome": {"total_effect": "TE", "restoration": "indirect effect (IE)", "bypass": "direct effect (footnote 5)"},
+    "pearl": {
+        "total_effect": "TE",
+        "restoration": "pure natural indirect effect",
+        "disruption": "total natural indirect effect",
+        "bypass": "pure natural direct effect",
+        "bypass_given_restored": "total natural direct effect",
+        "interaction": "mediated interaction",
+    },
+}
+
+AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. Ask by these names:
+  name here              formula                     how-to page  ROME        Pearl / Robins-Greenland
+  restoration            Y(0,M1) - Y(0,M0)           "direct"     "indirect"  pure natural indirect effect
+  disruption             Y(1,M1) - Y(1,M0)           "indirect"   -           total natural indirect effect
+  bypass                 total effect - disruption   -            "direct"    pure natural direct effect
+  bypass_given_restored  total effect - restoration  -            -           total natural direct effect"""
+
+# A fraction is undefined where the total effect is so small that the spread alone could move it by this much.
+FRACTION_PRECISION = 0.01
+
+
+def effects(measurements: Measurements) -> xr.Dataset:
+    """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
+
+    NaN where undefined: `status` says so for the cell, `reason` for a metric and pair as a whole, `fraction_reason`
+    where only the fractions are undefined (a total effect too small to divide by). `damage_like` marks cells where
+    logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
+    """
+    data = measurements.data
+    raw_only = data.metric == "entropy"
+    total = (data.clean - data.corrupt).where(~raw_only)
+    found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total})
+    threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
+    divisor = total.where(abs(total) > threshold)
+    if "restored" in data:
+        found["restoration"] = (data.restored - data.corrupt).where(~raw_only)
+        found["bypass_given_restored"] = (data.clean - data.restored).where(~raw_only)
+        found["restored_fraction"] = found.restoration / divisor
+        found["damage_like"] = _damage_like(data)
+    if "disrupted" in data:
+        found["disruption"] = (data.clean - data.disrupted).where(~raw_only)
+        found["bypass"] = (data.disrupted - data.corrupt).where(~raw_only)
+        found["lost_fraction"] = found.disruption / divisor
+    if {"restored", "disrupted"} <= set(data):
+        found["interaction"] = found.disruption - found.restoration
+    found["status"] = _status(data, found)
+    found["reason"] = _reason(data, total)
+    found["fraction_reason"] = _fraction_reason(total, threshold)
+    tokens = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
+    return found.assign_coords({name: data[name] for name in tokens})
+
+
+def require_effect(name: str, available: xr.Dataset) -> str:
+    """The effect's name, if it is one that was measured. Raises InvalidOption, for "direct" with a table of names."""
+    if name in available and name in EFFECTS:
+        return name
+    if "direct" in name.lower():
+        raise InvalidOption(AMBIGUOUS)
+    measured = ", ".join(effect for effect in EFFECTS if effect in available)
+    raise InvalidOption(f"There is no effect {name!r} in this trace. It has: {measured}.")
+
+
+def label(name: str, vocabulary: str | None = None) -> str:
+    """An effect's name, with what another vocabulary calls it. Raises InvalidOption."""
+    if vocabulary is None:
+        return name.replace("_", " ")
+    if vocabulary not in VOCABULARIES:
+        raise InvalidOption(f"There is no vocabulary {vocabulary!r}. Valid: {', '.join(VOCABULARIES)}.")
+    other = VOCABULARIES[vocabulary].get(name)
+    return f"{name.replace('_', ' ')} ({other})" if other else name.replace("_", " ")
+
+
+def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
+    """ok, structural_zero, cut, undefined, unpaired or failed, for each cell and metric."""
+    measured = [found[name] for name in ("restoration", "disruption") if name in found]
+    missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
+    status = xr.full_like(missing, "ok", dtype=object)
+    status = status.where(~missing, "failed")
+    status = status.where(~found.total_effect.isnull(), "undefined")
+    for name in ("cut", "structural_zero", "unpaired"):
+        status = status.where(~data[name] | (status == "undefined"), name)
+    return status.where(~data.unpaired, "unpaired")
+
+
+def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
+    """Why a metric has no effects for a pair; empty where it has."""
+    reasons = xr.full_like(total, "", dtype=object)
+    for metric in data.metric.values:
+        for pair in data.pair.values:
+            at = {"metric": metric, "pair": pair}
+            if metric == "entropy":
+                reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
+            elif metric == "logit_diff" and not data.foil.loc[{"pair": pair}].item():
+                reasons.loc[at] = "the pair has no foil"
+            elif np.isnan(total.loc[at].item()):
+                reasons.loc[at] = "an unedited run's logits are not finite"
+    return reasons
+
+
+def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
+    reasons = xr.full_like(total, "", dtype=object)
+    for index in np.ndindex(*total.shape):
+        size, bound = abs(total.values[index]), threshold.values[index]
+        if size <= bound:
+            reasons.values[index] = (
+                f"the total effect ({size:.2g}) is not larger than {bound:.2g}: repeats of the unedited runs differ "
+                "so much that a fraction would be off by more than 0.01"
+            )
+    return reasons
+
+
+def _damage_like(data: xr.Dataset) -> xr.DataArray:
+    change = data.restored - data.corrupt
+    by = {name: change.sel(metric=name, drop=True) for name in ("logit_diff", "log_prob", "entropy")}
+    return (by["logit_diff"] > 0) & (by["log_prob"] <= 0) & (by["entropy"] > 0)

@@ -1,0 +1,103 @@
+"""What was understood, before anything is patched: tokens, positions, the model's first choices, warnings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from causal_tracing.edits import Run
+from causal_tracing.engine.record import record
+from causal_tracing.errors import InvalidPair
+from causal_tracing.model import Model
+from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+
+CHOICES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A next token that the model considers, and its probability."""
+
+    token: str
+    prob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Preview:
+    """A pair's tokens, the model's first choices after both prompts, and what is worth a warning."""
+
+    pair: TokenPair
+    clean_top: tuple[Choice, ...]
+    corrupt_top: tuple[Choice, ...]
+    clean_log_probs: Tensor
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"pair {self.pair.id}"]
+        for name in ("clean", "corrupt"):
+            prompt, top = getattr(self.pair, name), getattr(self, f"{name}_top")
+            shown = "|".join(token.replace("\n", "\\n") for token in prompt.strings)
+            lines.append(f"  {name:8}{len(prompt.tokens)} tokens  {shown}")
+            lines.append("          then      " + "  ".join(f"{choice.token!r} {choice.prob:.2f}" for choice in top))
+        differing = self.pair.differing
+        both = zip(self.pair.clean.strings, self.pair.corrupt.strings, strict=True)
+        shown = [f"{p} ({a}/{b})" for p, (a, b) in enumerate(both) if p in differing]
+        lines.append(f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}")
+        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
+
+
+def preview(model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict") -> list[Preview]:
+    """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair."""
+    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align))
+
+
+def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
+    """The same for pairs that are tokenised already."""
+    for pair in pairs:
+        if model.context and len(pair.clean.tokens) > model.context:
+            raise InvalidPair(
+                f"pair {pair.id!r} has {len(pair.clean.tokens)} tokens; {model.name} takes {model.context} at most. "
+                "Use shorter prompts."
+            )
+    runs = [Run(prompt.tokens) for pair in pairs for prompt in (pair.clean, pair.corrupt)]
+    recordings = record(model, runs)
+    log_probs = {run: recording.logits[-1].float().log_softmax(-1) for run, recording in recordings.items()}
+    return [
+        _preview(model, pair, log_probs[Run(pair.clean.tokens)], log_probs[Run(pair.corrupt.tokens)]) for pair in pairs
+    ]
+
+
+def _preview(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> Preview:
+    return Preview(
+        pair=pair,
+        clean_top=_choices(model, clean),
+        corrupt_top=_choices(model, corrupt),
+        clean_log_probs=clean,
+        warnings=(*pair.notes, *_warnings(model, pair, clean, corrupt)),
+    )
+
+
+def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
+    best = log_probs.topk(min(CHOICES, len(log_probs)))
+    both = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob) for token, prob in both)
+
+
+def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> list[str]:
+    warnings = []
+    first = int(clean.argmax())
+    if first != pair.answer:
+        rank = int((clean > clean[pair.answer]).sum()) + 1
+        warnings.append(
+            f"the clean run's first choice is {model.tokenizer.decode([first])!r}, not the answer {pair.pair.answer!r} "
+            f"(choice {rank}): what is traced is not what the model would say."
+        )
+    if not pair.differing:
+        warnings.append("the two prompts have the same tokens: every effect is zero.")
+    if pair.foil is not None and corrupt[pair.answer] > corrupt[pair.foil]:
+        warnings.append(
+            f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
+            f"{pair.pair.foil!r}."
+        )
+    return warnings

@@ -1,0 +1,186 @@
+"""The main job, on one page.
+
+1. Tokens: each pair becomes token ids, spans and answers; what the model makes of both prompts is noted.
+2. Worlds: every cell of the map becomes a base run with edits (`sweeps.py`).
+3. Numbers: the engine runs what can matter, and measures every metric from the same logits.
+4. Repeats: the unedited runs again in other batches (the spread), and a few random cells alone (the spot checks).
+5. Measurements: arrays with names, and where they came from (`assembly.py`).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.assembly import PairNumbers, assemble, collect
+from causal_tracing.edits import Run, World
+from causal_tracing.engine.replay import Measure, evaluate, spread
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.metrics import METRICS, measure_logits
+from causal_tracing.model import Model
+from causal_tracing.previews import Preview, preview_tokens
+from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+from causal_tracing.provenance import provenance
+from causal_tracing.sweeps import DIRECTIONS, Cell, Column, Sweep, cells, plan_sweep
+from causal_tracing.traces import Trace
+
+COMPONENTS = ("resid_post", "attn_out", "mlp_out")
+ENGINES = ("auto", "replay")
+PAIRS_AT_ONCE = 8  # bounds the memory that donors and worlds take, however many pairs there are
+
+
+def trace(
+    model: Model,
+    pairs: Pair | Sequence[Pair],
+    *,
+    components: Sequence[str] = COMPONENTS,
+    layers: Sequence[int] | None = None,
+    positions: str | Sequence[Column] = "each",
+    metric: str | None = None,
+    directions: Sequence[str] = DIRECTIONS,
+    align: str = "strict",
+    engine: str = "auto",
+    budget: int | None = None,
+    seed: int = 0,
+    spot_checks: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """How much of each pair's behaviour comes back, and how much is lost, at every component, layer and position.
+
+    `positions` is "each", "together" (all at once: one world a layer), or a list of positions and roles (a role with
+    several tokens is their mean). `metric` is shown first; all are measured (default: logit_diff, or log_prob where
+    a pair has no foil). `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    _check_options(metric, engine, budget, spot_checks)
+    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    tokens = tokenize_pairs(pairs, model.tokenizer, align=align)
+    sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
+    previews = preview_tokens(model, tokens)
+    measure = _measure_of(previews)
+    numbers = list(_numbers(model, tokens, sweep, measure, budget=budget, progress=progress))
+    first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
+    measurements = assemble(
+        previews,
+        sweep,
+        numbers,
+        metric=first,
+        provenance=provenance(
+            model,
+            tokens,
+            options={
+                "components": list(sweep.components),
+                "layers": list(sweep.layers),
+                "positions": positions if isinstance(positions, str) else list(positions),
+                "metric": metric,
+                "directions": list(sweep.directions),
+                "align": align,
+                "engine": engine,
+                "budget": budget,
+                "seed": seed,
+                "spot_checks": spot_checks,
+            },
+            started=started,
+            seconds=time.perf_counter() - clock,
+            worlds=sum(pair.worlds for pair in numbers),
+            worlds_run=sum(pair.worlds_run for pair in numbers),
+            spot_checks=_spot_checks(model, tokens, sweep, numbers, measure, METRICS.index(first), spot_checks, seed),
+        ),
+    )
+    return Trace(measurements)
+
+
+def _check_options(metric: str | None, engine: str, budget: int | None, spot_checks: int) -> None:
+    ranked = [name for name in METRICS if name != "entropy"]
+    if metric is not None and metric not in ranked:
+        raise InvalidOption(f"There is no metric {metric!r} to trace by. {nearest(str(metric), ranked)}")
+    if engine not in ENGINES:
+        raise InvalidOption(f"There is no engine {engine!r}. {nearest(str(engine), ENGINES)}")
+    if budget is not None and budget <= 0:
+        raise InvalidOption(f"budget= is in bytes and must be positive; it is {budget}.")
+    if spot_checks < 0:
+        raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {spot_checks}.")
+
+
+def _measure_of(previews: Sequence[Preview]) -> Measure:
+    """Every metric at the last position, by the answer, foil and clean prediction of the world's own pair."""
+    answers = torch.tensor([preview.pair.answer for preview in previews])
+    foils = torch.tensor([-1 if preview.pair.foil is None else preview.pair.foil for preview in previews])
+    clean = torch.stack([preview.clean_log_probs for preview in previews])
+
+    def measure(logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Float[Tensor, "world metric"]:
+        of = torch.tensor([world.pair for world in worlds])
+        here = logits.device
+        return measure_logits(logits[:, -1], answers[of].to(here), foils[of].to(here), clean[of].to(here))
+
+    return measure
+
+
+def _numbers(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    sweep: Sweep,
+    measure: Measure,
+    *,
+    budget: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[PairNumbers]:
+    """Each pair's numbers, a few pairs at a time."""
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        chunk = range(start, min(start + PAIRS_AT_ONCE, len(pairs)))
+        asked = {number: _asked(pairs[number], sweep, number) for number in chunk}
+        worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
+
+        def report(done: int, total: int, first: int = start, size: int = len(chunk)) -> None:
+            if progress:
+                progress(round(100 * (first + size * done / total)), 100 * len(pairs))
+
+        result = evaluate(model, worlds, measure, budget=budget, progress=report)
+        repeats = spread(model, [world for unedited, _ in asked.values() for world in unedited], measure)
+        reached = 0
+        for place, (number, (unedited, found)) in enumerate(asked.items()):
+            mine = slice(reached, reached + len(unedited) + len(found))
+            reached = mine.stop
+            yield collect(
+                model,
+                sweep,
+                found,
+                values=result.values[mine],
+                structural_zero=result.structural_zero[mine],
+                spread=repeats[2 * place : 2 * place + 2].max(0),
+                worlds_run=result.worlds_run if number == start else 0,
+            )
+
+
+def _asked(pair: TokenPair, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
+    """The pair's two unedited runs, clean first, and the cells of its map."""
+    last = (len(pair.clean.tokens) - 1,)
+    unedited = [World(Run(prompt.tokens), (), last, number) for prompt in (pair.clean, pair.corrupt)]
+    return unedited, list(cells(pair, sweep, number))
+
+
+def _spot_checks(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    sweep: Sweep,
+    numbers: Sequence[PairNumbers],
+    measure: Measure,
+    metric: int,
+    count: int,
+    seed: int,
+) -> dict[str, float | int | None]:
+    """A few random cells run again, alone and unpruned, against what the trace says: the largest difference."""
+    random, differences = np.random.default_rng(seed), []
+    for number in sorted(random.integers(len(pairs), size=count).tolist()):
+        found = list(cells(pairs[number], sweep, number))
+        if not found:
+            continue
+        chosen = found[random.integers(len(found))]
+        same = [cell.world for cell in found if (cell.direction, cell.at) == (chosen.direction, chosen.at)]
+        alone = evaluate(model, same, measure, prune=False, rows=1).values.mean(0)[metric]
+        differences.append(abs(alone - numbers[number].patched[chosen.direction][(metric, *chosen.at)]))
+    return {"cells": len(differences), "largest_difference": float(max(differences)) if differences else None}

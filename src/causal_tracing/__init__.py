@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
+    from causal_tracing.pair_files import read_pairs
     from causal_tracing.previews import preview
-    from causal_tracing.prompts import Pair, read_pairs
+    from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace, open_trace
     from causal_tracing.tracing import trace
 
@@ -35,7 +36,7 @@ _HOMES = {
     "load": "loading",
     "open_trace": "traces",
     "preview": "previews",
-    "read_pairs": "prompts",
+    "read_pairs": "pair_files",
     "trace": "tracing",
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.engine.plan import is_cut
-from causal_tracing.metrics import METRICS
+from causal_tracing.metrics import METRICS, UNITS
 from causal_tracing.model import Model
 from causal_tracing.previews import CHOICES, Preview
 from causal_tracing.prompts import TokenPrompt
@@ -98,6 +98,7 @@ def assemble(
         variables[name] = (("pair", *CELL), np.stack([getattr(pair, name) for pair in numbers]))
     coordinates = {
         "metric": _texts([METRICS[n] for n in order]),
+        "unit": (("metric",), _texts([UNITS[METRICS[n]] for n in order])),
         "pair": _texts([preview.pair.id for preview in previews]),
         "component": _texts(sweep.components),
         "layer": list(sweep.layers),
@@ -119,6 +120,7 @@ def _prompts(previews: Sequence[Preview]) -> dict[str, tuple[tuple[str, ...], np
     for name in ("clean", "corrupt"):
         prompts: list[TokenPrompt] = [getattr(preview.pair, name) for preview in previews]
         tops = [getattr(preview, f"{name}_top") for preview in previews]
+        found[f"{name}_length"] = (("pair",), np.array([len(prompt.tokens) for prompt in prompts]))
         found[f"{name}_prompt"] = (("pair",), _texts([prompt.text for prompt in prompts]))
         found[f"{name}_token"] = (("pair", "token"), _padded([prompt.strings for prompt in prompts], length))
         found[f"{name}_role"] = (("pair", "token"), _padded([prompt.roles for prompt in prompts], length))

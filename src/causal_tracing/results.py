@@ -2,11 +2,13 @@
 
 The dataset holds raw numbers of the metrics; `effects.py` makes effects of them.
 
+    unit                   (metric)            the unit of each metric's numbers
     clean, corrupt         (metric, pair)      the unedited runs
     spread                 (metric, pair)      standard deviation over repeats of the unedited runs
     restored, disrupted    (metric, pair, component, layer, position)  the patched runs (only the directions asked for)
     structural_zero, cut, unpaired  (pair, component, layer, position)
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end
+    clean_length, corrupt_length  (pair)      how many tokens there are
     clean_prompt, corrupt_prompt, answer, foil  (pair)
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices
 """
@@ -27,7 +29,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidResults, MachineError
 
 SCHEMA = 1
-TEXT, ARRAYS = "trace.json", "arrays.npz"
+TEXT, ARRAYS, PAIRS = "trace.json", "arrays.npz", "pairs.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,10 +57,7 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     The folder appears whole or not at all. Raises InvalidResults if it is there already (unless `overwrite`, which
     replaces a saved trace and nothing else), MachineError if the disk refuses.
     """
-    target = Path(folder)
-    if target.exists() and not (overwrite and (target / TEXT).is_file()):
-        hint = "Pass overwrite=True to replace it." if (target / TEXT).is_file() else "It is not a saved trace."
-        raise InvalidResults(f"{target} exists already. {hint} Or choose another name.")
+    target = check_target(folder, overwrite=overwrite)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
@@ -68,6 +67,15 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
             os.replace(Path(scratch) / "new", target)
     except OSError as error:
         raise MachineError(f"{target} could not be written: {error}. Nothing was left half-written.") from error
+    return target
+
+
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder as a path, if a trace can be saved there. Raises InvalidResults."""
+    target = Path(folder)
+    if target.exists() and not (overwrite and (target / TEXT).is_file()):
+        hint = "Overwrite it (overwrite=True, --overwrite)" if (target / TEXT).is_file() else "It is not a saved trace"
+        raise InvalidResults(f"{target} exists already. {hint}, or choose another name.")
     return target
 
 
@@ -115,7 +123,9 @@ def _write(measurements: Measurements, folder: Path) -> None:
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
     text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
-    for name, payload in ((ARRAYS, numbers.getvalue()), (TEXT, json.dumps(text, indent=1).encode())):
+    pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
+    files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
+    for name, payload in files.items():
         with open(folder / name, "wb") as file:
             file.write(payload)
             file.flush()

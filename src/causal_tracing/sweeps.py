@@ -93,8 +93,7 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
     if column == "together":
         return [tuple(range(length))]
     if isinstance(column, int):
-        position = column + length if column < 0 else column
-        return [(position,)] if 0 <= position < length else []
+        return [(column,)] if 0 <= column < length else []
     return [(position,) for position in pair.clean.positions(column)]
 
 
@@ -104,12 +103,17 @@ def _columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> t
     columns: tuple[Column, ...] = (positions,) if isinstance(positions, str) else tuple(dict.fromkeys(positions))
     if not columns:
         raise InvalidOption('positions= is empty. Use "each", "together", token positions, or roles.')
+    lengths = {len(pair.clean.tokens) for pair in pairs}
+    if len(lengths) == 1:  # positions from the right mean the same token in every pair
+        columns = tuple(
+            column + min(lengths) if isinstance(column, int) and column < 0 else column for column in columns
+        )
     for column in columns:
         if isinstance(column, str):
             _check_role(pairs, column)
         elif not any(patched_together(pair, column) for pair in pairs):
-            longest = max(len(pair.clean.tokens) for pair in pairs)
-            raise InvalidOption(f"There is no position {column}: the longest prompt has {longest} tokens.")
+            hint = ' Prompts of different lengths share no positions from the right but "last".' if column < 0 else ""
+            raise InvalidOption(f"There is no position {column}: the longest prompt has {max(lengths)} tokens.{hint}")
     return columns
 
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import xarray as xr
 
-from causal_tracing import results
-from causal_tracing.effects import effects
+from causal_tracing import reading, results
+from causal_tracing.effects import effects, require_effect
 from causal_tracing.results import Measurements
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Trace:
@@ -28,9 +32,68 @@ class Trace:
         """Every effect over (metric, pair, component, layer, position), in the metric's unit, with `status`."""
         return effects(self.measurements)
 
+    def top(
+        self,
+        count: int = 10,
+        *,
+        by: str | None = None,
+        component: str | None = None,
+        pair: str | None = None,
+        metric: str | None = None,
+    ) -> pd.DataFrame:
+        """The sites with the largest effects (by size), strongest first; cuts and structural zeros are left out.
+
+        `by` is an effect's name (default: restoration). Raises InvalidOption.
+        """
+        found = reading.select(self.measurements, pair=pair, metric=metric)
+        by = require_effect(by, found) if by else None
+        if component is not None:
+            component = reading.known("component", component, found.component.values.tolist())
+        rows = reading.strongest(found, count, by=by, component=component)
+        return pd.DataFrame(rows, columns=list(reading.SiteRow.__dataclass_fields__))
+
+    def curve(
+        self,
+        position: int | str,
+        effect: str = "restoration",
+        *,
+        pair: str | None = None,
+        metric: str | None = None,
+    ) -> xr.DataArray:
+        """One effect by component and layer, at one position or role of the trace. Raises InvalidOption."""
+        found = reading.select(self.measurements, pair=pair, metric=metric)
+        position = reading.known("position", position, found.position.values.tolist())
+        return found[require_effect(effect, found)].sel(position=position)
+
+    def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
+        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
+        if pair is None and self.measurements.data.sizes["pair"] > 1:
+            return reading.overview(self.measurements, metric=metric)
+        return reading.in_words(reading.read(self.measurements, pair=pair, metric=metric))
+
+    def plot(self, kind: str = "map", **options: Any) -> "Figure":
+        """A matplotlib figure: "map", "layers" (bars) or "mlp_vs_attention"; options as in `plots.plot`."""
+        from causal_tracing.plots import plot
+
+        return plot(self.measurements, kind, **options)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report page, one self-contained file; written to `path` if there is one. Raises MachineError."""
+        from causal_tracing.report import to_html
+
+        return to_html(self.measurements, path)
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a folder that `open_trace` reads back without loss. Raises InvalidResults, MachineError."""
         return results.save(self.measurements, folder, overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from causal_tracing.report.notebook import notebook_html
+
+        return notebook_html(self.measurements)
 
 
 def open_trace(folder: str | Path) -> Trace:

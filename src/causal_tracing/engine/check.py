@@ -47,6 +47,23 @@ class Checkup:
     model: Model
     findings: tuple[Finding, ...]
 
+    def __str__(self) -> str:
+        known = self.to_dict()
+        lines = [
+            f"{known['model']}: {known['layers']} layers of {known['family']}, found by {known['found_by']}",
+            f"engine      {known['engine']}",
+            f"components  {', '.join(known['components'])}",
+            *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
+        ]
+        if not known["whole_layers_are_cuts"]:
+            lines.append("note        whole layers are not cuts: the layers read something besides the stream")
+        lines.append(f"\n{'check':46}{'component':20}{'measured':>10}{'bound':>12}")
+        for finding in self.findings:
+            bound = f"{'≥' if finding.name.startswith('a large') else '≤'} {finding.bound:.0e}"
+            verdict = "holds" if finding.holds else "FAILS"
+            lines.append(f"{finding.name:46}{finding.component:20}{finding.difference:>10.1e}{bound:>12}  {verdict}")
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """The anatomy and the findings, as plain values."""
         anatomy = self.model.anatomy

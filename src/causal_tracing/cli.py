@@ -1,0 +1,305 @@
+"""The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from causal_tracing import __version__
+from causal_tracing.errors import CausalTracingError, InvalidOption
+
+if TYPE_CHECKING:
+    from causal_tracing.model import Model
+    from causal_tracing.prompts import Pair
+    from causal_tracing.traces import Trace
+
+INTERRUPTED = 130
+DEMO: dict[str, Any] = {
+    "clean": "The Colosseum is located in the city of",
+    "corrupt": "The Eiffel Tower is located in the city of",
+    "answer": " Rome",
+    "foil": " Paris",
+    "subject": "The Colosseum",
+    "corrupt_subject": "The Eiffel Tower",
+}
+
+app = typer.Typer(
+    help="Which parts of a language model carry a behaviour: exact causal tracing on any Hugging Face decoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelName = Annotated[str, typer.Option("--model", help='"demo", a hub id, a folder, or a GGUF file.')]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, float64 or auto.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0 (default: the GPU if there is one).")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the repository.")]
+
+
+def main() -> None:
+    """Runs a command; an error that is known becomes one message and its exit code."""
+    try:
+        app()
+    except CausalTracingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing was written.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None: ...
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """The main job on the embedded model: the Colosseum against the Eiffel Tower. Writes a page."""
+    from causal_tracing import Pair
+
+    _show(_traced(_load("demo"), [Pair(**DEMO)]), out)
+
+
+@app.command()
+def trace(
+    model: ModelName,
+    clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
+    corrupt: Annotated[str | None, typer.Option(help="The corrupt prompt, with equally many tokens.")] = None,
+    answer: Annotated[
+        str | None, typer.Option(help='What follows the clean prompt, leading space included: " Rome".')
+    ] = None,
+    foil: Annotated[str | None, typer.Option(help="What follows the corrupt prompt.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="A stretch of the clean prompt; names the roles of tokens.")
+    ] = None,
+    corrupt_subject: Annotated[str | None, typer.Option(help="The same stretch of the corrupt prompt.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="A file of pairs, one JSON object a line, instead of one pair.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="logit_diff (default), log_prob (without a foil), logit, prob, neg_kl, neg_rank.")
+    ] = None,
+    components: Annotated[
+        str, typer.Option(help="Of resid_pre, attn_out, resid_mid, mlp_out, resid_post.")
+    ] = "resid_post,attn_out,mlp_out",
+    layers: Annotated[str | None, typer.Option(help="Such as 0-5,11 (default: all).")] = None,
+    positions: Annotated[
+        str, typer.Option(help='"each", "together", or positions and roles such as 3,subject_last,last.')
+    ] = "each",
+    directions: Annotated[str, typer.Option(help="Of restoration, disruption.")] = "restoration,disruption",
+    align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
+    engine: Annotated[str, typer.Option(help="auto or replay.")] = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    seed: Annotated[int, typer.Option(help="Chooses the cells that are checked again.")] = 0,
+    budget: Annotated[str | None, typer.Option(help="Memory that a batch may take, such as 512MB.")] = None,
+    spot_checks: Annotated[int, typer.Option(help="How many random cells are run again alone; 0 turns it off.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="A folder to write: the trace, and its page.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    all_metrics: Annotated[bool, typer.Option("--all-metrics", help="With --json: every metric's effects.")] = False,
+) -> None:
+    """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
+    from causal_tracing.results import check_target
+
+    pair_fields = {
+        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
+        "subject": subject, "corrupt_subject": corrupt_subject,
+    }  # fmt: skip
+    asked = _pairs(pairs, pair_fields)
+    options = {
+        "components": _names(components),
+        "layers": _layers(layers),
+        "positions": positions if positions in ("each", "together") else _positions(positions),
+        "metric": metric,
+        "directions": _names(directions),
+        "align": align,
+        "engine": engine,
+        "seed": seed,
+        "budget": _bytes(budget),
+        "spot_checks": spot_checks,
+    }
+    if out is not None:
+        check_target(out, overwrite=overwrite)  # before the work, not after it
+    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    result = _traced(loaded, asked, **options)
+    if out is not None:
+        result.save(out, overwrite=overwrite)
+        result.to_html(out / "report.html")
+        _note(f"wrote {out} (the trace) and {out / 'report.html'} (its page)")
+    if as_json:
+        from causal_tracing.documents import document
+
+        print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
+    else:
+        _show(result, None)
+
+
+@app.command()
+def check(
+    model: ModelName,
+    revision: Revision = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    trust_remote_code: Trust = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey."""
+    from causal_tracing.engine.check import check as examine_again
+
+    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    checkup = examine_again(loaded)
+    if as_json:
+        print(json.dumps(checkup.to_dict(), allow_nan=False))
+    else:
+        print(checkup)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A saved trace.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,
+) -> None:
+    """The page again, from a saved trace."""
+    from causal_tracing import open_trace
+
+    page = out or folder / "report.html"
+    open_trace(folder).to_html(page)
+    print(page)
+
+
+def _load(name: str, **options: Any) -> "Model":
+    from causal_tracing import load
+
+    model = load(name, **options)
+    for component, reason in model.anatomy.refused:
+        _note(f"{component} is not offered on this model: {reason}")
+    return model
+
+
+def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
+    """The trace, with what was understood shown before it and progress while it runs."""
+    from causal_tracing import preview
+    from causal_tracing import trace as run
+
+    for shown in preview(model, pairs, align=options.get("align", "strict")):
+        _note(str(shown))
+    with _progress() as report_progress:
+        result = run(model, pairs, **options, progress=report_progress)
+    checked = result.provenance["spot_checks"]
+    if checked["cells"]:
+        _note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
+    return result
+
+
+def _show(result: "Trace", page: Path | None) -> None:
+    """Words, then maps; and the page, if one is wanted."""
+    from rich.console import Console
+
+    from causal_tracing.terminal import heat_map
+
+    console = Console(highlight=False, markup=False)
+    console.print(result.summary(), soft_wrap=True)
+    measured = result.measurements
+    for pair in [str(pair) for pair in measured.data.pair.values]:
+        for component in [str(name) for name in measured.data.component.values]:
+            shown = heat_map(
+                measured, component, measured.directions[0], pair=pair, colour=console.color_system is not None
+            )
+            console.print()
+            console.print(shown, soft_wrap=True)
+    if page is not None:
+        result.to_html(page)
+        console.print(f"\nThe page: {page}", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth of the work."""
+    if not sys.stderr.isatty():
+        reached = -1
+
+        def line(done: int, total: int) -> None:
+            nonlocal reached
+            if (tenth := 10 * done // total) > reached:
+                reached = tenth
+                _note(f"tracing, {10 * tenth} %")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tracing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _pairs(path: Path | None, given: dict[str, str | None]) -> "list[Pair]":
+    from causal_tracing import Pair, read_pairs
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if path is not None:
+        if named:
+            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
+        return read_pairs(path)
+    missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
+    if missing:
+        raise InvalidOption(
+            f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
+        )
+    return [Pair(**named)]  # pyright: ignore[reportArgumentType]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _positions(text: str) -> list[int | str]:
+    return [int(name) if name.lstrip("-").isdigit() else name for name in _names(text)]
+
+
+def _layers(text: str | None) -> list[int] | None:
+    """0-5,11 as numbers. Raises InvalidOption."""
+    if text is None:
+        return None
+    layers: list[int] = []
+    for part in _names(text):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
+        layers += range(int(first), int(last or first) + 1)
+    return layers
+
+
+def _bytes(text: str | None) -> int | None:
+    """512MB as a number. Raises InvalidOption."""
+    if text is None:
+        return None
+    units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
+    digits = text.strip().rstrip("kKmMgGbB ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    if unit not in units or not digits.replace(".", "", 1).isdigit():
+        raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
+    return int(float(digits) * units[unit])

@@ -1,0 +1,73 @@
+"""A trace as one JSON document: what `--json` prints. Undefined numbers are null."""
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.effects import effects
+from causal_tracing.results import Measurements
+
+SCHEMA = 1
+
+
+def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[str, Any]:
+    """The chosen metric's numbers as nested lists (pair, layer, position), with all metrics' beside them on request."""
+    record, data = measurements.provenance, measurements.data
+    found = effects(measurements)
+    chosen = found.sel(metric=measurements.metric)
+    texts = {
+        "schema": SCHEMA,
+        **{name: record[name] for name in ("model", "engine", "dtype")},
+        "metric": measurements.metric,
+        "unit": chosen.unit.item(),
+        "pairs": [_pair(data.isel(pair=n), chosen.isel(pair=n)) for n in range(data.sizes["pair"])],
+        "components": [str(name) for name in data.component.values],
+        "layers": [int(layer) for layer in data.layer.values],
+        "positions": data.position.values.tolist(),
+        "effects": _effects(measurements, chosen),
+        "status": _status(chosen),
+        **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
+    }
+    if all_metrics:
+        names = [str(name) for name in data.metric.values if name != "entropy"]
+        texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
+    return texts | {"provenance": dict(record)}
+
+
+def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
+    tokens = {
+        f"{name}_tokens": [str(token) for token in data[f"{name}_token"].values[: data[f"{name}_length"].item()]]
+        for name in ("clean", "corrupt")
+    }
+    return {
+        "id": str(data.pair.item()),
+        **tokens,
+        "answer": str(data.answer.item()),
+        "foil": str(data.foil.item()) or None,
+        **{name: _plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+    }
+
+
+def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
+    return {
+        direction: {
+            str(name): _plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
+        }
+        for direction in measurements.directions
+    }
+
+
+def _status(found: xr.Dataset) -> dict[str, Any]:
+    """Each component's statuses in the shape of its effects; null where a cell is ok."""
+    status = found.status.where(found.status != "ok", None)
+    return {str(name): status.sel(component=name).values.tolist() for name in found.component.values}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

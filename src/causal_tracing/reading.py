@@ -254,7 +254,7 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
         return
     stream = found.sel(component=component)
     effect = stream[_shown(found)].where(stream.status.isin(["ok", "cut"]))
-    layers = [layer for layer in found.layer.values if effect.sel(layer=layer).max() > 0]
+    layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
     peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
     parts = []
     for position, group in groupby(peaks, key=lambda peak: peak[1]):
@@ -270,7 +270,7 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
 
 def _peak(effect: xr.DataArray) -> int | str:
     """The position with the largest effect."""
-    return effect.position.values[int(effect.fillna(-np.inf).argmax("position"))]
+    return effect.position.values.tolist()[int(effect.fillna(-np.inf).argmax("position"))]
 
 
 def _range(here: xr.Dataset, unit: str) -> str:

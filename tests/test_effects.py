@@ -34,7 +34,7 @@ def measurements(
     tokens = np.array([[f" t{n}" for n in range(positions)]], object)
     roles = np.array([["subject_first", *["subject_last"] * (positions - 2), "last"][:positions]], object)
     for name in ("clean", "corrupt"):
-        data[f"{name}_token"], data[f"{name}_role"] = (("pair", "token"), tokens), (("pair", "token"), roles)
+        data[f"{name}_token"], data[f"{name}_role"] = (("pair", "token"), tokens.copy()), (("pair", "token"), roles)
         data[f"{name}_prompt"] = (("pair",), np.array([f"the {name} prompt"], object))
         data[f"{name}_length"] = (("pair",), np.array([positions]))
         data[f"{name}_top"] = (("pair", "rank"), np.array([[" yes"]], object))
@@ -183,7 +183,8 @@ def test_the_words_carry_their_numbers():
     )
     assert (
         "Strongest resid_post site: layer 0 at token 0 (t0); restoring it brings back 1.80 logits (90 % of the total "
-        "effect); disrupting it takes away 1.80 logits (90 % of the total effect): a bottleneck for this contrast." in words
+        "effect); disrupting it takes away 1.80 logits (90 % of the total effect): a bottleneck for this contrast."
+        in words
     )
     assert "early layers: subject first token (as usual); middle layers: subject last token (as usual)" in words
     assert "does not say that the site stores a fact" in words

@@ -3,11 +3,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers_for_tests import byte_level, with_bos, words
 
 from causal_tracing import read_pairs
 from causal_tracing.errors import InvalidOption, InvalidPair, MisalignedPair, UnsupportedTokenizer
 from causal_tracing.prompts import Pair, encode, find_span, span_positions, tokenize, tokenize_pairs
+from tokenizers_for_tests import byte_level, with_bos, words
 
 WORDS = words("a", " a", " b", " c", " d", " e", " f", "x", " x", "a b", " yes", " no", "yes", " \n", " maybe")
 BYTES, BOS = byte_level(), with_bos()
@@ -110,7 +110,10 @@ def test_prompts_of_different_length_are_refused_with_both_tokenisations():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"answer": " yes no"}, r"answer ' yes no' is 2 tokens \( yes\| no\). Answers of several tokens are not offered"),
+        (
+            {"answer": " yes no"},
+            r"answer ' yes no' is 2 tokens \( yes\| no\). Answers of several tokens are not offered",
+        ),
         ({"answer": " no"}, "answer and foil are the same token"),
         ({"corrupt": None}, "has no corrupt prompt. .* not offered yet"),
     ],

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_effects import measurements
 
 from causal_tracing import Trace, open_trace
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results import Measurements, save
+from test_effects import measurements
 
 
 def example() -> Measurements:
@@ -24,7 +24,9 @@ def test_nothing_is_lost(tmp_path: Path):
     before = example()
     after = open_trace(save(before, tmp_path / "deep" / "colosseum")).measurements
     assert after.data.identical(before.data)
-    assert {name: after.data[name].dtype for name in after.data} == {name: before.data[name].dtype for name in after.data}
+    assert {name: after.data[name].dtype for name in after.data} == {
+        name: before.data[name].dtype for name in after.data
+    }
     assert np.signbit(after.data.restored.values[0, 0, 0, 1, 1])
     assert after.provenance == before.provenance
     assert Trace(after).summary() == Trace(before).summary()

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,12 +49,23 @@ def main() -> None:
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("Interrupted. Nothing was written.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
-def _version(asked: bool) -> None:
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends on Ctrl-C with a word and the usual exit code (typer would print "Aborted" and exit 1)."""
+
+    @wraps(function)
+    def interruptible(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt:
+            _note("Interrupted. Nothing was written.")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return app.command()(interruptible)
+
+
+def _version(asked: bool | None) -> None:
     if asked:
         print(__version__)
         raise typer.Exit
@@ -61,11 +73,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
+    ] = None,
 ) -> None: ...
 
 
-@app.command()
+@_command
 def demo(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
@@ -75,7 +89,7 @@ def demo(
     _show(_traced(_load("demo"), [Pair(**DEMO)]), out)
 
 
-@app.command()
+@_command
 def trace(
     model: ModelName,
     clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
@@ -152,7 +166,7 @@ def trace(
         _show(result, None)
 
 
-@app.command()
+@_command
 def check(
     model: ModelName,
     revision: Revision = None,
@@ -172,7 +186,7 @@ def check(
         print(checkup)
 
 
-@app.command()
+@_command
 def report(
     folder: Annotated[Path, typer.Argument(help="A saved trace.")],
     out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,

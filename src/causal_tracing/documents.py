@@ -61,8 +61,13 @@ def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[st
 
 def _status(found: xr.Dataset) -> dict[str, Any]:
     """Each component's statuses in the shape of its effects; null where a cell is ok."""
-    status = found.status.where(found.status != "ok", None)
-    return {str(name): status.sel(component=name).values.tolist() for name in found.component.values}
+    return {str(name): _not_ok(found.status.sel(component=name).values.tolist()) for name in found.component.values}
+
+
+def _not_ok(status: Any) -> Any:
+    if isinstance(status, list):
+        return [_not_ok(item) for item in status]
+    return None if status == "ok" else status
 
 
 def _plain(value: Any) -> Any:

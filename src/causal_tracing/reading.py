@@ -176,7 +176,7 @@ def number(value: float) -> str:
 
 def percent(fraction: float) -> str:
     """A fraction in per cent, with a real minus sign."""
-    return f"{100 * fraction:.0f} %".replace("-", "−")
+    return f"{round(100 * fraction)} %".replace("-", "−")
 
 
 def place(row: SiteRow) -> str:

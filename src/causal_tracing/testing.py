@@ -24,7 +24,6 @@ from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.model import Model
 from causal_tracing.prompts import Pair
 
-
 Number = int | float
 
 
@@ -183,7 +182,7 @@ def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     return Model(network=network.eval(), tokenizer=ToyTokenizer(words), name=name, anatomy=anatomy)
 
 
-CIRCUIT_WORDS = tuple("the switch is on off it was then here now true false".split())
+CIRCUIT_WORDS = ("the", "switch", "is", "on", "off", "it", "was", "then", "here", "now", "true", "false")
 # The dimensions of a circuit's stream: one for each word, and these.
 A, B, VALUE = range(len(CIRCUIT_WORDS), len(CIRCUIT_WORDS) + 3)
 ON = CIRCUIT_WORDS.index("on")
@@ -229,7 +228,7 @@ def circuit(name: str) -> tuple[Model, Pair]:
 
 
 FACTS = {("Eiffel", "Tower"): "Paris", ("Willis", "Tower"): "Chicago", ("Tower", "Bridge"): "London"}
-LOOKUP_WORDS = tuple("the a Eiffel Willis Tower Bridge stands lies is in Paris Chicago London".split())
+LOOKUP_WORDS = ("the", "a", "Eiffel", "Willis", "Tower", "Bridge", "stands", "lies", "in", "Paris", "Chicago", "London")
 
 
 def lookup() -> tuple[Model, Pair]:

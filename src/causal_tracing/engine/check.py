@@ -57,11 +57,11 @@ class Checkup:
         ]
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
-        lines.append(f"\n{'check':46}{'component':20}{'measured':>10}{'bound':>12}")
+        lines.append(f"\n{'check':50}{'component':20}{'measured':>10}{'bound':>12}")
         for finding in self.findings:
             bound = f"{'≥' if finding.name.startswith('a large') else '≤'} {finding.bound:.0e}"
             verdict = "holds" if finding.holds else "FAILS"
-            lines.append(f"{finding.name:46}{finding.component:20}{finding.difference:>10.1e}{bound:>12}  {verdict}")
+            lines.append(f"{finding.name:50}{finding.component:20}{finding.difference:>10.1e}{bound:>12}  {verdict}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,9 +217,9 @@ def _write(model: Model, component: str, donor: Run, layer: int | None = None) -
 def _random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before."""
     layer, position = model.num_layers // 2, LENGTH // 2
-    current = recording.activations[component, layer]
-    noise = torch.randn(current.shape[-1], generator=torch.Generator().manual_seed(SEED))
-    given = Given(noise.to(current.device) * current.float().abs().max() * 3)
+    stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
+    noise = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(SEED))
+    given = Given(noise.to(stream.device) * stream.float().abs().max() * 3)
     edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
     logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
     change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()

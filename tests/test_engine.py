@@ -523,6 +523,18 @@ def test_an_exception_leaves_everything_as_it_was(in_use, where, error):
     before.assert_equals(Snapshot.take(in_use.model.network))
 
 
+def test_what_a_users_hook_has_kept_is_not_written_to():
+    model, kept = load("llama"), []
+    for path in ("self_attn", "mlp", ""):
+        model.part(1, path).register_forward_hook(
+            lambda _, __, output: kept.append((first(output), first(output).clone()))
+        )
+    evaluate(model, every_component(model), all_logits, rows=8)
+    assert len(kept) >= 9
+    for output, copy in kept:
+        assert torch.equal(output, copy)
+
+
 def test_gradients_stay_off_where_the_caller_turned_them_off(in_use):
     with torch.no_grad():
         evaluate(in_use.model, every_component(in_use.model)[:2], all_logits)

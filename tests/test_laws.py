@@ -267,12 +267,27 @@ def test_edits_at_different_sites_commute(model):
 
 # Law 14: of edits at one token in one layer, the later component acts on what the earlier ones left.
 def test_edits_at_one_token_apply_in_computation_order(model):
-    inside = [component for component in model.anatomy.components if component != "resid_pre"]
     layer, position = 1, 5
+    noise = torch.randn(len(COMPONENTS), model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    inside = [component for component in model.anatomy.components if component in ("attn_out", "resid_mid", "mlp_out")]
+    dominated = [Edit(Site(name, layer, position), Given(noise[n])) for n, name in enumerate(inside)]
     output = edit("resid_post", layer, position)
-    dominated = tuple(edit(component, layer, position) for component in inside)
-    together, alone = logits(model, dominated, (output,), rows=1)
+    together, backwards, alone = logits(model, (*dominated, output), (output, *dominated[::-1]), (output,), rows=1)
     assert_unchanged(model, together, alone)
+    assert_unchanged(model, backwards, alone)
+
+
+def test_the_mlp_adds_to_a_middle_that_was_edited(model):
+    if "resid_mid" not in model.anatomy.components:
+        return
+    layer, position = 1, LAST
+    middle = recordings(model)[DONOR].activations["resid_mid", layer][position]
+    given = torch.linspace(-1, 1, len(middle))
+    parts = (edit("resid_mid", layer, position), Edit(Site("mlp_out", layer, position), Given(given)))
+    sum_of_both = (Edit(Site("resid_post", layer, position), Given(middle + given)),)
+    found, backwards, expected = logits(model, parts, parts[::-1], sum_of_both)
+    assert difference(found, expected) < TOLERANCE
+    assert difference(backwards, expected) < TOLERANCE
 
 
 def test_a_partial_edit_acts_on_what_earlier_edits_left(model):

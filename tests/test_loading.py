@@ -408,7 +408,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
             tiny_tokenizer().save_pretrained(folder / kind)
     with serve() as hub:
         for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs"):
-            hub.repositories[f"tiny/{kind}"] = Repository(folder=folder / kind, revisions=("main", "v1"))
+            hub.repositories[f"tiny/{kind}"] = Repository(folder=folder / kind)
+        # Without "main": whoever forgets the revision at any step gets nothing.
+        hub.repositories["tiny/tagged"] = Repository(folder=folder / "fine", revisions=("v1",))
         for fault in ("gone", "private", "gated", "down", "stalls", "stalls inside", "breaks off", "breaks off once"):
             name = f"tiny/{fault.replace(' ', '-')}"
             hub.repositories[name] = Repository(folder=folder / "fine", fault=fault)
@@ -417,7 +419,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 JOBS: list[tuple[str, dict[str, Any]]] = [
     ("tiny/fine", {}),
-    ("tiny/fine", {"revision": "v1", "dtype": "float64"}),
+    ("tiny/tagged", {"revision": "v1", "dtype": "float64"}),
     ("tiny/shards", {}),
     ("tiny/ggufs", {"gguf_file": "tiny.gguf"}),
     ("tiny/breaks-off-once", {}),
@@ -460,8 +462,8 @@ def test_the_hub_gives_the_model_and_its_commit(opened: dict[str, Any]):
 
 
 def test_a_revision_and_a_dtype(opened: dict[str, Any]):
-    answer = opened["tiny/fine{'revision': 'v1', 'dtype': 'float64'}"]
-    assert answer["source"] == {"kind": "hub", "id": "tiny/fine", "commit": COMMIT, "revision": "v1"}
+    answer = opened["tiny/tagged{'revision': 'v1', 'dtype': 'float64'}"]
+    assert answer["source"] == {"kind": "hub", "id": "tiny/tagged", "commit": COMMIT, "revision": "v1"}
     assert answer["dtypes"] == ["torch.float64"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -30,13 +30,15 @@ SHAPE = {
 }
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """97 words, one token each, its leading space included; it says where its tokens lie, and adds none of its own."""
+def tiny_tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
+    """97 words, one token each, its leading space included; it says where its tokens lie, and adds a BOS if asked."""
     fill = [f" {number}" for number in range(SIZE - len(SPECIAL) - len(WORDS))]
     vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS, *fill))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
     tokenizer.decoder = decoders.Fuse()  # words bring their own spaces
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
     )

@@ -95,7 +95,7 @@ def in_words(reading: Reading) -> str:
     lines += [f"Warning: {warning}" for warning in reading.warnings]
     lines += ["", f"{'strongest sites':44}{'restoration':>16}{'disruption':>16}"]
     for row in reading.sites:
-        cells = [_with_share(row.restoration, row.restored_fraction), _with_share(row.disruption, row.lost_fraction)]
+        cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
         site = f"{row.component} layer {row.layer}, {place(row)}"
         lines.append(f"{site:44}{cells[0]:>16}{cells[1]:>16}  {row.pattern}".rstrip())
     lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
@@ -191,7 +191,8 @@ def place(row: SiteRow) -> str:
     return f"the last token ({shown})" if row.role == "last" else f"token {row.position} ({shown})"
 
 
-def _with_share(effect: float | None, fraction: float | None) -> str:
+def with_share(effect: float | None, fraction: float | None) -> str:
+    """An effect with its share of the total effect, for people; a dash where it was not measured."""
     if effect is None:
         return "–"
     return number(effect) + (f" ({percent(fraction)})" if fraction is not None else "")

@@ -1,9 +1,12 @@
 """What more than one test file needs."""
 
 import pytest
+import torch
 
 import causal_tracing
 from causal_tracing.model import Model
+
+torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 
 
 @pytest.fixture(scope="session")

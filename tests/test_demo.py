@@ -50,11 +50,13 @@ def bare_hooks(model: Model) -> tuple[float, float, dict[tuple[str, str], np.nda
         return out[0] if isinstance(out, tuple) else out  # pyright: ignore[reportReturnType]
 
     with torch.no_grad():
+        unedited = [logit_diff(ids).item() for ids in (clean, corrupt)]
         for component, path in COMPONENTS.items():
             for number, layer in enumerate(layers):
                 module, seen = layer.get_submodule(path), []
                 handle = module.register_forward_hook(lambda m, a, out, seen=seen: seen.append(first(out)))
-                values = [logit_diff(ids).item() for ids in (clean, corrupt)]
+                for ids in (clean, corrupt):
+                    network(ids)
                 handle.remove()
 
                 def patch(m, a, out, seen=seen):
@@ -69,7 +71,7 @@ def bare_hooks(model: Model) -> tuple[float, float, dict[tuple[str, str], np.nda
                 handle.remove()
                 found[component, "restored"][number] = patched[:length]
                 found[component, "disrupted"][number] = patched[length:]
-    return values[0], values[1], found
+    return unedited[0], unedited[1], found
 
 
 def test_every_cell_equals_bare_hooks(demo: Model, trace: ct.Trace):

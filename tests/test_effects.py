@@ -107,7 +107,11 @@ def test_entropy_is_never_an_effect():
 
 def test_every_cell_has_a_status():
     restored = [[2.0, np.nan, 1.0, 2.0, np.nan]]
-    flags = {"structural_zero": [[0, 0, 1, 0, 0]], "cut": [[0, 0, 0, 1, 0]], "unpaired": [[0, 0, 0, 0, 1]]}
+    flags: dict[str, Any] = {
+        "structural_zero": [[0, 0, 1, 0, 0]],
+        "cut": [[0, 0, 0, 1, 0]],
+        "unpaired": [[0, 0, 0, 0, 1]],
+    }
     found = effects(measurements(restored, [[1.0, 1.0, 3.0, 1.0, np.nan]], **flags)).sel(metric="logit_diff")
     assert found.status.values.ravel().tolist() == ["ok", "failed", "structural_zero", "cut", "unpaired"]
 
@@ -177,9 +181,9 @@ def test_the_words_carry_their_numbers():
     assert "the clean prompt → yes   against   the corrupt prompt → no" in words
     assert "total effect 2.00 logits (clean 3.00, corrupt 1.00)" in words
     assert (
-        "the difference rides most strongly on token 0 (t0) in layer 0 (restoring a layer there brings back 1.80 logits), "
-        "on token 1 (t1) in layer 1 (restoring a layer there brings back 1.60 logits), and on the last token (t2) in "
-        "layer 2." in words
+        "the difference rides most strongly on token 0 (t0) in layer 0 (restoring a layer there brings back 1.80 "
+        "logits), on token 1 (t1) in layer 1 (restoring a layer there brings back 1.60 logits), and on the "
+        "last token (t2) in layer 2." in words
     )
     assert (
         "Strongest resid_post site: layer 0 at token 0 (t0); restoring it brings back 1.80 logits (90 % of the total "

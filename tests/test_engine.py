@@ -448,6 +448,10 @@ def in_use(request: pytest.FixtureRequest) -> InUse:
     """In training mode with one layer in evaluation mode, a frozen weight, hooks of the user's and of accelerate."""
     model, calls, counter = load(request.param), [], Counter()
     network, layers = model.network, model.layers
+    # Whatever loading has done is undone, so that it shows when it is done again.
+    torch.rand(3)
+    torch.set_grad_enabled(True)
+    network.requires_grad_(True)
     network.train()
     layers[1].eval()
     next(network.parameters()).requires_grad_(False)

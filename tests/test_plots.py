@@ -1,8 +1,10 @@
 """Figures say what the effects say; looks are for eyes, numbers for tests."""
 
 import io
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -23,7 +25,7 @@ DISRUPTED = [[0.5, 3.0, 3.0], [3.0, 2.5, 1.0]]
 
 @pytest.fixture
 def example() -> Measurements:
-    flags = {"structural_zero": [[0, 1, 0], [0, 0, 0]], "cut": [[0, 0, 0], [0, 0, 1]]}
+    flags: dict[str, Any] = {"structural_zero": [[0, 1, 0], [0, 0, 0]], "cut": [[0, 0, 0], [0, 0, 1]]}
     made = measurements(RESTORED, DISRUPTED, **flags)
     made.data["clean_token"].values[0, 1] = " $x_1$\n"
     return made
@@ -32,7 +34,7 @@ def example() -> Measurements:
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    mpl.pyplot.close("all")
+    plt.close("all")
 
 
 def image(figure, panel: int) -> np.ndarray:
@@ -49,11 +51,10 @@ def test_the_map_shows_the_effects_on_one_scale(example: Measurements):
         assert figure.axes[panel].get_title() == f"resid_post: {name}"
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["0 t0", r"1 \$x_1\$\n | t1", "2 t2"]
-    hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
-    framed = [patch for patch in figure.axes[0].patches if not patch.get_hatch()]
-    assert [patch.get_xy() for patch in hatched] == [(-0.5, 1.5)]
-    assert [patch.get_xy() for patch in framed] == [(0.5, 1.5)]
-    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0, 1]]
+    panel: Any = figure.axes[0]
+    assert [patch.get_xy() for patch in panel.patches if patch.get_hatch()] == [(-0.5, 1.5)]
+    assert [patch.get_xy() for patch in panel.patches if not patch.get_hatch()] == [(0.5, 1.5)]
+    assert panel.lines[0].get_xydata().tolist() == [[0, 1]]
 
 
 def test_the_recipe_pages_orientation(example: Measurements):
@@ -80,7 +81,7 @@ def test_mlp_against_attention(example: Measurements):
     data = data.merge(example.data.drop_dims("component"))
     both = Measurements(data=data, provenance=example.provenance)
     figure = plot(both, "mlp_vs_attention", position=1, effect="restoration")
-    curves = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines[:2]}
+    curves = {line.get_label(): np.array(line.get_ydata()) for line in figure.axes[0].lines[:2]}
     np.testing.assert_allclose(curves["mlp_out"], [0.0, -0.5])
     np.testing.assert_allclose(curves["attn_out"], [1.0, 0.5])
     with pytest.raises(InvalidOption, match="mlp_out and attn_out missing"):

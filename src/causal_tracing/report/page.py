@@ -32,7 +32,8 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown]
     parts = {
-        name: files(__package__).joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")
+        name: files("causal_tracing.report").joinpath(f"page.{name}").read_text(encoding="utf-8")
+        for name in ("html", "css", "js")
     }
     page = Template(parts["html"]).substitute(
         policy=_policy(parts["css"], parts["js"]),

@@ -1,8 +1,5 @@
 """The whole path on the real model: every cell against bare torch hooks, and what the demo says."""
 
-import os
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -14,14 +11,6 @@ from causal_tracing.model import Model
 PAIR = ct.Pair(**DEMO)
 COMPONENTS = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # logits
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,8 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
     shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown]
-    parts = {
-        name: files("causal_tracing.report").joinpath(f"page.{name}").read_text(encoding="utf-8")
-        for name in ("html", "css", "js")
-    }
+    folder = files("causal_tracing.report")
+    parts = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
     page = Template(parts["html"]).substitute(
         policy=_policy(parts["css"], parts["js"]),
         title=escape(visible(readings[0].headline)),

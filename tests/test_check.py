@@ -150,6 +150,15 @@ def test_a_wrong_table_is_not_believed(mistake, monkeypatch):
     )
 
 
+def test_attention_and_mlp_exchanged_in_parallel_layers_are_told_apart(monkeypatch):
+    """Their sum is the same either way; but an MLP does not see what earlier tokens hold."""
+    entry = ("model.layers", Layout(attn="mlp", mlp="self_attn"))
+    monkeypatch.setitem(TABLE, "phi", entry)
+    found = load("phi").anatomy
+    assert found.detected
+    assert (found.layout.attn, found.layout.mlp) == ("self_attn", "mlp")
+
+
 def test_a_table_without_the_layers_scale_is_not_believed(monkeypatch):
     family, entry = WRONG["no scale"]
     monkeypatch.setitem(TABLE, family, entry)

@@ -52,6 +52,7 @@ class SiteRow:
     role: str
     restoration: float | None
     disruption: float | None
+    interaction: float | None
     restored_fraction: float | None
     lost_fraction: float | None
     pattern: str
@@ -93,11 +94,12 @@ def in_words(reading: Reading) -> str:
     """A reading as plain text: the finding first, then the strongest sites, then what it does not show."""
     lines = [reading.headline, f"{reading.total}     {reading.run}", "", *reading.sentences]
     lines += [f"Warning: {warning}" for warning in reading.warnings]
-    lines += ["", f"{'strongest sites':44}{'restoration':>16}{'disruption':>16}"]
+    lines += ["", f"{'strongest sites':44}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
     for row in reading.sites:
         cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
         site = f"{row.component} layer {row.layer}, {place(row)}"
-        lines.append(f"{site:44}{cells[0]:>16}{cells[1]:>16}  {row.pattern}".rstrip())
+        cells.append(with_share(row.interaction, None))
+        lines.append(f"{site:44}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
     lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
     return "\n".join(lines)
 
@@ -222,6 +224,7 @@ def _row(found: xr.Dataset, component: str, layer: int, position: int | str) -> 
         role=tokens["clean_role"],
         restoration=value("restoration"),
         disruption=value("disruption"),
+        interaction=value("interaction"),
         restored_fraction=restored,
         lost_fraction=lost,
         pattern=pattern(restored, lost),

@@ -176,7 +176,7 @@ class ToyTokenizer:
 
 def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     """A network of yours and its vocabulary, as a model that can be traced."""
-    # Not engine.check.accept: a part that adds nothing is allowed here, and which parts there are is known.
+    # Not engine.check.accept: the parts are known, and a toy may have one that nothing depends on, which it refuses.
     layout = Layout(attn="self_attn", mlp="mlp", mid="mlp")
     anatomy = Anatomy(family="toy", layers="layers", layout=layout)
     return Model(network=network.eval(), tokenizer=ToyTokenizer(words), name=name, anatomy=anatomy)

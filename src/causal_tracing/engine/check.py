@@ -132,11 +132,10 @@ def _explained(model: Model, run: Run) -> tuple[Anatomy, list[Finding]] | None:
         anatomy = anatomy.refuse("resid_mid", "its attention and MLP read the same stream (parallel layers).")
     try:
         recording = _look(replace(model, anatomy=anatomy), run)
+        findings = [_additive(model, recording)]
+        findings.append(_local(model, run) if layout.mid is None else _middle(model, recording))
     except (AttributeError, KeyError, RuntimeError, TypeError):  # a guess that does not even fit the modules' shapes
         return None
-    findings = [_additive(model, recording)]
-    if layout.mid is not None:
-        findings.append(_middle(model, recording))
     return (anatomy, findings) if all(finding.holds for finding in findings) else None
 
 
@@ -162,6 +161,17 @@ def _middle(model: Model, recording: Recording) -> Finding:
         middle, before = seen["resid_mid", layer], seen["resid_pre", layer]
         rows.append((middle - before, seen["attn_out", layer] * model.scale(layer), middle))
     return _agree(model, "middle - in = attention", "resid_mid", rows)
+
+
+def _local(model: Model, run: Run) -> Finding:
+    """In parallel layers the sum cannot tell MLP from attention; but an MLP does not see what earlier tokens hold."""
+    layer, size = model.num_layers // 2, model.config.hidden_size
+    noise = Given(torch.randn(size, generator=torch.Generator().manual_seed(SEED)))
+    edited = Run(run.tokens, (Edit(Site("resid_pre", layer, 1), noise),))
+    _, captured = forward(model, [run, edited], {}, keep=1, wanted=[("mlp_out", layer)])
+    before, after = captured["mlp_out", layer][:, 2:]
+    change = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
+    return _finding("an MLP reads its own token only", "mlp_out", change, TOLERANCE[model.dtype])
 
 
 def _agree(model: Model, name: str, component: str, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Finding:

@@ -9,6 +9,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -46,22 +47,32 @@ def forward(
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
     for row, run in enumerate(runs):
         for edit in run.edits:
-            _check_layer(model, edit)
+            check_layer(model, edit)
             edits[edit.site.component, edit.site.layer].append((row, edit))
     captured: dict[Place, Tensor] = {}
-
-    def visit(component: str, layer: int, value: Tensor) -> Tensor:
-        place = component, layer
-        if place in edits:
-            value = _rewritten(value, edits[place], donors, model.scale(layer) if component.endswith("_out") else 1.0)
-        if place in wanted:
-            captured[place] = value.clone()  # falcon adds to its MLP's output in place
-        return value
-
+    visit = partial(_visit, model, edits, donors, wanted, captured)
     tokens = torch.tensor([run.tokens for run in runs], device=model.device)
     with model.at_rest(), attached(model, edits.keys() | set(wanted), visit, batch=len(runs)):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:], captured
+
+
+def _visit(
+    model: Model,
+    edits: Mapping[Place, Sequence[tuple[int, Edit]]],
+    donors: Mapping[Run, Recording],
+    wanted: Collection[Place],
+    captured: dict[Place, Tensor],
+    component: str,
+    layer: int,
+    value: Tensor,
+) -> Tensor:
+    place = component, layer
+    if place in edits:
+        value = _rewritten(value, edits[place], donors, model.scale(layer) if component.endswith("_out") else 1.0)
+    if place in wanted:
+        captured[place] = value.clone()  # falcon adds to its MLP's output in place
+    return value
 
 
 def _rewritten(
@@ -88,7 +99,8 @@ def _only_last(model: Model, keep: int) -> dict[str, int]:
     return {"logits_to_keep": keep} if known else {}
 
 
-def _check_layer(model: Model, edit: Edit) -> None:
+def check_layer(model: Model, edit: Edit) -> None:
+    """Raises InvalidEdit where the model has no such layer."""
     if not 0 <= edit.site.layer < model.num_layers:
         raise InvalidEdit(
             f"An edit is at {edit.site}, but {model.name} has {model.num_layers} layers: 0 to {model.num_layers - 1}."

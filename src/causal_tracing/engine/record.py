@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from causal_tracing.edits import From, Run
-from causal_tracing.engine.forward import Recording, forward
+from causal_tracing.engine.forward import Recording, check_layer, forward
 from causal_tracing.engine.taps import Place
 from causal_tracing.model import Model
 
@@ -36,6 +36,7 @@ def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
     places: dict[Run, set[Place]] = {}
     for run in runs:
         for edit in run.edits:
+            check_layer(model, edit)  # before the donor is recorded there
             if isinstance(edit.source, From):
                 place = edit.site.component, edit.site.layer
                 places.setdefault(edit.source.run, set()).add(place)

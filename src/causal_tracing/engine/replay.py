@@ -18,7 +18,7 @@ from causal_tracing.edits import Run, World
 from causal_tracing.engine.forward import Recording, forward
 from causal_tracing.engine.plan import alike, default_budget, plan, rows_that_fit
 from causal_tracing.engine.record import donor_recordings
-from causal_tracing.errors import OutOfMemory
+from causal_tracing.errors import InvalidEdit, OutOfMemory
 from causal_tracing.model import Model
 
 Measure = Callable[[Float[Tensor, "world readout vocab"], Sequence[World]], Float[Tensor, "world metric"]]
@@ -50,6 +50,8 @@ def evaluate(
     gets its base run's numbers, so that the difference is exactly zero. `budget` is in bytes, `rows` caps a batch.
     Raises InvalidEdit, ComponentNotOffered, OutOfMemory.
     """
+    if not worlds:
+        raise InvalidEdit("There is no world to evaluate: the list is empty.")
     planned = plan(model, worlds, prune=prune)
     donors = donor_recordings(model, (world.run for world in planned.worlds))
     budget = budget or default_budget(model)

@@ -6,6 +6,7 @@ whatever the module's own; values are the module's own output, before the layer'
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,7 @@ def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: in
     layout = model.anatomy.layout
     with ExitStack() as stack:
         for component, layer in sorted(places, key=_registration_order):
-
-            def see(value: Tensor, component: str = component, layer: int = layer) -> Tensor:
-                shaped = value.reshape(batch, -1, value.shape[-1])
-                seen = visit(component, layer, shaped)
-                return value if seen is shaped else seen.reshape(value.shape)
-
+            see = partial(_shown, visit, component, layer, batch)
             if component == "resid_pre":
                 hook = _on_input(model.layers[layer], see)
             elif component == "resid_post":
@@ -52,60 +48,75 @@ def _registration_order(place: Place) -> tuple[bool, bool]:
     return place[0] == "resid_post", place[0] == "resid_mid"
 
 
+def _shown(visit: Visit, component: str, layer: int, batch: int, value: Tensor) -> Tensor:
+    shaped = value.reshape(batch, -1, value.shape[-1])
+    seen = visit(component, layer, shaped)
+    return value if seen is shaped else seen.reshape(value.shape)
+
+
 @contextmanager
 def _on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (see(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": see(kwargs["hidden_states"])}
-
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = module.register_forward_pre_hook(partial(_input_hook, see), with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _input_hook(
+    see: Callable[[Tensor], Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (see(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": see(kwargs["hidden_states"])}
 
 
 @contextmanager
 def _on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (see(output[0]), *output[1:])
-        return see(output)
-
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(partial(_output_hook, see))
     try:
         yield
     finally:
         handle.remove()
 
 
+def _output_hook(see: Callable[[Tensor], Tensor], _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (see(output[0]), *output[1:])
+    return see(output)
+
+
 @contextmanager
 def _in_the_middle(model: Model, layer: int, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    layout, middle = model.anatomy.layout, _Middle(see, model.scale(layer))
+    with (
+        _on_input(model.part(layer, layout.mid or ""), middle.show),
+        _on_output(model.part(layer, layout.mlp or ""), middle.note_mlp),
+        _on_output(model.layers[layer], middle.add_up),
+    ):
+        yield
+
+
+class _Middle:
     """The stream between attention and MLP: no module holds it, for the layer adds it to the MLP's output by itself.
 
     So the MLP's side is given the new value, and where that differs, the layer's output is added up anew.
     """
-    seen: dict[str, Tensor] = {}
 
-    def middle(value: Tensor) -> Tensor:
-        seen["before"], seen["after"] = value, see(value)
-        return seen["after"]
+    def __init__(self, see: Callable[[Tensor], Tensor], scale: float) -> None:
+        self.see = see
+        self.scale = scale
+        self.seen: dict[str, Tensor] = {}
 
-    def contribution(value: Tensor) -> Tensor:
-        seen["mlp"] = value
+    def show(self, value: Tensor) -> Tensor:
+        self.seen["before"], self.seen["after"] = value, self.see(value)
+        return self.seen["after"]
+
+    def note_mlp(self, value: Tensor) -> Tensor:
+        self.seen["mlp"] = value
         return value
 
-    def output(value: Tensor) -> Tensor:
-        before, after, mlp = (seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
+    def add_up(self, value: Tensor) -> Tensor:
+        before, after, mlp = (self.seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
         changed = (before != after).any(-1, keepdim=True)
-        scale = model.scale(layer)
-        return torch.where(changed, after + (mlp if scale == 1 else mlp * scale), value)
-
-    layout = model.anatomy.layout
-    with (
-        _on_input(model.part(layer, layout.mid or ""), middle),
-        _on_output(model.part(layer, layout.mlp or ""), contribution),
-        _on_output(model.layers[layer], output),
-    ):
-        yield
+        return torch.where(changed, after + (mlp if self.scale == 1 else mlp * self.scale), value)

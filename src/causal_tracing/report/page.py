@@ -109,15 +109,16 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
         f'<section><h2>Strongest sites</h2><div class="scroll"><table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
-        f"<th>what the two mean together</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
         '<p class="quiet">Cuts and structural zeros are left out.</p></section>'
         f'<section><h2>What the model would say</h2><div class="choices">{choices}</div></section></div>'
     )
 
 
 def _site(row: SiteRow) -> str:
-    both = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction))
-    cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in both)
+    shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
+    cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
     site = f"{row.component}, layer {row.layer}, {place(row)}"
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 

@@ -181,6 +181,7 @@ def open_in_a_new_process(
     environment |= {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(home),
+        "OMP_NUM_THREADS": "1",  # as in the tests: logits are compared to the bit
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",

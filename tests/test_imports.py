@@ -16,7 +16,7 @@ FLOORS = [
     [["prompts", "pair_files"], ["metrics"]],
     [["anatomy", "model"], ["results"]],
     [["engine.taps", "engine.forward", "engine.record", "engine.plan", "engine.replay", "engine.check"], ["testing"]],
-    [["embedded", "loading"], ["effects", "reading"], ["previews", "sweeps", "assembly"], ["provenance"]],
+    [["embedded", "hub", "loading"], ["effects", "reading"], ["previews", "sweeps", "assembly"], ["provenance"]],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],
     [["traces", "tracing"]],
     [["cli"]],

@@ -7,49 +7,33 @@
 A model that is handed in from memory is left exactly as it is.
 """
 
-import errno
 import hashlib
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
 from causal_tracing.embedded import DEMO, demo_folder, without_bars
 from causal_tracing.engine.check import accept
 from causal_tracing.errors import (
-    CausalTracingError,
     InvalidOption,
-    MachineError,
     ModelError,
     ModelNotFound,
     UnsupportedModel,
     UnsupportedTokenizer,
     nearest,
 )
+from causal_tracing.hub import Place, brief, download_weights, explained, known, resolve_commit
 from causal_tracing.model import Model
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 CHECKSUM_LIMIT = 2_000_000_000  # bytes; more would take longer to read than to load
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -62,26 +46,6 @@ class Opened:
     tokenizer: Any
     name: str
     source: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where files are read: a folder, or a repository at a commit."""
-
-    where: str
-    name: str
-    source: dict[str, str]
-    commit: str | None = None  # of a repository
-    cached: bool = False  # the hub does not answer: only what was downloaded before
-    gguf: str | None = None
-    trust: bool = False
-    progress: bool = True
-
-    def arguments(self) -> dict[str, Any]:
-        """What every from_pretrained is called with."""
-        gguf = {"gguf_file": self.gguf} if self.gguf else {}
-        local = {"local_files_only": self.cached, "revision": self.commit} if self.commit else {}
-        return {"trust_remote_code": self.trust, **gguf, **local}
 
 
 def open_model(
@@ -111,8 +75,8 @@ def open_model(
         return _read(place, tokenizer, kind, target)
 
 
-def _read(place: _Place, tokenizer: Any, dtype: Any, device: torch.device) -> Opened:
-    with _explained(place):
+def _read(place: Place, tokenizer: Any, dtype: Any, device: torch.device) -> Opened:
+    with explained(place):
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
         tokenizer = _tokenizer(place) if tokenizer is None else tokenizer
@@ -131,7 +95,7 @@ def _read(place: _Place, tokenizer: Any, dtype: Any, device: torch.device) -> Op
 
 def _place(
     model: str | os.PathLike[str], revision: str | None, gguf: str | None, *, trust: bool, progress: bool
-) -> _Place:
+) -> Place:
     """Where the named model lies. Raises ModelNotFound, and MachineError where network or disk fail."""
     common: dict[str, Any] = {"trust": trust, "progress": progress}
     name = os.fspath(model)
@@ -139,7 +103,7 @@ def _place(
     if model == "demo":
         _refuse({"revision": revision, "gguf_file": gguf}, "the demo model, which is one fixed file")
         source = {"kind": "embedded", "wheel": DEMO.wheel, "wheel_sha256": DEMO.wheel_sha256, "file": DEMO.member}
-        return _Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
+        return Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
     if name and path.exists():
         _refuse({"revision": revision}, f"{name}, which is on this disk")
         return _on_disk(name, path, gguf, common)
@@ -149,16 +113,16 @@ def _place(
             'and safetensors files, of a .gguf file, a name on the Hugging Face hub such as "openai-community/gpt2", '
             'or "demo".'
         )
-    place = _Place(where=name, name=name, source={}, gguf=gguf, **common)
-    with _explained(place, revision):
-        commit, cached = _commit(name, revision, gguf or "config.json")
+    place = Place(where=name, name=name, source={}, gguf=gguf, **common)
+    with explained(place, revision):
+        commit, cached = resolve_commit(name, revision, gguf or "config.json")
     source = {"kind": "hub", "id": name, "commit": commit}
     source |= {"revision": revision} if revision else {}
     source |= {"file": gguf} if gguf else {}
-    return _Place(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
+    return Place(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
 
 
-def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> _Place:
+def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> Place:
     if path.is_file():
         if path.suffix != ".gguf" or gguf is not None:
             raise ModelNotFound(f"{name} is a file. Give the folder that it lies in, or one .gguf file.")
@@ -167,7 +131,7 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         if not (path / gguf).is_file():
             raise ModelNotFound(f"There is no file {gguf} in {path}: it holds {_listing(path)}.")
         source = {"kind": "gguf", "path": str((path / gguf).resolve()), **_fingerprint([path / gguf])}
-        return _Place(where=str(path), name=name, source=source, gguf=gguf, **common)
+        return Place(where=str(path), name=name, source=source, gguf=gguf, **common)
     if not (path / "config.json").is_file():
         raise ModelNotFound(
             f"The folder {name} has no config.json, so it is not a saved transformers model: it holds "
@@ -175,7 +139,7 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         )
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     source = {"kind": "folder", "path": str(path.resolve()), **_fingerprint(weights)}
-    return _Place(where=str(path), name=name, source=source, **common)
+    return Place(where=str(path), name=name, source=source, **common)
 
 
 def _listing(folder: Path) -> str:
@@ -226,77 +190,15 @@ def _refuse(options: dict[str, Any], what: str) -> None:
             raise InvalidOption(f"{option}={str(value)!r} does not apply to {what}. Leave it out.")
 
 
-# --- the hub ---
-
-
-def _commit(repository: str, revision: str | None, file: str) -> tuple[str, bool]:
-    """The commit that a revision stands for now, and whether only the cache could say so (the hub did not answer)."""
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
-        path = hf_hub_download(repository, file, revision=revision)  # the cache remembers the revision's commit
-        silent = False
-    except RemoteEntryNotFoundError as error:
-        raise ModelNotFound(
-            f"The repository {repository} has no {file}. If it holds GGUF files, give the name of one as gguf_file=; "
-            "else it is not a transformers model."
-        ) from error
-    except Exception as error:
-        path = try_to_load_from_cache(repository, file, revision=revision or "main") if _no_answer(error) else None
-        if not isinstance(path, str):
-            raise
-        silent = True
-    parts = Path(path).parts
-    return parts[len(parts) - parts[::-1].index("snapshots")], silent
-
-
-def _fetch(place: _Place, file: str) -> Path | None:
-    """A file of the repository, whole, in the hub's cache; None where the repository has no such file."""
-    known = try_to_load_from_cache(place.where, file, revision=place.commit)
-    if isinstance(known, str):
-        return Path(known)
-    if place.cached:
-        return None
-    try:
-        # Asked once, briefly: where the hub stalls, hf_hub_download itself would go on asking for minutes.
-        about = get_hf_file_metadata(hf_hub_url(place.where, file, revision=place.commit))
-        size = f" ({about.size / 1e6:,.0f} MB)" if about.size else ""
-        if place.progress:
-            print(f"causal-tracing: downloading {place.where}/{file}{size} ...", file=sys.stderr, flush=True)
-        return Path(hf_hub_download(place.where, file, revision=place.commit))
-    except HfHubHTTPError as error:
-        if error.response.status_code == 404:
-            return None
-        raise
-
-
-def _download_weights(place: _Place) -> bool:
-    """Fetches the weights of a repository: whether they are safetensors. One format only, shards one by one."""
-    for file in WEIGHTS:
-        found = _fetch(place, file)
-        if found is None:
-            continue
-        shards = set(json.loads(found.read_bytes())["weight_map"].values()) if file.endswith(".json") else ()
-        for shard in sorted(shards):
-            if _fetch(place, shard) is None:
-                raise ModelError(f"{place.name} lists the weights file {shard}, but does not have it.")
-        return "safetensors" in file
-    if place.cached:
-        raise ConnectionError("the weights were not downloaded before")
-    raise ModelError(
-        f"{place.name} has none of the weights files {', '.join(WEIGHTS)}. If it holds GGUF files, name one of them "
-        "with gguf_file=."
-    )
-
-
 # --- reading ---
 
 
-def _tokenizer(place: _Place) -> Any:
+def _tokenizer(place: Place) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.where, **place.arguments())
     except Exception as error:
-        raise _known(error, place) or UnsupportedTokenizer(
-            f"{place.name} has no tokenizer that can be loaded ({_brief(error)}). Save it next to the weights with "
+        raise known(error, place) or UnsupportedTokenizer(
+            f"{place.name} has no tokenizer that can be loaded ({brief(error)}). Save it next to the weights with "
             "tokenizer.save_pretrained(folder), or hand one in with tokenizer=."
         ) from error
     _require_offsets(tokenizer, place.name)
@@ -342,8 +244,8 @@ def _require_causal(config: Any, name: str) -> None:
     )
 
 
-def _network(place: _Place, dtype: Any) -> PreTrainedModel:
-    safe = {"use_safetensors": _download_weights(place)} if place.commit and not place.gguf else {}
+def _network(place: Place, dtype: Any) -> PreTrainedModel:
+    safe = {"use_safetensors": download_weights(place)} if place.commit and not place.gguf else {}
     read: Any = AutoModelForCausalLM.from_pretrained
     network, report = read(place.where, dtype=dtype, output_loading_info=True, **safe, **place.arguments())
     missing = sorted(report["missing_keys"])
@@ -355,86 +257,6 @@ def _network(place: _Place, dtype: Any) -> PreTrainedModel:
             "again; a model without a language-modelling head cannot be traced."
         )
     return network.eval().requires_grad_(False)
-
-
-# --- what goes wrong ---
-
-
-@contextmanager
-def _explained(place: _Place, revision: str | None = None) -> Iterator[None]:
-    """Turns whatever transformers and the hub raise into an error that says what to do."""
-    try:
-        yield
-    except CausalTracingError:
-        raise
-    except Exception as error:
-        raise _known(error, place, revision) or ModelError(
-            f"{place.name} could not be loaded: {_brief(error)}"
-        ) from error
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _no_answer(error: BaseException) -> bool:
-    """Whether the network is at fault, not what was asked for."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    foreign = type(error).__module__.startswith(("httpx", "hf_xet")) or type(error).__name__ == "XetDownloadError"
-    return foreign or isinstance(error, ConnectionError | TimeoutError | FileMetadataError | LocalEntryNotFoundError)
-
-
-def _known(error: BaseException | None, place: _Place, revision: str | None = None) -> CausalTracingError | None:
-    """The first error in the chain whose cause is plain, in our words."""
-    while error is not None:
-        text = str(error)
-        found = _of_the_hub(error, place, revision) or _of_the_machine(error, place)
-        if found is not None:
-            return found
-        if "trust_remote_code" in text:
-            return ModelError(
-                f"{place.name} needs Python code out of its own files, which is not run unless it is asked for. Read "
-                "that code, and if you trust it give trust_remote_code=True."
-            )
-        if type(error).__name__ == "SafetensorError" or "magic bytes" in text:
-            return ModelError(
-                f"A weights file of {place.name} is damaged or not whole ({_brief(error)}). Download or copy it again."
-            )
-        if "does not recognize this architecture" in text or "Unrecognized model" in text:
-            return UnsupportedModel(f"transformers does not know the kind of model that {place.name} is: {text[:200]}")
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return None
-
-
-def _of_the_hub(error: BaseException, place: _Place, revision: str | None) -> CausalTracingError | None:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    log_in = "log in with `hf auth login`, or set HF_TOKEN."
-    if _no_answer(error) or "Consistency check failed" in str(error):
-        return MachineError(
-            f"The Hugging Face hub could not deliver {place.name} ({_brief(error)}). Check the network, the proxy and "
-            'HF_ENDPOINT, and try again: a download resumes where it broke off. "demo" and folders need no hub.'
-        )
-    if isinstance(error, GatedRepoError) or status == 403:
-        return ModelNotFound(f"{place.name} is gated: ask for access on its page on the hub, then {log_in}")
-    if isinstance(error, RevisionNotFoundError):
-        return ModelNotFound(f"{place.name} has no branch, tag or commit {revision or place.commit!r}.")
-    if isinstance(error, RemoteEntryNotFoundError):
-        return None
-    if isinstance(error, RepositoryNotFoundError | HFValidationError) or status in (401, 404):
-        return ModelNotFound(
-            f"There is no repository {place.name} on the Hugging Face hub that can be seen from here, and no folder of "
-            f"that name in {Path.cwd()}. Check the name; if it is private, {log_in}"
-        )
-    return None if status is None else ModelNotFound(f"The hub refused {place.name} ({_brief(error)}).")
-
-
-def _of_the_machine(error: BaseException, place: _Place) -> MachineError | None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineError(f"The disk is full: {place.name} could not be kept. Make room, or set HF_HOME elsewhere.")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return MachineError(f'{place.name} does not fit into memory. Give dtype="bfloat16", or a smaller model.')
-    return None
 
 
 # --- from memory ---

@@ -1,0 +1,184 @@
+"""Files of repositories on the hub, fetched whole or not at all, and what can go wrong on the way, in our words."""
+
+import errno
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from causal_tracing.errors import CausalTracingError, MachineError, ModelError, ModelNotFound, UnsupportedModel
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where files are read: a folder, or a repository at a commit."""
+
+    where: str
+    name: str
+    source: dict[str, str]
+    commit: str | None = None  # of a repository
+    cached: bool = False  # the hub does not answer: only what was downloaded before
+    gguf: str | None = None
+    trust: bool = False
+    progress: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """What every from_pretrained is called with."""
+        gguf = {"gguf_file": self.gguf} if self.gguf else {}
+        local = {"local_files_only": self.cached, "revision": self.commit} if self.commit else {}
+        return {"trust_remote_code": self.trust, **gguf, **local}
+
+
+def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[str, bool]:
+    """The commit that a revision stands for now, and whether only the cache could say so (the hub did not answer)."""
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
+        path = hf_hub_download(repository, file, revision=revision)  # the cache remembers the revision's commit
+        silent = False
+    except RemoteEntryNotFoundError as error:
+        raise ModelNotFound(
+            f"The repository {repository} has no {file}. If it holds GGUF files, give the name of one as gguf_file=; "
+            "else it is not a transformers model."
+        ) from error
+    except Exception as error:
+        path = try_to_load_from_cache(repository, file, revision=revision or "main") if _no_answer(error) else None
+        if not isinstance(path, str):
+            raise
+        silent = True
+    parts = Path(path).parts
+    return parts[len(parts) - parts[::-1].index("snapshots")], silent
+
+
+def _fetch(place: Place, file: str) -> Path | None:
+    """A file of the repository, whole, in the hub's cache; None where the repository has no such file."""
+    known = try_to_load_from_cache(place.where, file, revision=place.commit)
+    if isinstance(known, str):
+        return Path(known)
+    if place.cached:
+        return None
+    try:
+        # Asked once, briefly: where the hub stalls, hf_hub_download itself would go on asking for minutes.
+        about = get_hf_file_metadata(hf_hub_url(place.where, file, revision=place.commit))
+        size = f" ({about.size / 1e6:,.0f} MB)" if about.size else ""
+        if place.progress:
+            print(f"causal-tracing: downloading {place.where}/{file}{size} ...", file=sys.stderr, flush=True)
+        return Path(hf_hub_download(place.where, file, revision=place.commit))
+    except HfHubHTTPError as error:
+        if error.response.status_code == 404:
+            return None
+        raise
+
+
+def download_weights(place: Place) -> bool:
+    """Fetches the weights of a repository: whether they are safetensors. One format only, shards one by one."""
+    for file in WEIGHTS:
+        found = _fetch(place, file)
+        if found is None:
+            continue
+        shards = set(json.loads(found.read_bytes())["weight_map"].values()) if file.endswith(".json") else ()
+        for shard in sorted(shards):
+            if _fetch(place, shard) is None:
+                raise ModelError(f"{place.name} lists the weights file {shard}, but does not have it.")
+        return "safetensors" in file
+    if place.cached:
+        raise ConnectionError("the weights were not downloaded before")
+    raise ModelError(
+        f"{place.name} has none of the weights files {', '.join(WEIGHTS)}. If it holds GGUF files, name one of them "
+        "with gguf_file=."
+    )
+
+
+@contextmanager
+def explained(place: Place, revision: str | None = None) -> Iterator[None]:
+    """Turns whatever transformers and the hub raise into an error that says what to do."""
+    try:
+        yield
+    except CausalTracingError:
+        raise
+    except Exception as error:
+        raise known(error, place, revision) or ModelError(
+            f"{place.name} could not be loaded: {brief(error)}"
+        ) from error
+
+
+def brief(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _no_answer(error: BaseException) -> bool:
+    """Whether the network is at fault, not what was asked for."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    foreign = type(error).__module__.startswith(("httpx", "hf_xet")) or type(error).__name__ == "XetDownloadError"
+    return foreign or isinstance(error, ConnectionError | TimeoutError | FileMetadataError | LocalEntryNotFoundError)
+
+
+def known(error: BaseException | None, place: Place, revision: str | None = None) -> CausalTracingError | None:
+    """The first error in the chain whose cause is plain, in our words."""
+    while error is not None:
+        text = str(error)
+        found = _of_the_hub(error, place, revision) or _of_the_machine(error, place)
+        if found is not None:
+            return found
+        if "trust_remote_code" in text:
+            return ModelError(
+                f"{place.name} needs Python code out of its own files, which is not run unless it is asked for. Read "
+                "that code, and if you trust it give trust_remote_code=True."
+            )
+        if type(error).__name__ == "SafetensorError" or "magic bytes" in text:
+            return ModelError(
+                f"A weights file of {place.name} is damaged or not whole ({brief(error)}). Download or copy it again."
+            )
+        if "does not recognize this architecture" in text or "Unrecognized model" in text:
+            return UnsupportedModel(f"transformers does not know the kind of model that {place.name} is: {text[:200]}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _of_the_hub(error: BaseException, place: Place, revision: str | None) -> CausalTracingError | None:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    log_in = "log in with `hf auth login`, or set HF_TOKEN."
+    if _no_answer(error) or "Consistency check failed" in str(error):
+        return MachineError(
+            f"The Hugging Face hub could not deliver {place.name} ({brief(error)}). Check the network, the proxy and "
+            'HF_ENDPOINT, and try again: a download resumes where it broke off. "demo" and folders need no hub.'
+        )
+    if isinstance(error, GatedRepoError) or status == 403:
+        return ModelNotFound(f"{place.name} is gated: ask for access on its page on the hub, then {log_in}")
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFound(f"{place.name} has no branch, tag or commit {revision or place.commit!r}.")
+    if isinstance(error, RemoteEntryNotFoundError):
+        return None
+    if isinstance(error, RepositoryNotFoundError | HFValidationError) or status in (401, 404):
+        return ModelNotFound(
+            f"There is no repository {place.name} on the Hugging Face hub that can be seen from here, and no folder of "
+            f"that name in {Path.cwd()}. Check the name; if it is private, {log_in}"
+        )
+    return None if status is None else ModelNotFound(f"The hub refused {place.name} ({brief(error)}).")
+
+
+def _of_the_machine(error: BaseException, place: Place) -> MachineError | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineError(f"The disk is full: {place.name} could not be kept. Make room, or set HF_HOME elsewhere.")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return MachineError(f'{place.name} does not fit into memory. Give dtype="bfloat16", or a smaller model.')
+    return None

@@ -102,7 +102,7 @@
 
   const tokenOf = (position) => pair().rows[position];
   const drawMap = () => {
-    const head = make("tr", { role: "row" }, make("th", { textContent: "" }));
+    const head = make("tr", { role: "row" }, make("th", { textContent: "token ↓ layer →" }));
     const every = Math.max(1, Math.ceil(data.layers.length / 16));
     data.layers.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `layer ${layer}` })));
     const most = largest();
@@ -124,6 +124,7 @@
       body.append(row);
     });
     $("map").setAttribute("aria-label", `${state.d} of ${state.c} by token and layer`);
+    $("map").style.minWidth = `${8 + 1.35 * data.layers.length}em`;
     $("map").replaceChildren(make("thead", {}, head), body);
   };
   const words = (layer, position) => {

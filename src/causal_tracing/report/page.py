@@ -83,16 +83,22 @@ def _write(path: Path, page: str) -> None:
 
 
 def _story(reading: Reading, *, hidden: bool) -> str:
-    first, *others = reading.sentences or ("No effect could be measured.",)
-    clean, _, corrupt = visible(reading.headline).partition("   against   ")
+    """The finding, before anything else; what else the words say comes with the table of sites."""
+    finding = reading.sentences[0] if reading.sentences else "No effect could be measured."
+    clean, _, corrupt = reading.headline.partition("   against   ")
     warnings = "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in reading.warnings)
     return (
         f'<div class="story" data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f"<h1>{escape(clean)}<small>against {escape(corrupt)}</small></h1>"
-        f'<p class="finding">{escape(visible(first))}</p>'
-        f"<ul>{''.join(f'<li>{escape(visible(text))}</li>' for text in others)}</ul>"
-        f'<p class="total">{escape(reading.total)}<br>{escape(reading.run)}</p>{warnings}</div>'
+        f"<h1>{_prompt(clean)}<small>against {_prompt(corrupt)}</small></h1>"
+        f'<p class="finding">{escape(visible(finding))}</p>'
+        f'<p class="total">{escape(reading.total)} · {escape(reading.run)}</p>{warnings}</div>'
     )
+
+
+def _prompt(text: str) -> str:
+    """A prompt, with what follows it set apart."""
+    prompt, arrow, answer = visible(text).rpartition(" →")
+    return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
 
 
 def _left_out(measurements: Measurements) -> str:
@@ -104,10 +110,11 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     data = measurements.data.sel(pair=reading.pair)
     unit = data.unit.sel(metric=measurements.metric).item()
     rows = "".join(_site(row) for row in reading.sites)
+    words = _list(tuple(visible(text) for text in reading.sentences[1:]))
     choices = "".join(_choices(data, name) for name in ("clean", "corrupt"))
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f'<section><h2>Strongest sites</h2><div class="scroll"><table class="sites"><thead><tr><th>site</th>'
+        f'<section><h2>Strongest sites</h2>{words}<div class="scroll"><table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
         f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

@@ -1,6 +1,5 @@
 """The anatomy: what a table or a guess says is believed only where the model behaves so."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,15 +20,6 @@ from families import FAMILIES, Family, build
 BY_NAME = {family.name: family for family in FAMILIES}
 TOKENIZER = ToyTokenizer([f"w{n}" for n in range(97)])
 CLEAN, CORRUPT = Run((5, 17, 42, 11, 60)), Run((5, 17, 42, 13, 60))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For matrices this small a second thread only waits, and on a busy machine it waits long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def load(name: str, network: nn.Module | None = None) -> Model:

@@ -1,7 +1,7 @@
 """The engine against bare torch hooks, in any batches, when memory runs out, and what it leaves behind: nothing."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -36,15 +36,6 @@ TOLERANCE = 2e-5  # of the largest logit
 CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
 IDS = [f"{family.name}-{attention}" for family, attention in CASES]
 BY_NAME = {family.name: family for family in FAMILIES}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For matrices this small a second thread only waits, and on a busy machine it waits long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def load(name: str, attention: str | None = None) -> Model:

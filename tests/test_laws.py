@@ -5,7 +5,7 @@ bit" is tested in batches of one run: batches of other sizes differ in the last 
 token changes the size of its experts' batches, so there a token that comes later may move the last bits too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
@@ -41,15 +41,6 @@ REAL = 1e-3  # of the largest logit: what differs by more is no rounding
 
 CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
 IDS = [f"{family.name}-{attention}" for family, attention in CASES]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For matrices this small a second thread only waits, and on a busy machine it waits long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

@@ -357,6 +357,8 @@ def test_the_provenance_says_how_to_make_it_again(model: Model, trace: ct.Trace)
     ]
     assert f"'--clean={CLEAN}'" in record["command"]
     assert {"torch", "transformers", "python", "causal-tracing"} <= set(record["versions"])
+    hub = accept(model.network, WORDS, name="org/name", source={"kind": "hub", "commit": "a1b2", "revision": "main"})
+    assert "--model org/name --revision a1b2 " in ct.trace(hub, pair(), layers=[0]).provenance["command"]
     in_memory = accept(model.network, WORDS, name="mine")
     assert ct.trace(in_memory, pair(), layers=[0]).provenance["command"] is None
 

@@ -65,8 +65,8 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
     if model.source.get("kind") in (None, "memory"):
         return None
     words = ["causal-tracing", "trace", "--model", model.name]
-    if model.source.get("revision"):
-        words += ["--revision", model.source["revision"]]
+    if model.source["kind"] == "hub":  # a branch moves on; the commit does not
+        words += ["--revision", model.source["commit"]]
     if model.dtype != "float32":
         words += ["--dtype", model.dtype]
     simple = len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)

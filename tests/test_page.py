@@ -135,6 +135,16 @@ def test_what_is_undefined_zero_or_a_cut_is_drawn_as_such(page: Page):
 
 
 @needs_browser
+def test_one_scale_is_shared_by_every_component_and_direction(page: Page):
+    found = effects(example()).sel(metric="logit_diff", pair="p")
+    largest = max(abs(found[name]).max().item() for name in ("restoration", "disruption", "interaction"))
+    assert largest == abs(found.interaction).max().item()
+    for component in ("resid_post", "mlp_out"):
+        page.get_by_role("radio", name=component, exact=True).check()
+        assert f"+{largest:.3g} logits" in page.locator("#legend").inner_text()
+
+
+@needs_browser
 def test_a_token_that_looks_like_markup_stays_text(page: Page):
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2

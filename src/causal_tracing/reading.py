@@ -142,9 +142,8 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
         effect = effect.sel(component=[component])
     flat = effect.stack(site=("component", "layer", "position"))
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
-    return [_row(found, *site) for site, value in zip(flat.site.values, flat.values, strict=True) if value == value][
-        :count
-    ]
+    flat = flat[flat.notnull().values][:count]  # before the rows are made: there may be tens of thousands
+    return [_row(found, *site) for site in flat.site.values]
 
 
 def pattern(restored: float | None, lost: float | None) -> str:

@@ -51,8 +51,9 @@
   const status = (component, layer, position) => numbers().status[component][layer][position];
   const largest = () => {
     let most = 0;
-    for (const direction of data.directions) for (const component of data.components)
-      for (const row of numbers()[direction][component]) for (const one of row) if (one !== null) most = Math.max(most, Math.abs(one));
+    for (const name of options.d) for (const component of data.components) data.layers.forEach((_, layer) => data.positions.forEach((_, position) => {
+      most = Math.max(most, Math.abs(effect(name, component, layer, position) ?? 0));
+    }));
     most = most || 1;
     return state.v === "fraction" ? most / Math.abs(numbers().total) : most;
   };

@@ -131,6 +131,9 @@ def test_what_cannot_be_traced_is_refused(fields: dict[str, str], message: str):
         ({"answer": 3}, "answer must be a text, and is 3"),
         ({"occurrence": "1"}, "occurrence must be a whole number, and is '1'"),
         ({"id": 7}, "this pair: id must be a text"),
+        ({"spans": 3}, "spans must map names to texts, and is 3"),
+        ({"spans": {"S1": 3}}, "spans must map names to texts"),
+        ({"spans": {"S1": ""}}, "spans must map names to texts"),
     ],
 )
 def test_a_pair_says_at_once_what_is_wrong_with_it(fields: dict[str, object], message: str):

@@ -1,5 +1,7 @@
 """The main job on tiny random models: laws of effects against bare hooks, options, several pairs, provenance."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -309,6 +311,22 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
 def test_bad_options_get_one_clear_error(model: Model, options: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         ct.trace(model, pair(), **options)
+
+
+def test_a_model_that_was_not_loaded_is_refused():
+    """In a process of its own: here the tests' type checker would speak first."""
+    calls = "(lambda: ct.trace('demo', []), lambda: ct.preview(None, []), lambda: ct.check('demo'))"
+    code = f"""
+import causal_tracing as ct
+for call in {calls}:
+    try:
+        call()
+    except ct.CausalTracingError as error:
+        print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split(".")[0].split()[-1] for line in said] == ["str", "NoneType", "str"]
+    assert all("Load it first" in line for line in said)
 
 
 def test_a_role_at_other_places_in_the_two_prompts_is_refused(model: Model):

@@ -9,6 +9,16 @@ import torch
 from torch import nn
 
 from causal_tracing.anatomy import Anatomy
+from causal_tracing.errors import InvalidOption
+
+
+def require_model(model: object) -> None:
+    """Raises InvalidOption for what has not been loaded: a name, or a bare network."""
+    if not isinstance(model, Model):
+        raise InvalidOption(
+            f"A model that was loaded is needed, and this is a {type(model).__name__}. Load it first: "
+            "model = causal_tracing.load(...)."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

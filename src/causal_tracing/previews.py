@@ -8,7 +8,7 @@ from torch import Tensor
 from causal_tracing.edits import Run
 from causal_tracing.engine.record import record
 from causal_tracing.errors import InvalidPair
-from causal_tracing.model import Model
+from causal_tracing.model import Model, require_model
 from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 
 CHOICES = 5
@@ -48,6 +48,7 @@ class Preview:
 
 def preview(model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict") -> list[Preview]:
     """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair."""
+    require_model(model)
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
     return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align))
 

@@ -49,6 +49,10 @@ class Pair:
                 raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
         if type(self.occurrence) is not int:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
+        if not isinstance(self.spans, Mapping) or not all(
+            isinstance(part, str) and part for part in self.spans.values()
+        ):
+            raise InvalidPair(f"{self._who}: spans must map names to texts, and is {self.spans!r}.")
         for name in self.spans:
             if name in ROLES or name in ("each", "together"):
                 raise InvalidPair(f"{self._who}: a span cannot be called {name!r}: the word has a meaning here.")

@@ -21,7 +21,7 @@ from causal_tracing.edits import Run, World
 from causal_tracing.engine.replay import Measure, evaluate, spread
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.metrics import METRICS, measure_logits
-from causal_tracing.model import Model
+from causal_tracing.model import Model, require_model
 from causal_tracing.previews import Preview, preview_tokens
 from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
@@ -56,6 +56,7 @@ def trace(
     a pair has no foil). `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
+    require_model(model)
     _check_options(metric, engine, budget, spot_checks)
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
     tokens = tokenize_pairs(pairs, model.tokenizer, align=align)

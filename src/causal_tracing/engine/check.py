@@ -19,7 +19,7 @@ from causal_tracing.edits import Edit, From, Given, Run
 from causal_tracing.engine.forward import Recording, forward
 from causal_tracing.engine.record import record
 from causal_tracing.errors import UnsupportedModel
-from causal_tracing.model import Model
+from causal_tracing.model import Model, require_model
 from causal_tracing.sites import RESIDUAL, Site
 
 LENGTH = 6
@@ -89,6 +89,7 @@ def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, s
 
 def check(model: Model) -> Checkup:
     """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
+    require_model(model)
     return examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
 
 

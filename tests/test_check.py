@@ -10,7 +10,7 @@ from causal_tracing import anatomy
 from causal_tracing.anatomy import TABLE, Anatomy, Layout
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.check import accept, check
-from causal_tracing.engine.replay import evaluate
+from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, UnsupportedModel
 from causal_tracing.model import Model
 from causal_tracing.sites import COMPONENTS, Site

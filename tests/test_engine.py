@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from causal_tracing.edits import Edit, From, Given, Run, World
 from causal_tracing.engine import replay
 from causal_tracing.engine.check import accept
+from causal_tracing.engine.evaluate import Evaluation, evaluate, spread
 from causal_tracing.engine.record import record
-from causal_tracing.engine.replay import Evaluation, evaluate, spread
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, OutOfMemory
 from causal_tracing.model import Model
 from causal_tracing.sites import Site

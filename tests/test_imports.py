@@ -15,7 +15,14 @@ FLOORS = [
     [["errors", "sites", "edits"]],
     [["prompts", "pair_files"], ["metrics"]],
     [["anatomy", "model"], ["results"]],
-    [["engine.taps", "engine.forward", "engine.record", "engine.plan", "engine.replay", "engine.check"], ["testing"]],
+    [
+        [
+            *("engine.taps", "engine.writes", "engine.forward", "engine.record", "engine.plan", "engine.replay"),
+            *("engine.attention", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
+            *("engine.packed", "engine.evaluate", "engine.check"),
+        ],
+        ["testing"],
+    ],
     [["embedded", "hub", "loading"], ["effects", "reading"], ["previews", "sweeps", "assembly"], ["provenance"]],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],
     [["traces", "tracing"]],

@@ -17,10 +17,10 @@ from torch.testing import assert_close
 
 from causal_tracing.edits import Edit, From, Given, Run, World
 from causal_tracing.engine.check import accept
-from causal_tracing.engine.forward import Recording
+from causal_tracing.engine.evaluate import Evaluation, evaluate
 from causal_tracing.engine.plan import is_cut, plan
 from causal_tracing.engine.record import record
-from causal_tracing.engine.replay import Evaluation, evaluate
+from causal_tracing.engine.writes import Recording
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.model import Model
 from causal_tracing.sites import COMPONENTS, RESIDUAL, Site

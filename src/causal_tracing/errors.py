@@ -13,7 +13,8 @@ CausalTracingError
     ├── ModelNotFound           no such folder, file, repository or revision, or no access to it
     ├── UnsupportedModel        not a causal decoder, or one whose parts cannot be told apart
     ├── UnsupportedTokenizer    a tokenizer that cannot say where its tokens lie in the text
-    └── ComponentNotOffered     this model has no such component, or its checks did not hold
+    ├── ComponentNotOffered     this model has no such component, or its checks did not hold
+    └── CannotPack              the packed engine cannot run this model; replay can
 """
 
 import difflib
@@ -82,6 +83,10 @@ class UnsupportedTokenizer(ModelError):
 
 class ComponentNotOffered(ModelError):
     """A component that this model does not have, or whose checks did not hold."""
+
+
+class CannotPack(ModelError):
+    """The packed engine cannot run this model, and says why; replay can."""
 
 
 def nearest(asked: str, valid: Iterable[str]) -> str:

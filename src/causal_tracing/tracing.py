@@ -18,7 +18,7 @@ from torch import Tensor
 
 from causal_tracing.assembly import PairNumbers, assemble, collect
 from causal_tracing.edits import Run, World
-from causal_tracing.engine.replay import Measure, evaluate, spread
+from causal_tracing.engine.evaluate import Measure, evaluate, spread
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.metrics import METRICS, measure_logits
 from causal_tracing.model import Model, require_model

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from causal_tracing.anatomy import Anatomy, candidates
 from causal_tracing.edits import Edit, From, Given, Run
-from causal_tracing.engine.forward import Recording, forward
+from causal_tracing.engine.forward import forward
 from causal_tracing.engine.record import record
+from causal_tracing.engine.writes import Recording
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.model import Model, require_model
 from causal_tracing.sites import RESIDUAL, Site

@@ -8,28 +8,17 @@
 import inspect
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.edits import Edit, From, Run
+from causal_tracing.edits import Edit, Run
 from causal_tracing.engine.taps import Place, attached
+from causal_tracing.engine.writes import Recording, rewritten
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.model import Model
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recording:
-    """What one run left behind: its activations at places [token, d_model], and logits [readout, vocab].
-
-    Activations are the module's own outputs, before the layer's scale.
-    """
-
-    activations: Mapping[Place, Float[Tensor, "token d_model"]] = field(default_factory=dict)
-    logits: Float[Tensor, "readout vocab"]
 
 
 def forward(
@@ -69,28 +58,18 @@ def _visit(
 ) -> Tensor:
     place = component, layer
     if place in edits:
-        value = _rewritten(value, edits[place], donors, model.scale(layer) if component.endswith("_out") else 1.0)
+        length = value.shape[1]
+        writes = [(row * length + edit.site.position, edit) for row, edit in edits[place]]
+        value = rewritten(value.flatten(0, 1), writes, donors, scale_at(model, place)).view(value.shape)
     if place in wanted:
         captured[place] = value.clone()  # falcon adds to its MLP's output in place
     return value
 
 
-def _rewritten(
-    value: Tensor, edits: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording], scale: float
-) -> Tensor:
-    value = value.clone()
-    for row, edit in edits:
-        site, source = edit.site, edit.source
-        if isinstance(source, From):
-            new = donors[source.run].activations[site.component, site.layer][source.position]
-        else:
-            new = torch.as_tensor(source.tensor) / scale
-        new = new.to(value)
-        if new.shape != value.shape[-1:]:
-            raise InvalidEdit(f"{site} holds {value.shape[-1]} numbers; the tensor given has shape {tuple(new.shape)}.")
-        current = value[row, site.position]
-        value[row, site.position] = new if edit.alpha == 1 else (1 - edit.alpha) * current + edit.alpha * new
-    return value
+def scale_at(model: Model, place: Place) -> float:
+    """What the layer multiplies a place's value by before it is added to the stream."""
+    component, layer = place
+    return model.scale(layer) if component.endswith("_out") else 1.0
 
 
 def _only_last(model: Model, keep: int) -> dict[str, int]:

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Iterable, Sequence
 
 from causal_tracing.edits import From, Run
-from causal_tracing.engine.forward import Recording, check_layer, forward
+from causal_tracing.engine.forward import check_layer, forward
 from causal_tracing.engine.taps import Place
+from causal_tracing.engine.writes import Recording
 from causal_tracing.model import Model
 
 ROWS = 16  # donors are few; what they leave is kept, so that a larger batch would save little

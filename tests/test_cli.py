@@ -29,7 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(options, name=name)
         if name == "none":
             raise ModelNotFound("There is no model 'none'.")
-        family = "gpt_neox" if name == "parallel" else "llama"
+        family = {"parallel": "gpt_neox", "bloom": "bloom"}.get(name, "llama")
         network = build(next(one for one in FAMILIES if one.name == family))
         return accept(network, WORDS, name=name, source={"kind": "folder"})
 
@@ -69,7 +69,7 @@ def test_json_is_exactly_one_document(monkeypatch, capsys):
     assert code == 0
     assert document["schema"] == 1
     assert {name: document[name] for name in ("model", "engine", "dtype", "metric")} == {
-        "model": "tiny", "engine": "replay", "dtype": "float32", "metric": "logit_diff",
+        "model": "tiny", "engine": "packed", "dtype": "float32", "metric": "logit_diff",
     }  # fmt: skip
     (pair,) = document["pairs"]
     assert pair["clean_tokens"] == [" w11", " w12", " w13", " w14", " w15"]
@@ -221,3 +221,27 @@ def test_sizes(text: str, size: int):
 
 def test_version(monkeypatch, capsys):
     assert run(monkeypatch, capsys, "--version")[:2] == (0, causal_tracing.__version__ + "\n")
+
+
+def test_a_dry_run_says_what_it_would_take_and_stops(monkeypatch, capsys):
+    code, out, err = run(monkeypatch, capsys, *TRACE, "--dry-run")
+    assert code == 0
+    assert "worlds" in out
+    assert "token-layers" in out
+    assert "MB above the model" in out
+    assert "tracing" not in err
+    code, out, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json", "--engine", "replay")
+    found = json.loads(out)
+    assert found["engine"] == "replay"
+    assert found["token_layers"] < found["naive_token_layers"]
+
+
+def test_an_engine_that_is_not_used_is_said_once(monkeypatch, capsys):
+    only = ["--components", "resid_post", "--layers", "1", "--json"]
+    code, out, err = run(monkeypatch, capsys, "trace", "--model", "bloom", *PAIR, *only)
+    assert code == 0
+    assert json.loads(out)["engine"] == "replay"
+    assert err.count("The packed engine is not used on bloom") == 1
+    code, _, err = run(monkeypatch, capsys, "trace", "--model", "bloom", *PAIR, *only, "--engine", "packed")
+    assert code == 4
+    assert "CannotPack: The packed engine does not run bloom: layer 0 does not attend by" in err

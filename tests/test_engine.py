@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bare_hooks import PATHS, Bare, Paths, first
 from causal_tracing.edits import Edit, From, Given, Run, World
 from causal_tracing.engine import replay
 from causal_tracing.engine.check import accept
@@ -54,134 +56,6 @@ def gpt2() -> Model:
 
 def all_logits(logits: Tensor, _: Any) -> Tensor:
     return logits.flatten(1)
-
-
-# ---- Agreement with bare hooks. From here to the next line nothing of the package is used but what is compared.
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The modules of a family by hand: its layers, and whose outputs are attention's and the MLP's contribution."""
-
-    layers: str = "model.layers"
-    attn: str = "self_attn"
-    mlp: str = "mlp"
-    scale: float = 1.0
-
-
-NORMS_AFTER = Paths(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
-PATHS = {
-    "gemma2": NORMS_AFTER,
-    "gemma3_text": NORMS_AFTER,
-    "gemma3": Paths(layers="model.language_model.layers", attn=NORMS_AFTER.attn, mlp=NORMS_AFTER.mlp),
-    "olmo2": NORMS_AFTER,
-    "granite": Paths(scale=0.5),
-    "gpt2": Paths(layers="transformer.h", attn="attn"),
-    "gptj": Paths(layers="transformer.h", attn="attn"),
-    "gpt_neo": Paths(layers="transformer.h", attn="attn.attention.out_proj"),
-    "gpt_neox": Paths(layers="gpt_neox.layers", attn="attention"),
-    "gpt_neox-sequential": Paths(layers="gpt_neox.layers", attn="attention"),
-    "falcon": Paths(layers="transformer.h", attn="self_attention"),
-    "falcon-40b": Paths(layers="transformer.h", attn="self_attention"),
-    "falcon-rw": Paths(layers="transformer.h", attn="self_attention"),
-    "bloom": Paths(layers="transformer.h", attn="self_attention.dense", mlp="mlp.dense_4h_to_h"),
-    "mpt": Paths(layers="transformer.blocks", attn="attn", mlp="ffn.down_proj"),
-    "opt": Paths(layers="model.decoder.layers", mlp="fc2"),
-    "opt-350m": Paths(layers="model.decoder.layers"),
-    "mamba": Paths(layers="backbone.layers"),
-}
-
-
-def first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def with_first(output: Any, value: Tensor) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-class Bare:
-    """One network with bare hooks. Row i of a batch of nine is patched at position i."""
-
-    def __init__(self, network: nn.Module, paths: Paths) -> None:
-        self.network = network
-        self.paths = paths
-        self.layers: Any = network.get_submodule(paths.layers)
-
-    def run(self, tokens: tuple[int, ...], *, rows: int = 1) -> np.ndarray:
-        with torch.no_grad():
-            logits = self.network(input_ids=torch.tensor([tokens] * rows), use_cache=False).logits
-        return logits.double().numpy()
-
-    def donor(self, tokens: tuple[int, ...], component: str, layer: int) -> Tensor:
-        """[token, d_model] of an unedited run."""
-        seen: dict[str, Tensor] = {}
-        block = self.layers[layer]
-
-        def look(name: str) -> Callable[..., None]:
-            return lambda _, __, output: seen.update({name: first(output).detach().clone().reshape(LENGTH, -1)})
-
-        handles = [
-            block.register_forward_pre_hook(lambda _, args, kw: look("in")(0, 0, stream(args, kw)), with_kwargs=True)
-        ]
-        handles.append(block.register_forward_hook(look("out")))
-        if component in ("attn_out", "mlp_out", "resid_mid"):
-            handles.append(block.get_submodule(self.paths.attn).register_forward_hook(look("attn")))
-            handles.append(block.get_submodule(self.paths.mlp).register_forward_hook(look("mlp")))
-        self.run(tokens)
-        for handle in handles:
-            handle.remove()
-        if component == "resid_mid":
-            return seen["in"] + self.paths.scale * seen["attn"]
-        return seen[{"resid_pre": "in", "resid_post": "out", "attn_out": "attn", "mlp_out": "mlp"}[component]]
-
-    def patched(self, tokens: tuple[int, ...], donor: Tensor, component: str, layer: int) -> np.ndarray:
-        """[position patched, position, vocab]."""
-        block, seen, diagonal = self.layers[layer], {}, torch.arange(LENGTH)
-
-        def write(value: Tensor) -> Tensor:
-            rows = value.reshape(LENGTH, LENGTH, -1).clone()
-            rows[diagonal, diagonal] = donor
-            return rows.reshape(value.shape)
-
-        def write_middle(value: Tensor) -> Tensor:  # so that in + scale · attention is the donor's middle
-            rows = value.reshape(LENGTH, LENGTH, -1).clone()
-            rows[diagonal, diagonal] = (donor - seen["in"][diagonal, diagonal]) / self.paths.scale
-            return rows.reshape(value.shape)
-
-        def note(_: Any, args: Any, kwargs: Any) -> None:
-            seen["in"] = stream(args, kwargs).detach().clone()
-
-        def write_input(_: Any, args: Any, kwargs: Any) -> Any:
-            if args:
-                return (write(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": write(kwargs["hidden_states"])}
-
-        def on_output(path: str, change: Callable[[Tensor], Tensor]) -> Any:
-            module = block.get_submodule(path)
-            return module.register_forward_hook(lambda _, __, out: with_first(out, change(first(out))))
-
-        handles = {
-            "resid_pre": lambda: [block.register_forward_pre_hook(write_input, with_kwargs=True)],
-            "resid_post": lambda: [on_output("", write)],
-            "attn_out": lambda: [on_output(self.paths.attn, write)],
-            "mlp_out": lambda: [on_output(self.paths.mlp, write)],
-            "resid_mid": lambda: [
-                block.register_forward_pre_hook(note, with_kwargs=True),
-                on_output(self.paths.attn, write_middle),
-            ],
-        }[component]()
-        found = self.run(tokens, rows=LENGTH)
-        for handle in handles:
-            handle.remove()
-        return found
-
-
-def stream(args: Any, kwargs: Any) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-# ----
 
 
 @pytest.mark.parametrize(("family", "attention"), CASES, ids=IDS)
@@ -245,17 +119,19 @@ def at_first_readout(logits: Tensor, _: Any) -> Tensor:
     return logits[:, 0]
 
 
+@pytest.mark.parametrize("engine", ["replay", "packed"])
 @pytest.mark.parametrize("load_model", [llama, gpt2])
 @settings(derandomize=True, max_examples=20, deadline=None)
 @given(described=st.lists(WORLDS, min_size=1, max_size=12), prune=st.booleans(), seed=st.integers(0, 9))
-def test_a_world_does_not_depend_on_its_neighbours(load_model, described, prune, seed):
+def test_a_world_does_not_depend_on_its_neighbours(load_model, engine, described, prune, seed):
     model, worlds = load_model(), [make_world(*world) for world in described]
     alone = np.stack([evaluate(model, [world], at_first_readout, prune=False).values[0] for world in worlds])
     order = random.Random(seed).sample(range(len(worlds)), len(worlds))
     shuffled = [worlds[number] for number in order]
     bound = TOLERANCE * np.abs(alone).max()
     for rows, budget in ((1, None), (3, None), (7, None), (None, 1)):
-        found = evaluate(model, shuffled, at_first_readout, prune=prune, rows=rows, budget=budget)
+        options = {"engine": engine, "prune": prune, "rows": rows, "budget": budget}
+        found = evaluate(model, shuffled, at_first_readout, **options)
         assert_allclose(found.values, alone[order], rtol=0, atol=bound)
         assert prune or found.worlds_run == len(worlds)
 
@@ -383,6 +259,8 @@ class Snapshot:
     gradients: tuple[bool, bool]
     torch_random: Tensor
     numpy_random: str
+    modules: list[int]
+    attention_functions: dict[str, Any]
 
     @classmethod
     def take(cls, network: nn.Module) -> "Snapshot":
@@ -400,6 +278,8 @@ class Snapshot:
             gradients=(torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
             torch_random=torch.get_rng_state(),
             numpy_random=repr(np.random.get_state(legacy=False)["state"]["key"].tolist()),
+            modules=[id(module) for module in modules],
+            attention_functions=dict(ALL_ATTENTION_FUNCTIONS),
         )
 
     def assert_equals(self, other: "Snapshot") -> None:
@@ -412,6 +292,8 @@ class Snapshot:
         assert self.gradients == other.gradients
         assert torch.equal(self.torch_random, other.torch_random)
         assert self.numpy_random == other.numpy_random
+        assert self.modules == other.modules
+        assert self.attention_functions == other.attention_functions
 
 
 class Counter(ModelHook):
@@ -457,26 +339,29 @@ def every_component(model: Model) -> list[World]:
     return [single(CORRUPT, CLEAN, component, layer, 3) for component in model.anatomy.components for layer in LAYERS]
 
 
-def test_a_sweep_leaves_everything_as_it_was(in_use):
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_a_sweep_leaves_everything_as_it_was(in_use, engine):
     before = Snapshot.take(in_use.model.network)
-    found = evaluate(in_use.model, every_component(in_use.model), all_logits, rows=8)
+    found = evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine, rows=8)
     record(in_use.model, [Run(CLEAN)], [("resid_post", 1)])
     spread(in_use.model, [World(Run(CLEAN), (), (8,))], all_logits)
     before.assert_equals(Snapshot.take(in_use.model.network))
     assert np.isfinite(found.values).all()
     forwards = in_use.calls.count("network")
     assert forwards > 3  # the donor's and some batches
-    assert in_use.calls.count("layer") == in_use.accelerated.calls == forwards
+    if engine == "replay":
+        assert in_use.calls.count("layer") == in_use.accelerated.calls == forwards
     in_use.calls.clear()
     in_use.model.network(input_ids=torch.tensor([CLEAN]))
     assert in_use.calls == ["network", "layer"]
 
 
-def test_pythons_random_state_is_left_alone(in_use):
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_pythons_random_state_is_left_alone(in_use, engine):
     jaxtyping.config.update("jaxtyping_disable", True)  # the type checker draws from it
     try:
         before = random.getstate()
-        evaluate(in_use.model, every_component(in_use.model), all_logits)
+        evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine)
         assert random.getstate() == before
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
@@ -491,7 +376,8 @@ def test_accepting_a_model_leaves_everything_as_it_was(in_use):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("where", ["measure", "hook of the user", "progress"])
-def test_an_exception_leaves_everything_as_it_was(in_use, where, error):
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_an_exception_leaves_everything_as_it_was(in_use, engine, where, error):
     def fail(place: str) -> None:
         if place == where and in_use.calls.count("network") >= 3:
             raise error("stop")
@@ -505,6 +391,7 @@ def test_an_exception_leaves_everything_as_it_was(in_use, where, error):
             in_use.model,
             every_component(in_use.model),
             measure,
+            engine=engine,
             rows=4,
             progress=lambda *_: fail("progress"),
         )
@@ -518,13 +405,14 @@ def test_an_exception_leaves_everything_as_it_was(in_use, where, error):
     before.assert_equals(Snapshot.take(in_use.model.network))
 
 
-def test_what_a_users_hook_has_kept_is_not_written_to():
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_what_a_users_hook_has_kept_is_not_written_to(engine):
     model, kept = load("llama"), []
     for path in ("self_attn", "mlp", ""):
         model.part(1, path).register_forward_hook(
             lambda _, __, output: kept.append((first(output), first(output).clone()))
         )
-    evaluate(model, every_component(model), all_logits, rows=8)
+    evaluate(model, every_component(model), all_logits, engine=engine, rows=8)
     assert len(kept) >= 9
     for output, copy in kept:
         assert torch.equal(output, copy)

@@ -19,11 +19,16 @@ FLOORS = [
         [
             *("engine.taps", "engine.writes", "engine.forward", "engine.record", "engine.plan", "engine.replay"),
             *("engine.attention", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
-            *("engine.packed", "engine.evaluate", "engine.check"),
+            *("engine.packed", "engine.evaluate", "engine.agreement", "engine.check"),
         ],
         ["testing"],
     ],
-    [["embedded", "hub", "loading"], ["effects", "reading"], ["previews", "sweeps", "assembly"], ["provenance"]],
+    [
+        ["embedded", "hub", "loading"],
+        ["effects", "reading"],
+        ["previews", "sweeps", "estimates", "assembly"],
+        ["provenance"],
+    ],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],
     [["traces", "tracing"]],
     [["cli"]],

@@ -24,6 +24,8 @@ TRUTH = {
 }
 VALUES = {"and": (1, 0), "or": (1, 0), "sum": (1, 0), "erasure": (1, 1), "xor": (0, 0)}  # of (1, 1) and (0, 0)
 
+pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
+
 
 @cache
 def effects_of(name: str) -> xr.Dataset:

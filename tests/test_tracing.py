@@ -11,7 +11,7 @@ import torch
 
 import causal_tracing as ct
 from causal_tracing.engine.check import accept
-from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidPair
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model
 from families import FAMILIES, build
@@ -406,3 +406,36 @@ def test_the_preview_shows_what_was_understood(model: Model):
     best = WORDS.decode([int(probs.argmax())])
     assert not any("first choice is" in warning for warning in ct.preview(model, pair(answer=best))[0].warnings)
     assert any("same tokens" in warning for warning in ct.preview(model, pair(corrupt=CLEAN))[0].warnings)
+
+
+def test_both_engines_give_the_same_trace(model):
+    pairs = [pair(), ct.Pair(clean=" w21 w22 w23", corrupt=" w21 w25 w23", answer=ANSWER, foil=FOIL)]
+    packed, replayed = (ct.trace(model, pairs, engine=engine) for engine in ("packed", "replay"))
+    assert packed.provenance["engine"] == "packed"
+    assert replayed.provenance["engine"] == "replay"
+    for name in ("restoration", "disruption"):
+        np.testing.assert_allclose(packed.effects[name], replayed.effects[name], rtol=0, atol=1e-4)
+    assert packed.provenance["worlds_skipped"] == replayed.provenance["worlds_skipped"]
+    assert packed.provenance["spot_checks"]["largest_difference"] <= 1e-4
+
+
+def test_python_is_told_why_the_packed_engine_is_not_used():
+    bloom = accept(build(next(family for family in FAMILIES if family.name == "bloom")), WORDS, name="bloom")
+    with pytest.warns(EngineNote, match="is not used on bloom: layer 0 does not attend"):
+        found = ct.trace(bloom, pair(), components=["resid_post"], layers=[1])
+    assert found.provenance["engine"] == "replay"
+    assert "replaceable" in found.provenance["engine_note"]
+
+
+def test_an_estimate_counts_what_the_trace_then_runs(model):
+    found = ct.estimate(model, pair())
+    trace = ct.trace(model, pair(), spot_checks=0)
+    assert (found.worlds, found.worlds_skipped) == (trace.provenance["worlds"], trace.provenance["worlds_skipped"])
+    assert found.engine == "packed"
+    assert found.naive_token_layers == found.worlds * 9 * 4
+    # Both unedited runs, whole, and by algebra: resid_post and the two components inside layers, both directions.
+    stream = [0, 21, 42, 3 * 6]  # positions 3 to 8: 6 + 5 + 4 + 3 + 2 + 1 tokens a layer before; the last: one a world
+    inside = [6, 21 + 6, 42 + 6, 3 * 6 + 1]
+    assert found.token_layers == 2 * 9 * 4 + 2 * (sum(stream) + 2 * sum(inside))
+    assert found.memory > 0
+    assert found.seconds > 0

@@ -10,6 +10,7 @@ __all__ = [
     "Pair",
     "Trace",
     "check",
+    "estimate",
     "load",
     "open_trace",
     "preview",
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from causal_tracing.previews import preview
     from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace, open_trace
-    from causal_tracing.tracing import trace
+    from causal_tracing.tracing import estimate, trace
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "Pair": "prompts",
     "Trace": "traces",
     "check": "engine.check",
+    "estimate": "tracing",
     "load": "loading",
     "open_trace": "traces",
     "preview": "previews",

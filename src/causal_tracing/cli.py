@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from causal_tracing import __version__
-from causal_tracing.errors import CausalTracingError, InvalidOption
+from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
 
 if TYPE_CHECKING:
     from causal_tracing.model import Model
@@ -117,7 +118,7 @@ def trace(
     ] = "each",
     directions: Annotated[str, typer.Option(help="Of restoration, disruption.")] = "restoration,disruption",
     align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
-    engine: Annotated[str, typer.Option(help="auto or replay.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, packed or replay.")] = "auto",
     dtype: Dtype = None,
     device: Device = None,
     revision: Revision = None,
@@ -125,6 +126,9 @@ def trace(
     seed: Annotated[int, typer.Option(help="Chooses the cells that are checked again.")] = 0,
     budget: Annotated[str | None, typer.Option(help="Memory that a batch may take, such as 512MB.")] = None,
     spot_checks: Annotated[int, typer.Option(help="How many random cells are run again alone; 0 turns it off.")] = 8,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take (worlds, memory, time), and stop.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder to write: the trace, and its page.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -153,6 +157,9 @@ def trace(
     if out is not None:
         check_target(out, overwrite=overwrite)  # before the work, not after it
     loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if dry_run:
+        _estimate(loaded, asked, options, as_json=as_json)
+        return
     result = _traced(loaded, asked, **options)
     if out is not None:
         result.save(out, overwrite=overwrite)
@@ -215,12 +222,23 @@ def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
 
     for shown in preview(model, pairs, align=options.get("align", "strict")):
         _note(str(shown))
-    with _progress() as report_progress:
+    with _progress() as report_progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
         result = run(model, pairs, **options, progress=report_progress)
+    if result.provenance["engine_note"]:
+        _note(f"note: {result.provenance['engine_note']}")
     checked = result.provenance["spot_checks"]
     if checked["cells"]:
         _note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
     return result
+
+
+def _estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, as_json: bool) -> None:
+    from causal_tracing import estimate
+
+    not_needed = ("metric", "seed", "spot_checks")
+    found = estimate(model, pairs, **{name: value for name, value in options.items() if name not in not_needed})
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
 
 
 def _show(result: "Trace", page: Path | None) -> None:

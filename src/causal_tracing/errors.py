@@ -89,6 +89,10 @@ class CannotPack(ModelError):
     """The packed engine cannot run this model, and says why; replay can."""
 
 
+class EngineNote(UserWarning):
+    """The packed engine is not used, and why. Results are right; they take longer."""
+
+
 def nearest(asked: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest valid one, and all of them."""
     names = list(valid)

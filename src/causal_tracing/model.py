@@ -1,6 +1,6 @@
 """A model that can be traced: the network as it is, its tokenizer, and what is known about its parts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,15 +21,45 @@ def require_model(model: object) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far the packed engine's logits are from replay's, by component, in shares of the largest logit.
+
+    `reason` says why it cannot run at all; `circumstances` are those under which it was measured.
+    """
+
+    differences: Mapping[str, float]
+    bound: float
+    reason: str
+    circumstances: tuple[Any, ...]
+
+    def against(self, components: Iterable[str]) -> str | None:
+        """What speaks against the packed engine for these components; None where nothing does."""
+        if self.reason:
+            return self.reason
+        for component in components:
+            difference = self.differences.get(component, float("nan"))
+            if not difference <= self.bound:
+                return (
+                    f"on a short prompt its logits differ from replay's by {difference:.1e} of the largest "
+                    f"({component}; {self.bound:.0e} would be rounding)."
+                )
+        return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Model:
-    """A causal language model whose anatomy has been checked. `source` says where it came from."""
+    """A causal language model whose anatomy has been checked. `source` says where it came from.
+
+    `agreement` says on which components the packed engine may be used.
+    """
 
     network: Any
     tokenizer: Any
     name: str
     anatomy: Anatomy
     source: Mapping[str, str] = field(default_factory=dict)
+    agreement: Agreement | None = None
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from causal_tracing import __version__
+from causal_tracing.engine.agreement import Choice
 from causal_tracing.model import Model
 from causal_tracing.prompts import Pair, TokenPair
 
@@ -22,6 +23,7 @@ def provenance(
     pairs: Sequence[TokenPair],
     *,
     options: Mapping[str, Any],
+    engine: Choice,
     started: datetime,
     seconds: float,
     worlds: int,
@@ -37,7 +39,8 @@ def provenance(
         "dtype": model.dtype,
         "device": str(model.device),
         "attention": model.attention,
-        "engine": "replay",
+        "engine": engine.engine,
+        "engine_note": engine.note,
         "versions": {"causal-tracing": __version__, "python": platform.python_version(), **_versions()},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "options": dict(options),
@@ -81,8 +84,8 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         words += [f"--{name}", ",".join(map(str, options[name]))]
     positions = options["positions"]
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
-    for name in ("metric", "budget"):
-        if options[name] is not None:
+    for name in ("metric", "budget", "engine"):
+        if options[name] not in (None, "auto"):
             words += [f"--{name}", str(options[name])]
     words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
     return shlex.join(words)

@@ -87,6 +87,13 @@ def cells(pair: TokenPair, sweep: Sweep, number: int) -> Iterator[Cell]:
                         yield Cell(direction=direction, component=c, layer=n, column=k, world=world)
 
 
+def worlds_of(pair: TokenPair, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
+    """The pair's two unedited runs, clean first, and the cells of its map."""
+    last = (len(pair.clean.tokens) - 1,)
+    unedited = [World(Run(prompt.tokens), (), last, number) for prompt in (pair.clean, pair.corrupt)]
+    return unedited, list(cells(pair, sweep, number))
+
+
 def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
     """The worlds of a column: for each, the positions that it patches. Empty where the pair has no such token."""
     length = len(pair.clean.tokens)

@@ -8,6 +8,7 @@
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -17,19 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.assembly import PairNumbers, assemble, collect
-from causal_tracing.edits import Run, World
+from causal_tracing.edits import World
+from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.evaluate import Measure, evaluate, spread
-from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.errors import EngineNote, InvalidOption, nearest
+from causal_tracing.estimates import Estimate, estimate_sweep
 from causal_tracing.metrics import METRICS, measure_logits
 from causal_tracing.model import Model, require_model
 from causal_tracing.previews import Preview, preview_tokens
 from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
-from causal_tracing.sweeps import DIRECTIONS, Cell, Column, Sweep, cells, plan_sweep
+from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
 from causal_tracing.traces import Trace
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
-ENGINES = ("auto", "replay")
+ENGINES = ("auto", "packed", "replay")
 PAIRS_AT_ONCE = 8  # bounds the memory that donors and worlds take, however many pairs there are
 
 
@@ -61,9 +64,12 @@ def trace(
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
     tokens = tokenize_pairs(pairs, model.tokenizer, align=align)
     sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
+    chosen = choose(model, sweep.components, engine)
+    if chosen.note:
+        warnings.warn(chosen.note, EngineNote, stacklevel=2)
     previews = preview_tokens(model, tokens)
     measure = _measure_of(previews)
-    numbers = list(_numbers(model, tokens, sweep, measure, budget=budget, progress=progress))
+    numbers = list(_numbers(model, tokens, sweep, measure, engine=chosen.engine, budget=budget, progress=progress))
     first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
     measurements = assemble(
         previews,
@@ -85,6 +91,7 @@ def trace(
                 "seed": seed,
                 "spot_checks": spot_checks,
             },
+            engine=chosen,
             started=started,
             seconds=time.perf_counter() - clock,
             worlds=sum(pair.worlds for pair in numbers),
@@ -93,6 +100,29 @@ def trace(
         ),
     )
     return Trace(measurements)
+
+
+def estimate(
+    model: Model,
+    pairs: Pair | Sequence[Pair],
+    *,
+    components: Sequence[str] = COMPONENTS,
+    layers: Sequence[int] | None = None,
+    positions: str | Sequence[Column] = "each",
+    directions: Sequence[str] = DIRECTIONS,
+    align: str = "strict",
+    engine: str = "auto",
+    budget: int | None = None,
+) -> Estimate:
+    """What `trace` with these options would take: worlds, token-layers, memory, a guess at the time. Traces nothing.
+
+    Raises what `trace` raises for these options.
+    """
+    require_model(model)
+    _check_options(None, engine, budget, 0)
+    tokens = tokenize_pairs([pairs] if isinstance(pairs, Pair) else list(pairs), model.tokenizer, align=align)
+    sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
+    return estimate_sweep(model, tokens, sweep, choose(model, sweep.components, engine), budget)
 
 
 def _check_options(metric: str | None, engine: str, budget: int | None, spot_checks: int) -> None:
@@ -127,20 +157,21 @@ def _numbers(
     sweep: Sweep,
     measure: Measure,
     *,
+    engine: str,
     budget: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[PairNumbers]:
     """Each pair's numbers, a few pairs at a time."""
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         chunk = range(start, min(start + PAIRS_AT_ONCE, len(pairs)))
-        asked = {number: _asked(pairs[number], sweep, number) for number in chunk}
+        asked = {number: worlds_of(pairs[number], sweep, number) for number in chunk}
         worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
 
         def report(done: int, total: int, first: int = start, size: int = len(chunk)) -> None:
             if progress:
                 progress(round(100 * (first + size * done / total)), 100 * len(pairs))
 
-        result = evaluate(model, worlds, measure, budget=budget, progress=report)
+        result = evaluate(model, worlds, measure, engine=engine, budget=budget, progress=report)
         repeats = spread(model, [world for unedited, _ in asked.values() for world in unedited], measure)
         reached = 0
         for place, (number, (unedited, found)) in enumerate(asked.items()):
@@ -157,13 +188,6 @@ def _numbers(
             )
 
 
-def _asked(pair: TokenPair, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
-    """The pair's two unedited runs, clean first, and the cells of its map."""
-    last = (len(pair.clean.tokens) - 1,)
-    unedited = [World(Run(prompt.tokens), (), last, number) for prompt in (pair.clean, pair.corrupt)]
-    return unedited, list(cells(pair, sweep, number))
-
-
 def _spot_checks(
     model: Model,
     pairs: Sequence[TokenPair],
@@ -175,13 +199,22 @@ def _spot_checks(
     seed: int,
 ) -> dict[str, float | int | None]:
     """A few random cells run again, alone and unpruned, against what the trace says: the largest difference."""
-    random, differences = np.random.default_rng(seed), []
+    random, chosen = np.random.default_rng(seed), []
     for number in sorted(random.integers(len(pairs), size=count).tolist()):
         found = list(cells(pairs[number], sweep, number))
-        if not found:
-            continue
-        chosen = found[random.integers(len(found))]
-        same = [cell.world for cell in found if (cell.direction, cell.at) == (chosen.direction, chosen.at)]
-        alone = evaluate(model, same, measure, prune=False, rows=1).values.mean(0)[metric]
-        differences.append(abs(alone - numbers[number].patched[chosen.direction][(metric, *chosen.at)]))
-    return {"cells": len(differences), "largest_difference": float(max(differences)) if differences else None}
+        if found:
+            chosen.append((number, found[random.integers(len(found))], found))
+    if not chosen:
+        return {"cells": 0, "largest_difference": None}
+    # A cell of several worlds (a role of several tokens) is their mean.
+    same = [
+        [cell.world for cell in found if (cell.direction, cell.at) == (one.direction, one.at)]
+        for _, one, found in chosen
+    ]
+    worlds = [world for group in same for world in group]
+    alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
+    differences = [
+        abs(float(np.mean([next(alone) for _ in group])) - numbers[number].patched[one.direction][(metric, *one.at)])
+        for (number, one, _), group in zip(chosen, same, strict=True)
+    ]
+    return {"cells": len(differences), "largest_difference": float(max(differences))}

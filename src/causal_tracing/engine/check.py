@@ -5,6 +5,7 @@
 2. The first candidate that explains the layers is kept; a component whose check fails is refused by name.
 3. The kept components are then patched: a run's own activations change nothing; a whole layer of the donor's gives
    the donor's logits; a large random write changes the logits, at that position and later ones only.
+4. The packed engine is compared with replay on every component (`agreement.py`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from causal_tracing.anatomy import Anatomy, candidates
 from causal_tracing.edits import Edit, From, Given, Run
+from causal_tracing.engine.agreement import LENGTH, SEED, TOLERANCE, compare, random_prompts
 from causal_tracing.engine.forward import forward
 from causal_tracing.engine.record import record
 from causal_tracing.engine.writes import Recording
@@ -23,10 +25,6 @@ from causal_tracing.errors import UnsupportedModel
 from causal_tracing.model import Model, require_model
 from causal_tracing.sites import RESIDUAL, Site
 
-LENGTH = 6
-SEED = 0
-# The largest difference, relative to the largest value compared, that rounding explains.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
 
 
@@ -52,7 +50,7 @@ class Checkup:
         known = self.to_dict()
         lines = [
             f"{known['model']}: {known['layers']} layers of {known['family']}, found by {known['found_by']}",
-            f"engine      {known['engine']}",
+            f"engine      {known['engine']}" + (f": {known['engine_note']}" if known["engine_note"] else ""),
             f"components  {', '.join(known['components'])}",
             *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
         ]
@@ -68,12 +66,14 @@ class Checkup:
     def to_dict(self) -> dict[str, Any]:
         """The anatomy and the findings, as plain values."""
         anatomy = self.model.anatomy
+        against = self.model.agreement.against(anatomy.components) if self.model.agreement else None
         return {
             "model": self.model.name,
             "family": anatomy.family,
             "layers": self.model.num_layers,
             "found_by": "detection" if anatomy.detected else "table",
-            "engine": "replay",
+            "engine": "replay" if against else "packed",
+            "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
             "refused": dict(anatomy.refused),
             "whole_layers_are_cuts": anatomy.cut,
@@ -97,7 +97,7 @@ def check(model: Model) -> Checkup:
 def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Checkup:
     """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel."""
     common = {"network": network, "tokenizer": tokenizer, "name": name, "source": source or {}}
-    clean, corrupt = _prompts(network, tokenizer)
+    clean, corrupt = random_prompts(network, tokenizer)
     for anatomy in candidates(network):
         model = Model(anatomy=anatomy, **common)
         explained = _explained(model, clean)
@@ -108,19 +108,14 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
     anatomy, findings = explained
     patched = list(_patched(replace(model, anatomy=anatomy), clean, corrupt))
     anatomy = _judged(name, anatomy, patched)
-    return Checkup(model=replace(model, anatomy=anatomy), findings=(*findings, *patched))
-
-
-def _prompts(network: nn.Module, tokenizer: Any) -> tuple[Run, Run]:
-    """Two prompts of random ordinary tokens that differ everywhere but in the first."""
-    known = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
-    picks = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(SEED))[: 2 * LENGTH - 1]
-    tokens = ordinary[picks].tolist()
-    if len(tokens) < 2 * LENGTH - 1:
-        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs {2 * LENGTH - 1}.")
-    return Run(tuple(tokens[:LENGTH])), Run((tokens[0], *tokens[LENGTH:]))
+    model = replace(model, anatomy=anatomy)
+    agreement = compare(model, anatomy.components, clean, corrupt)
+    agreeing = [
+        _finding("packed = replay", component, difference, agreement.bound)
+        for component, difference in agreement.differences.items()
+        if not agreement.reason
+    ]
+    return Checkup(model=replace(model, agreement=agreement), findings=(*findings, *patched, *agreeing))
 
 
 def _explained(model: Model, run: Run) -> tuple[Anatomy, list[Finding]] | None:

@@ -27,7 +27,7 @@ from causal_tracing.engine.writes import Recording
 from causal_tracing.model import Model
 
 CALL_TOKENS = {"cpu": 1024, "cuda": 16384}
-HEAD_ROWS = 256
+HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched anew each time
 
 
 class Packed:
@@ -91,7 +91,7 @@ def sizes(model: Model, budget: int) -> Sizes:
     return Sizes(
         wave=max(1, budget // 4 // (3 * width * size)),
         call=max(1, min(largest, budget * 3 // 4 // ((12 * width + 3 * inner) * size))),
-        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (config.vocab_size * (size + 6 * 8)))),
+        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (config.vocab_size * (size + 6 * 4)))),
     )
 
 

@@ -136,7 +136,7 @@ def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
     heads = getattr(config, "num_attention_heads", 1)
     token = (12 * width + 3 * inner) * size
     scores = 2 * heads * length * max(size, 4)
-    logits = keep * config.vocab_size * (size + 6 * 8)
+    logits = keep * config.vocab_size * (size + 6 * 4)
     return max(1, budget // (length * (token + scores) + logits))
 
 

@@ -1,0 +1,132 @@
+"""Patching by bare torch hooks, written against the models alone: nothing of the package is used here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The modules of a family by hand: its layers, and whose outputs are attention's and the MLP's contribution."""
+
+    layers: str = "model.layers"
+    attn: str = "self_attn"
+    mlp: str = "mlp"
+    scale: float = 1.0
+
+
+NORMS_AFTER = Paths(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
+PATHS = {
+    "gemma2": NORMS_AFTER,
+    "gemma3_text": NORMS_AFTER,
+    "gemma3": Paths(layers="model.language_model.layers", attn=NORMS_AFTER.attn, mlp=NORMS_AFTER.mlp),
+    "olmo2": NORMS_AFTER,
+    "granite": Paths(scale=0.5),
+    "gpt2": Paths(layers="transformer.h", attn="attn"),
+    "gptj": Paths(layers="transformer.h", attn="attn"),
+    "gpt_neo": Paths(layers="transformer.h", attn="attn.attention.out_proj"),
+    "gpt_neox": Paths(layers="gpt_neox.layers", attn="attention"),
+    "gpt_neox-sequential": Paths(layers="gpt_neox.layers", attn="attention"),
+    "falcon": Paths(layers="transformer.h", attn="self_attention"),
+    "falcon-40b": Paths(layers="transformer.h", attn="self_attention"),
+    "falcon-rw": Paths(layers="transformer.h", attn="self_attention"),
+    "bloom": Paths(layers="transformer.h", attn="self_attention.dense", mlp="mlp.dense_4h_to_h"),
+    "mpt": Paths(layers="transformer.blocks", attn="attn", mlp="ffn.down_proj"),
+    "opt": Paths(layers="model.decoder.layers", mlp="fc2"),
+    "opt-350m": Paths(layers="model.decoder.layers"),
+    "mamba": Paths(layers="backbone.layers"),
+}
+
+
+def first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+class Bare:
+    """One network with bare hooks. Row i of a batch, one for each token, is patched at position i."""
+
+    def __init__(self, network: nn.Module, paths: Paths) -> None:
+        self.network = network
+        self.paths = paths
+        self.layers: Any = network.get_submodule(paths.layers)
+
+    def run(self, tokens: tuple[int, ...], *, rows: int = 1) -> np.ndarray:
+        with torch.no_grad():
+            logits = self.network(input_ids=torch.tensor([tokens] * rows), use_cache=False).logits
+        return logits.double().numpy()
+
+    def donor(self, tokens: tuple[int, ...], component: str, layer: int) -> Tensor:
+        """[token, d_model] of an unedited run."""
+        seen: dict[str, Tensor] = {}
+        block = self.layers[layer]
+
+        def look(name: str) -> Callable[..., None]:
+            return lambda _, __, output: seen.update({name: first(output).detach().clone().reshape(len(tokens), -1)})
+
+        handles = [
+            block.register_forward_pre_hook(lambda _, args, kw: look("in")(0, 0, stream(args, kw)), with_kwargs=True)
+        ]
+        handles.append(block.register_forward_hook(look("out")))
+        if component in ("attn_out", "mlp_out", "resid_mid"):
+            handles.append(block.get_submodule(self.paths.attn).register_forward_hook(look("attn")))
+            handles.append(block.get_submodule(self.paths.mlp).register_forward_hook(look("mlp")))
+        self.run(tokens)
+        for handle in handles:
+            handle.remove()
+        if component == "resid_mid":
+            return seen["in"] + self.paths.scale * seen["attn"]
+        return seen[{"resid_pre": "in", "resid_post": "out", "attn_out": "attn", "mlp_out": "mlp"}[component]]
+
+    def patched(self, tokens: tuple[int, ...], donor: Tensor, component: str, layer: int) -> np.ndarray:
+        """[position patched, position, vocab]."""
+        block, seen, length = self.layers[layer], {}, len(tokens)
+        diagonal = torch.arange(length)
+
+        def write(value: Tensor) -> Tensor:
+            rows = value.reshape(length, length, -1).clone()
+            rows[diagonal, diagonal] = donor
+            return rows.reshape(value.shape)
+
+        def write_middle(value: Tensor) -> Tensor:  # so that in + scale · attention is the donor's middle
+            rows = value.reshape(length, length, -1).clone()
+            rows[diagonal, diagonal] = (donor - seen["in"][diagonal, diagonal]) / self.paths.scale
+            return rows.reshape(value.shape)
+
+        def note(_: Any, args: Any, kwargs: Any) -> None:
+            seen["in"] = stream(args, kwargs).detach().clone()
+
+        def write_input(_: Any, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (write(args[0]), *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": write(kwargs["hidden_states"])}
+
+        def on_output(path: str, change: Callable[[Tensor], Tensor]) -> Any:
+            module = block.get_submodule(path)
+            return module.register_forward_hook(lambda _, __, out: with_first(out, change(first(out))))
+
+        handles = {
+            "resid_pre": lambda: [block.register_forward_pre_hook(write_input, with_kwargs=True)],
+            "resid_post": lambda: [on_output("", write)],
+            "attn_out": lambda: [on_output(self.paths.attn, write)],
+            "mlp_out": lambda: [on_output(self.paths.mlp, write)],
+            "resid_mid": lambda: [
+                block.register_forward_pre_hook(note, with_kwargs=True),
+                on_output(self.paths.attn, write_middle),
+            ],
+        }[component]()
+        found = self.run(tokens, rows=length)
+        for handle in handles:
+            handle.remove()
+        return found
+
+
+def stream(args: Any, kwargs: Any) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint bench clean
 
 install: $(STAMP)
 
@@ -24,5 +24,11 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# Other tools' sweeps beside ours: the peers live in an environment of their own, so that the tests never see them.
+bench:
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	.venv-bench/bin/python benchmarks/speed.py
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench

@@ -53,9 +53,9 @@ LABELS = {
     "operations": "(g) the operations at a large product's speed",
 }
 SENTENCE = (
-    "Yesterday afternoon, after the long meeting about the budget had finally come to an end and everyone else had "
-    "gone home, my old friend from the university told me over a cup of coffee in the small cafe near the station "
-    "that, in spite of everything that he had read about it in the newspapers, it is still true: "
+    ", about which my old friend from the university told me yesterday afternoon, when the long meeting about the "
+    "budget of the coming year had finally come to an end and everyone else had gone home, over a cup of coffee in "
+    "the small cafe near the station, that in spite of everything that he had read about it in the newspapers it is"
 )
 
 
@@ -102,7 +102,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def sweeps(model: Model, task: Task, peers: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Milliseconds a patch of every sweep, and of the bounds."""
+    """Seconds a patch of every sweep and of the bounds, after all have given the same numbers."""
     one, default = Ours(model, "packed"), Ours(model, "packed", COMPONENTS, 2)
     replay = Ours(model, "replay")
     prepared = {name: PEERS[name](model.network, model.tokenizer) for name in peers}
@@ -113,14 +113,11 @@ def sweeps(model: Model, task: Task, peers: Sequence[str], repeats: int) -> dict
     apart = agreement(results)
     if apart > 1e-3:
         raise SystemExit(f"The sweeps differ by {apart:.1e} logits: there is nothing to time.")
-    called = {
-        name: products(model, lambda sweep=sweep: sweep(task)) for name, sweep in (("one", one), ("six", default))
-    }
-    alone, product = projections_alone(called["one"]), large_product()
-    work = {
-        "one": operations(model, called["one"], len(cells)),
-        "six": operations(model, called["six"], 6 * len(cells)),
-    }
+    called = [products(model, lambda sweep=sweep: sweep(task)) for sweep in (one, default)]
+    work, work_default = (
+        operations(model, calls, sweep.worlds_run) for calls, sweep in zip(called, (one, default), strict=True)
+    )
+    alone, product = projections_alone(called[0]), large_product()
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, sweep in prepared.items():
@@ -133,7 +130,15 @@ def sweeps(model: Model, task: Task, peers: Sequence[str], repeats: int) -> dict
         _note(times, "default trace", seconds(lambda: default(task)))
         _note(times, "default operations", work_default / speed)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return {"largest_difference": apart, "cells": len(cells), "repeats": repeats, "seconds": medians, "all": times}
+    counted = {"cells": len(cells), "worlds": one.worlds_run, "worlds_default": default.worlds_run}
+    return {
+        "largest_difference": apart,
+        **counted,
+        "operations": {"one": work, "default": work_default},
+        "repeats": repeats,
+        "seconds": medians,
+        "all": times,
+    }
 
 
 def _note(times: dict[str, list[float]], name: str, value: float) -> None:
@@ -141,7 +146,10 @@ def _note(times: dict[str, list[float]], name: str, value: float) -> None:
 
 
 def scaling(model: Model) -> list[dict[str, Any]]:
-    """Cells and seconds of a `resid_post` sweep for longer prompts, and for more pairs."""
+    """Cells and seconds of a `resid_post` sweep for longer prompts, and for more pairs.
+
+    Replay's seconds are extrapolated from 64 worlds of one pair.
+    """
     rows = []
     for length, pairs in ((10, 1), (20, 1), (40, 1), (80, 1), (10, 8), (10, 32)):
         task = _task(model, length)
@@ -157,7 +165,8 @@ def scaling(model: Model) -> list[dict[str, Any]]:
         ]
         row: dict[str, Any] = {"tokens": length, "pairs": pairs, "cells": len(worlds)}
         for engine in ("packed", "replay"):
-            chosen = worlds if engine == "packed" else worlds[:: max(1, len(worlds) // 64)]
+            first = worlds[: len(worlds) // pairs]
+            chosen = worlds if engine == "packed" else first[:: max(1, len(first) // 64)]
             took = [seconds(lambda e=engine, c=chosen, t=task: _evaluated(model, c, t, e)) for _ in range(3)]
             row[engine] = statistics.median(took) / len(chosen) * len(worlds)
         rows.append(row)
@@ -172,15 +181,15 @@ def _evaluated(model: Model, worlds: Sequence[World], task: Task, engine: str) -
 
 
 def _task(model: Model, length: int | None = None) -> Task:
-    """The demo's pair; with a length, the last so many tokens of a long sentence about the same two buildings."""
+    """The demo's pair; with a length, so many tokens of a long sentence between the buildings and the rest."""
     pair = tokenize_pairs([ct.Pair(**DEMO)], model.tokenizer, align="strict")[0]
     clean, corrupt = pair.clean.tokens, pair.corrupt.tokens
     if length is not None and length != len(clean):
-        before = model.tokenizer(SENTENCE.rstrip(), add_special_tokens=False)["input_ids"]
-        if len(before) < length - len(clean):
-            raise SystemExit(f"The long sentence has {len(before)} tokens before the subject: too few for {length}.")
-        head = tuple(before[len(before) - (length - len(clean)) :])
-        clean, corrupt = (*head, *clean), (*head, *corrupt)
+        between = tuple(model.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"][: length - len(clean)])
+        if len(clean) + len(between) < length:
+            raise SystemExit(f"The long sentence has {len(between)} tokens: too few for {length}.")
+        behind = pair.differing[-1] + 1
+        clean, corrupt = ((*tokens[:behind], *between, *tokens[behind:]) for tokens in (clean, corrupt))
     return Task(clean=clean, corrupt=corrupt, answer=pair.answer, foil=pair.foil or 0)
 
 

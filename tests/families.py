@@ -307,6 +307,28 @@ FAMILIES: tuple[Family, ...] = (
         known=False,
     ),
     Family(
+        name="qwen3_next",  # a linear attention with a state of its own in every other layer, experts everywhere
+        model_type="qwen3_next",
+        config=LLAMA
+        | {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "mlp_only_layers": [],
+        },
+        residual="sequential",
+        packed=False,
+        grouped_queries=True,
+        known=False,
+    ),
+    Family(
         name="mamba",  # no attention at all
         model_type="mamba",
         config=BARE | {"state_size": 8},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.edits import Run
@@ -29,7 +30,6 @@ class Preview:
     pair: TokenPair
     clean_top: tuple[Choice, ...]
     corrupt_top: tuple[Choice, ...]
-    clean_log_probs: Tensor
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -61,22 +61,23 @@ def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
                 f"pair {pair.id!r} has {len(pair.clean.tokens)} tokens; {model.name} takes {model.context} at most. "
                 "Use shorter prompts."
             )
-    runs = [Run(prompt.tokens) for pair in pairs for prompt in (pair.clean, pair.corrupt)]
-    recordings = record(model, runs)
-    log_probs = {run: recording.logits[-1].float().log_softmax(-1) for run, recording in recordings.items()}
-    return [
-        _preview(model, pair, log_probs[Run(pair.clean.tokens)], log_probs[Run(pair.corrupt.tokens)]) for pair in pairs
-    ]
+    return [_preview(model, pair) for pair in pairs]
 
 
-def _preview(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> Preview:
+def _preview(model: Model, pair: TokenPair) -> Preview:
+    clean, corrupt = log_probs(model, [Run(prompt.tokens) for prompt in (pair.clean, pair.corrupt)])
     return Preview(
         pair=pair,
         clean_top=_choices(model, clean),
         corrupt_top=_choices(model, corrupt),
-        clean_log_probs=clean,
         warnings=(*pair.notes, *_warnings(model, pair, clean, corrupt)),
     )
+
+
+def log_probs(model: Model, runs: Sequence[Run]) -> list[Float[Tensor, " vocab"]]:
+    """What the model expects after each run, in nats."""
+    recordings = record(model, runs)
+    return [recordings[run].logits[-1].float().log_softmax(-1) for run in runs]
 
 
 def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:

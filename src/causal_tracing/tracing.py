@@ -9,7 +9,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.assembly import PairNumbers, assemble, collect
-from causal_tracing.edits import World
+from causal_tracing.edits import Run, World
 from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.evaluate import Measure, evaluate, spread
 from causal_tracing.errors import EngineNote, InvalidOption, nearest
 from causal_tracing.estimates import Estimate, estimate_sweep
 from causal_tracing.metrics import METRICS, measure_logits
 from causal_tracing.model import Model, require_model
-from causal_tracing.previews import Preview, preview_tokens
+from causal_tracing.previews import log_probs, preview_tokens
 from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
@@ -68,8 +68,7 @@ def trace(
     if chosen.note:
         warnings.warn(chosen.note, EngineNote, stacklevel=2)
     previews = preview_tokens(model, tokens)
-    measure = _measure_of(previews)
-    numbers = list(_numbers(model, tokens, sweep, measure, engine=chosen.engine, budget=budget, progress=progress))
+    numbers = list(_numbers(model, tokens, sweep, engine=chosen.engine, budget=budget, progress=progress))
     first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
     measurements = assemble(
         previews,
@@ -96,7 +95,7 @@ def trace(
             seconds=time.perf_counter() - clock,
             worlds=sum(pair.worlds for pair in numbers),
             worlds_run=sum(pair.worlds_run for pair in numbers),
-            spot_checks=_spot_checks(model, tokens, sweep, numbers, measure, METRICS.index(first), spot_checks, seed),
+            spot_checks=_spot_checks(model, tokens, sweep, numbers, METRICS.index(first), spot_checks, seed),
         ),
     )
     return Trace(measurements)
@@ -137,14 +136,15 @@ def _check_options(metric: str | None, engine: str, budget: int | None, spot_che
         raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {spot_checks}.")
 
 
-def _measure_of(previews: Sequence[Preview]) -> Measure:
+def _measure_of(model: Model, pairs: Mapping[int, TokenPair]) -> Measure:
     """Every metric at the last position, by the answer, foil and clean prediction of the world's own pair."""
-    answers = torch.tensor([preview.pair.answer for preview in previews])
-    foils = torch.tensor([-1 if preview.pair.foil is None else preview.pair.foil for preview in previews])
-    clean = torch.stack([preview.clean_log_probs for preview in previews])
+    row = {number: place for place, number in enumerate(pairs)}
+    answers = torch.tensor([pair.answer for pair in pairs.values()])
+    foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs.values()])
+    clean = torch.stack(log_probs(model, [Run(pair.clean.tokens) for pair in pairs.values()]))
 
     def measure(logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Float[Tensor, "world metric"]:
-        of = torch.tensor([world.pair for world in worlds])
+        of = torch.tensor([row[world.pair] for world in worlds])
         here = logits.device
         return measure_logits(logits[:, -1], answers[of].to(here), foils[of].to(here), clean[of].to(here))
 
@@ -155,7 +155,6 @@ def _numbers(
     model: Model,
     pairs: Sequence[TokenPair],
     sweep: Sweep,
-    measure: Measure,
     *,
     engine: str,
     budget: int | None,
@@ -164,6 +163,7 @@ def _numbers(
     """Each pair's numbers, a few pairs at a time."""
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         chunk = range(start, min(start + PAIRS_AT_ONCE, len(pairs)))
+        measure = _measure_of(model, {number: pairs[number] for number in chunk})
         asked = {number: worlds_of(pairs[number], sweep, number) for number in chunk}
         worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
 
@@ -193,7 +193,6 @@ def _spot_checks(
     pairs: Sequence[TokenPair],
     sweep: Sweep,
     numbers: Sequence[PairNumbers],
-    measure: Measure,
     metric: int,
     count: int,
     seed: int,
@@ -212,6 +211,7 @@ def _spot_checks(
         for _, one, found in chosen
     ]
     worlds = [world for group in same for world in group]
+    measure = _measure_of(model, {number: pairs[number] for number, _, _ in chosen})
     alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
     differences = [
         abs(float(np.mean([next(alone) for _ in group])) - numbers[number].patched[one.direction][(metric, *one.at)])

@@ -55,7 +55,7 @@ LABELS = {
 SENTENCE = (
     ", about which my old friend from the university told me yesterday afternoon, when the long meeting about the "
     "budget of the coming year had finally come to an end and everyone else had gone home, over a cup of coffee in "
-    "the small cafe near the station, that in spite of everything that he had read about it in the newspapers it is"
+    "the small cafe near the station, that in spite of everything that he had read about it in the newspapers for years it really is"
 )
 
 
@@ -167,7 +167,8 @@ def scaling(model: Model) -> list[dict[str, Any]]:
         for engine in ("packed", "replay"):
             first = worlds[: len(worlds) // pairs]
             chosen = worlds if engine == "packed" else first[:: max(1, len(first) // 64)]
-            took = [seconds(lambda e=engine, c=chosen, t=task: _evaluated(model, c, t, e)) for _ in range(3)]
+            repeats = 3 if len(worlds) < 2000 else 1
+            took = [seconds(lambda e=engine, c=chosen, t=task: _evaluated(model, c, t, e)) for _ in range(repeats)]
             row[engine] = statistics.median(took) / len(chosen) * len(worlds)
         rows.append(row)
     return rows

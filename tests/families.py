@@ -324,6 +324,7 @@ FAMILIES: tuple[Family, ...] = (
             "mlp_only_layers": [],
         },
         residual="sequential",
+        additive=False,  # by modules that have the same names in every layer
         packed=False,
         grouped_queries=True,
         known=False,

@@ -13,7 +13,7 @@ from causal_tracing.engine.check import accept, check
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, UnsupportedModel
 from causal_tracing.model import Model
-from causal_tracing.sites import COMPONENTS, Site
+from causal_tracing.sites import COMPONENTS, MEDIATORS, Site
 from causal_tracing.testing import Copy, Neuron, Neurons, ToyLayer, ToyNetwork, ToyTokenizer, circuit, lookup
 from families import FAMILIES, Family, build
 
@@ -75,7 +75,7 @@ def test_what_a_model_does_not_have_is_refused_by_name(name, component):
     model = load(name)
     message = (
         rf"{component} is not offered on this model \({model.anatomy.family}\): no modules were found whose outputs "
-        r"add up to what its layers add\. Offered: resid_pre, resid_post\."
+        r"add up to what its layers add\. Offered: resid_pre, resid_post[,.]"
     )
     with pytest.raises(ComponentNotOffered, match=message):
         patched(model, component, [3])
@@ -84,7 +84,7 @@ def test_what_a_model_does_not_have_is_refused_by_name(name, component):
 def test_parallel_layers_have_no_middle():
     message = (
         r"resid_mid is not offered on this model \(gpt_neox\): its attention and MLP read the same stream "
-        r"\(parallel layers\)\. Offered: resid_pre, attn_out, mlp_out, resid_post\."
+        r"\(parallel layers\)\. Offered: resid_pre, attn_out, mlp_out, resid_post, q, k, v, pattern, z, neurons\."
     )
     with pytest.raises(ComponentNotOffered, match=message):
         patched(load("gpt_neox"), "resid_mid", [3])
@@ -302,8 +302,9 @@ def test_a_checkup_says_what_was_found():
 
 def test_a_checkup_names_what_was_refused():
     said = check(load("mamba")).to_dict()
-    assert sorted(said["refused"]) == ["attn_out", "mlp_out", "resid_mid"]
+    assert sorted(said["refused"]) == sorted(["attn_out", "mlp_out", "resid_mid", *MEDIATORS])
     assert said["components"] == ["resid_pre", "resid_post"]
+    assert said["mediators"] == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

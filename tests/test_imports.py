@@ -17,9 +17,10 @@ FLOORS = [
     [["anatomy", "model"], ["results"]],
     [
         [
-            *("engine.taps", "engine.writes", "engine.forward", "engine.record", "engine.plan", "engine.replay"),
-            *("engine.attention", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
-            *("engine.packed", "engine.evaluate", "engine.agreement", "engine.check"),
+            *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.plan"),
+            *("engine.replay", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
+            *("engine.packed", "engine.evaluate", "engine.agreement"),
+            *("engine.findings", "engine.mediators", "engine.check"),
         ],
         ["testing"],
     ],

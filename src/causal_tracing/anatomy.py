@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from causal_tracing.errors import ComponentNotOffered, UnsupportedModel
-from causal_tracing.sites import COMPONENTS
+from causal_tracing.sites import COMPONENTS, MEDIATORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class Layout:
 class Anatomy:
     """A model's layers and their layout, with the reason for every component that is not offered.
 
-    `cut` is False for models whose layers read something besides the residual stream.
+    `cut` is False for models whose layers read something besides the residual stream. `counts` says how many heads
+    (of queries, of keys and values) and neurons a layer has.
     """
 
     family: str
@@ -44,18 +45,32 @@ class Anatomy:
     detected: bool = False
     cut: bool = True
     refused: tuple[tuple[str, str], ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The components that can be offered, in computation order."""
+        """The whole components that can be offered, in computation order."""
         refused = dict(self.refused)
         return tuple(name for name in COMPONENTS if name not in refused)
+
+    @property
+    def mediators(self) -> tuple[str, ...]:
+        """Those that can be offered of the components that have heads or neurons, in computation order."""
+        refused = dict(self.refused)
+        return tuple(name for name in MEDIATORS if name not in refused)
+
+    def count(self, component: str) -> int:
+        """How many heads or neurons a component has in a layer; 1 where it has no such parts."""
+        if component not in MEDIATORS:
+            return 1
+        self.require(component)
+        return dict(self.counts)[component]
 
     def require(self, component: str) -> None:
         """Raises ComponentNotOffered, with the reason, for a component that this model does not have."""
         reason = dict(self.refused).get(component)
         if reason:
-            offered = ", ".join(self.components)
+            offered = ", ".join((*self.components, *self.mediators))
             raise ComponentNotOffered(
                 f"{component} is not offered on this model ({self.family}): {reason} Offered: {offered}."
             )

@@ -1,6 +1,6 @@
 """What is run: runs, edits and worlds. An intervention is a value, never a callback."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.errors import InvalidEdit
@@ -15,11 +15,57 @@ class From:
     position: int
 
 
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of what donors have there: over a reference set."""
+
+    donors: tuple[From, ...]
+
+    def __post_init__(self) -> None:
+        if not self.donors:
+            raise InvalidEdit("A mean needs at least one donor; it got none.")
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """Nothing: zeros."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """A tensor of shape [d_model], as it is. Compared by identity."""
+    """A tensor of the site's size ([d_model] in the stream), as it is. Compared by identity."""
 
     tensor: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plus:
+    """What is there, with a tensor of the site's size added to it. Compared by identity."""
+
+    tensor: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subspace:
+    """What is there, with the donor's part inside a subspace: h + P (h_donor − h). Compared by identity.
+
+    `basis` spans the subspace, [rank, size of the site]; it need not be orthonormal.
+    """
+
+    basis: Any
+    donor: From
+
+
+Source = From | Mean | Zero | Given | Plus | Subspace
+
+
+def donors_of(source: Source) -> tuple[From, ...]:
+    """Where a source reads from other runs."""
+    if isinstance(source, From):
+        return (source,)
+    if isinstance(source, Mean):
+        return source.donors
+    return (source.donor,) if isinstance(source, Subspace) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +73,7 @@ class Edit:
     """Writes (1 − alpha) · current + alpha · source at a site; alpha = 1 writes the source to the bit."""
 
     site: Site
-    source: From | Given
+    source: Source
     alpha: float = 1.0
 
 
@@ -41,16 +87,19 @@ class Run:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise InvalidEdit("A run needs at least one token; it got none.")
-        places = [edit.site.place for edit in self.edits]
+        written: dict[Site, set[int | None]] = {}
         for edit in self.edits:
             _check_position("An edit is", edit.site.position, self)
-            if isinstance(edit.source, From):
-                _check_position("A donor is read", edit.source.position, edit.source.run)
-            if places.count(edit.site.place) > 1:
+            for donor in donors_of(edit.source):
+                _check_position("A donor is read", donor.position, donor.run)
+            place = edit.site.place
+            units = written.setdefault(replace(place, unit=None), set())
+            if place.unit in units or (units and (place.unit is None or None in units)):
                 raise InvalidEdit(
                     f"Two edits of one run write at the same site: {edit.site}. (resid_post of a layer is "
                     "resid_pre of the next.) Keep one of them, or make two worlds."
                 )
+            units.add(place.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +119,11 @@ class World:
             raise InvalidEdit("A world needs at least one readout position; it got none.")
         for position in self.readout:
             _check_position("The readout is", position, self.base)
+        for edit in self.edits:
+            if edit.site.component == "embed":
+                raise InvalidEdit(
+                    f"A world cannot edit {edit.site}: noise belongs to its base run; resid_pre of layer 0 restores."
+                )
         _ = self.run  # edits of the base and of the world must go together
 
     @property

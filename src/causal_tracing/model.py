@@ -100,6 +100,13 @@ class Model:
         """A module inside a layer, by its path."""
         return self.layers[layer].get_submodule(path)
 
+    def units(self, component: str) -> int:
+        """How many heads or neurons a layer has; 1 for the components that have no such parts.
+
+        Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered.
+        """
+        return self.anatomy.count(component)
+
     def scale(self, layer: int) -> float:
         """What attention and MLP outputs are multiplied by before they are added to the residual stream."""
         name = self.anatomy.layout.scale

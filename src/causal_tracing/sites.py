@@ -1,32 +1,43 @@
-"""Where one can read and write: a component of a layer, at a position."""
+"""Where one can read and write: a component of a layer, at a position, whole or one of its units."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from causal_tracing.errors import InvalidOption, nearest
 
-# In computation order: of two edits at one token in one layer, the later one acts on what the earlier one left.
+# Blocks: a vector of the stream's width. Heads: as attention sees them (q and k after rotary embedding and norms; z is
+# a head's output before the output projection). A unit is one head, or one neuron.
 COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+HEADS = ("q", "k", "v", "pattern", "z")
+MEDIATORS = (*HEADS, "neurons")
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
+
+# In computation order: of two edits at one token in one layer, the later one acts on what the earlier one left.
+# "embed" is what the embedding gives, layer 0: a run can be noised there, but it is nothing that is traced.
+ORDER = ("embed", "resid_pre", *HEADS, "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """A component of one layer (0-based) at one token position (0-based)."""
+    """A component of one layer (0-based) at one token position (0-based); of heads and neurons one unit, or all."""
 
     component: str
     layer: int
     position: int
+    unit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.component not in COMPONENTS:
-            raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, COMPONENTS)}")
+        if self.component not in ORDER:
+            raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, ORDER[1:])}")
+        if self.unit is not None and self.component not in MEDIATORS:
+            raise InvalidOption(f"{self.component} has no heads or neurons: leave unit={self.unit} out.")
 
     @property
     def place(self) -> "Site":
         """The site under one name: `resid_post` of a layer is `resid_pre` of the next."""
         if self.component == "resid_post":
-            return Site("resid_pre", self.layer + 1, self.position)
+            return replace(self, component="resid_pre", layer=self.layer + 1)
         return self
 
     def __str__(self) -> str:
-        return f"{self.component} of layer {self.layer} at position {self.position}"
+        unit = "" if self.unit is None else f" ({'neuron' if self.component == 'neurons' else 'head'} {self.unit})"
+        return f"{self.component}{unit} of layer {self.layer} at position {self.position}"

@@ -43,7 +43,8 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Choi
     if asked == "replay":
         return Choice("replay")
     agreement = model.agreement
-    if agreement is None or agreement.circumstances != circumstances(model):
+    known = agreement.differences if agreement else {}
+    if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
         agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
     against = agreement.against(components)
     if against is None:

@@ -6,17 +6,21 @@ model's own attention is called. The one place that knows transformers' interfac
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from causal_tracing.engine.taps import Place, Visit
 from causal_tracing.errors import CannotPack
 from causal_tracing.model import Model
+
+SEEN = ("q", "k", "v", "pattern")  # the components that only the attention function sees
 
 Attention = Callable[..., tuple[Tensor, Any]]  # (module, query, key, value, mask, **options) -> (output, weights)
 Attend = Callable[..., tuple[Tensor, Any]]  # (own attention, layer, module, query, key, value, mask, **options)
@@ -37,6 +41,76 @@ def attention_by(model: Model, attend: Attend) -> Iterator[None]:
             del ALL_ATTENTION_FUNCTIONS[name]
         else:
             ALL_ATTENTION_FUNCTIONS[name] = before
+
+
+@contextmanager
+def attention_shown(model: Model, places: Collection[Place], visit: Visit) -> Iterator[None]:
+    """Shows queries, keys, values and patterns to `visit` as [batch, token, width], like any other component."""
+    for component, _ in places:
+        model.anatomy.require(component)
+    if not places:
+        yield
+        return
+    with attention_by(model, partial(_attend_shown, frozenset(places), visit)):
+        yield
+
+
+def _attend_shown(
+    places: Collection[Place],
+    visit: Visit,
+    own: Attention,
+    layer: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    **options: Any,
+) -> tuple[Tensor, Any]:
+    def see(component: str, tensor: Tensor) -> Tensor:
+        return by_token(partial(visit, component, layer), tensor) if (component, layer) in places else tensor
+
+    query, key, value = see("q", query), see("k", key), see("v", value)
+    output, weights = own(module, query, key, value, mask, **options)
+    if ("pattern", layer) in places:
+        output = with_patterns(output, partial(see, "pattern"), module, query, key, value, mask, **options)
+    return output, weights
+
+
+def by_token(
+    see: Callable[[Tensor], Tensor], value: Float[Tensor, "batch head token size"]
+) -> Float[Tensor, "batch head token size"]:
+    """Shows a tensor of heads as [batch, token, head · size]."""
+    shaped = value.transpose(1, 2).flatten(2)
+    seen = see(shaped)
+    return value if seen is shaped else seen.unflatten(2, (value.shape[1], -1)).transpose(1, 2)
+
+
+def with_patterns(
+    output: Float[Tensor, "batch token head size"],
+    see: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    **options: Any,
+) -> Float[Tensor, "batch token head size"]:
+    """Attention's output where `see` has changed a row of the pattern [batch, head, token, key]; elsewhere as it is.
+
+    The pattern is what the model's eager attention makes of the same queries and keys.
+    """
+    if mask is None:
+        mask = causal_rows(query.shape[2], query, eager=True)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+    pattern = _eager(module)(module, query, key, value, mask, **options)[1]
+    new = see(pattern)
+    if new is pattern:
+        return output
+    made = new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)
+    changed = (new != pattern).any(-1).transpose(1, 2)
+    return torch.where(changed[..., None], made.transpose(1, 2), output)
 
 
 def _dispatch(

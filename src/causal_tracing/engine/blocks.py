@@ -172,11 +172,13 @@ class States:
     def _writes(self, layer: int, members: Sequence[int], positions: Sequence[int]) -> Writes:
         """The edits inside the layer, by their rows of [member · position]."""
         found: dict[Place, list[Write]] = {}
-        for component in INSIDE:
+        row_of = {member: row for row, member in enumerate(members)}
+        column_of = {position: column for column, position in enumerate(positions)}
+        for component in (*INSIDE, "k", "v"):
             for member, edit in self.group.writes.get((component, layer), ()):
-                if member in members and edit.site.position in positions:
-                    row = members.index(member) * len(positions) + positions.index(edit.site.position)
-                    found.setdefault((component, layer), []).append((row, edit))
+                row, column = row_of.get(member), column_of.get(edit.site.position)
+                if row is not None and column is not None:
+                    found.setdefault((component, layer), []).append((row * len(positions) + column, edit))
         return found
 
     @property

@@ -16,27 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.anatomy import Anatomy, candidates
-from causal_tracing.edits import Edit, From, Given, Run
+from causal_tracing.edits import Edit, Given, Run
 from causal_tracing.engine.agreement import LENGTH, SEED, TOLERANCE, compare, random_prompts
+from causal_tracing.engine.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.forward import forward
+from causal_tracing.engine.mediators import counted, proofs
 from causal_tracing.engine.record import record
 from causal_tracing.engine.writes import Recording
 from causal_tracing.errors import UnsupportedModel
-from causal_tracing.model import Model, require_model
+from causal_tracing.model import Agreement, Model, require_model
 from causal_tracing.sites import RESIDUAL, Site
-
-REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One check: the difference that was measured, the bound that it was held against, and whether it held."""
-
-    name: str
-    component: str
-    difference: float
-    bound: float
-    holds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +41,7 @@ class Checkup:
             f"{known['model']}: {known['layers']} layers of {known['family']}, found by {known['found_by']}",
             f"engine      {known['engine']}" + (f": {known['engine_note']}" if known["engine_note"] else ""),
             f"components  {', '.join(known['components'])}",
+            f"heads       {', '.join(f'{name} ({n})' for name, n in known['mediators'].items()) or 'none'}",
             *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
         ]
         if not known["whole_layers_are_cuts"]:
@@ -75,6 +65,7 @@ class Checkup:
             "engine": "replay" if against else "packed",
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
+            "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
             "refused": dict(anatomy.refused),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [
@@ -91,11 +82,36 @@ def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, s
 def check(model: Model) -> Checkup:
     """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
     require_model(model)
-    return examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
+    found = examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
+    model, proved = prove(found.model, found.model.anatomy.mediators)
+    return Checkup(model=model, findings=(*found.findings, *proved))
+
+
+def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
+    """The model without those of these mediators (heads' components, neurons) whose checks fail, and the checks.
+
+    The rest is compared between the engines.
+    """
+    clean, corrupt = random_prompts(model.network, model.tokenizer)
+    anatomy, found = model.anatomy, list(proofs(model, mediators, clean, corrupt))
+    for failed in (finding for finding in found if not finding.holds):
+        for component in failed.component.split(", "):
+            if component in anatomy.mediators:
+                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+    model = replace(model, anatomy=anatomy)
+    agreement = compare(model, [name for name in mediators if name in anatomy.mediators], clean, corrupt)
+    found += _agreeing(agreement)
+    if model.agreement:
+        differences = {**model.agreement.differences, **agreement.differences}
+        agreement = replace(model.agreement, differences=differences)
+    return replace(model, agreement=agreement), tuple(found)
 
 
 def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Checkup:
-    """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel."""
+    """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel.
+
+    Heads and neurons are found, and counted; `prove` patches them.
+    """
     common = {"network": network, "tokenizer": tokenizer, "name": name, "source": source or {}}
     clean, corrupt = random_prompts(network, tokenizer)
     for anatomy in candidates(network):
@@ -106,16 +122,23 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
     else:
         raise AssertionError("the last candidate is the bare layers, which need no explanation")
     anatomy, findings = explained
+    anatomy = counted(replace(model, anatomy=anatomy), clean)
     patched = list(_patched(replace(model, anatomy=anatomy), clean, corrupt))
     anatomy = _judged(name, anatomy, patched)
     model = replace(model, anatomy=anatomy)
     agreement = compare(model, anatomy.components, clean, corrupt)
-    agreeing = [
-        _finding("packed = replay", component, difference, agreement.bound)
-        for component, difference in agreement.differences.items()
-        if not agreement.reason
-    ]
-    return Checkup(model=replace(model, agreement=agreement), findings=(*findings, *patched, *agreeing))
+    model = replace(model, agreement=agreement)
+    return Checkup(model=model, findings=(*findings, *patched, *_agreeing(agreement)))
+
+
+def _agreeing(agreement: Agreement) -> Iterator[Finding]:
+    for component, difference in agreement.differences.items():
+        if not agreement.reason:
+            yield bounded("packed = replay", component, difference, agreement.bound)
+
+
+def _measured(failed: Finding) -> str:
+    return f"({failed.name}: measured {failed.difference:.2g}, bound {failed.bound:.2g})"
 
 
 def _explained(model: Model, run: Run) -> tuple[Anatomy, list[Finding]] | None:
@@ -168,7 +191,7 @@ def _local(model: Model, run: Run) -> Finding:
     _, captured = forward(model, [run, edited], {}, keep=1, wanted=[("mlp_out", layer)])
     before, after = captured["mlp_out", layer][:, 2:]
     change = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
-    return _finding("an MLP reads its own token only", "mlp_out", change, TOLERANCE[model.dtype])
+    return bounded("an MLP reads its own token only", "mlp_out", change, TOLERANCE[model.dtype])
 
 
 def _agree(model: Model, name: str, component: str, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Finding:
@@ -178,11 +201,7 @@ def _agree(model: Model, name: str, component: str, rows: Sequence[tuple[Tensor,
         difference = (added - parts).abs().amax(-1) - rounding * whole.abs().amax(-1)
         share = difference.clamp(min=0) / added.abs().amax(-1).clamp(min=1e-30)
         worst = max(worst, share.max().item())
-    return _finding(name, component, worst, TOLERANCE[model.dtype])
-
-
-def _finding(name: str, component: str, difference: float, bound: float) -> Finding:
-    return Finding(name=name, component=component, difference=difference, bound=bound, holds=difference <= bound)
+    return bounded(name, component, worst, TOLERANCE[model.dtype])
 
 
 def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
@@ -196,55 +215,26 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
         return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=LENGTH)[0]
 
     components = model.anatomy.components
-    in_a_batch = run([(), _write(model, "resid_post", corrupt, model.num_layers - 1)])[0]
+    in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.num_layers - 1)])[0]
     alone = (in_a_batch - donors[clean].logits).abs().max().item() / size
-    yield _finding("a run alone = the run in a batch", "", alone, bound)
-    for component in components:  # one run at a time, as recorded: batches of other sizes differ in the last bits
-        itself = run([_write(model, component, clean)])[0]
-        change = (itself - donors[clean].logits).abs().max().item()
-        yield _finding("its own activations change nothing", component, change, 0.0)
-    last = run([_write(model, "resid_post", corrupt, model.num_layers - 1)])[0]
-    difference = (last - donors[corrupt].logits).abs().max().item() / size
-    yield _finding("the last layer's output gives the donor's logits", "resid_post", difference, bound)
-    for component in (name for name in components if name in RESIDUAL):
-        whole = run([_write(model, component, corrupt, layer) for layer in range(model.num_layers)])
-        difference = (whole - donors[corrupt].logits).abs().max().item() / size
-        yield _finding("a whole layer gives the donor's logits", component, difference, bound)
+    yield bounded("a run alone = the run in a batch", "", alone, bound)
     for component in components:
-        yield from _random_write(model, component, clean, donors[clean], bound)
-
-
-def _write(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
-    """The donor's activations at every position of one layer, or of all."""
-    layers = range(model.num_layers) if layer is None else [layer]
-    positions = range(len(donor.tokens))
-    return tuple(Edit(Site(component, one, p), From(donor, p)) for one in layers for p in positions)
-
-
-def _random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
-    """The positive control: a large write in the middle changes the logits there, and not before."""
-    layer, position = model.num_layers // 2, LENGTH // 2
-    stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
-    noise = torch.randn(stream.shape[-1], generator=torch.Generator().manual_seed(SEED))
-    given = Given(noise.to(stream.device) * stream.float().abs().max() * 3)
-    edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
-    logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
-    change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()
-    yield _finding("nothing before an edit changes", component, change[:position].max().item(), bound)
-    moved = change[position].item()
-    yield Finding(
-        name="a large random write changes the logits",
-        component=component,
-        difference=moved,
-        bound=REAL_CHANGE,
-        holds=moved >= REAL_CHANGE,
-    )
+        yield own_activations(model, component, clean, donors)
+    last = run([write_all(model, "resid_post", corrupt, model.num_layers - 1)])[0]
+    difference = (last - donors[corrupt].logits).abs().max().item() / size
+    yield bounded("the last layer's output gives the donor's logits", "resid_post", difference, bound)
+    for component in (name for name in components if name in RESIDUAL):
+        whole = run([write_all(model, component, corrupt, layer) for layer in range(model.num_layers)])
+        difference = (whole - donors[corrupt].logits).abs().max().item() / size
+        yield bounded("a whole layer gives the donor's logits", component, difference, bound)
+    for component in components:
+        yield from random_write(model, component, clean, donors[clean], bound)
 
 
 def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:
     """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted."""
     for finding in (finding for finding in findings if not finding.holds):
-        measured = f"({finding.name}: measured {finding.difference:.2g}, bound {finding.bound:.2g})"
+        measured = _measured(finding)
         if finding.name == "nothing before an edit changes":
             raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
         if finding.component in ("", "resid_post") and finding.name != "a whole layer gives the donor's logits":

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.edits import Edit, Run
+from causal_tracing.engine.attention import SEEN, attention_shown
 from causal_tracing.engine.taps import Place, attached
 from causal_tracing.engine.writes import Recording, rewritten
 from causal_tracing.errors import InvalidEdit
@@ -28,8 +29,8 @@ def forward(
     *,
     keep: int,
     wanted: Collection[Place] = (),
-) -> tuple[Float[Tensor, "run keep vocab"], Mapping[Place, Float[Tensor, "run token d_model"]]]:
-    """The runs' logits at the last `keep` positions, and their activations at the wanted places.
+) -> tuple[Float[Tensor, "run keep vocab"], Mapping[Place, Float[Tensor, "run token width"]]]:
+    """The runs' logits at the last `keep` positions, and their activations at the wanted places [run, token, width].
 
     `donors` holds a recording of every run that an edit reads from.
     """
@@ -41,7 +42,13 @@ def forward(
     captured: dict[Place, Tensor] = {}
     visit = partial(_visit, model, edits, donors, wanted, captured)
     tokens = torch.tensor([run.tokens for run in runs], device=model.device)
-    with model.at_rest(), attached(model, edits.keys() | set(wanted), visit, batch=len(runs)):
+    places = edits.keys() | set(wanted)
+    inside = {place for place in places if place[0] in SEEN}
+    with (
+        model.at_rest(),
+        attached(model, places - inside, visit, batch=len(runs)),
+        attention_shown(model, inside, visit),
+    ):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:], captured
 
@@ -60,7 +67,8 @@ def _visit(
     if place in edits:
         length = value.shape[1]
         writes = [(row * length + edit.site.position, edit) for row, edit in edits[place]]
-        value = rewritten(value.flatten(0, 1), writes, donors, scale_at(model, place)).view(value.shape)
+        units, scale = model.units(component), scale_at(model, place)
+        value = rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
     if place in wanted:
         captured[place] = value.clone()  # falcon adds to its MLP's output in place
     return value

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.edits import From, Run, World
+from causal_tracing.edits import Run, World, donors_of
 from causal_tracing.engine.forward import check_layer
 from causal_tracing.engine.packing import groups
 from causal_tracing.engine.tail import logits_of
@@ -101,8 +101,8 @@ def _recorded(model: Model, worlds: Sequence[World]) -> tuple[dict[Run, Tape], d
     sources, places = {}, set()
     for edit in (edit for world in worlds for edit in world.run.edits):
         check_layer(model, edit)
-        if isinstance(edit.source, From):
-            sources[edit.source.run] = True
+        for donor in donors_of(edit.source):
+            sources[donor.run] = True
             places.add((edit.site.component, edit.site.layer))
     found = tapes(model, list(bases | sources), places)
     return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}

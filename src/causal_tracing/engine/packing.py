@@ -15,7 +15,7 @@ from causal_tracing.edits import Edit, Run, World
 from causal_tracing.engine.taps import Place
 
 # Components whose edits change in their own layer no other token than the edited one.
-INSIDE = ("attn_out", "resid_mid", "mlp_out")
+INSIDE = ("q", "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +124,9 @@ def _again(edits: Sequence[Edit], first: int, layer: int, points: Sequence[int])
         component, at = _place(edit)
         position = edit.site.position
         if points and (at == layer or (at == layer + 1 and component == "resid_pre")):
-            computed = position in points and (at > layer or component != "resid_pre")
+            computed = position in points and (at > layer or component not in ("embed", "resid_pre"))
         else:
-            computed = at > layer or (at == layer and component != "resid_pre")
+            computed = at > layer or (at == layer and component not in ("embed", "resid_pre"))
         if computed and position >= first:
             yield edit
 

@@ -6,7 +6,7 @@
 3. The rest is cut into batches of equal length that fit a memory budget.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -14,11 +14,14 @@ import torch
 
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.model import Model
-from causal_tracing.sites import COMPONENTS, RESIDUAL
+from causal_tracing.sites import ORDER, RESIDUAL
 
 # Above some hundred tokens a batch, larger matrix products are no faster on a CPU, and memory is better left free.
 SHARE_OF_FREE_MEMORY = 1 / 8
 LARGEST_DEFAULT = {"cpu": 256 * 2**20}
+
+# What these hold in layer 0 follows from the token and its position alone.
+TOKENWISE = ("resid_pre", "q", "k", "v")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +57,13 @@ def effective(world: World, num_layers: int) -> tuple[Edit, ...]:
 
 
 def _computation_order(edit: Edit) -> tuple[int, int, int]:
-    return edit.site.layer, COMPONENTS.index(edit.site.component), edit.site.position
+    return edit.site.layer, ORDER.index(edit.site.component), edit.site.position
 
 
 def _reaches(edit: Edit, readout: Sequence[int], num_layers: int) -> bool:
     """Later tokens read a token through attention only: what is written behind the last layer's stays where it is."""
     site = edit.site
-    if site.layer == num_layers - 1 and site.component != "resid_pre":
+    if site.layer == num_layers - 1 and site.component not in ("resid_pre", "k", "v"):
         return site.position in readout
     return site.position <= max(readout)
 
@@ -74,19 +77,27 @@ def _writes_what_is_there(edit: Edit, base: Run) -> bool:
         return False
     if source.run == base:
         return True
-    if source.run.edits or base.edits:
-        return False
-    if site.component == "resid_pre" and site.layer == 0:  # an embedding, which knows one token and its position
-        return source.run.tokens[site.position] == base.tokens[site.position]
-    upto = site.position + 1
-    return source.run.tokens[:upto] == base.tokens[:upto]
+    alone = (site.position,)
+    if site.layer == 0 and site.component in TOKENWISE and not differing(source.run, base, alone):
+        return True
+    return not differing(source.run, base, range(site.position + 1))
+
+
+def differing(one: Run, other: Run, positions: Iterable[int]) -> list[int]:
+    """The positions at which two runs may differ: other tokens, or other edits of their own."""
+    return [position for position in positions if _at(one, position) != _at(other, position)]
+
+
+def _at(run: Run, position: int) -> tuple[int, frozenset[Edit]]:
+    return run.tokens[position], frozenset(edit for edit in run.edits if edit.site.position == position)
 
 
 def is_cut(model: Model, world: World) -> bool:
     """Whether the whole difference between base and donor must pass the edited sites, by their tokens alone.
 
     Such a world gives the donor's logits by construction: its effect is the total effect. All edits must be whole
-    (alpha 1), in one place of the residual stream, from one donor without edits, each to its own position.
+    (alpha 1), in one place of the residual stream, from one donor, each to its
+    own position. The runs' own edits may be noise only.
     """
     first = world.edits[0] if world.edits else None
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
@@ -96,7 +107,8 @@ def is_cut(model: Model, world: World) -> bool:
         whole = edit.source == From(donor, edit.site.position) and edit.alpha == 1
         if not whole or (edit.site.component, edit.site.layer) != (component, layer):
             return False
-    if donor.edits or world.base.edits or len(donor.tokens) != len(world.base.tokens):
+    elsewhere = [edit for run in (donor, world.base) for edit in run.edits if edit.site.component != "embed"]
+    if elsewhere or len(donor.tokens) != len(world.base.tokens):
         return False
     behind_the_last = layer == model.num_layers - 1 and component == "resid_post"
     if not (model.anatomy.cut or behind_the_last):
@@ -107,15 +119,14 @@ def is_cut(model: Model, world: World) -> bool:
 
 def _must_pass(world: World, donor: Run, component: str, layer: int, num_layers: int) -> set[int]:
     """The positions at which the two runs can differ in that place, so far as the readout depends on it."""
-    both = list(zip(world.base.tokens, donor.tokens, strict=True))
-    differing = [position for position, (base, other) in enumerate(both) if base != other]
-    if not differing:
+    apart = differing(world.base, donor, range(len(donor.tokens)))
+    if not apart:
         return set()
     if layer == num_layers - 1 and component != "resid_pre":
-        return {position for position in world.readout if position >= differing[0]}
+        return {position for position in world.readout if position >= apart[0]}
     if layer == 0 and component == "resid_pre":
-        return set(differing)
-    return set(range(differing[0], max(world.readout) + 1))
+        return set(apart)
+    return set(range(apart[0], max(world.readout) + 1))
 
 
 def default_budget(model: Model) -> int:

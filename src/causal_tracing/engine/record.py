@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from causal_tracing.edits import From, Run
+from causal_tracing.edits import Run, donors_of
 from causal_tracing.engine.forward import check_layer, forward
 from causal_tracing.engine.taps import Place
 from causal_tracing.engine.writes import Recording
@@ -38,9 +38,9 @@ def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
     for run in runs:
         for edit in run.edits:
             check_layer(model, edit)  # before the donor is recorded there
-            if isinstance(edit.source, From):
+            for donor in donors_of(edit.source):
                 place = edit.site.component, edit.site.layer
-                places.setdefault(edit.source.run, set()).add(place)
+                places.setdefault(donor.run, set()).add(place)
     alike: dict[frozenset[Place], list[Run]] = {}
     for donor, wanted in places.items():
         alike.setdefault(frozenset(wanted), []).append(donor)

@@ -1,11 +1,12 @@
-"""Hooks at the places of the residual stream: every value that passes is shown to `visit`, which may replace it.
+"""Hooks at the places of a model: every value that passes is shown to `visit`, which may replace it.
 
-The one place that knows how a component is read and written inside a layer. Shapes are [batch, token, d_model]
-whatever the module's own; values are the module's own output, before the layer's scale.
+The one place that knows how a component is read and written inside a layer. Shapes are [batch, token, width] whatever
+the module's own; values are the module's own output, before the layer's scale. What only attention sees (queries,
+keys, values, patterns) is shown by `attention.py`.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,22 +26,31 @@ def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: in
     Hooks are removed on the way out, whatever happens. Raises ComponentNotOffered.
     """
     for component, _ in places:
-        model.anatomy.require(component)
-    layout = model.anatomy.layout
+        if component != "embed":
+            model.anatomy.require(component)
     with ExitStack() as stack:
         for component, layer in sorted(places, key=_registration_order):
-            see = partial(_shown, visit, component, layer, batch)
-            if component == "resid_pre":
-                hook = _on_input(model.layers[layer], see)
-            elif component == "resid_post":
-                hook = _on_output(model.layers[layer], see)
-            elif component == "resid_mid":
-                hook = _in_the_middle(model, layer, see)
-            else:
-                path = layout.attn if component == "attn_out" else layout.mlp
-                hook = _on_output(model.part(layer, path or ""), see)
-            stack.enter_context(hook)
+            stack.enter_context(_hook(model, component, layer, partial(_shown, visit, component, layer, batch)))
         yield
+
+
+def _hook(model: Model, component: str, layer: int, see: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
+    layout = model.anatomy.layout
+    match component:
+        case "embed":
+            return _on_output(model.network.get_input_embeddings(), see)
+        case "resid_pre":
+            return _on_input(model.layers[layer], see)
+        case "resid_post":
+            return _on_output(model.layers[layer], see)
+        case "resid_mid":
+            return _in_the_middle(model, layer, see)
+        case "z" | "neurons":
+            return _on_input(model.part(layer, getattr(layout, component)), see)
+        case "attn_out":
+            return _on_output(model.part(layer, layout.attn or ""), see)
+        case _:
+            return _on_output(model.part(layer, layout.mlp or ""), see)
 
 
 def _registration_order(place: Place) -> tuple[bool, bool]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.edits import Run
-from causal_tracing.engine.attention import Attention, attention_by
+from causal_tracing.engine.attention import SEEN, Attention, attention_by, by_token, with_patterns
 from causal_tracing.engine.blocks import Block, KeysValues, States, Writes
 from causal_tracing.engine.forward import scale_at
 from causal_tracing.engine.packing import Group
@@ -96,13 +96,15 @@ class Wave:
             kwargs["hidden_states"] = hidden
         else:
             args = [hidden, *args]
-        with attached(self.model, writes, partial(self._visit, writes), batch=1):
+        places = [place for place in writes if place[0] not in SEEN]
+        with attached(self.model, places, partial(self._visit, writes), batch=1):
             output = self.model.layers[layer](*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def _visit(self, writes: Writes, component: str, layer: int, value: Tensor) -> Tensor:
         place = component, layer
-        return rewritten(value[0], writes[place], self.donors, scale_at(self.model, place))[None]
+        units, scale = self.model.units(component), scale_at(self.model, place)
+        return rewritten(value.flatten(0, 1), writes[place], self.donors, units=units, scale=scale).view(value.shape)
 
     def _attend(
         self,
@@ -120,23 +122,36 @@ class Wave:
         placed = list(zip(self.sent, starts, strict=False))
         if query.shape[2] != starts[-1]:
             raise CannotPack(f"layer {layer} attends with {query.shape[2]} tokens where {starts[-1]} were sent.")
-        if self.kept is not None:
-            self.kept += [(block.part(key, start), block.part(value, start)) for block, start in placed]
-            raise _Enough
         outputs = []
         for block, start in placed:
+            see = partial(self._see, block, layer)
+            own_keys, own_values = block.own or (see("k", block.part(key, start)), see("v", block.part(value, start)))
+            if self.kept is not None:
+                self.kept.append((own_keys, own_values))
+                continue
             attended = block.tape.attended[layer]
-            keys, values = block.own or (block.part(key, start), block.part(value, start))
-            output, _ = own(
-                module,
-                block.part(query, start),
-                block.seen(attended.keys, keys),
-                block.seen(attended.values, values),
-                block.mask(attended),
-                **options,
-            )
+            queries = see("q", block.part(query, start))
+            keys, values = block.seen(attended.keys, own_keys), block.seen(attended.values, own_values)
+            mask = block.mask(attended)
+            output, _ = own(module, queries, keys, values, mask, **options)
+            if ("pattern", layer) in block.writes:
+                see_whole = partial(self._see_pattern, block, layer)
+                output = with_patterns(output, see_whole, module, queries, keys, values, mask, **options)
             outputs.append(output.reshape(1, block.tokens, *output.shape[2:]))
+        if self.kept is not None:
+            raise _Enough
         return torch.cat(outputs, 1), None
+
+    def _see(self, block: Block, layer: int, component: str, value: Tensor) -> Tensor:
+        """The block's queries, keys or values, with the edits made."""
+        if (component, layer) not in block.writes:
+            return value
+        return by_token(partial(self._visit, block.writes, component, layer), value)
+
+    def _see_pattern(self, block: Block, layer: int, pattern: Tensor) -> Tensor:
+        """The same for patterns, which donors have of all their tokens: what lies behind `stop` is zero."""
+        behind = block.tape.length - block.stop
+        return self._see(block, layer, "pattern", nn.functional.pad(pattern, (0, behind)))[..., : block.stop]
 
 
 class _Enough(Exception):

@@ -1,0 +1,108 @@
+"""Heads and neurons of a model: how many there are, and whether patching them means what it says.
+
+1. Two short runs show what attention sees in each layer, and what goes into the last projections (`counted`).
+2. All of a layer's heads are its attention, all of its neurons its MLP, queries and keys its pattern, pattern and
+   values its heads' outputs: patched at all positions, both must give the same logits (`proofs`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from causal_tracing.anatomy import Anatomy
+from causal_tracing.edits import Run
+from causal_tracing.engine.agreement import LENGTH, TOLERANCE
+from causal_tracing.engine.attention import SEEN, Attention, attention_by
+from causal_tracing.engine.findings import Finding, bounded, own_activations, random_write, write_all
+from causal_tracing.engine.forward import forward
+from causal_tracing.engine.record import record
+from causal_tracing.model import Model
+
+# Patched at all positions of a layer, the first ones are the second: what is compared, and whom it speaks for.
+SAME = (
+    (("q", "k"), ("pattern",)),
+    (("pattern", "v"), ("z",)),
+    (("z",), ("attn_out",)),
+    (("neurons",), ("mlp_out",)),
+)
+
+
+def counted(model: Model, run: Run) -> Anatomy:
+    """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
+    heads, reason = _heads(model, run)
+    anatomy, counts = model.anatomy, dict.fromkeys(("q", "pattern", "z"), heads[0]) | dict.fromkeys("kv", heads[1])
+    if reason:
+        for component in SEEN:
+            anatomy = anatomy.refuse(component, reason)
+    for component, missing in (
+        ("z", "it is not known which projection its heads' outputs go into."),
+        ("neurons", "it is not known where its MLPs' neurons are; in a mixture of experts each token has others."),
+    ):
+        width = _width(replace(model, anatomy=anatomy), component, run)
+        if component == "neurons":
+            counts["neurons"] = width
+        if not width or (component == "z" and (not heads[0] or width % heads[0])):
+            anatomy = anatomy.refuse(component, missing)
+    return replace(anatomy, counts=tuple(counts.items()))
+
+
+def _heads(model: Model, run: Run) -> tuple[tuple[int, int], str]:
+    """How many heads queries have, and keys and values; and the reason where the attention function is not asked."""
+    seen: dict[int, tuple[int, int]] = {}
+
+    def look(
+        own: Attention, layer: int, module: nn.Module, query: Tensor, key: Tensor, *others: Any, **options: Any
+    ) -> tuple[Tensor, Any]:
+        seen[layer] = query.shape[1], key.shape[1]
+        return own(module, query, key, *others, **options)
+
+    with attention_by(model, look):
+        forward(model, [run], {}, keep=1)
+    named = getattr(model.config, "num_attention_heads", 0)
+    for layer in range(model.num_layers):
+        if layer not in seen:
+            return (named, named), f"layer {layer} does not attend by transformers' replaceable attention function."
+    if len(set(seen.values())) > 1:
+        return (named, named), "its layers have different numbers of heads."
+    return seen[0], ""
+
+
+def _width(model: Model, component: str, run: Run) -> int:
+    """How many numbers a token has there, in every layer; 0 where that cannot be looked at."""
+    if not getattr(model.anatomy.layout, component):
+        return 0
+    places = [(component, layer) for layer in range(model.num_layers)]
+    try:
+        found = record(model, [run], places)[run].activations
+    except (AttributeError, KeyError, RuntimeError, TypeError):  # layers without that module
+        return 0
+    widths = {value.shape[-1] for value in found.values()}
+    return widths.pop() if len(widths) == 1 and len(found) == len(places) else 0
+
+
+def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> Iterator[Finding]:
+    """The checks that patch heads and neurons, for those that are asked for."""
+    if not mediators:
+        return
+    together = {name for both in SAME for side in both for name in side}
+    offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
+    places = [(name, layer) for name in {*offered, "resid_post"} for layer in range(model.num_layers)]
+    donors = record(model, [clean, corrupt], places, keep=LENGTH)
+    donors |= record(model, [clean], places, keep=LENGTH)  # alone: batches of other sizes differ in the last bits
+    bound, size = TOLERANCE[model.dtype], donors[corrupt].logits.abs().max().item()
+    for component in mediators:
+        yield own_activations(model, component, clean, donors)
+        yield from random_write(model, component, clean, donors[clean], bound)
+    for parts, whole in SAME:
+        if {*parts, *whole} <= set(offered) and {*parts, *whole} & set(mediators):
+            runs = [
+                Run(clean.tokens, tuple(edit for name in names for edit in write_all(model, name, corrupt, layer)))
+                for names in (parts, whole)
+                for layer in sorted({0, model.num_layers // 2, model.num_layers - 1})
+            ]
+            one, other = forward(model, runs, donors, keep=LENGTH)[0].chunk(2)
+            apart = (one - other).abs().max().item() / size
+            speaks_for = ", ".join(name for name in (*parts, *whole) if name in mediators)
+            yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, apart, bound)

@@ -27,7 +27,7 @@ FLOORS = [
     [
         ["embedded", "hub", "loading"],
         ["effects", "reading"],
-        ["previews", "sweeps", "estimates", "assembly"],
+        ["previews", "sweeps", "estimates", "assembly", "units"],
         ["provenance"],
     ],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],

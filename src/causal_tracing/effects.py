@@ -45,14 +45,16 @@ AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. 
 FRACTION_PRECISION = 0.01
 
 
-def effects(measurements: Measurements) -> xr.Dataset:
+def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
+
+    `of` is "blocks", "heads" or "neurons".
 
     NaN where undefined: `status` says so for the cell, `reason` for a metric and pair as a whole, `fraction_reason`
     where only the fractions are undefined (a total effect too small to divide by). `damage_like` marks cells where
     logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
     """
-    data = measurements.data
+    data = measurements.table(of)
     raw_only = data.metric == "entropy"
     total = (data.clean - data.corrupt).where(~raw_only)
     found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total})
@@ -72,8 +74,8 @@ def effects(measurements: Measurements) -> xr.Dataset:
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold)
-    tokens = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
-    return found.assign_coords({name: data[name] for name in tokens})
+    labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
+    return found.assign_coords({name: data[name] for name in labels if name in data})
 
 
 def require_effect(name: str, available: xr.Dataset) -> str:

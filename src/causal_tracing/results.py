@@ -11,6 +11,10 @@ The dataset holds raw numbers of the metrics; `effects.py` makes effects of them
     clean_length, corrupt_length  (pair)      how many tokens there are
     clean_prompt, corrupt_prompt, answer, foil  (pair)
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices
+
+Heads and neurons, where they were measured, are datasets of their own, with the patched runs and their flags over
+(metric, pair, component, layer, head or neuron, position); `readers` (component, head) says which query heads read a
+key or value head.
 """
 
 import hashlib
@@ -26,9 +30,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.errors import InvalidOption, InvalidResults, MachineError, nearest
 
 SCHEMA = 1
+TABLES = ("blocks", "heads", "neurons")
+CELL = ("component", "layer", "position")
 TEXT, ARRAYS, PAIRS = "trace.json", "arrays.npz", "pairs.jsonl"
 
 
@@ -38,6 +44,28 @@ class Measurements:
 
     data: xr.Dataset
     provenance: Mapping[str, Any]
+    heads: xr.Dataset | None = None
+    neurons: xr.Dataset | None = None
+
+    def table(self, of: str = "blocks") -> xr.Dataset:
+        """The patched runs of "blocks", "heads" or "neurons", with the unedited runs and tokens beside them.
+
+        Raises InvalidOption where they were not measured.
+        """
+        if of not in TABLES:
+            raise InvalidOption(f"There is nothing called {of!r} in a trace. {nearest(str(of), TABLES)}")
+        if of == "blocks":
+            return self.data
+        found = self.heads if of == "heads" else self.neurons
+        if found is None:
+            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {of}=True).")
+        shared = [name for name, variable in self.data.variables.items() if not {*variable.dims} & {*CELL}]
+        return found.merge(self.data[shared].drop_dims([*CELL], errors="ignore"))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Which of them were measured."""
+        return tuple(name for name in TABLES if name == "blocks" or getattr(self, name) is not None)
 
     @property
     def metric(self) -> str:
@@ -102,24 +130,20 @@ def open_measurements(folder: str | Path) -> Measurements:
         raise InvalidResults(f"{folder / ARRAYS} cannot be read: {error}. Make the trace again.") from None
     _check(folder / ARRAYS, content["arrays"], arrays)
     with np.load(io.BytesIO(arrays), allow_pickle=False) as numbers:
-        data = _dataset(content["variables"], numbers)
-    return Measurements(data=data, provenance=content["provenance"])
+        tables = {name: _dataset(name, described, numbers) for name, described in content["tables"].items()}
+    data = tables.pop("blocks")
+    return Measurements(data=data, provenance=content["provenance"], **tables)
 
 
 def _write(measurements: Measurements, folder: Path) -> None:
     folder.mkdir()
-    numbers, described = io.BytesIO(), {}
-    data, arrays = measurements.data, {}
-    for name, variable in data.variables.items():
-        described[str(name)] = entry = {"dims": list(variable.dims), "coordinate": name in data.coords}
-        if variable.dtype.kind in "OUT":  # text stays in JSON: fixed-width arrays would lose trailing NULs
-            entry["text"] = variable.values.tolist()
-        else:
-            arrays[str(name)] = variable.values
+    numbers, arrays = io.BytesIO(), {}
+    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
+    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
     np.savez_compressed(numbers, **arrays)
     content = {
         "provenance": measurements.provenance,
-        "variables": described,
+        "tables": described,
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
     text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
@@ -132,10 +156,22 @@ def _write(measurements: Measurements, folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _dataset(described: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> xr.Dataset:
+def _described(table: str, data: xr.Dataset, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A table's variables as JSON; their numbers go to `arrays`, by table and name."""
+    described = {}
+    for name, variable in data.variables.items():
+        described[str(name)] = entry = {"dims": list(variable.dims), "coordinate": name in data.coords}
+        if variable.dtype.kind in "OUT":  # text stays in JSON: fixed-width arrays would lose trailing NULs
+            entry["text"] = variable.values.tolist()
+        else:
+            arrays[f"{table}.{name}"] = variable.values
+    return described
+
+
+def _dataset(table: str, described: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> xr.Dataset:
     variables, coordinates = {}, {}
     for name, entry in described.items():
-        values = np.array(entry["text"], dtype=object) if "text" in entry else numbers[name]
+        values = np.array(entry["text"], dtype=object) if "text" in entry else numbers[f"{table}.{name}"]
         (coordinates if entry["coordinate"] else variables)[name] = (entry["dims"], values)
     return xr.Dataset(variables, coordinates)
 

@@ -56,18 +56,14 @@ def plan_sweep(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    _check_names("component", components, COMPONENTS)
-    _check_names("direction", directions, DIRECTIONS)
+    check_names("component", components, COMPONENTS)
+    check_names("direction", directions, DIRECTIONS)
     for component in components:
         model.anatomy.require(component)
-    layers = range(model.num_layers) if layers is None else layers
-    for layer in layers:
-        if not 0 <= layer < model.num_layers:
-            raise InvalidOption(f"There is no layer {layer}: {model.name} has layers 0 to {model.num_layers - 1}.")
     return Sweep(
         components=tuple(dict.fromkeys(components)),
-        layers=tuple(sorted(set(layers))),
-        columns=_columns(pairs, positions),
+        layers=checked_layers(model, layers),
+        columns=resolved_columns(pairs, positions),
         directions=tuple(name for name in DIRECTIONS if name in directions),
     )
 
@@ -104,7 +100,17 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
     return [(position,) for position in pair.clean.positions(column)]
 
 
-def _columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
+def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, in order (None: all). Raises InvalidOption."""
+    layers = range(model.num_layers) if layers is None else layers
+    for layer in layers:
+        if not 0 <= layer < model.num_layers:
+            raise InvalidOption(f"There is no layer {layer}: {model.name} has layers 0 to {model.num_layers - 1}.")
+    return tuple(sorted(set(layers)))
+
+
+def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
+    """The columns that `positions` asks for, as positions from the left, roles, or "together". Raises InvalidOption."""
     if positions == "each":
         return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
     columns: tuple[Column, ...] = (positions,) if isinstance(positions, str) else tuple(dict.fromkeys(positions))
@@ -147,7 +153,8 @@ def _listed(positions: tuple[int, ...]) -> str:
     return "position " + ", ".join(map(str, positions)) if positions else "no position"
 
 
-def _check_names(what: str, names: Sequence[str], valid: Sequence[str]) -> None:
+def check_names(what: str, names: Sequence[str], valid: Sequence[str]) -> None:
+    """Raises InvalidOption where the names are none, or not a list of valid ones."""
     if isinstance(names, str):
         raise InvalidOption(f"Give the {what}s as a list, such as [{names!r}].")
     if not names:

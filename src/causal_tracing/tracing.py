@@ -10,10 +10,13 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
 from causal_tracing.traces import Trace
+from causal_tracing.units import Neurons, UnitSweep, measure_units, plan_units, unit_table
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 ENGINES = ("auto", "packed", "replay")
@@ -46,6 +50,10 @@ def trace(
     metric: str | None = None,
     directions: Sequence[str] = DIRECTIONS,
     align: str = "strict",
+    heads: bool | Sequence[str] = False,
+    head_positions: str | Sequence[Column] = "each",
+    neurons: Neurons = False,
+    neuron_positions: str | Sequence[Column] = ("last",),
     engine: str = "auto",
     budget: int | None = None,
     seed: int = 0,
@@ -56,7 +64,9 @@ def trace(
 
     `positions` is "each", "together" (all at once: one world a layer), or a list of positions and roles (a role with
     several tokens is their mean). `metric` is shown first; all are measured (default: logit_diff, or log_prob where
-    a pair has no foil). `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
+    a pair has no foil). `heads` adds maps of single heads: True for their outputs z, or names of q, k, v, pattern, z;
+    `neurons` of single neurons: True for all of the layers, or a mapping from layer to neurons; both at positions of
+    their own. `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     require_model(model)
@@ -64,11 +74,28 @@ def trace(
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
     tokens = tokenize_pairs(pairs, model.tokenizer, align=align)
     sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
-    chosen = choose(model, sweep.components, engine)
+    model, unit_sweeps = plan_units(
+        model,
+        tokens,
+        heads=heads,
+        head_positions=head_positions,
+        neurons=neurons,
+        neuron_positions=neuron_positions,
+        layers=layers,
+        directions=sweep.directions,
+    )
+    mediators = [name for units in unit_sweeps.values() for name in units.components]
+    chosen = choose(model, [*sweep.components, *mediators], engine)
     if chosen.note:
         warnings.warn(chosen.note, EngineNote, stacklevel=2)
     previews = preview_tokens(model, tokens)
-    numbers = list(_numbers(model, tokens, sweep, engine=chosen.engine, budget=budget, progress=progress))
+    common = {"engine": chosen.engine, "budget": budget}
+    parts = 1 + len(unit_sweeps)
+    numbers = list(_numbers(model, tokens, sweep, **common, progress=_share(progress, 0, parts)))
+    units = {
+        name: list(_unit_numbers(model, tokens, asked, numbers, **common, progress=_share(progress, part, parts)))
+        for part, (name, asked) in enumerate(unit_sweeps.items(), start=1)
+    }
     first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
     measurements = assemble(
         previews,
@@ -85,6 +112,7 @@ def trace(
                 "metric": metric,
                 "directions": list(sweep.directions),
                 "align": align,
+                **_unit_options(heads, head_positions, neurons, neuron_positions),
                 "engine": engine,
                 "budget": budget,
                 "seed": seed,
@@ -93,12 +121,14 @@ def trace(
             engine=chosen,
             started=started,
             seconds=time.perf_counter() - clock,
-            worlds=sum(pair.worlds for pair in numbers),
-            worlds_run=sum(pair.worlds_run for pair in numbers),
+            worlds=sum(pair.worlds for pair in numbers) + _sum(units, "worlds"),
+            worlds_run=sum(pair.worlds_run for pair in numbers) + _sum(units, "worlds_run"),
             spot_checks=_spot_checks(model, tokens, sweep, numbers, METRICS.index(first), spot_checks, seed),
         ),
     )
-    return Trace(measurements)
+    metrics = measurements.data.metric.values.tolist()
+    tables = {name: unit_table(model, unit_sweeps[name], tokens, found, metrics) for name, found in units.items()}
+    return Trace(replace(measurements, **tables))
 
 
 def estimate(
@@ -158,7 +188,7 @@ def _numbers(
     *,
     engine: str,
     budget: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> Iterator[PairNumbers]:
     """Each pair's numbers, a few pairs at a time."""
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
@@ -168,8 +198,7 @@ def _numbers(
         worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
 
         def report(done: int, total: int, first: int = start, size: int = len(chunk)) -> None:
-            if progress:
-                progress(round(100 * (first + size * done / total)), 100 * len(pairs))
+            progress(round(1000 * (first + size * done / total)), 1000 * len(pairs))
 
         result = evaluate(model, worlds, measure, engine=engine, budget=budget, progress=report)
         repeats = spread(model, [world for unedited, _ in asked.values() for world in unedited], measure)
@@ -186,6 +215,62 @@ def _numbers(
                 spread=repeats[2 * place : 2 * place + 2].max(0),
                 worlds_run=result.worlds_run if number == start else 0,
             )
+
+
+def _unit_numbers(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    sweep: UnitSweep,
+    numbers: Sequence[PairNumbers],
+    *,
+    engine: str,
+    budget: int | None,
+    progress: Callable[[int, int], None],
+) -> Iterator[xr.Dataset]:
+    """Each pair's heads or neurons."""
+    total, cells = sum(sweep.cells(pair) for pair in pairs), 0
+
+    def done(more: int) -> None:
+        nonlocal cells
+        cells += more
+        progress(cells, total)
+
+    for number, pair in enumerate(pairs):
+        unedited = {"restoration": numbers[number].corrupt, "disruption": numbers[number].clean}
+        measure = _measure_of(model, {number: pair})
+        yield measure_units(model, pair, sweep, number, measure, unedited, engine=engine, budget=budget, done=done)
+
+
+def _share(progress: Callable[[int, int], None] | None, part: int, parts: int) -> Callable[[int, int], None]:
+    """Progress of one part of the work, told as progress of the whole."""
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(round(1000 * (part + done / max(1, total)) / parts), 1000)
+
+    return report
+
+
+def _sum(units: Mapping[str, Sequence[xr.Dataset]], name: str) -> int:
+    return sum(found.attrs[name] for each in units.values() for found in each)
+
+
+def _unit_options(
+    heads: bool | Sequence[str],
+    head_positions: str | Sequence[Column],
+    neurons: Neurons,
+    neuron_positions: str | Sequence[Column],
+) -> dict[str, Any]:
+    """The options of heads and neurons as JSON holds them, where they were asked for."""
+    options: dict[str, Any] = {}
+    if heads:
+        options["heads"] = ["z"] if heads is True else list(heads)
+        options["head_positions"] = head_positions if isinstance(head_positions, str) else list(head_positions)
+    if neurons:
+        mapped = {str(layer): list(listed) for layer, listed in neurons.items()} if neurons is not True else True  # type: ignore[union-attr]
+        options["neurons"] = mapped
+        options["neuron_positions"] = neuron_positions if isinstance(neuron_positions, str) else list(neuron_positions)
+    return options
 
 
 def _spot_checks(

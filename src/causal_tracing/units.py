@@ -75,9 +75,10 @@ def plan_units(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    names = ("z",) if heads is True else tuple(dict.fromkeys(heads or ()))
-    if names:
-        check_names("heads' component", names, HEADS)
+    asked = ("z",) if heads is True else heads or ()
+    if asked:
+        check_names("heads' component", asked, HEADS)
+    names = tuple(dict.fromkeys(asked))
     mediators = (*names, *(("neurons",) if neurons else ()))
     for component in mediators:
         model.anatomy.require(component)

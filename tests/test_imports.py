@@ -27,12 +27,12 @@ FLOORS = [
     [
         ["embedded", "hub", "loading"],
         ["effects", "reading"],
-        ["previews", "sweeps", "estimates", "assembly", "units"],
+        ["previews", "sweeps", "assembly", "units", "estimates"],
         ["provenance"],
     ],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],
     [["traces", "tracing"]],
-    [["cli"]],
+    [["parse", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causal_tracing import __version__
+from causal_tracing import __version__, parse
 from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
+from causal_tracing.sites import COMPONENTS
 
 if TYPE_CHECKING:
     from causal_tracing.model import Model
@@ -118,6 +119,12 @@ def trace(
     ] = "each",
     directions: Annotated[str, typer.Option(help="Of restoration, disruption.")] = "restoration,disruption",
     align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
+    heads: Annotated[str | None, typer.Option(help="Single heads too, by any of q, k, v, pattern, z.")] = None,
+    head_positions: Annotated[str, typer.Option(help="Where heads are patched; as --positions.")] = "each",
+    neurons: Annotated[
+        str | None, typer.Option(help='Single neurons too: "all", or layers and neurons such as 5,20:14+1035.')
+    ] = None,
+    neuron_positions: Annotated[str, typer.Option(help="Where neurons are patched; as --positions.")] = "last",
     engine: Annotated[str, typer.Option(help="auto, packed or replay.")] = "auto",
     dtype: Dtype = None,
     device: Device = None,
@@ -143,15 +150,19 @@ def trace(
     }  # fmt: skip
     asked = _pairs(pairs, pair_fields)
     options = {
-        "components": _names(components),
-        "layers": _layers(layers),
-        "positions": positions if positions in ("each", "together") else _positions(positions),
+        "components": parse.names(components),
+        "layers": parse.layers(layers),
+        "positions": parse.positions(positions),
         "metric": metric,
-        "directions": _names(directions),
+        "directions": parse.names(directions),
         "align": align,
+        "heads": parse.names(heads or ""),
+        "head_positions": parse.positions(head_positions),
+        "neurons": parse.neurons(neurons),
+        "neuron_positions": parse.positions(neuron_positions),
         "engine": engine,
         "seed": seed,
-        "budget": _bytes(budget),
+        "budget": parse.size(budget),
         "spot_checks": spot_checks,
     }
     if out is not None:
@@ -211,7 +222,8 @@ def _load(name: str, **options: Any) -> "Model":
 
     model = load(name, **options)
     for component, reason in model.anatomy.refused:
-        _note(f"{component} is not offered on this model: {reason}")
+        if component in COMPONENTS:  # heads and neurons are an error where they are asked for
+            _note(f"{component} is not offered on this model: {reason}")
     return model
 
 
@@ -302,36 +314,3 @@ def _pairs(path: Path | None, given: dict[str, str | None]) -> "list[Pair]":
             f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
         )
     return [Pair(**named)]  # pyright: ignore[reportArgumentType]
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _positions(text: str) -> list[int | str]:
-    return [int(name) if name.lstrip("-").isdigit() else name for name in _names(text)]
-
-
-def _layers(text: str | None) -> list[int] | None:
-    """0-5,11 as numbers. Raises InvalidOption."""
-    if text is None:
-        return None
-    layers: list[int] = []
-    for part in _names(text):
-        first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
-            raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
-        layers += range(int(first), int(last or first) + 1)
-    return layers
-
-
-def _bytes(text: str | None) -> int | None:
-    """512MB as a number. Raises InvalidOption."""
-    if text is None:
-        return None
-    units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
-    digits = text.strip().rstrip("kKmMgGbB ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    if unit not in units or not digits.replace(".", "", 1).isdigit():
-        raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
-    return int(float(digits) * units[unit])

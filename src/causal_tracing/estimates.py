@@ -1,7 +1,7 @@
 """What a trace would take, before it is run: worlds, token-layers, memory, and a guess at the time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from causal_tracing.engine.plan import default_budget, plan
 from causal_tracing.model import Model
 from causal_tracing.prompts import TokenPair
 from causal_tracing.sweeps import Sweep, worlds_of
+from causal_tracing.units import UnitSweep, unit_cells
 
 TIMED_TOKENS = 512  # of the forward that is timed
 
@@ -51,13 +52,19 @@ class Estimate:
 
 
 def estimate_sweep(
-    model: Model, pairs: Sequence[TokenPair], sweep: Sweep, choice: Choice, budget: int | None
+    model: Model,
+    pairs: Sequence[TokenPair],
+    sweep: Sweep,
+    units: Collection[UnitSweep],
+    choice: Choice,
+    budget: int | None,
 ) -> Estimate:
     """What tracing these pairs would take on the chosen engine. Runs two forwards to time one."""
     worlds = worlds_run = token_layers = naive = 0
     for number, pair in enumerate(pairs):
         unedited, found = worlds_of(pair, sweep, number)
         asked = [*unedited, *(cell.world for cell in found)]
+        asked += [cell.world for each in units for cell in unit_cells(pair, each, number)]
         planned = plan(model, asked).worlds
         length = len(pair.clean.tokens)
         worlds += len(asked)

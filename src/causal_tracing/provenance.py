@@ -84,11 +84,25 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         words += [f"--{name}", ",".join(map(str, options[name]))]
     positions = options["positions"]
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
+    words += _units(options)
     for name in ("metric", "budget", "engine"):
         if options[name] not in (None, "auto"):
             words += [f"--{name}", str(options[name])]
     words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
     return shlex.join(words)
+
+
+def _units(options: Mapping[str, Any]) -> list[str]:
+    """Heads and neurons, where they were asked for."""
+    words: list[str] = []
+    for name in ("heads", "head_positions", "neurons", "neuron_positions"):
+        value = options.get(name)
+        if isinstance(value, Mapping):
+            value = [layer + (":" + "+".join(map(str, listed)) if listed else "") for layer, listed in value.items()]
+        if value is not None:
+            text = "all" if value is True else value if isinstance(value, str) else ",".join(map(str, value))
+            words += [f"--{name.replace('_', '-')}", text]
+    return words
 
 
 def _versions() -> dict[str, str]:

@@ -140,6 +140,10 @@ def estimate(
     positions: str | Sequence[Column] = "each",
     directions: Sequence[str] = DIRECTIONS,
     align: str = "strict",
+    heads: bool | Sequence[str] = False,
+    head_positions: str | Sequence[Column] = "each",
+    neurons: Neurons = False,
+    neuron_positions: str | Sequence[Column] = ("last",),
     engine: str = "auto",
     budget: int | None = None,
 ) -> Estimate:
@@ -151,7 +155,18 @@ def estimate(
     _check_options(None, engine, budget, 0)
     tokens = tokenize_pairs([pairs] if isinstance(pairs, Pair) else list(pairs), model.tokenizer, align=align)
     sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
-    return estimate_sweep(model, tokens, sweep, choose(model, sweep.components, engine), budget)
+    model, units = plan_units(
+        model,
+        tokens,
+        heads=heads,
+        head_positions=head_positions,
+        neurons=neurons,
+        neuron_positions=neuron_positions,
+        layers=layers,
+        directions=sweep.directions,
+    )
+    named = [*sweep.components, *(name for each in units.values() for name in each.components)]
+    return estimate_sweep(model, tokens, sweep, units.values(), choose(model, named, engine), budget)
 
 
 def _check_options(metric: str | None, engine: str, budget: int | None, spot_checks: int) -> None:

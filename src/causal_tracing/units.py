@@ -128,11 +128,12 @@ def plan_neurons(
     positions: str | Sequence[Column],
     directions: Sequence[str],
 ) -> UnitSweep:
-    """All neurons of the layers, or those of a mapping from layer to neurons. Raises as `plan_heads` does."""
+    """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
     count = model.units("neurons")
     if isinstance(neurons, Mapping):
         chosen = checked_layers(model, list(neurons))
-        units: Mapping[int, Sequence[int]] = {layer: tuple(sorted(set(neurons[layer]))) for layer in chosen}
+        everything = range(count)
+        units: Mapping[int, Sequence[int]] = {layer: sorted(set(neurons[layer])) or everything for layer in chosen}
     else:
         chosen = checked_layers(model, layers)
         units = dict.fromkeys(chosen, range(count))

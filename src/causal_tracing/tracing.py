@@ -33,7 +33,7 @@ from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
 from causal_tracing.traces import Trace
-from causal_tracing.units import Neurons, UnitSweep, measure_units, plan_units, unit_table
+from causal_tracing.units import Neurons, Picked, UnitSweep, measure_units, picked_units, plan_units, unit_table
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 ENGINES = ("auto", "packed", "replay")
@@ -96,6 +96,9 @@ def trace(
         name: list(_unit_numbers(model, tokens, asked, numbers, **common, progress=_share(progress, part, parts)))
         for part, (name, asked) in enumerate(unit_sweeps.items(), start=1)
     }
+    random = np.random.default_rng(seed)
+    by_sweep = [(asked, units[name]) for name, asked in unit_sweeps.items()]
+    picked = list(_picked(tokens, sweep, numbers, by_sweep, spot_checks, random))
     first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
     measurements = assemble(
         previews,
@@ -123,7 +126,7 @@ def trace(
             seconds=time.perf_counter() - clock,
             worlds=sum(pair.worlds for pair in numbers) + _sum(units, "worlds"),
             worlds_run=sum(pair.worlds_run for pair in numbers) + _sum(units, "worlds_run"),
-            spot_checks=_spot_checks(model, tokens, sweep, numbers, METRICS.index(first), spot_checks, seed),
+            spot_checks=_spot_checks(model, tokens, picked, METRICS.index(first)),
         ),
     )
     metrics = measurements.data.metric.values.tolist()
@@ -289,32 +292,36 @@ def _unit_options(
 
 
 def _spot_checks(
-    model: Model,
+    model: Model, pairs: Sequence[TokenPair], picked: Sequence[Picked], metric: int
+) -> dict[str, float | int | None]:
+    """Cells run again on replay, alone and unpruned, against what the trace says: the largest difference."""
+    if not picked:
+        return {"cells": 0, "largest_difference": None}
+    worlds = [world for one in picked for world in one.worlds]
+    measure = _measure_of(model, {number: pairs[number] for number in sorted({world.pair for world in worlds})})
+    alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
+    differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in picked]
+    return {"cells": len(differences), "largest_difference": float(max(differences))}
+
+
+def _picked(
     pairs: Sequence[TokenPair],
     sweep: Sweep,
     numbers: Sequence[PairNumbers],
-    metric: int,
+    units: Sequence[tuple[UnitSweep, Sequence[xr.Dataset]]],
     count: int,
-    seed: int,
-) -> dict[str, float | int | None]:
-    """A few random cells run again, alone and unpruned, against what the trace says: the largest difference."""
-    random, chosen = np.random.default_rng(seed), []
+    random: np.random.Generator,
+) -> Iterator[Picked]:
+    """Random cells of every table, with the numbers that the trace has for them.
+
+    A cell of several worlds (a role of several tokens) is their mean.
+    """
     for number in sorted(random.integers(len(pairs), size=count).tolist()):
         found = list(cells(pairs[number], sweep, number))
         if found:
-            chosen.append((number, found[random.integers(len(found))], found))
-    if not chosen:
-        return {"cells": 0, "largest_difference": None}
-    # A cell of several worlds (a role of several tokens) is their mean.
-    same = [
-        [cell.world for cell in found if (cell.direction, cell.at) == (one.direction, one.at)]
-        for _, one, found in chosen
-    ]
-    worlds = [world for group in same for world in group]
-    measure = _measure_of(model, {number: pairs[number] for number, _, _ in chosen})
-    alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
-    differences = [
-        abs(float(np.mean([next(alone) for _ in group])) - numbers[number].patched[one.direction][(metric, *one.at)])
-        for (number, one, _), group in zip(chosen, same, strict=True)
-    ]
-    return {"cells": len(differences), "largest_difference": float(max(differences))}
+            one = found[random.integers(len(found))]
+            same = [cell.world for cell in found if (cell.direction, cell.at) == (one.direction, one.at)]
+            yield Picked(worlds=same, told=numbers[number].patched[one.direction][(slice(None), *one.at)])
+    for asked, tables in units:
+        number = int(random.integers(len(pairs)))
+        yield from picked_units(pairs[number], asked, number, tables[number], count, random)

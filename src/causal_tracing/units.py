@@ -221,6 +221,28 @@ def measure_units(
     return xr.Dataset(raw | flags, attrs={"worlds": int(first.sum()) * len(sweep.directions), "worlds_run": run})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picked:
+    """A cell that is to be run again: its worlds, and the numbers that are told of it, by metric."""
+
+    worlds: Sequence[World]
+    told: np.ndarray
+
+
+def picked_units(
+    pair: TokenPair, sweep: UnitSweep, number: int, found: xr.Dataset, count: int, random: np.random.Generator
+) -> Iterator[Picked]:
+    """So many random cells of one pair's heads or neurons (fewer where two draws meet)."""
+    chosen = set(random.integers(max(1, sweep.cells(pair)), size=count).tolist())
+    keys = {(cell.direction, cell.at) for n, cell in enumerate(unit_cells(pair, sweep, number)) if n in chosen}
+    worlds: dict[tuple[str, tuple[int, int, int, int]], list[World]] = {}
+    for cell in unit_cells(pair, sweep, number):
+        if (cell.direction, cell.at) in keys:
+            worlds.setdefault((cell.direction, cell.at), []).append(cell.world)
+    for (direction, at), same in worlds.items():
+        yield Picked(worlds=same, told=found[RAW[direction]].values[(slice(None), *at)])
+
+
 def unit_table(
     model: Model, sweep: UnitSweep, pairs: Sequence[TokenPair], found: Sequence[xr.Dataset], metrics: Sequence[str]
 ) -> xr.Dataset:

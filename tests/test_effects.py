@@ -41,6 +41,7 @@ def measurements(
         data[f"{name}_top_prob"] = (("pair", "rank"), np.array([[0.9]]))
     for name, value in (("answer", " yes"), ("foil", flags.get("foil", " no"))):
         data[name] = (("pair",), np.array([value], object))
+    data["answer_length"] = (("pair",), np.array([1]))
     coordinates = {
         "metric": list(METRICS),
         "unit": (("metric",), [UNITS[name] for name in METRICS]),

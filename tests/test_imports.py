@@ -27,7 +27,7 @@ FLOORS = [
     [
         ["embedded", "hub", "loading"],
         ["effects", "reading"],
-        ["previews", "sweeps", "assembly", "units", "estimates"],
+        ["previews", "scoring", "sweeps", "assembly", "units", "estimates"],
         ["provenance"],
     ],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],

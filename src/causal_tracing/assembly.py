@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.engine.plan import is_cut
 from causal_tracing.metrics import METRICS, UNITS
-from causal_tracing.model import Model
 from causal_tracing.previews import CHOICES, Preview
 from causal_tracing.prompts import TokenPrompt
 from causal_tracing.results import Measurements
+from causal_tracing.scoring import Scoring
 from causal_tracing.sweeps import Cell, Sweep
 
 CELL = ("component", "layer", "position")
@@ -35,7 +34,7 @@ class PairNumbers:
 
 
 def collect(
-    model: Model,
+    scoring: Scoring,
     sweep: Sweep,
     cells: Sequence[Cell],
     *,
@@ -57,7 +56,7 @@ def collect(
         if cell.direction == sweep.directions[0]:
             counts[at] += 1
             zeros[at] += zero
-            cuts[at] += is_cut(model, cell.world)
+            cuts[at] += scoring.is_cut(cell.world)
     with np.errstate(invalid="ignore"):
         patched = {direction: total / np.where(counts, counts, np.nan) for direction, total in sums.items()}
     return PairNumbers(
@@ -127,6 +126,7 @@ def _prompts(previews: Sequence[Preview]) -> dict[str, tuple[tuple[str, ...], np
         found[f"{name}_top"] = (("pair", "rank"), _padded([[c.token for c in top] for top in tops], CHOICES))
         probs = [[choice.prob for choice in top] + [np.nan] * (CHOICES - len(top)) for top in tops]
         found[f"{name}_top_prob"] = (("pair", "rank"), np.array(probs))
+    found["answer_length"] = (("pair",), np.array([len(preview.pair.answer_tokens) for preview in previews]))
     found["answer"] = (("pair",), _texts([preview.pair.pair.answer for preview in previews]))
     found["foil"] = (("pair",), _texts([preview.pair.pair.foil or "" for preview in previews]))
     return found

@@ -120,6 +120,10 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
                 reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
             elif metric == "logit_diff" and not data.foil.loc[{"pair": pair}].item():
                 reasons.loc[at] = "the pair has no foil"
+            elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:
+                reasons.loc[at] = (
+                    f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
+                )
             elif np.isnan(total.loc[at].item()):
                 reasons.loc[at] = "an unedited run's logits are not finite"
     return reasons

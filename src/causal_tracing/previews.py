@@ -56,9 +56,10 @@ def preview(model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict"
 def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
     """The same for pairs that are tokenised already."""
     for pair in pairs:
-        if model.context and len(pair.clean.tokens) > model.context:
+        length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+        if model.context and length > model.context:
             raise InvalidPair(
-                f"pair {pair.id!r} has {len(pair.clean.tokens)} tokens; {model.name} takes {model.context} at most. "
+                f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. "
                 "Use shorter prompts."
             )
     return [_preview(model, pair) for pair in pairs]
@@ -89,6 +90,13 @@ def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> list[str]:
     warnings = []
     first = int(clean.argmax())
+    for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
+        if len(tokens) > 1:
+            shown = "|".join(model.tokenizer.decode([token]) for token in tokens)
+            warnings.append(
+                f"the {what} is {len(tokens)} tokens ({shown}): scored by the sum of their log-probabilities, each "
+                "given those before it."
+            )
     if first != pair.answer:
         rank = int((clean > clean[pair.answer]).sum()) + 1
         warnings.append(
@@ -97,7 +105,8 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> 
         )
     if not pair.differing:
         warnings.append("the two prompts have the same tokens: every effect is zero.")
-    if pair.foil is not None and corrupt[pair.answer] > corrupt[pair.foil]:
+    comparable = pair.foil is not None and not pair.several_tokens
+    if comparable and corrupt[pair.answer] > corrupt[pair.foil]:
         warnings.append(
             f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
             f"{pair.pair.foil!r}."

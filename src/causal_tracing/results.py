@@ -8,7 +8,7 @@ The dataset holds raw numbers of the metrics; `effects.py` makes effects of them
     restored, disrupted    (metric, pair, component, layer, position)  the patched runs (only the directions asked for)
     structural_zero, cut, unpaired  (pair, component, layer, position)
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end
-    clean_length, corrupt_length  (pair)      how many tokens there are
+    clean_length, corrupt_length, answer_length  (pair)  how many tokens there are
     clean_prompt, corrupt_prompt, answer, foil  (pair)
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices
 

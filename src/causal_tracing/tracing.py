@@ -15,22 +15,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Float
-from torch import Tensor
 
 from causal_tracing.assembly import PairNumbers, assemble, collect
-from causal_tracing.edits import Run, World
 from causal_tracing.engine.agreement import choose
-from causal_tracing.engine.evaluate import Measure, evaluate, spread
 from causal_tracing.errors import EngineNote, InvalidOption, nearest
 from causal_tracing.estimates import Estimate, estimate_sweep
-from causal_tracing.metrics import METRICS, measure_logits
+from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
-from causal_tracing.previews import log_probs, preview_tokens
+from causal_tracing.previews import preview_tokens
 from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
 from causal_tracing.provenance import provenance
+from causal_tracing.scoring import Scoring
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
 from causal_tracing.traces import Trace
 from causal_tracing.units import Neurons, Picked, UnitSweep, measure_units, picked_units, plan_units, unit_table
@@ -184,21 +180,6 @@ def _check_options(metric: str | None, engine: str, budget: int | None, spot_che
         raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {spot_checks}.")
 
 
-def _measure_of(model: Model, pairs: Mapping[int, TokenPair]) -> Measure:
-    """Every metric at the last position, by the answer, foil and clean prediction of the world's own pair."""
-    row = {number: place for place, number in enumerate(pairs)}
-    answers = torch.tensor([pair.answer for pair in pairs.values()])
-    foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs.values()])
-    clean = torch.stack(log_probs(model, [Run(pair.clean.tokens) for pair in pairs.values()]))
-
-    def measure(logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Float[Tensor, "world metric"]:
-        of = torch.tensor([row[world.pair] for world in worlds])
-        here = logits.device
-        return measure_logits(logits[:, -1], answers[of].to(here), foils[of].to(here), clean[of].to(here))
-
-    return measure
-
-
 def _numbers(
     model: Model,
     pairs: Sequence[TokenPair],
@@ -211,21 +192,21 @@ def _numbers(
     """Each pair's numbers, a few pairs at a time."""
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         chunk = range(start, min(start + PAIRS_AT_ONCE, len(pairs)))
-        measure = _measure_of(model, {number: pairs[number] for number in chunk})
+        scoring = Scoring(model, {number: pairs[number] for number in chunk})
         asked = {number: worlds_of(pairs[number], sweep, number) for number in chunk}
         worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
 
         def report(done: int, total: int, first: int = start, size: int = len(chunk)) -> None:
             progress(round(1000 * (first + size * done / total)), 1000 * len(pairs))
 
-        result = evaluate(model, worlds, measure, engine=engine, budget=budget, progress=report)
-        repeats = spread(model, [world for unedited, _ in asked.values() for world in unedited], measure)
+        result = scoring.evaluate(worlds, engine=engine, budget=budget, progress=report)
+        repeats = scoring.spread([world for unedited, _ in asked.values() for world in unedited])
         reached = 0
         for place, (number, (unedited, found)) in enumerate(asked.items()):
             mine = slice(reached, reached + len(unedited) + len(found))
             reached = mine.stop
             yield collect(
-                model,
+                scoring,
                 sweep,
                 found,
                 values=result.values[mine],
@@ -255,8 +236,8 @@ def _unit_numbers(
 
     for number, pair in enumerate(pairs):
         unedited = {"restoration": numbers[number].corrupt, "disruption": numbers[number].clean}
-        measure = _measure_of(model, {number: pair})
-        yield measure_units(model, pair, sweep, number, measure, unedited, engine=engine, budget=budget, done=done)
+        scoring = Scoring(model, {number: pair})
+        yield measure_units(scoring, pair, sweep, number, unedited, engine=engine, budget=budget, done=done)
 
 
 def _share(progress: Callable[[int, int], None] | None, part: int, parts: int) -> Callable[[int, int], None]:
@@ -298,8 +279,8 @@ def _spot_checks(
     if not picked:
         return {"cells": 0, "largest_difference": None}
     worlds = [world for one in picked for world in one.worlds]
-    measure = _measure_of(model, {number: pairs[number] for number in sorted({world.pair for world in worlds})})
-    alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
+    scoring = Scoring(model, {number: pairs[number] for number in sorted({world.pair for world in worlds})})
+    alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=1).values[:, metric])
     differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in picked]
     return {"cells": len(differences), "largest_difference": float(max(differences))}
 

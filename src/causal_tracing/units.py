@@ -14,11 +14,11 @@ import xarray as xr
 
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.check import prove
-from causal_tracing.engine.evaluate import Measure, evaluate
 from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model
 from causal_tracing.prompts import TokenPair
+from causal_tracing.scoring import Scoring
 from causal_tracing.sites import HEADS, Site
 from causal_tracing.sweeps import Column, check_names, checked_layers, patched_together, resolved_columns
 
@@ -181,11 +181,10 @@ def unit_cells(pair: TokenPair, sweep: UnitSweep, number: int) -> Iterator[UnitC
 
 
 def measure_units(
-    model: Model,
+    scoring: Scoring,
     pair: TokenPair,
     sweep: UnitSweep,
     number: int,
-    measure: Measure,
     unedited: Mapping[str, np.ndarray],
     *,
     engine: str,
@@ -201,7 +200,7 @@ def measure_units(
     counts = {direction: np.zeros(sweep.shape, dtype=int) for direction in sweep.directions}
     zeros, cells, run = np.zeros(sweep.shape, dtype=int), unit_cells(pair, sweep, number), 0
     while batch := list(islice(cells, AT_ONCE)):
-        found = evaluate(model, [cell.world for cell in batch], measure, engine=engine, budget=budget)
+        found = scoring.evaluate([cell.world for cell in batch], engine=engine, budget=budget)
         run += found.worlds_run
         for cell, value, zero in zip(batch, found.values, found.structural_zero, strict=True):
             sums[cell.direction][(slice(None), *cell.at)] += unedited[cell.direction] if zero else value

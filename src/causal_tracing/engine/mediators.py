@@ -36,7 +36,7 @@ def counted(model: Model, run: Run) -> Anatomy:
     """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
     heads, reason = _heads(model, run)
     anatomy = replace(model.anatomy, layout=_located(model, run))
-    counts = dict.fromkeys(("q", "pattern", "z"), heads[0]) | dict.fromkeys(("k", "v"), heads[1])
+    counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
     if reason:
         for component in SEEN:
             anatomy = anatomy.refuse(component, reason)

@@ -27,8 +27,10 @@ FLOORS = [
     [
         ["embedded", "hub", "loading"],
         ["effects", "reading"],
-        ["previews", "scoring", "sweeps", "assembly", "units", "estimates"],
-        ["provenance"],
+        [
+            *("previews", "contrasts", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
+            *("assembly", "measuring", "estimates", "provenance"),
+        ],
     ],
     [["plots"], ["terminal"], ["documents"], ["report.*"]],
     [["traces", "tracing"]],

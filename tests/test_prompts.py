@@ -112,7 +112,7 @@ def test_prompts_of_different_length_are_refused_with_both_tokenisations():
     [
         ({"answer": " no yes", "foil": " no yes"}, r"answer and foil are the same tokens \(' no yes'\)"),
         ({"answer": " no"}, "answer and foil are the same token"),
-        ({"corrupt": None}, "has no corrupt prompt. .* not offered yet"),
+        ({"corrupt": None}, "has no corrupt prompt. .* noise on its subject"),
     ],
 )
 def test_what_cannot_be_traced_is_refused(fields: dict[str, str], message: str):

@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import causal_tracing as ct
-from causal_tracing import tracing, units
+from causal_tracing import measuring, units
 from causal_tracing.effects import effects
 from causal_tracing.engine.check import accept
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
@@ -202,8 +202,8 @@ def test_random_heads_and_neurons_are_run_again(model, monkeypatch):
     checked = ct.trace(model, PAIR, heads=["z"], neurons=True, spot_checks=6).provenance["spot_checks"]
     assert 12 < checked["cells"] <= 18
     assert checked["largest_difference"] < 1e-4
-    measure = tracing.measure_units
-    monkeypatch.setattr(tracing, "measure_units", lambda *a, **k: measure(*a, **k) + 1.0)
+    measure = measuring.measure_units
+    monkeypatch.setattr(measuring, "measure_units", lambda *a, **k: measure(*a, **k) + 1.0)
     wrong = ct.trace(model, PAIR, heads=["z"], spot_checks=6).provenance["spot_checks"]
     assert wrong["largest_difference"] == pytest.approx(1.0, abs=1e-3)
 

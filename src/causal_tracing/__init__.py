@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CausalTracingError",
+    "Noise",
     "Pair",
     "Trace",
     "check",
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
+    from causal_tracing.noise import Noise
     from causal_tracing.pair_files import read_pairs
     from causal_tracing.previews import preview
     from causal_tracing.prompts import Pair
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
     "CausalTracingError": "errors",
+    "Noise": "noise",
     "Pair": "prompts",
     "Trace": "traces",
     "check": "engine.check",

@@ -94,7 +94,7 @@ def demo(
 @_command
 def trace(
     model: ModelName,
-    clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
+    clean: Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.")] = None,
     corrupt: Annotated[str | None, typer.Option(help="The corrupt prompt, with equally many tokens.")] = None,
     answer: Annotated[
         str | None, typer.Option(help='What follows the clean prompt, leading space included: " Rome".')
@@ -117,8 +117,26 @@ def trace(
     positions: Annotated[
         str, typer.Option(help='"each", "together", or positions and roles such as 3,subject_last,last.')
     ] = "each",
-    directions: Annotated[str, typer.Option(help="Of restoration, disruption.")] = "restoration,disruption",
+    directions: Annotated[
+        str | None, typer.Option(help="Of restoration, disruption (default: both; with noise, restoration).")
+    ] = None,
     align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Corrupt the subject by noise, without a corrupt prompt: 3sigma, or a number as it is."),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="How many draws of noise are averaged.")] = 10,
+    noise_seed: Annotated[int, typer.Option(help="Chooses the draws of noise.")] = 0,
+    window: Annotated[
+        str | None, typer.Option(help="Layers patched together: 10, or by component, attn_out=10,mlp_out=10.")
+    ] = None,
+    window_sums: Annotated[
+        bool, typer.Option(help="Beside a window, the sum of what each of its layers does alone.")
+    ] = True,
+    sever: Annotated[
+        str | None, typer.Option(help="Freeze what comes behind a restored state: of mlp_out, attn_out.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help='"rome": noise, windows and metric as in ROME\'s code.')] = None,
     heads: Annotated[str | None, typer.Option(help="Single heads too, by any of q, k, v, pattern, z.")] = None,
     head_positions: Annotated[str, typer.Option(help="Where heads are patched; as --positions.")] = "each",
     neurons: Annotated[
@@ -154,7 +172,12 @@ def trace(
         "layers": parse.layers(layers),
         "positions": parse.positions(positions),
         "metric": metric,
-        "directions": parse.names(directions),
+        "directions": None if directions is None else parse.names(directions),
+        "noise": parse.noise(noise, draws=draws, seed=noise_seed),
+        "window": parse.window(window),
+        "window_sums": window_sums,
+        "sever": parse.names(sever or ""),
+        "preset": preset,
         "align": align,
         "heads": parse.names(heads or ""),
         "head_positions": parse.positions(head_positions),
@@ -232,7 +255,8 @@ def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     from causal_tracing import preview
     from causal_tracing import trace as run
 
-    for shown in preview(model, pairs, align=options.get("align", "strict")):
+    noise = options.get("noise") or options.get("preset")
+    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
         _note(str(shown))
     with _progress() as report_progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineNote)  # said below, as a note
@@ -248,8 +272,7 @@ def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
 def _estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, as_json: bool) -> None:
     from causal_tracing import estimate
 
-    not_needed = ("metric", "seed", "spot_checks")
-    found = estimate(model, pairs, **{name: value for name, value in options.items() if name not in not_needed})
+    found = estimate(model, pairs, **options)
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
 
 

@@ -18,6 +18,10 @@ EFFECTS = (
     "bypass_given_restored",
     "restored_fraction",
     "lost_fraction",
+    "restoration_sum",
+    "disruption_sum",
+    "severed_attn_out",
+    "severed_mlp_out",
 )
 
 # What others call the same numbers. Labels only: the numbers never change.
@@ -69,6 +73,18 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
         found["disruption"] = (data.clean - data.disrupted).where(~raw_only)
         found["bypass"] = (data.disrupted - data.corrupt).where(~raw_only)
         found["lost_fraction"] = found.disruption / divisor
+    for part in ("attn_out", "mlp_out"):
+        if f"restored_severed_{part}" in data:
+            found[f"severed_{part}"] = (data[f"restored_severed_{part}"] - data.corrupt).where(~raw_only)
+    if "restored_sum" in data:
+        found["restoration_sum"] = (data.restored_sum - data.corrupt).where(~raw_only)
+    if "disrupted_sum" in data:
+        found["disruption_sum"] = (data.clean - data.disrupted_sum).where(~raw_only)
+    if "restored_deviation" in data:
+        found["restoration_deviation"] = data.restored_deviation.where(~raw_only)
+    for name in ("window_first", "window_last"):
+        if name in data:
+            found[name] = data[name]
     if {"restored", "disrupted"} <= set(data):
         found["interaction"] = found.disruption - found.restoration
     found["status"] = _status(data, found)
@@ -99,7 +115,7 @@ def label(name: str, vocabulary: str | None = None) -> str:
 
 
 def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
-    """ok, structural_zero, cut, undefined, unpaired or failed, for each cell and metric."""
+    """ok, structural_zero, cut, undefined, unpaired, no_window or failed, for each cell and metric."""
     measured = [found[name] for name in ("restoration", "disruption") if name in found]
     missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
     status = xr.full_like(missing, "ok", dtype=object)
@@ -107,7 +123,8 @@ def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
     status = status.where(~found.total_effect.isnull(), "undefined")
     for name in ("cut", "structural_zero", "unpaired"):
         status = status.where(~data[name] | (status == "undefined"), name)
-    return status.where(~data.unpaired, "unpaired")
+    status = status.where(~data.unpaired, "unpaired")
+    return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
 
 
 def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:

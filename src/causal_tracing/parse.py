@@ -1,6 +1,11 @@
 """What the texts of the command line mean."""
 
+from typing import TYPE_CHECKING
+
 from causal_tracing.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from causal_tracing.noise import Noise
 
 
 def names(text: str) -> list[str]:
@@ -57,3 +62,36 @@ def neurons(text: str | None) -> bool | dict[int, list[int]]:
             raise InvalidOption(f"--neurons {text!r}: {part!r} names no neurons. Write all, or such as 5,20:14+1035.")
         found.setdefault(int(layer), []).extend(int(neuron) for neuron in chosen)
     return found
+
+
+def noise(text: str | None, *, draws: int, seed: int) -> "Noise | None":
+    """3sigma as so many standard deviations of the embedding, a number as the noise's own. Raises InvalidOption."""
+    if text is None:
+        return None
+    from causal_tracing.noise import Noise
+
+    relative = text.endswith("sigma")
+    try:
+        strength = float(text.removesuffix("sigma"))
+    except ValueError:
+        raise InvalidOption(f"--noise {text!r} is no strength. Write such as 3sigma, or a number.") from None
+    if relative:
+        return Noise(scale=strength, draws=draws, seed=seed)
+    return Noise(scale=1.0, sigma=strength, draws=draws, seed=seed)
+
+
+def window(text: str | None) -> int | dict[str, int]:
+    """10 for all components, or attn_out=10,mlp_out=5. Raises InvalidOption."""
+    if text is None:
+        return 1
+    if text.isdigit():
+        return int(text)
+    widths: dict[str, int] = {}
+    for part in names(text):
+        component, _, width = part.partition("=")
+        if not width.isdigit():
+            raise InvalidOption(
+                f"--window {text!r}: {part!r} is no width. Write such as 10, or attn_out=10,mlp_out=10."
+            )
+        widths[component] = int(width)
+    return widths

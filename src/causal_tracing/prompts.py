@@ -90,6 +90,7 @@ class TokenPair:
     answer_tokens: tuple[int, ...]
     foil_tokens: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
 
     @property
     def answer(self) -> int:
@@ -113,7 +114,9 @@ class TokenPair:
         return tuple(position for position, (clean, corrupt) in enumerate(both) if clean != corrupt)
 
 
-def tokenize(pair: Pair, tokenizer: Any, *, align: str = "strict", id: str = "pair-0") -> TokenPair:
+def tokenize(
+    pair: Pair, tokenizer: Any, *, align: str = "strict", noise: bool = False, id: str = "pair-0"
+) -> TokenPair:
     """The pair's tokens, spans, roles, and the ids of answer and foil.
 
     Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
@@ -123,12 +126,20 @@ def tokenize(pair: Pair, tokenizer: Any, *, align: str = "strict", id: str = "pa
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
-    if pair.corrupt is None:
-        raise InvalidPair(
-            f"pair {id!r} has no corrupt prompt. Give corrupt= (and foil=). Corrupting the clean prompt "
-            "by noise instead is not offered yet."
-        )
+    _check_corruption(pair, noise=noise)
     clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if noise:
+        return TokenPair(
+            id=id,
+            pair=pair,
+            clean=clean,
+            corrupt=clean,
+            answer_tokens=_tokens_after(pair, "answer", pair.answer, (clean, clean), tokenizer),
+            foil_tokens=_tokens_after(pair, "foil", pair.foil, (clean, clean), tokenizer) if pair.foil else (),
+            notes=_notes(pair),
+            noised=_subject_positions(pair, tokenizer),
+        )
+    assert pair.corrupt is not None
     corrupt_subject = pair.corrupt_subject
     if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
         corrupt_subject = pair.subject
@@ -144,11 +155,34 @@ def tokenize(pair: Pair, tokenizer: Any, *, align: str = "strict", id: str = "pa
     )
 
 
-def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict") -> list[TokenPair]:
+def _subject_positions(pair: Pair, tokenizer: Any) -> tuple[int, ...]:
+    _, offsets = encode(pair.clean, tokenizer)
+    return span_positions(offsets, find_span(pair.clean, pair.subject or "", pair.occurrence))
+
+
+def _check_corruption(pair: Pair, *, noise: bool) -> None:
+    """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
+    if noise and not pair.subject:
+        raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")
+    if noise and pair.corrupt is not None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has a corrupt prompt, and noise was asked for: only one of them can corrupt. "
+            "Leave out corrupt=, or the noise."
+        )
+    if not noise and pair.corrupt is None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has no corrupt prompt. Give corrupt= (and foil=), or corrupt the clean prompt by "
+            "noise on its subject (subject= and noise=)."
+        )
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False
+) -> list[TokenPair]:
     """Each pair tokenised; a pair without an id is named by its place. Raises InvalidPair where two share an id."""
     if not pairs:
         raise InvalidPair("There is no pair to trace: the list is empty.")
-    tokenized = [tokenize(pair, tokenizer, align=align, id=f"pair-{n}") for n, pair in enumerate(pairs)]
+    tokenized = [tokenize(pair, tokenizer, align=align, noise=noise, id=f"pair-{n}") for n, pair in enumerate(pairs)]
     ids = [pair.id for pair in tokenized]
     for id in ids:
         if ids.count(id) > 1:

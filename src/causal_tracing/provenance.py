@@ -11,19 +11,16 @@ from typing import Any
 import torch
 
 from causal_tracing import __version__
-from causal_tracing.engine.agreement import Choice
+from causal_tracing.jobs import Job
 from causal_tracing.model import Model
-from causal_tracing.prompts import Pair, TokenPair
+from causal_tracing.prompts import Pair
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xarray", "nnsight")
 
 
 def provenance(
-    model: Model,
-    pairs: Sequence[TokenPair],
+    job: Job,
     *,
-    options: Mapping[str, Any],
-    engine: Choice,
     started: datetime,
     seconds: float,
     worlds: int,
@@ -31,6 +28,7 @@ def provenance(
     spot_checks: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record that is kept with every result; JSON can hold it."""
+    model, options = job.model, job.options.to_dict(job.sweep)
     return {
         "model": model.name,
         "source": dict(model.source),
@@ -39,18 +37,19 @@ def provenance(
         "dtype": model.dtype,
         "device": str(model.device),
         "attention": model.attention,
-        "engine": engine.engine,
-        "engine_note": engine.note,
+        "engine": job.choice.engine,
+        "engine_note": job.choice.note,
         "versions": {"causal-tracing": __version__, "python": platform.python_version(), **_versions()},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "options": dict(options),
-        "pairs": [pair_to_dict(pair.pair) for pair in pairs],
+        "options": options,
+        "noise": job.noise,
+        "pairs": [pair_to_dict(pair.pair) for pair in job.pairs],
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "worlds": worlds,
         "worlds_skipped": worlds - worlds_run,
         "spot_checks": dict(spot_checks),
-        "command": command(model, [pair.pair for pair in pairs], options),
+        "command": command(model, [pair.pair for pair in job.pairs], options),
     }
 
 
@@ -84,12 +83,29 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         words += [f"--{name}", ",".join(map(str, options[name]))]
     positions = options["positions"]
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
-    words += _units(options)
+    words += _changes(options) + _units(options)
     for name in ("metric", "budget", "engine"):
-        if options[name] not in (None, "auto"):
+        if not (name == "metric" and options["preset"]) and options[name] not in (None, "auto"):
             words += [f"--{name}", str(options[name])]
     words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
     return shlex.join(words)
+
+
+def _changes(options: Mapping[str, Any]) -> list[str]:
+    """Noise, windows, severed parts and a preset, where they were asked for."""
+    if options["preset"]:
+        words = ["--preset", options["preset"]]
+    else:
+        words, window = [], options["window"]
+        if noise := options["noise"]:
+            strength = f"{noise['scale']}sigma" if noise["sigma"] is None else str(noise["scale"] * noise["sigma"])
+            words += ["--noise", strength, "--draws", str(noise["draws"]), "--noise-seed", str(noise["seed"])]
+        if window != 1:
+            widths = [f"{name}={width}" for name, width in window.items()] if isinstance(window, Mapping) else [window]
+            words += ["--window", ",".join(map(str, widths))]
+    if options["sever"]:
+        words += ["--sever", ",".join(options["sever"])]
+    return words if options["window_sums"] else [*words, "--no-window-sums"]
 
 
 def _units(options: Mapping[str, Any]) -> list[str]:

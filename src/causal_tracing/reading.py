@@ -89,10 +89,17 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
     )
     return Reading(
         pair=str(found.pair.item()),
-        headline=_headline(data),
+        headline=_headline(measurements, data),
         total=_total(found),
         run=_run(measurements),
-        sentences=(*_carried(found), *_best(found), *_together(found), *_usual(found), *_units(parts)),
+        sentences=(
+            *_noise(measurements, found),
+            *_carried(found),
+            *_best(found),
+            *_together(found),
+            *_usual(found),
+            *_units(parts),
+        ),
         sites=rows,
         warnings=tuple(_warnings(measurements, data, found)),
         caveats=(*_one_prompt(measurements), *NOT_SHOWN),
@@ -259,8 +266,10 @@ def _row(found: xr.Dataset, component: str, layer: int, position: int | str, uni
     )
 
 
-def _headline(data: xr.Dataset) -> str:
+def _headline(measurements: Measurements, data: xr.Dataset) -> str:
     foil = data.foil.item()
+    if measurements.provenance.get("noise"):
+        return f"{data.clean_prompt.item()} →{data.answer.item()}   against   the same with noise on its subject"
     corrupt = data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
     return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {corrupt}"
 
@@ -277,6 +286,28 @@ def _run(measurements: Measurements) -> str:
     worlds = record["worlds"] - record["worlds_skipped"]
     words = f"{worlds:,} worlds in {record['seconds']:.0f} s"
     return " · ".join([record["model"], record["dtype"], record["engine"], words])
+
+
+def _noise(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
+    """What corrupted the prompt, and how far the draws are apart."""
+    noise = measurements.provenance.get("noise")
+    if not noise:
+        return
+    number_of_pair = measurements.data.pair.values.tolist().index(found.pair.item())
+    sigma, positions = noise["sigmas"][number_of_pair], noise["positions"][number_of_pair]
+    data = measurements.data.sel(pair=found.pair.item(), metric=found.metric.item())
+    tokens = ", ".join(repr(str(found.clean_token.values[position])) for position in positions)
+    yield (
+        f"The corrupt run is the same prompt with Gaussian noise of {number(noise['scale'] * sigma)} "
+        f"({number(noise['scale'])} times σ = {number(sigma)}) on the embeddings of {tokens}: means of "
+        f"{noise['draws']} draws, the same for every cell. Its {found.metric.item()} varies by "
+        f"{number(data.corrupt_deviation.item())} over draws (standard deviation)."
+    )
+    if noise["rome"]:
+        yield (
+            "ROME's conventions (its code's, not its paper's): σ over all subjects tokenised alone, one set of draws "
+            "for all prompts, windows of 10 layers for attention and MLPs from 5 before to 4 behind, cut at the edges."
+        )
 
 
 def _carried(found: xr.Dataset) -> Iterator[str]:
@@ -320,7 +351,28 @@ def _best(found: xr.Dataset) -> Iterator[str]:
     for component in found.component.values:
         rows = strongest(found, 1, component=component)
         if rows and rows[0].position != "together":
-            yield _site_sentence(rows[0], found.unit.item())
+            yield _site_sentence(rows[0], found.unit.item()) + _beside(found, rows[0])
+
+
+def _beside(found: xr.Dataset, row: SiteRow) -> str:
+    """What belongs to a cell's number: its window and the sum of single layers, the spread over draws, what severing
+    leaves."""
+    cell, unit, parts = (
+        found.sel(component=row.component, layer=row.layer, position=row.position),
+        found.unit.item(),
+        [],
+    )
+    if "window_first" in cell and cell.window_last > cell.window_first:
+        parts.append(f"It is layers {cell.window_first.item()} to {cell.window_last.item()} patched together")
+        if f"{_shown(found)}_sum" in cell and np.isfinite(cell[f"{_shown(found)}_sum"]):
+            parts[-1] += f"; one at a time they add up to {number(cell[f'{_shown(found)}_sum'].item())} {unit}"
+    if "restoration_deviation" in cell and np.isfinite(cell.restoration_deviation):
+        parts.append(f"Over draws it varies by {number(cell.restoration_deviation.item())} (standard deviation)")
+    for part, named in (("attn_out", "attention"), ("mlp_out", "the MLPs")):
+        if f"severed_{part}" in cell and np.isfinite(cell[f"severed_{part}"]):
+            left = number(cell[f"severed_{part}"].item())
+            parts.append(f"With {named} behind it frozen at this token, {left} {unit} come back")
+    return "".join(f" {part}." for part in parts)
 
 
 def _site_sentence(row: SiteRow, unit: str) -> str:

@@ -6,13 +6,14 @@ may be tens of thousands of cells, so they are made, run and forgotten some thou
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from causal_tracing.edits import Edit, From, Run, World
+from causal_tracing.contrasts import Contrast
+from causal_tracing.edits import Edit, From, World
 from causal_tracing.engine.check import prove
 from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS
@@ -163,12 +164,11 @@ class UnitCell:
     world: World
 
 
-def unit_cells(pair: TokenPair, sweep: UnitSweep, number: int) -> Iterator[UnitCell]:
+def unit_cells(pair: TokenPair, contrast: Contrast, sweep: UnitSweep, number: int) -> Iterator[UnitCell]:
     """Every world of the pair's heads or neurons, layer by layer."""
-    clean, corrupt = Run(pair.clean.tokens), Run(pair.corrupt.tokens)
-    readout = (len(clean.tokens) - 1,)
-    for direction in sweep.directions:
-        base, donor = (corrupt, clean) if direction == "restoration" else (clean, corrupt)
+    readout = (len(contrast.clean.tokens) - 1,)
+    for direction, corrupt in product(sweep.directions, contrast.corrupt):
+        base, donor = (corrupt, contrast.clean) if direction == "restoration" else (contrast.clean, corrupt)
         for c, component in enumerate(sweep.components):
             for n, layer in enumerate(sweep.layers):
                 for k, column in enumerate(sweep.columns):
@@ -183,6 +183,7 @@ def unit_cells(pair: TokenPair, sweep: UnitSweep, number: int) -> Iterator[UnitC
 def measure_units(
     scoring: Scoring,
     pair: TokenPair,
+    contrast: Contrast,
     sweep: UnitSweep,
     number: int,
     unedited: Mapping[str, np.ndarray],
@@ -194,11 +195,11 @@ def measure_units(
     """One pair's raw numbers (metric, component, layer, head or neuron, position) and flags.
 
     `unedited` holds the base run's numbers of each direction: what is known to be zero is exactly these. A column of
-    several tokens is the mean over them. `done` is told how many cells have been run.
+    several tokens is the mean over them, and so are several draws. `done` is told how many worlds have been run.
     """
     sums = {direction: np.zeros((len(METRICS), *sweep.shape)) for direction in sweep.directions}
     counts = {direction: np.zeros(sweep.shape, dtype=int) for direction in sweep.directions}
-    zeros, cells, run = np.zeros(sweep.shape, dtype=int), unit_cells(pair, sweep, number), 0
+    zeros, cells, run = np.zeros(sweep.shape, dtype=int), unit_cells(pair, contrast, sweep, number), 0
     while batch := list(islice(cells, AT_ONCE)):
         found = scoring.evaluate([cell.world for cell in batch], engine=engine, budget=budget)
         run += found.worlds_run
@@ -229,13 +230,20 @@ class Picked:
 
 
 def picked_units(
-    pair: TokenPair, sweep: UnitSweep, number: int, found: xr.Dataset, count: int, random: np.random.Generator
+    pair: TokenPair,
+    contrast: Contrast,
+    sweep: UnitSweep,
+    number: int,
+    found: xr.Dataset,
+    count: int,
+    random: np.random.Generator,
 ) -> Iterator[Picked]:
-    """So many random cells of one pair's heads or neurons (fewer where two draws meet)."""
+    """So many random cells of one pair's heads or neurons (fewer where two of them meet)."""
     chosen = set(random.integers(max(1, sweep.cells(pair)), size=count).tolist())
-    keys = {(cell.direction, cell.at) for n, cell in enumerate(unit_cells(pair, sweep, number)) if n in chosen}
+    everything = unit_cells(pair, contrast, sweep, number)
+    keys = {(cell.direction, cell.at) for n, cell in enumerate(everything) if n in chosen}
     worlds: dict[tuple[str, tuple[int, int, int, int]], list[World]] = {}
-    for cell in unit_cells(pair, sweep, number):
+    for cell in unit_cells(pair, contrast, sweep, number):
         if (cell.direction, cell.at) in keys:
             worlds.setdefault((cell.direction, cell.at), []).append(cell.world)
     for (direction, at), same in worlds.items():

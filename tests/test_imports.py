@@ -20,7 +20,7 @@ FLOORS = [
             *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.plan"),
             *("engine.replay", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
             *("engine.packed", "engine.evaluate", "engine.agreement"),
-            *("engine.findings", "engine.mediators", "engine.check"),
+            *("engine.findings", "engine.mediators", "engine.check", "engine.gradients"),
         ],
         ["testing"],
     ],
@@ -32,7 +32,7 @@ FLOORS = [
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
-    [["plots"], ["terminal"], ["documents"], ["report.*"]],
+    [["plots"], ["terminal"], ["documents"], ["report.*"], ["screens", "attribution"]],
     [["traces", "tracing"]],
     [["parse", "cli"]],
 ]

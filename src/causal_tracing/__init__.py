@@ -10,6 +10,7 @@ __all__ = [
     "Noise",
     "Pair",
     "Trace",
+    "attribute",
     "check",
     "estimate",
     "load",
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from causal_tracing.attribution import attribute
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
@@ -36,6 +38,7 @@ _HOMES = {
     "Noise": "noise",
     "Pair": "prompts",
     "Trace": "traces",
+    "attribute": "attribution",
     "check": "engine.check",
     "estimate": "tracing",
     "load": "loading",

@@ -208,6 +208,52 @@ def trace(
 
 
 @_command
+def attribute(
+    model: ModelName,
+    clean: Annotated[str, typer.Option(help="The clean prompt.")],
+    corrupt: Annotated[str, typer.Option(help="The corrupt prompt, with equally many tokens.")],
+    answer: Annotated[str, typer.Option(help="What follows the clean prompt, leading space included.")],
+    foil: Annotated[str | None, typer.Option(help="What follows the corrupt prompt.")] = None,
+    components: Annotated[
+        str, typer.Option(help="Of those of trace, and q, k, v, pattern, z, neurons.")
+    ] = "resid_post,attn_out,mlp_out",
+    method: Annotated[str, typer.Option(help="atp (attribution patching) or ig (integrated gradients).")] = "atp",
+    steps: Annotated[int, typer.Option(help="Of the way from base to donor, for ig.")] = 10,
+    direction: Annotated[str, typer.Option(help="restoration or disruption.")] = "restoration",
+    metric: Annotated[str | None, typer.Option(help="logit_diff (default), log_prob, logit or prob.")] = None,
+    verify: Annotated[int, typer.Option(help="How many of the strongest of each component are patched.")] = 30,
+    sample: Annotated[int, typer.Option(help="How many of the rest, at random.")] = 100,
+    seed: Annotated[int, typer.Option(help="Chooses the random ones.")] = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
+    from causal_tracing import Pair
+    from causal_tracing import attribute as run
+
+    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    found = run(
+        loaded,
+        Pair(clean=clean, corrupt=corrupt, answer=answer, foil=foil),
+        components=parse.names(components),
+        method=method,
+        steps=steps,
+        direction=direction,
+        metric=metric,
+        verify=verify,
+        sample=sample,
+        seed=seed,
+    )
+    if out is not None:
+        _note(f"wrote {found.save(out)}")
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
+
+
+@_command
 def check(
     model: ModelName,
     revision: Revision = None,

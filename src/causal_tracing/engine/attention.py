@@ -108,9 +108,11 @@ def with_patterns(
     new = see(pattern)
     if new is pattern:
         return output
-    made = new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)
+    made = (new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)).transpose(1, 2)
+    if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
+        output = output.detach() + (made - made.detach())
     changed = (new != pattern).any(-1).transpose(1, 2)
-    return torch.where(changed[..., None], made.transpose(1, 2), output)
+    return torch.where(changed[..., None], made, output)
 
 
 def _dispatch(

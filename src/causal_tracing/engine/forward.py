@@ -7,8 +7,7 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -34,44 +33,56 @@ def forward(
 
     `donors` holds a recording of every run that an edit reads from.
     """
+    captured: dict[Place, Tensor] = {}
+
+    def capture(place: Place, value: Tensor) -> Tensor:
+        captured[place] = value.clone()  # falcon adds to its MLP's output in place
+        return value
+
+    with model.at_rest():
+        return watched(model, runs, donors, wanted, capture, keep=keep), captured
+
+
+def watched(
+    model: Model,
+    runs: Sequence[Run],
+    donors: Mapping[Run, Recording],
+    wanted: Collection[Place],
+    watch: Callable[[Place, Tensor], Tensor],
+    *,
+    keep: int,
+) -> Float[Tensor, "run keep vocab"]:
+    """The runs' logits; at each wanted place `watch` is given the value [run, token, width], and gives what flows on.
+
+    Gradients are as they are where it is called.
+    """
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
     for row, run in enumerate(runs):
         for edit in run.edits:
             check_layer(model, edit)
             edits[edit.site.component, edit.site.layer].append((row, edit))
-    captured: dict[Place, Tensor] = {}
-    visit = partial(_visit, model, edits, donors, wanted, captured)
+
+    def visit(component: str, layer: int, value: Tensor) -> Tensor:
+        place = component, layer
+        if place in edits:
+            value = _edited(model, place, value, edits[place], donors)
+        return watch(place, value) if place in wanted else value
+
     tokens = torch.tensor([run.tokens for run in runs], device=model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
-    with (
-        model.at_rest(),
-        attached(model, places - inside, visit, batch=len(runs)),
-        attention_shown(model, inside, visit),
-    ):
+    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
-    return logits[:, -keep:], captured
+    return logits[:, -keep:]
 
 
-def _visit(
-    model: Model,
-    edits: Mapping[Place, Sequence[tuple[int, Edit]]],
-    donors: Mapping[Run, Recording],
-    wanted: Collection[Place],
-    captured: dict[Place, Tensor],
-    component: str,
-    layer: int,
-    value: Tensor,
+def _edited(
+    model: Model, place: Place, value: Tensor, edits: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording]
 ) -> Tensor:
-    place = component, layer
-    if place in edits:
-        length = value.shape[1]
-        writes = [(row * length + edit.site.position, edit) for row, edit in edits[place]]
-        units, scale = model.units(component), scale_at(model, place)
-        value = rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
-    if place in wanted:
-        captured[place] = value.clone()  # falcon adds to its MLP's output in place
-    return value
+    """The value with the rows' edits made."""
+    writes = [(row * value.shape[1] + edit.site.position, edit) for row, edit in edits]
+    units, scale = model.units(place[0]), scale_at(model, place)
+    return rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
 
 
 def scale_at(model: Model, place: Place) -> float:

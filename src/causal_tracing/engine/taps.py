@@ -129,4 +129,7 @@ class _Middle:
     def add_up(self, value: Tensor) -> Tensor:
         before, after, mlp = (self.seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
         changed = (before != after).any(-1, keepdim=True)
-        return torch.where(changed, after + (mlp if self.scale == 1 else mlp * self.scale), value)
+        anew = after + (mlp if self.scale == 1 else mlp * self.scale)
+        if torch.is_grad_enabled():  # the same numbers, and the way back leads through the middle
+            value = value.detach() + (anew - anew.detach())
+        return torch.where(changed, anew, value)

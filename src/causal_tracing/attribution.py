@@ -1,0 +1,231 @@
+"""Estimates by gradient, and how far they can be believed: attribution patching and integrated gradients.
+
+An estimate is a screen, never an effect (AtP*: Kramar et al. 2024). So the strongest estimates and a random sample of
+the rest are always patched for real, and how both agree is part of the result.
+
+- atp: (clean - corrupt) times the metric's gradient at the base run (attribution patching, Nanda 2023): two forwards
+  and one backward for everything.
+- ig: the gradient averaged at `steps` midpoints of the straight line from the base run's activations to the donor's
+  (integrated gradients, Sundararajan et al. 2017), all positions of one layer's component together: as many forwards
+  and backwards for each layer and component as steps.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.edits import Edit, From, Run, World
+from causal_tracing.engine.agreement import choose
+from causal_tracing.engine.check import prove
+from causal_tracing.engine.gradients import Differentiable, gradients
+from causal_tracing.engine.plan import effective, is_cut
+from causal_tracing.engine.record import record
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.metrics import METRICS
+from causal_tracing.model import Model, require_model
+from causal_tracing.prompts import Pair, TokenPair, tokenize
+from causal_tracing.scoring import Scoring
+from causal_tracing.screens import Attribution, Checked
+from causal_tracing.sites import COMPONENTS, MEDIATORS, Site
+from causal_tracing.sweeps import DIRECTIONS, check_names
+
+METHODS = ("atp", "ig")
+SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Question:
+    """What is asked of one pair: which run is the base, which the donor, and how it is measured."""
+
+    model: Model
+    pair: TokenPair
+    base: Run
+    donor: Run
+    metric: str
+    sign: int  # of the effect, in the metric's change from the base run
+
+    def measure(self, logits: Float[Tensor, "run vocab"]) -> Float[Tensor, " run"]:
+        """The metric, so that gradients pass."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        answer, foil = self.pair.answer, self.pair.foil
+        match self.metric:
+            case "logit_diff":
+                return logits[:, answer] - logits[:, foil]
+            case "logit":
+                return logits[:, answer]
+            case "log_prob":
+                return logits.log_softmax(-1)[:, answer]
+            case _:
+                return logits.softmax(-1)[:, answer]
+
+
+def attribute(
+    model: Model,
+    pair: Pair,
+    *,
+    components: Sequence[str] = ("resid_post", "attn_out", "mlp_out"),
+    method: str = "atp",
+    steps: int = 10,
+    direction: str = "restoration",
+    metric: str | None = None,
+    verify: int = 30,
+    sample: int = 100,
+    engine: str = "auto",
+    seed: int = 0,
+) -> Attribution:
+    """Estimates of every site's effect, with `verify` of the strongest and `sample` of the rest patched exactly.
+
+    `components` are any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, q, k, v, pattern, z, neurons; the
+    numbers to verify are for each of them. Positive estimates support the clean behaviour, in both directions. Raises
+    InvalidOption, InvalidPair, ComponentNotOffered.
+    """
+    require_model(model)
+    _check(components, method, steps, direction, metric, verify, sample)
+    for component in components:
+        model.anatomy.require(component)
+    mediators = [name for name in components if name in MEDIATORS]
+    if mediators:
+        model, _ = prove(model, mediators)
+    tokens = tokenize(pair, model.tokenizer)
+    if tokens.several_tokens:
+        raise InvalidOption("Estimates need an answer and a foil of one token each: use trace() for longer ones.")
+    runs = Run(tokens.corrupt.tokens), Run(tokens.clean.tokens)
+    base, donor = runs if direction == "restoration" else runs[::-1]
+    named = metric or ("logit_diff" if tokens.foil is not None else "log_prob")
+    sign = 1 if direction == "restoration" else -1
+    question = _Question(model=model, pair=tokens, base=base, donor=donor, metric=named, sign=sign)
+    estimates = _estimates(question, list(dict.fromkeys(components)), method, steps)
+    choice = choose(model, components, engine)
+    sites = {name: list(_sites(question, name, found.shape)) for name, found in estimates.items()}
+    checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
+    return Attribution(
+        estimates=estimates,
+        checked=tuple(checked),
+        tokens=tokens.clean.strings,
+        provenance={
+            "model": model.name,
+            "method": method,
+            "steps": steps if method == "ig" else None,
+            "direction": direction,
+            "metric": named,
+            "engine": choice.engine,
+            "verify": verify,
+            "sample": sample,
+            "seed": seed,
+            "sites": {name: len(each) for name, each in sites.items()},
+            "clean": pair.clean,
+            "corrupt": pair.corrupt,
+            "answer": pair.answer,
+            "foil": pair.foil,
+        },
+    )
+
+
+def integrated(
+    model: Model, base: Run, donor: Run, sites: Sequence[Site], measure: Differentiable, steps: int
+) -> Float[Tensor, "site width"]:
+    """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor."""
+    component, layer = sites[0].component, sites[0].layer
+    runs = [
+        Run(base.tokens, tuple(Edit(site, From(donor, site.position), (step + 0.5) / steps) for site in sites))
+        for step in range(steps)
+    ]
+    found = gradients(model, runs, [(component, layer)], measure)[component, layer].mean(0)
+    return found[[site.position for site in sites]]
+
+
+def _estimates(question: _Question, components: Sequence[str], method: str, steps: int) -> dict[str, np.ndarray]:
+    """Estimated effects of each component [layer, position, unit]."""
+    model = question.model
+    places = [(component, layer) for component in components for layer in range(model.num_layers)]
+    recordings = record(model, [question.base], places) | record(model, [question.donor], places)
+    if method == "atp":
+        found = gradients(model, [question.base], places, question.measure)
+        slopes = {place: found[place][0] for place in places}
+    else:
+        slopes = {place: _along_the_way(question, place, steps) for place in places}
+    estimates: dict[str, list[np.ndarray]] = {component: [] for component in components}
+    for place in places:
+        apart = recordings[question.donor].activations[place] - recordings[question.base].activations[place]
+        moved = (apart.double() * slopes[place].double()).unflatten(1, (model.units(place[0]), -1)).sum(-1)
+        estimates[place[0]].append(question.sign * moved.cpu().numpy())
+    return {component: np.stack(rows) for component, rows in estimates.items()}
+
+
+def _along_the_way(question: _Question, place: tuple[str, int], steps: int) -> Float[Tensor, "token width"]:
+    sites = [Site(*place, position) for position in range(len(question.base.tokens))]
+    return integrated(question.model, question.base, question.donor, sites, question.measure, steps)
+
+
+def _checked(
+    question: _Question,
+    estimates: Mapping[str, np.ndarray],
+    sites: Mapping[str, Sequence[Site]],
+    verify: int,
+    sample: int,
+    engine: str,
+    seed: int,
+) -> Iterator[Checked]:
+    """The strongest estimates of each component and a random sample of its other sites, patched."""
+    random, chosen = np.random.default_rng(seed), []
+    for component, found in estimates.items():
+        mine = sites[component]
+        order = np.argsort([-abs(found[_index(site)]) for site in mine], kind="stable")
+        rest = random.permutation(order[verify:])[:sample]
+        chosen += [(mine[n], "top") for n in order[:verify]] + [(mine[n], "sample") for n in rest]
+    if not chosen:
+        return
+    worlds = [World(question.base, (), _last(question)), *(_world(question, site) for site, _ in chosen)]
+    values = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
+    measured = values[:, METRICS.index(question.metric)]
+    for (site, why), value in zip(chosen, measured[1:], strict=True):
+        exact = question.sign * (value - measured[0])
+        yield Checked(site=site, estimate=float(estimates[site.component][_index(site)]), exact=float(exact), why=why)
+
+
+def _sites(question: _Question, component: str, shape: tuple[int, ...]) -> Iterator[Site]:
+    """The component's sites that can matter, cuts left out: nothing has to be estimated there."""
+    for layer, position, unit in np.ndindex(*shape):
+        site = Site(component, layer, position, unit if component in MEDIATORS else None)
+        world = _world(question, site)
+        if effective(world, question.model.num_layers) and not is_cut(question.model, world):
+            yield site
+
+
+def _world(question: _Question, site: Site) -> World:
+    return World(question.base, (Edit(site, From(question.donor, site.position)),), _last(question))
+
+
+def _last(question: _Question) -> tuple[int, ...]:
+    return (len(question.base.tokens) - 1,)
+
+
+def _index(site: Site) -> tuple[int, int, int]:
+    return site.layer, site.position, site.unit or 0
+
+
+def _check(
+    components: Sequence[str],
+    method: str,
+    steps: int,
+    direction: str,
+    metric: str | None,
+    verify: int,
+    sample: int,
+) -> None:
+    check_names("component", components, (*COMPONENTS, *MEDIATORS))
+    check_names("direction", [direction], DIRECTIONS)
+    if method not in METHODS:
+        raise InvalidOption(f"There is no method {method!r}. {nearest(str(method), METHODS)}")
+    if metric is not None and metric not in SMOOTH:
+        raise InvalidOption(f"There is no gradient of {metric!r}. {nearest(str(metric), SMOOTH)}")
+    if steps < 1:
+        raise InvalidOption(f"steps= must be at least 1; it is {steps}.")
+    if verify < 1 or sample < 1:
+        raise InvalidOption(
+            f"Estimates are always checked: verify= and sample= must be at least 1; they are {verify} and {sample}."
+        )

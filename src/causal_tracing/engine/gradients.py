@@ -1,0 +1,52 @@
+"""How a metric would move with an activation: gradients at every place of a run, in one forward and one backward.
+
+A probe of zeros is added at each place. It changes no number, and the metric's gradient with respect to it is the
+gradient with respect to the activation, everything behind it included.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.edits import Run
+from causal_tracing.engine.forward import watched
+from causal_tracing.engine.record import donor_recordings
+from causal_tracing.engine.taps import Place
+from causal_tracing.model import Model
+
+Differentiable = Callable[[Float[Tensor, "run vocab"]], Float[Tensor, " run"]]  # logits after the last token
+
+
+def gradients(
+    model: Model, runs: Sequence[Run], places: Collection[Place], measure: Differentiable
+) -> Mapping[Place, Float[Tensor, "run token width"]]:
+    """d measure / d activation at each place, for runs of equal length.
+
+    Activations are the modules' own outputs, before a layer's scale. Raises ComponentNotOffered.
+    """
+    donors, probes = donor_recordings(model, runs), {}
+
+    def probe(place: Place, value: Tensor) -> Tensor:
+        probes[place] = torch.zeros_like(value, requires_grad=True)
+        return value + probes[place]
+
+    with model.at_rest(), _without_weights(model), torch.enable_grad():
+        measured = measure(watched(model, runs, donors, places, probe, keep=1)[:, -1]).sum()
+        found = torch.autograd.grad(measured, [probes[place] for place in places])
+    return dict(zip(places, found, strict=True))
+
+
+@contextmanager
+def _without_weights(model: Model) -> Iterator[None]:
+    """No gradients of the weights: they would take most of the memory. What they were is put back."""
+    wanted = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

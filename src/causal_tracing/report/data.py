@@ -50,7 +50,9 @@ def visible(text: str) -> str:
 def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
     """A row's label (both tokens where the prompts differ), and how it is spoken."""
     if not str(position).isdigit():
-        return {"label": str(position).replace("_", " "), "spoken": str(position).replace("_", " "), "differs": False}
+        name = str(position).replace("_", " ")
+        spoken = "all tokens together" if name == "together" else f"the {name} token"
+        return {"label": name, "spoken": spoken, "differs": False}
     clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
     differs = clean != corrupt
     both = (clean.strip() or clean, corrupt.strip() or corrupt)

@@ -65,7 +65,7 @@
   };
   const unit = (name = state.m) => data.metrics.find((metric) => metric.name === name).unit;
   const signed = (number, digits = 3) => (number >= 0 ? "+" : "−") + Math.abs(Number(number.toPrecision(digits)));
-  const percent = (share) => `${Math.round(100 * share)} %`.replace("-", "−");
+  const percent = (share, digits = 0) => `${Number((100 * share).toFixed(digits))} %`.replace("-", "−");
 
   const RAMPS = {
     light: [["#f6f5f8", "#cfc4e2", "#9a80c2", "#6a45a3", "#35146e"], ["#f6f5f8", "#fbd3a2", "#ee9a4d", "#c4660f", "#7f3b08"]],
@@ -176,8 +176,10 @@
     $("map").setAttribute("aria-label", `${spoken("d", state.d)} of ${state.c} by token and layer`);
   };
 
+  // Charts are drawn as wide as there is room, so that their text keeps its size on a phone.
+  const chartWidth = (node) => Math.max(340, Math.min(1100, node.clientWidth || 1100));
   const chart = (series, most) => {
-    const [width, height, left, right, top, bottom] = [1100, 240, 56, 90, 12, 28];
+    const [width, height, left, right, top, bottom] = [chartWidth($("curves")), 240, 56, 90, 12, 28];
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "effect of MLP and attention by layer" });
     const count = data.layers.length;
     const x = (n) => left + (count > 1 ? n / (count - 1) : 0.5) * (width - left - right);
@@ -186,13 +188,15 @@
       svg.append(drawn("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
       svg.append(drawn("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, state.v === "fraction" ? percent(tick) : String(Number(tick.toPrecision(2))).replace("-", "−")));
     }
-    const every = Math.max(1, Math.ceil(count / 16));
+    const every = Math.max(1, Math.ceil(count / (width / 60)));
     data.layers.forEach((layer, n) => { if (n % every === 0) svg.append(drawn("text", { x: x(n), y: height - 8, "text-anchor": "middle" }, layer)); });
+    const last = (line) => line.findLast((one) => one !== null) ?? 0;
+    const upper = last(series.mlp_out) >= last(series.attn_out) ? "mlp_out" : "attn_out";
     for (const [name, line] of Object.entries(series)) {
       const points = line.map((one, n) => (one === null ? null : [x(n), y(one)])).filter(Boolean);
       svg.append(drawn("polyline", { class: name, points: points.join(" "), "stroke-width": 2.5 }));
       const end = points.at(-1);
-      if (end) svg.append(drawn("text", { class: name, x: end[0] + 10, y: end[1] + (name === "mlp_out" ? -4 : 12) }, name));
+      if (end) svg.append(drawn("text", { class: name, x: end[0] + 10, y: end[1] + (name === upper ? -4 : 12) }, name));
     }
     return svg;
   };
@@ -212,7 +216,7 @@
   const choose = (...at) => { state.cell = at; draw(); focusOn($("map"), at); };
   const read = (layer, position) => { $("readout").textContent = words(layer, position); };
   listen($("map"), () => [data.layers.length, data.positions.length], choose, read);
-  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, redraw: () => draw() });
+  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, chartWidth, redraw: () => draw() });
   const draw = () => {
     if (fractionReason()) state.v = "effect";
     const active = document.activeElement?.name;
@@ -228,6 +232,7 @@
   const paint = (dark) => { document.documentElement.classList.toggle("dark", dark); $("theme").setAttribute("aria-pressed", dark); };
   $("theme").addEventListener("click", () => { paint(!isDark()); draw(); });
   paint(matchMedia("(prefers-color-scheme: dark)").matches);
+  addEventListener("resize", () => { drawCurves(); units.draw(); });
   addEventListener("hashchange", () => { restore(); draw(); });
   restore();
   draw();

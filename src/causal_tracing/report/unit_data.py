@@ -35,7 +35,7 @@ def heads_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     components = [str(name) for name in found.component.values]
     return {
         "components": components,
-        "counts": {name: heads_of(found, name) for name in components},
+        "counts": {name: heads_of(found, name) for name in components},  # fewer of k and v where queries share them
         "readers": {name: found.readers.sel(component=name).values.tolist() for name in components},
         "layers": found.layer.values.tolist(),
         "effects": switched(found),
@@ -93,24 +93,29 @@ def _heads_of_pair(
 
 
 def _head_numbers(found: xr.Dataset, names: list[str], kept: list[int | str], with_sum: bool) -> dict[str, Any]:
-    order = ("component", "position", "layer", "head")
-    parts = {name: found[[name, "status"]].sel(position=kept).drop_vars("readers") for name in names}
-    if with_sum:
-        added = {name: summed(found, name).drop_vars("readers").expand_dims(position=[SUM]) for name in names}
-        parts = {name: xr.concat([parts[name].assign_coords(position=[*map(str, kept)]), added[name]], "position",
-                                 data_vars="minimal", coords="minimal", compat="override") for name in names}  # fmt: skip
-    parts = {name: part.transpose(*order) for name, part in parts.items()}
-    status = parts[names[0]].status
+    found = found.drop_vars("readers")
+    parts = {name: _at_positions(found[[name, "status"]], name, kept, with_sum) for name in names}
+    status, counts = parts[names[0]].status, {str(name): heads_of(found, name) for name in found.component.values}
     return {
-        "status": {str(name): _letters(status.sel(component=name).values) for name in status.component.values},
+        "status": {name: _letters(status.sel(component=name).values[..., :n]) for name, n in counts.items()},
         **{
-            name: {
-                str(component): plain(part[name].sel(component=component).values.tolist(), DIGITS)
-                for component in part.component.values
+            effect: {
+                name: plain(part[effect].sel(component=name).values[..., :n].tolist(), DIGITS)
+                for name, n in counts.items()
             }
-            for name, part in parts.items()
+            for effect, part in parts.items()
         },
     }
+
+
+def _at_positions(found: xr.Dataset, effect: str, kept: list[int | str], with_sum: bool) -> xr.Dataset:
+    """One effect and its status at the positions kept, the sum over all positions behind them."""
+    here = found.sel(position=kept)
+    if with_sum:
+        here = here.assign_coords(position=[*map(str, kept)])
+        here = xr.concat([here, summed(found, effect).expand_dims(position=[SUM])], "position", coords="minimal",
+                         compat="override")  # fmt: skip
+    return here.transpose("component", "position", "layer", "head")
 
 
 def _letters(status: np.ndarray) -> list[list[str]]:
@@ -126,15 +131,18 @@ def _neurons_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
 
 
 def _neuron_numbers(found: xr.Dataset) -> dict[str, Any]:
-    names = switched(found)
-    order = {name: ranked(found, name) for name in names}
+    order = {name: ranked(found, name) for name in switched(found)}
     sites = {site: None for effect in order.values() for site in effect.site.values[:STRONGEST]}
-    positions = [str(position) for position in found.position.values]
+    indices = [found.indexes[name] for name in ("layer", "position", "neuron")]
+    numbers = [
+        found[name].sel(component="neurons").transpose("layer", "position", "neuron").values
+        for name in order
+        if name != "interaction"
+    ]
     top = []
     for _, layer, position, neuron in sites:
-        cell = found.sel(component="neurons", layer=layer, position=position, neuron=neuron)
-        values = [plain(cell[name].item(), DIGITS) for name in names if name != "interaction"]
-        top.append([int(layer), int(neuron), positions.index(str(position)), *values])
+        at = tuple(index.get_loc(one) for index, one in zip(indices, (layer, position, neuron), strict=True))
+        top.append([int(layer), int(neuron), at[1], *(plain(float(array[at]), DIGITS) for array in numbers)])
     return {"top": top, "curves": {name: _curve(effect.values) for name, effect in order.items()}}
 
 

@@ -1,6 +1,6 @@
 "use strict";
 // Single heads and single neurons; what is not measured has no section. The argument is what the map's script shares.
-const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, redraw }) => {
+const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, chartWidth, redraw }) => {
   const { heads, neurons } = data;
   const STATUS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed" };
   const index = () => data.pairs.indexOf(pair());
@@ -107,7 +107,7 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
       if (neurons.positions.length > 1) line.append(make("td", { textContent: neurons.pairs[index()].rows[row[2]].spoken }));
       for (const name of neurons.effects) {
         const found = neuronEffect(row, name);
-        const share = found === null || reason || total === null || name === "interaction" ? "" : ` (${percent(found / total)})`;
+        const share = found === null || reason || total === null || name === "interaction" ? "" : ` (${percent(found / total, 1)})`;
         line.append(make("td", { className: "number", textContent: found === null ? "–" : signed(found) + share }));
       }
       body.append(line);
@@ -115,7 +115,7 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
     $("neurons").replaceChildren(make("thead", {}, head), body);
   };
   const drawCurve = (curve, direction, metric) => {
-    const [width, height, left, right, top, bottom] = [1100, 260, 64, 24, 16, 40];
+    const [width, height, left, right, top, bottom] = [chartWidth($("neurons-curve")), 280, 64, 24, 16, 60];
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spoken("d", direction)} of ${curve.count} single neurons by rank` });
     const parts = ["supports", "opposes"].map((name) => [name, curve[name].map(([rank, one]) => [rank, scaled(one, metric)])]);
     const values = parts.flatMap(([, line]) => line.map(([, one]) => one));
@@ -128,8 +128,8 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
       svg.append(drawn("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
       if (!close(tick)) svg.append(drawn("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, state.v === "fraction" ? percent(tick) : String(Number(tick.toPrecision(2))).replace("-", "−")));
     }
-    for (let rank = 1; rank <= last; rank *= 10) svg.append(drawn("text", { x: x(rank), y: height - 20, "text-anchor": "middle" }, rank.toLocaleString("en")));
-    svg.append(drawn("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "rank, on a logarithmic axis"));
+    for (let rank = 1; rank <= last; rank *= 10) svg.append(drawn("text", { x: x(rank), y: height - 26, "text-anchor": "middle" }, rank.toLocaleString("en")));
+    svg.append(drawn("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "rank, on a logarithmic axis"));
     for (const [name, line] of parts) {
       svg.append(drawn("polyline", { class: name, points: line.map(([rank, one]) => `${x(rank).toFixed(1)},${y(one).toFixed(1)}`).join(" "), "stroke-width": 2 }));
       for (const [rank, one] of line.slice(0, 20)) svg.append(drawn("circle", { class: name, cx: x(rank).toFixed(1), cy: y(one).toFixed(1), r: 3 }));
@@ -143,7 +143,7 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
       let before = -Infinity;
       strongestNeurons(direction, 20).filter((row) => sign * neuronEffect(row, direction) > 0).slice(0, 6).forEach((row, n) => {
         const [across, down] = [x(n + 1), y(scaled(neuronEffect(row, direction), metric))];
-        if (across - before < 130) return;
+        if (across - before < 92) return;
         before = across;
         svg.append(drawn("text", { class: "named", x: across + 7, y: down + (sign > 0 ? -3 : 13) }, `layer ${row[0]} · ${row[1]}`));
       });

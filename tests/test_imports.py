@@ -26,13 +26,13 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "reading"],
+        ["effects", "reading", "unit_maps"],
         [
             *("previews", "contrasts", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
-    [["plots"], ["terminal"], ["documents"], ["report.*"], ["screens", "attribution"]],
+    [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*"], ["screens", "attribution"]],
     [["traces", "tracing"]],
     [["parse", "cli"]],
 ]

@@ -1,10 +1,6 @@
-"""Figures with matplotlib, from Measurements alone: maps, bars by layer, MLP against attention.
+"""Figures with matplotlib, from Measurements alone: maps, bars by layer, MLP against attention, heads, neurons."""
 
-One diverging scale centred on 0 is shared by all panels of a figure. Undefined cells are hatched, structural zeros
-carry a dot, cuts a frame.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,17 +8,16 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
+from causal_tracing.drawing import cells, drawable, largest_size, number_ticks, where
 from causal_tracing.effects import label, require_effect
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.reading import known, select
 from causal_tracing.results import Measurements
+from causal_tracing.unit_plots import head_maps, neuron_ranks
 
-COLOURS = "PuOr"  # safe for the colour-blind; purple supports the clean behaviour
-KINDS = ("map", "layers", "mlp_vs_attention")
+KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons")
 ORIENTATIONS = ("layers_right", "layers_down")
-MOST_TICKS = 12
 
 
 def plot(
@@ -31,29 +26,39 @@ def plot(
     *,
     effect: str | None = None,
     position: int | str | None = None,
+    layer: int | None = None,
     pair: str | None = None,
     metric: str | None = None,
     orient: str = "layers_right",
     vocabulary: str | None = None,
 ) -> Figure:
-    """A figure of one pair by one metric: "map", "layers" (bars by layer) or "mlp_vs_attention" (curves by layer).
+    """A figure of one pair by one metric; `kind` is one of
 
-    `effect` is one effect's name (default: all directions that were measured). `position` chooses the column of bars
-    and curves (default: the strongest one). Raises InvalidOption.
+    "map", "layers" (bars by layer), "mlp_vs_attention" (curves by layer), "heads" (maps of layers and heads) or
+    "neurons" (all of them, ranked). `effect` is one effect's name (default: all directions that were measured).
+    `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also "sum", the sum
+    over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
     """
     if kind not in KINDS:
         raise InvalidOption(f"There is no plot {kind!r}. {nearest(kind, KINDS)}")
     if orient not in ORIENTATIONS:
         raise InvalidOption(f"orient={orient!r} is not known. {nearest(orient, ORIENTATIONS)}")
-    found = select(measurements, pair=pair, metric=metric)
+    if layer is not None and kind != "neurons":
+        raise InvalidOption(f'layer={layer} chooses the neurons of plot("neurons"); {kind!r} shows every layer.')
+    found = select(measurements, pair=pair, metric=metric, of=kind if kind in ("heads", "neurons") else "blocks")
     shown = [require_effect(effect, found)] if effect else list(measurements.directions)
     if kind == "map":
         figure = _maps(found, shown, orient, vocabulary)
+    elif kind == "heads":
+        figure = head_maps(found, shown, position=position, orient=orient, vocabulary=vocabulary)
+    elif kind == "neurons":
+        figure = neuron_ranks(found, shown, position=position, layer=layer, vocabulary=vocabulary)
     else:
         draw = _bars if kind == "layers" else _mlp_vs_attention
         figure = draw(found, shown, _column(found, shown[0], position), vocabulary)
     clean, corrupt = (
-        _text(measurements.data[name].sel(pair=found.pair.item()).item()) for name in ("clean_prompt", "corrupt_prompt")
+        drawable(measurements.data[name].sel(pair=found.pair.item()).item())
+        for name in ("clean_prompt", "corrupt_prompt")
     )
     figure.suptitle(f"{clean}   against   {corrupt}", fontsize=10)
     return figure
@@ -80,7 +85,7 @@ def _maps(found: xr.Dataset, shown: Sequence[str], orient: str, vocabulary: str 
     figure, panels = plt.subplots(
         len(shown), len(components), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
-    largest = max(float(np.nanmax(abs(found[name].values), initial=0)) for name in shown) or 1.0
+    largest = largest_size([found[name] for name in shown])
     images = []
     for row, effect in zip(panels, shown, strict=True):
         for axes, component in zip(row, components, strict=True):
@@ -92,20 +97,11 @@ def _maps(found: xr.Dataset, shown: Sequence[str], orient: str, vocabulary: str 
 
 def _map(axes: Axes, found: xr.Dataset, effect: str, orient: str, largest: float) -> Any:
     down = orient == "layers_down"
-    order = ("layer", "position") if down else ("position", "layer")
-    values, status = found[effect].transpose(*order).values, found.status.transpose(*order).values
-    image = axes.imshow(values, cmap=COLOURS, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
-    for row, column in np.ndindex(*values.shape):
-        corner = (column - 0.5, row - 0.5)
-        if np.isnan(values[row, column]):
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="0.7", linewidth=0))
-        elif status[row, column] == "cut":
-            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1))
-    zeros = np.argwhere(status == "structural_zero")
-    axes.plot(zeros[:, 1], zeros[:, 0], ".", color="0.7", markersize=1.5)
+    image = cells(axes, found, effect, ("layer", "position") if down else ("position", "layer"), largest)
     tokens, layers = (axes.set_xticks, axes.set_yticks) if down else (axes.set_yticks, axes.set_xticks)
-    tokens(range(len(found.position)), _token_labels(found), fontsize=7, rotation=90 if down else 0)
-    _layer_ticks(layers, found)
+    labels = [where(found, position) for position in found.position.values.tolist()]
+    tokens(range(len(labels)), labels, fontsize=7, rotation=90 if down else 0)
+    number_ticks(layers, found.layer.values)
     (axes.set_ylabel if down else axes.set_xlabel)("layer", fontsize=8)
     return image
 
@@ -123,7 +119,7 @@ def _bars(found: xr.Dataset, shown: Sequence[str], position: int | str, vocabula
             axes.bar(layers + (n - (len(shown) - 1) / 2) * width, values, width, label=label(effect, vocabulary))
         cuts = (found.status.sel(component=component, position=position) == "cut").values
         note = " (complete cuts)" if cuts.all() else ""
-        axes.set_title(f"{component}{note}, {_where(found, position)}", fontsize=9)
+        axes.set_title(f"{component}{note}, {where(found, position)}", fontsize=9)
         _by_layer(axes, found)
     panels[0][0].legend(fontsize=8)
     return figure
@@ -143,7 +139,7 @@ def _mlp_vs_attention(found: xr.Dataset, shown: Sequence[str], position: int | s
         for component, marker in (("mlp_out", "o"), ("attn_out", "s")):
             values = curves(found, effect, position).sel(component=component).values
             axes.plot(range(len(values)), values, marker=marker, markersize=3, label=component)
-        axes.set_title(f"{label(effect, vocabulary)}, {_where(found, position)}", fontsize=9)
+        axes.set_title(f"{label(effect, vocabulary)}, {where(found, position)}", fontsize=9)
         _by_layer(axes, found)
     panels[0][0].legend(fontsize=8)
     return figure
@@ -151,31 +147,7 @@ def _mlp_vs_attention(found: xr.Dataset, shown: Sequence[str], position: int | s
 
 def _by_layer(axes: Axes, found: xr.Dataset) -> None:
     axes.axhline(0, color="0.6", linewidth=0.8)
-    _layer_ticks(axes.set_xticks, found)
+    number_ticks(axes.set_xticks, found.layer.values)
     axes.set_xlabel("layer", fontsize=8)
     axes.set_ylabel(f"{found.unit.item()} of {found.metric.item()}", fontsize=8)
     axes.label_outer()
-
-
-def _layer_ticks(set_ticks: Callable[..., Any], found: xr.Dataset) -> None:
-    layers = found.layer.values
-    every = max(1, -(-len(layers) // MOST_TICKS))
-    set_ticks(range(0, len(layers), every), layers[::every], fontsize=7)
-
-
-def _token_labels(found: xr.Dataset) -> list[str]:
-    return [_where(found, position) for position in found.position.values.tolist()]
-
-
-def _where(found: xr.Dataset, position: int | str) -> str:
-    """A position's token; both where the prompts differ."""
-    if not str(position).isdigit():
-        return str(position)
-    clean, corrupt = (_text(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
-    return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt}"
-
-
-def _text(token: str) -> str:
-    """A token as matplotlib should draw it: no math, no control characters."""
-    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
-    return visible.strip().replace("$", r"\$")

@@ -5,7 +5,7 @@ from html import escape
 import numpy as np
 
 from causal_tracing.reading import number, read, select
-from causal_tracing.report.page import visible
+from causal_tracing.report.data import visible
 from causal_tracing.results import Measurements
 
 SIZE = 12  # of a cell, in pixels

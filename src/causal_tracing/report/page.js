@@ -15,23 +15,29 @@
   };
   const options = {
     p: data.pairs.map((pair) => pair.id), m: data.metrics.map((metric) => metric.name), c: data.components,
-    d: data.directions.length === 2 ? [...data.directions, "interaction"] : data.directions, v: ["effect", "fraction"],
+    d: data.effects, v: ["effect", "fraction"], hc: data.heads?.components ?? [], hp: data.heads?.positions ?? [], n: data.neurons ? ["20", "100"] : [],
   };
-  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as" };
+  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", hc: "component", hp: "position", n: "rows" };
   const state = Object.fromEntries(Object.keys(options).map((key) => [key, options[key][0]]));
   state.cell = null; // [layer index, position index]
+  state.head = null; // [layer index, head]
+  if (data.heads) state.hp = data.heads.strongest;
 
   // The state of the switches lives in the fragment, so that a view can be linked.
   const restore = () => {
     const asked = new URLSearchParams(location.hash.slice(1));
     for (const key of Object.keys(options)) if (options[key].includes(asked.get(key))) state[key] = asked.get(key);
-    const cell = /^(\d{1,5}),(\d{1,5})$/.exec(asked.get("cell") || "");
-    if (cell && +cell[1] < data.layers.length && +cell[2] < data.positions.length) state.cell = [+cell[1], +cell[2]];
+    const place = (key, columns, rows) => {
+      const found = /^(\d{1,5}),(\d{1,5})$/.exec(asked.get(key) || "");
+      if (found && +found[1] < columns && +found[2] < rows) state[key] = [+found[1], +found[2]];
+    };
+    place("cell", data.layers.length, data.positions.length);
+    if (data.heads) place("head", data.heads.layers.length, data.heads.counts[state.hc]);
   };
   const remember = () => {
     const parts = new URLSearchParams();
     for (const key of Object.keys(options)) if (options[key].length > 1) parts.set(key, state[key]);
-    if (state.cell) parts.set("cell", state.cell.join(","));
+    for (const key of ["cell", "head"]) if (state[key]) parts.set(key, state[key].join(","));
     history.replaceState(null, "", "#" + parts);
   };
 
@@ -57,9 +63,9 @@
     most = most || 1;
     return state.v === "fraction" ? most / Math.abs(numbers().total) : most;
   };
-  const unit = () => data.metrics.find((metric) => metric.name === state.m).unit;
+  const unit = (name = state.m) => data.metrics.find((metric) => metric.name === name).unit;
   const signed = (number, digits = 3) => (number >= 0 ? "+" : "−") + Math.abs(Number(number.toPrecision(digits)));
-  const percent = (share) => `${Math.round(100 * share)} %`.replace("-", "−");
+  const percent = (share, digits = 0) => `${Number((100 * share).toFixed(digits))} %`.replace("-", "−");
 
   const RAMPS = {
     light: [["#f6f5f8", "#cfc4e2", "#9a80c2", "#6a45a3", "#35146e"], ["#f6f5f8", "#fbd3a2", "#ee9a4d", "#c4660f", "#7f3b08"]],
@@ -75,73 +81,105 @@
     return `rgb(${mixed.join(",")})`;
   };
 
-  const switchFor = (key) => {
+  const spoken = (key, option) => (key === "d" ? option.replaceAll("_", " ") : option);
+  // A switch may stand in several sections: each has radio buttons of its own, and all show one state.
+  const switchFor = (key, place = "") => {
     const set = make("fieldset", {}, make("legend", { textContent: names[key] }));
     for (const option of options[key]) {
-      const input = make("input", { type: "radio", name: key, value: option, checked: state[key] === option });
+      const input = make("input", { type: "radio", name: place + key, value: option, checked: state[key] === option });
+      if (key === "v" && option === "fraction" && fractionReason()) input.disabled = true;
       input.addEventListener("change", () => { state[key] = option; draw(); });
-      set.append(make("label", {}, input, make("span", { textContent: option })));
+      const label = make("label", {}, input, make("span", { textContent: spoken(key, option) }));
+      if (input.disabled) label.title = "Undefined: " + fractionReason();
+      set.append(label);
     }
     return set;
   };
+  const switches = (node, keys, place) => node.replaceChildren(...keys.filter((key) => options[key].length > 1).map((key) => switchFor(key, place)));
   const drawSwitches = () => {
-    const active = document.activeElement?.name;
-    $("switches").replaceChildren(...["d", "c", "v", "m"].filter((key) => options[key].length > 1).map(switchFor));
-    const fraction = document.querySelector('input[name=v][value=fraction]');
-    if (fraction && fractionReason()) { fraction.disabled = true; fraction.parentNode.title = "Undefined: " + fractionReason(); }
+    switches($("switches"), ["d", "c", "v", "m"]);
     if (options.p.length > 1) { $("pairs").hidden = false; $("pairs").replaceChildren(switchFor("p")); }
-    if (active) document.querySelector(`input[name="${CSS.escape(active)}"]:checked`)?.focus();
     for (const part of document.querySelectorAll("[data-pair]")) part.hidden = part.dataset.pair !== state.p;
   };
-  const drawLegend = () => {
+  const SWATCHES = { zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
+  const drawLegend = (node, most, kinds, unitName = unit()) => {
     const bar = drawn("svg", { width: 220, height: 14, role: "img", "aria-label": "colour scale" });
     for (let n = 0; n < 44; n++) bar.append(drawn("rect", { x: 5 * n, y: 0, width: 5, height: 14, fill: colour((n - 21.5) / 21.5) }));
-    const most = state.v === "fraction" ? percent(largest()) : `${Number(largest().toPrecision(3))} ${unit()}`;
-    const swatch = (kind, words) => make("span", {}, make("span", { className: `swatch ${kind}`, textContent: kind === "zero" ? "·" : "" }), words);
-    $("legend").replaceChildren(make("span", {}, `−${most} `, bar, ` +${most}`), swatch("zero", "structural zero"), swatch("cut", "cut: the total effect by construction"), swatch("none", "undefined"));
+    const end = state.v === "fraction" ? percent(most) : `${Number(most.toPrecision(3))} ${unitName}`;
+    const swatch = (kind) => make("span", {}, make("span", { className: `swatch ${kind}`, textContent: kind === "zero" ? "·" : "" }), SWATCHES[kind]);
+    node.replaceChildren(make("span", {}, `−${end} `, bar, ` +${end}`), ...kinds.map(swatch));
   };
 
-  const tokenOf = (position) => pair().rows[position];
-  const drawMap = () => {
-    const head = make("tr", { role: "row" }, make("th", { textContent: "token ↓ layer →" }));
-    const every = Math.max(1, Math.ceil(data.layers.length / 16));
-    data.layers.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `layer ${layer}` })));
-    const most = largest();
-    const body = make("tbody");
-    const [focusLayer, focusPosition] = state.cell || [0, 0];
-    data.positions.forEach((_, position) => {
-      const row = make("tr", { role: "row", className: state.cell && focusPosition === position ? "shown" : "" });
-      const title = make("th", { scope: "row", textContent: tokenOf(position).label, title: tokenOf(position).label, className: tokenOf(position).differs ? "differs" : "" });
-      title.addEventListener("click", () => choose(focusLayer, position));
-      row.append(title);
-      data.layers.forEach((layer, n) => {
-        const found = value(state.c, n, position), kind = status(state.c, n, position);
-        const cell = make("td", { role: "gridcell", tabIndex: n === focusLayer && position === focusPosition ? 0 : -1, ariaLabel: words(n, position) });
-        cell.className = found === null ? "none" : kind === "structural_zero" ? "zero" : kind === "cut" ? "cut" : "";
-        if (found !== null && kind !== "structural_zero") cell.style.backgroundColor = colour(found / most);
-        cell.dataset.at = `${n},${position}`;
-        row.append(cell);
+  // A map as a table: `at` is the chosen [column, row], `cell(column, row)` says value, status and words of a cell.
+  const drawGrid = (table, { corner, columns, rows, most, at, cell, choose }) => {
+    const head = make("tr", { role: "row" }, make("th", { textContent: corner }));
+    const every = Math.max(1, Math.ceil(columns.length / 16));
+    columns.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `layer ${layer}` })));
+    const body = make("tbody"), [focusColumn, focusRow] = at || [0, 0];
+    rows.forEach(({ label, differs, title = label }, r) => {
+      const row = make("tr", { role: "row", className: at && focusRow === r ? "shown" : "" });
+      const name = make("th", { scope: "row", textContent: label, title, className: differs ? "differs" : "" });
+      name.addEventListener("click", () => choose(focusColumn, r));
+      row.append(name);
+      columns.forEach((_, n) => {
+        const { value: found, status: kind, words: said } = cell(n, r);
+        const node = make("td", { role: "gridcell", tabIndex: n === focusColumn && r === focusRow ? 0 : -1, ariaLabel: said });
+        node.className = found === null ? "none" : kind === "structural_zero" ? "zero" : kind === "cut" ? "cut" : "";
+        if (found !== null && kind !== "structural_zero") node.style.backgroundColor = colour(found / most);
+        node.dataset.at = `${n},${r}`;
+        row.append(node);
       });
       body.append(row);
     });
-    $("map").setAttribute("aria-label", `${state.d} of ${state.c} by token and layer`);
-    $("map").style.minWidth = `${8 + 1.35 * data.layers.length}em`;
-    $("map").replaceChildren(make("thead", {}, head), body);
+    table.style.minWidth = `${8 + 1.35 * columns.length}em`;
+    table.replaceChildren(make("thead", {}, head), body);
+  };
+  const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-1e6, 0], End: [1e6, 0], PageUp: [0, -1e6], PageDown: [0, 1e6] };
+  const within = (number, size) => Math.max(0, Math.min(size - 1, number));
+  const focusOn = (table, at) => table.querySelector(`td[data-at="${at.join(",")}"]`).focus();
+  const listen = (table, size, choose, read) => {
+    const placeOf = (event) => event.target.dataset.at?.split(",").map(Number);
+    table.addEventListener("keydown", (event) => {
+      const [move, at, [columns, rows]] = [MOVES[event.key], placeOf(event), size()];
+      if (!move || !at) return;
+      event.preventDefault();
+      choose(within(at[0] + move[0], columns), within(at[1] + move[1], rows));
+    });
+    table.addEventListener("click", (event) => { const at = placeOf(event); if (at) choose(...at); });
+    for (const kind of ["mouseover", "focusin"]) table.addEventListener(kind, (event) => { const at = placeOf(event); if (at) read(...at); });
+  };
+  // What a cell is said to be worth: every effect that was measured, with its share of the total.
+  const sharesInWords = (effects, metric, at) => effects.map((name) => {
+    const found = at(name), { total, fraction_reason: reason } = pair().metrics[metric];
+    if (found === null) return `${spoken("d", name)} undefined`;
+    const share = reason || total === null || name === "interaction" ? "" : ` (${percent(found / total)} of the total effect)`;
+    return `${spoken("d", name)} ${signed(found)} ${unit(metric)}${share}`;
+  }).join(", ");
+
+  const tokenOf = (position) => pair().rows[position];
+  const windowOf = (layer) => {
+    const [first, last] = data.windows[state.c]?.[layer] ?? [0, 0];
+    return last > first ? ` (layers ${first} to ${last} together)` : "";
   };
   const words = (layer, position) => {
-    const token = tokenOf(position), kind = status(state.c, layer, position), total = numbers().total;
-    const shares = [...data.directions, ...(options.d.length === 3 ? ["interaction"] : [])].map((name) => {
-      const found = effect(name, state.c, layer, position);
-      if (found === null) return `${name} undefined`;
-      const share = fractionReason() || total === null || name === "interaction" ? "" : ` (${percent(found / total)} of the total effect)`;
-      return `${name} ${signed(found)} ${unit()}${share}`;
+    const kind = status(state.c, layer, position), why = kind === "ok" ? "" : ` · ${kind.replaceAll("_", " ")}`;
+    const shares = sharesInWords(options.d, state.m, (name) => effect(name, state.c, layer, position));
+    return `${state.c} · layer ${data.layers[layer]}${windowOf(layer)} · ${tokenOf(position).spoken}: ${shares}${why}`;
+  };
+  const drawMap = () => {
+    const most = largest();
+    drawLegend($("legend"), most, ["zero", "cut", "none"]);
+    drawGrid($("map"), {
+      corner: "token ↓ layer →", columns: data.layers, rows: pair().rows, most, at: state.cell, choose,
+      cell: (layer, position) => ({ value: value(state.c, layer, position), status: status(state.c, layer, position), words: words(layer, position) }),
     });
-    const why = kind === "ok" ? "" : ` · ${kind.replace("_", " ")}`;
-    return `${state.c} · layer ${data.layers[layer]} · ${token.spoken}: ${shares.join(", ")}${why}`;
+    $("map").setAttribute("aria-label", `${spoken("d", state.d)} of ${state.c} by token and layer`);
   };
 
+  // Charts are drawn as wide as there is room, so that their text keeps its size on a phone.
+  const chartWidth = (node) => Math.max(340, Math.min(1100, node.clientWidth || 1100));
   const chart = (series, most) => {
-    const [width, height, left, right, top, bottom] = [1100, 240, 56, 90, 12, 28];
+    const [width, height, left, right, top, bottom] = [chartWidth($("curves")), 240, 56, 90, 12, 28];
     const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "effect of MLP and attention by layer" });
     const count = data.layers.length;
     const x = (n) => left + (count > 1 ? n / (count - 1) : 0.5) * (width - left - right);
@@ -150,13 +188,15 @@
       svg.append(drawn("line", { class: "axis", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }));
       svg.append(drawn("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, state.v === "fraction" ? percent(tick) : String(Number(tick.toPrecision(2))).replace("-", "−")));
     }
-    const every = Math.max(1, Math.ceil(count / 16));
+    const every = Math.max(1, Math.ceil(count / (width / 60)));
     data.layers.forEach((layer, n) => { if (n % every === 0) svg.append(drawn("text", { x: x(n), y: height - 8, "text-anchor": "middle" }, layer)); });
+    const last = (line) => line.findLast((one) => one !== null) ?? 0;
+    const upper = last(series.mlp_out) >= last(series.attn_out) ? "mlp_out" : "attn_out";
     for (const [name, line] of Object.entries(series)) {
       const points = line.map((one, n) => (one === null ? null : [x(n), y(one)])).filter(Boolean);
       svg.append(drawn("polyline", { class: name, points: points.join(" "), "stroke-width": 2.5 }));
       const end = points.at(-1);
-      if (end) svg.append(drawn("text", { class: name, x: end[0] + 10, y: end[1] + (name === "mlp_out" ? -4 : 12) }, name));
+      if (end) svg.append(drawn("text", { class: name, x: end[0] + 10, y: end[1] + (name === upper ? -4 : 12) }, name));
     }
     return svg;
   };
@@ -168,30 +208,23 @@
       .filter((one) => one !== null).reduce((most, one) => (Math.abs(one) > Math.abs(most ?? 0) ? one : most), null);
     const at = state.cell ? state.cell[1] : data.positions.length === 1 ? 0 : null;
     const series = Object.fromEntries(shown.map((name) => [name, data.layers.map((_, layer) => (at === null ? strongest(name, layer) : value(name, layer, at)))]));
-    $("curves-note").textContent = `${state.d} ` + (at === null ? "of the strongest single token in each layer (choose a row of the map for one token)" : `at ${tokenOf(at).spoken}`);
+    $("curves-note").textContent = `${spoken("d", state.d)} ` + (at === null ? "of the strongest single token in each layer (choose a row of the map for one token)" : `at ${tokenOf(at).spoken}`);
     const most = Math.max(...Object.values(series).flat().map((one) => Math.abs(one ?? 0))) || 1;
     $("curves").replaceChildren(chart(series, most));
   };
 
-  const choose = (layer, position) => { state.cell = [layer, position]; draw(); document.querySelector(`td[data-at="${layer},${position}"]`).focus(); };
-  const read = (at) => { const [layer, position] = at.split(",").map(Number); $("readout").textContent = words(layer, position); };
+  const choose = (...at) => { state.cell = at; draw(); focusOn($("map"), at); };
+  const read = (layer, position) => { $("readout").textContent = words(layer, position); };
+  listen($("map"), () => [data.layers.length, data.positions.length], choose, read);
+  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, chartWidth, redraw: () => draw() });
   const draw = () => {
     if (fractionReason()) state.v = "effect";
-    drawSwitches(); drawLegend(); drawMap(); drawCurves(); remember();
-    if (state.cell) read(state.cell.join(","));
+    const active = document.activeElement?.name;
+    drawSwitches(); drawMap(); drawCurves(); units.draw(); remember();
+    if (active) document.querySelector(`input[name="${CSS.escape(active)}"]:checked, select[name="${CSS.escape(active)}"]`)?.focus();
+    if (state.cell) read(...state.cell);
   };
 
-  const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-1e6, 0], End: [1e6, 0], PageUp: [0, -1e6], PageDown: [0, 1e6] };
-  const within = (number, size) => Math.max(0, Math.min(size - 1, number));
-  $("map").addEventListener("keydown", (event) => {
-    const move = MOVES[event.key];
-    if (!move || !event.target.dataset.at) return;
-    event.preventDefault();
-    const [layer, position] = event.target.dataset.at.split(",").map(Number);
-    choose(within(layer + move[0], data.layers.length), within(position + move[1], data.positions.length));
-  });
-  $("map").addEventListener("click", (event) => { if (event.target.dataset.at) choose(...event.target.dataset.at.split(",").map(Number)); });
-  for (const kind of ["mouseover", "focusin"]) $("map").addEventListener(kind, (event) => { if (event.target.dataset.at) read(event.target.dataset.at); });
   $("copy").addEventListener("click", () => {
     getSelection().selectAllChildren($("provenance"));
     $("copied").textContent = document.execCommand("copy") ? "copied" : "selected: press Ctrl-C";
@@ -199,6 +232,7 @@
   const paint = (dark) => { document.documentElement.classList.toggle("dark", dark); $("theme").setAttribute("aria-pressed", dark); };
   $("theme").addEventListener("click", () => { paint(!isDark()); draw(); });
   paint(matchMedia("(prefers-color-scheme: dark)").matches);
+  addEventListener("resize", () => { drawCurves(); units.draw(); });
   addEventListener("hashchange", () => { restore(); draw(); });
   restore();
   draw();

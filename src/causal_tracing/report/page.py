@@ -9,19 +9,18 @@ import hashlib
 import json
 import os
 import tempfile
-import unicodedata
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from causal_tracing.effects import effects
 from causal_tracing.errors import MachineError
-from causal_tracing.reading import Reading, SiteRow, place, read, with_share
+from causal_tracing.reading import Reading, SiteRow, place, read, site_name, with_share
+from causal_tracing.report.data import map_data, visible
+from causal_tracing.report.unit_data import heads_data, neurons_data
 from causal_tracing.results import Measurements
 
 MOST_PAIRS = 20
@@ -31,13 +30,13 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
     shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown]
-    folder = files("causal_tracing.report")
-    parts = {name: folder.joinpath(f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    page = Template(parts["html"]).substitute(
-        policy=_policy(parts["css"], parts["js"]),
+    style, script = _part("page.css"), _part("units.js") + _part("page.js")
+    page = Template(_part("page.html")).substitute(
+        policy=_policy(style, script),
         title=escape(visible(readings[0].headline)),
-        style=parts["css"],
-        script=parts["js"],
+        style=style,
+        script=script,
+        units="".join(_part(f"{name}.html") for name in measurements.tables[1:]),
         stories="\n".join(_story(reading, hidden=n > 0) for n, reading in enumerate(readings))
         + _left_out(measurements),
         tables="\n".join(_tables(measurements, reading, hidden=n > 0) for n, reading in enumerate(readings)),
@@ -51,11 +50,8 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     return page
 
 
-def visible(text: str) -> str:
-    """Text without characters that could reorder or hide what is around them: those are named instead."""
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c for c in text
-    )
+def _part(name: str) -> str:
+    return files("causal_tracing.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
@@ -126,7 +122,7 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
 def _site(row: SiteRow) -> str:
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
     cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
-    site = f"{row.component}, layer {row.layer}, {place(row)}"
+    site = f"{site_name(row)}, {place(row)}"
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 
 
@@ -152,61 +148,13 @@ def _provenance(measurements: Measurements) -> str:
 
 
 def _data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
-    """What the script draws from: numbers as [component][layer][position], null where undefined."""
-    data, found = measurements.data, effects(measurements)
-    metrics = [str(name) for name in data.metric.values if name != "entropy"]
-    metrics = [name for name in metrics if found.total_effect.sel(metric=name).notnull().any()]
-    return {
-        "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],
-        "components": [str(name) for name in data.component.values],
-        "layers": data.layer.values.tolist(),
-        "positions": [str(position) for position in data.position.values],
-        "directions": list(measurements.directions),
-        "pairs": [_pair(measurements, found.sel(pair=pair), metrics) for pair in shown],
-    }
-
-
-def _pair(measurements: Measurements, found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
-    return {
-        "id": str(found.pair.item()),
-        "rows": [_row(found, position) for position in found.position.values.tolist()],
-        "metrics": {name: _numbers(measurements, found.sel(metric=name)) for name in metrics},
-    }
-
-
-def _numbers(measurements: Measurements, found: xr.Dataset) -> dict[str, Any]:
-    def by_component(values: xr.DataArray) -> dict[str, Any]:
-        return {str(name): _plain(values.sel(component=name).values.tolist()) for name in values.component.values}
-
-    return {
-        "total": _plain(found.total_effect.item()),
-        "fraction_reason": found.fraction_reason.item() or found.reason.item(),
-        "status": by_component(found.status),
-        **{direction: by_component(found[direction]) for direction in measurements.directions},
-    }
-
-
-def _row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
-    """A row's label (both tokens where the prompts differ), and how it is spoken."""
-    if not str(position).isdigit():
-        return {"label": str(position).replace("_", " "), "spoken": str(position).replace("_", " "), "differs": False}
-    clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
-    differs = clean != corrupt
-    both = (clean.strip() or clean, corrupt.strip() or corrupt)
-    spoken = " | ".join(f'"{text}"' for text in (both if differs else both[:1]))
-    return {
-        "label": " | ".join(both if differs else both[:1]),
-        "spoken": f"position {position} {spoken}",
-        "differs": differs,
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if np.isfinite(value) else None
-    return value
+    """All that the script draws from."""
+    data = map_data(measurements, shown)
+    if "heads" in measurements.tables:
+        data["heads"] = heads_data(measurements, shown)
+    if "neurons" in measurements.tables:
+        data["neurons"] = neurons_data(measurements, shown)
+    return data
 
 
 def _json(content: Any) -> str:

@@ -1,0 +1,56 @@
+"""Single heads as maps, single neurons in the order of their effects: what the figures and the page draw.
+
+1. Heads: one map of layers and heads at a position, or the sum over positions of effects measured one at a time.
+2. Neurons: every measured one, ranked; what is zero by construction or was not measured is left out.
+"""
+
+import numpy as np
+import xarray as xr
+
+SUM = "sum"  # as a position: the sum over all of them
+
+
+def heads_of(found: xr.Dataset, component: str) -> int:
+    """How many heads a component has: of keys and values, fewer than of queries where queries share them."""
+    measured = found.status.sel(component=component) != "unpaired"
+    there = np.flatnonzero(measured.any([name for name in measured.dims if name != "head"]).values)
+    return int(there[-1]) + 1 if len(there) else found.sizes["head"]
+
+
+def strongest_position(found: xr.Dataset, effect: str) -> int | str:
+    """Where the largest single effect (by size) is, structural zeros and cuts left out."""
+    size = abs(found[effect].where(found.status == "ok"))
+    largest = size.max([name for name in size.dims if name != "position"])
+    return found.position.values.tolist()[int(largest.fillna(-1).argmax("position"))]
+
+
+def has_sum(found: xr.Dataset) -> bool:
+    """Whether a sum over positions means something: several, each one token of its own."""
+    return found.sizes["position"] > 1 and all(str(position).isdigit() for position in found.position.values)
+
+
+def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
+    """One effect and its status, summed over positions: of effects measured one at a time, no joint effect.
+
+    Positions that one of the prompts does not have are left out; NaN where a cell failed, or where none is left.
+    """
+    missing = found.status == "unpaired"
+    value = found[effect].where(~missing, 0.0).sum("position", skipna=False).where(~missing.all("position"))
+    zero = ((found.status == "structural_zero") | missing).all("position")
+    status = xr.where(missing.all("position"), "unpaired", xr.where(zero, "structural_zero", "ok"))
+    status = xr.where((found.status == "failed").any("position"), "failed", status)
+    return xr.Dataset({effect: value, "status": status}).transpose(*value.dims)
+
+
+def ranked(found: xr.Dataset, effect: str) -> xr.DataArray:
+    """Every measured cell's effect along `site` (component, layer, position, head or neuron), largest size first."""
+    dims = [name for name in ("component", "layer", "position", "head", "neuron") if name in found[effect].dims]
+    flat = found[effect].where(found.status == "ok").stack(site=dims)
+    flat = flat[flat.notnull().values]
+    return flat[np.argsort(-abs(flat.values), kind="stable")]
+
+
+def half_of_all(sizes: np.ndarray) -> int:
+    """How many of the largest sizes make half of their sum; 0 of none."""
+    total = np.cumsum(np.sort(sizes)[::-1])
+    return int(np.searchsorted(total, total[-1] / 2) + 1) if len(total) and total[-1] > 0 else 0

@@ -17,8 +17,8 @@ FLOORS = [
     [["anatomy", "model"], ["results"]],
     [
         [
-            *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.plan"),
-            *("engine.replay", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
+            *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.gradients"),
+            *("engine.plan", "engine.replay", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
             *("engine.packed", "engine.evaluate", "engine.agreement"),
             *("engine.findings", "engine.mediators", "engine.check"),
         ],
@@ -30,7 +30,7 @@ FLOORS = [
         ["previews", "sweeps", "estimates", "assembly"],
         ["provenance"],
     ],
-    [["plots"], ["terminal"], ["documents"], ["report.*"]],
+    [["plots"], ["terminal"], ["documents", "screening", "attribution"], ["report.*"]],
     [["traces", "tracing"]],
     [["cli"]],
 ]
@@ -108,7 +108,7 @@ def test_that_test_can_fail():
     assert "torch" in loaded_by("import causal_tracing as ct; ct.load")
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["trace"], ["check"], ["report"]], ids=str)
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["trace"], ["attribute"], ["check"], ["report"]], ids=str)
 def test_help_loads_nothing_heavy(arguments: list[str]):
     code = f"""
 import sys

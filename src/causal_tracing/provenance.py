@@ -2,7 +2,7 @@
 
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +18,44 @@ from causal_tracing.prompts import Pair, TokenPair
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xarray", "nnsight")
 
 
+def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> str | None:
+    """The command line that makes the trace again; None for a model that was handed in from memory.
+
+    Several pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line.
+    """
+    words = opening(model, pairs, "trace")
+    if words is None:
+        return None
+    for name in ("components", "layers", "directions"):
+        words += [f"--{name}", ",".join(map(str, options[name]))]
+    positions = options["positions"]
+    words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
+    for name in ("metric", "budget", "engine"):
+        if options[name] not in (None, "auto"):
+            words += [f"--{name}", str(options[name])]
+    words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
+    return shlex.join(words)
+
+
+def opening(model: Model, pairs: Sequence[Pair], name: str) -> list[str] | None:
+    """The words of a command that say which model and which pairs; None for a model from memory."""
+    if model.source.get("kind") in (None, "memory"):
+        return None
+    words = ["causal-tracing", name, "--model", model.name]
+    if model.source["kind"] == "hub":  # a branch moves on; the commit does not
+        words += ["--revision", model.source["commit"]]
+    if model.dtype != "float32":
+        words += ["--dtype", model.dtype]
+    simple = len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)
+    if not simple:
+        return [*words, "--pairs", "pairs.jsonl"]
+    for name in ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject"):
+        value = getattr(pairs[0], name)
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')}={value}")
+    return words
+
+
 def provenance(
     model: Model,
     pairs: Sequence[TokenPair],
@@ -29,6 +67,7 @@ def provenance(
     worlds: int,
     worlds_run: int,
     spot_checks: Mapping[str, Any],
+    command: Callable[[Model, Sequence[Pair], Mapping[str, Any]], str | None] = command,
 ) -> dict[str, Any]:
     """The record that is kept with every result; JSON can hold it."""
     return {
@@ -58,37 +97,6 @@ def pair_to_dict(pair: Pair) -> dict[str, Any]:
     """The fields of a pair that were given, as a row of a pairs file has them."""
     row = {field.name: getattr(pair, field.name) for field in fields(pair)}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in row.items() if value}
-
-
-def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> str | None:
-    """The command line that makes the result again; None for a model that was handed in from memory.
-
-    Several pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line.
-    """
-    if model.source.get("kind") in (None, "memory"):
-        return None
-    words = ["causal-tracing", "trace", "--model", model.name]
-    if model.source["kind"] == "hub":  # a branch moves on; the commit does not
-        words += ["--revision", model.source["commit"]]
-    if model.dtype != "float32":
-        words += ["--dtype", model.dtype]
-    simple = len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)
-    if simple:
-        for name in ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject"):
-            value = getattr(pairs[0], name)
-            if value is not None:
-                words.append(f"--{name.replace('_', '-')}={value}")
-    else:
-        words += ["--pairs", "pairs.jsonl"]
-    for name in ("components", "layers", "directions"):
-        words += [f"--{name}", ",".join(map(str, options[name]))]
-    positions = options["positions"]
-    words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
-    for name in ("metric", "budget", "engine"):
-        if options[name] not in (None, "auto"):
-            words += [f"--{name}", str(options[name])]
-    words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
-    return shlex.join(words)
 
 
 def _versions() -> dict[str, str]:

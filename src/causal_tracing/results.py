@@ -51,17 +51,18 @@ class Measurements:
         return tuple(direction for name, direction in names.items() if name in self.data)
 
 
-def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
+def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False, text: str = TEXT) -> Path:
     """Writes the measurements as a folder: JSON for what is text, npz for numbers, no pickle.
 
     The folder appears whole or not at all. Raises InvalidResults if it is there already (unless `overwrite`, which
-    replaces a saved trace and nothing else), MachineError if the disk refuses.
+    replaces a result of the same kind and nothing else), MachineError if the disk refuses. `text` names the file that
+    says what kind of result it is.
     """
-    target = check_target(folder, overwrite=overwrite)
+    target = check_target(folder, overwrite=overwrite, text=text)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
-            _write(measurements, Path(scratch) / "new")
+            _write(measurements, Path(scratch) / "new", text)
             if target.exists():
                 os.replace(target, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", target)
@@ -70,32 +71,34 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     return target
 
 
-def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """The folder as a path, if a trace can be saved there. Raises InvalidResults."""
+def check_target(folder: str | Path, *, overwrite: bool = False, text: str = TEXT) -> Path:
+    """The folder as a path, if a result can be saved there. Raises InvalidResults."""
     target = Path(folder)
-    if target.exists() and not (overwrite and (target / TEXT).is_file()):
-        hint = "Overwrite it (overwrite=True, --overwrite)" if (target / TEXT).is_file() else "It is not a saved trace"
+    if target.exists() and not (overwrite and (target / text).is_file()):
+        replaceable = (target / text).is_file()
+        hint = "Overwrite it (overwrite=True, --overwrite)" if replaceable else f"It is not {_kind(text)}"
         raise InvalidResults(f"{target} exists already. {hint}, or choose another name.")
     return target
 
 
-def open_measurements(folder: str | Path) -> Measurements:
+def open_measurements(folder: str | Path, *, text: str = TEXT) -> Measurements:
     """What `save` wrote. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
     folder = Path(folder)
-    if not (folder / TEXT).is_file():
-        what = "has no trace.json: it is not a saved trace" if folder.is_dir() else "is not there"
-        raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
+    if not (folder / text).is_file():
+        what = f"has no {text}: it is not {_kind(text)}" if folder.is_dir() else "is not there"
+        command = {TEXT: "trace"}.get(text, "attribute")
+        raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `{command} --out`.")
     try:
-        text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
-        digest, content = text["sha256"], text["content"]
+        document = json.loads((folder / text).read_text(encoding="utf-8"))
+        digest, content = document["sha256"], document["content"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
-    if text.get("schema", 0) > SCHEMA:
+        raise InvalidResults(f"{folder / text} is damaged: {error!r}. Make the trace again.") from None
+    if document.get("schema", 0) > SCHEMA:
         raise InvalidResults(
-            f"{folder} was written by a newer version (schema {text['schema']}; this one reads {SCHEMA}). "
+            f"{folder} was written by a newer version (schema {document['schema']}; this one reads {SCHEMA}). "
             "Upgrade causal-tracing to open it."
         )
-    _check(folder / TEXT, digest, _canonical(content))
+    _check(folder / text, digest, _canonical(content))
     try:
         arrays = (folder / ARRAYS).read_bytes()
     except OSError as error:
@@ -106,7 +109,11 @@ def open_measurements(folder: str | Path) -> Measurements:
     return Measurements(data=data, provenance=content["provenance"])
 
 
-def _write(measurements: Measurements, folder: Path) -> None:
+def _kind(text: str) -> str:
+    return f"a saved {text.removesuffix('.json')}"
+
+
+def _write(measurements: Measurements, folder: Path, text: str) -> None:
     folder.mkdir()
     numbers, described = io.BytesIO(), {}
     data, arrays = measurements.data, {}
@@ -122,9 +129,9 @@ def _write(measurements: Measurements, folder: Path) -> None:
         "variables": described,
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
-    text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    document = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
     pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
-    files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
+    files = {ARRAYS: numbers.getvalue(), text: json.dumps(document, indent=1).encode(), PAIRS: pairs.encode()}
     for name, payload in files.items():
         with open(folder / name, "wb") as file:
             file.write(payload)

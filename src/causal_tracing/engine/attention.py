@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from causal_tracing.engine.taps import Place, Visit
+from causal_tracing.engine.taps import Place, Visit, by_way_of
 from causal_tracing.errors import CannotPack
 from causal_tracing.model import Model
 
@@ -108,9 +108,9 @@ def with_patterns(
     new = see(pattern)
     if new is pattern:
         return output
-    made = new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)
+    made = (new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)).transpose(1, 2)
     changed = (new != pattern).any(-1).transpose(1, 2)
-    return torch.where(changed[..., None], made.transpose(1, 2), output)
+    return by_way_of(made, torch.where(changed[..., None], made, output))
 
 
 def _dispatch(

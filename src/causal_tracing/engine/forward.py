@@ -7,7 +7,7 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -34,23 +34,41 @@ def forward(
 
     `donors` holds a recording of every run that an edit reads from.
     """
+    captured: dict[Place, Tensor] = {}
+
+    def capture(place: Place, value: Tensor) -> Tensor:
+        captured[place] = value.clone()  # falcon adds to its MLP's output in place
+        return value
+
+    with model.at_rest():
+        return shown(model, runs, donors, wanted, capture, keep=keep), captured
+
+
+def shown(
+    model: Model,
+    runs: Sequence[Run],
+    donors: Mapping[Run, Recording],
+    wanted: Collection[Place],
+    see: Callable[[Place, Tensor], Tensor],
+    *,
+    keep: int,
+) -> Float[Tensor, "run keep vocab"]:
+    """The runs' logits at the last `keep` positions. Values at the wanted places go through `see`, edits made.
+
+    In the mode that the caller has set.
+    """
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
     for row, run in enumerate(runs):
         for edit in run.edits:
             check_layer(model, edit)
             edits[edit.site.component, edit.site.layer].append((row, edit))
-    captured: dict[Place, Tensor] = {}
-    visit = partial(_visit, model, edits, donors, wanted, captured)
+    visit = partial(_visit, model, edits, donors, wanted, see)
     tokens = torch.tensor([run.tokens for run in runs], device=model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
-    with (
-        model.at_rest(),
-        attached(model, places - inside, visit, batch=len(runs)),
-        attention_shown(model, inside, visit),
-    ):
+    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
-    return logits[:, -keep:], captured
+    return logits[:, -keep:]
 
 
 def _visit(
@@ -58,7 +76,7 @@ def _visit(
     edits: Mapping[Place, Sequence[tuple[int, Edit]]],
     donors: Mapping[Run, Recording],
     wanted: Collection[Place],
-    captured: dict[Place, Tensor],
+    see: Callable[[Place, Tensor], Tensor],
     component: str,
     layer: int,
     value: Tensor,
@@ -69,9 +87,7 @@ def _visit(
         writes = [(row * length + edit.site.position, edit) for row, edit in edits[place]]
         units, scale = model.units(component), scale_at(model, place)
         value = rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
-    if place in wanted:
-        captured[place] = value.clone()  # falcon adds to its MLP's output in place
-    return value
+    return see(place, value) if place in wanted else value
 
 
 def scale_at(model: Model, place: Place) -> float:

@@ -46,14 +46,14 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         **tokens,
         "answer": str(data.answer.item()),
         "foil": str(data.foil.item()) or None,
-        **{name: _plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
     }
 
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
     return {
         direction: {
-            str(name): _plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
+            str(name): plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
         }
         for direction in measurements.directions
     }
@@ -70,9 +70,10 @@ def _not_ok(status: Any) -> Any:
     return None if status == "ok" else status
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Numbers as JSON has them, in lists of any depth: what is not finite is None."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -55,7 +55,8 @@ LABELS = {
 SENTENCE = (
     ", about which my old friend from the university told me yesterday afternoon, when the long meeting about the "
     "budget of the coming year had finally come to an end and everyone else had gone home, over a cup of coffee in "
-    "the small cafe near the station, that in spite of everything that he had read about it in the newspapers for years it really is"
+    "the small cafe near the station, that in spite of everything that he had read about it in the newspapers for "
+    "years it really is"
 )
 
 
@@ -89,7 +90,7 @@ class Ours:
 
         layers = self.model.num_layers
         worlds = worlds_of(Run(task.clean), Run(task.corrupt), self.components, self.directions, layers)
-        found = _evaluated(self.model, worlds, task, self.engine)
+        found = evaluated(self.model, worlds, task, self.engine)
         self.worlds_run = found.worlds_run
         return found.values.reshape(-1, layers, len(task.clean))
 
@@ -152,7 +153,7 @@ def scaling(model: Model) -> list[dict[str, Any]]:
     """
     rows = []
     for length, pairs in ((10, 1), (20, 1), (40, 1), (80, 1), (10, 8), (10, 32)):
-        task = _task(model, length)
+        task = demo_task(model, length)
         generator = np.random.default_rng(length)
         # Further pairs have other first tokens: no run is shared.
         firsts = [task.clean[0], *generator.integers(1000, 40000, pairs - 1).tolist()]
@@ -168,20 +169,20 @@ def scaling(model: Model) -> list[dict[str, Any]]:
             first = worlds[: len(worlds) // pairs]
             chosen = worlds if engine == "packed" else first[:: max(1, len(first) // 64)]
             repeats = 3 if len(worlds) < 2000 else 1
-            took = [seconds(lambda e=engine, c=chosen, t=task: _evaluated(model, c, t, e)) for _ in range(repeats)]
+            took = [seconds(lambda e=engine, c=chosen, t=task: evaluated(model, c, t, e)) for _ in range(repeats)]
             row[engine] = statistics.median(took) / len(chosen) * len(worlds)
         rows.append(row)
     return rows
 
 
-def _evaluated(model: Model, worlds: Sequence[World], task: Task, engine: str) -> Evaluation:
+def evaluated(model: Model, worlds: Sequence[World], task: Task, engine: str) -> Evaluation:
     def logit_diff(logits: Tensor, _: Any) -> Tensor:
         return (logits[:, -1, task.answer] - logits[:, -1, task.foil])[:, None]
 
     return evaluate(model, worlds, logit_diff, engine=engine)
 
 
-def _task(model: Model, length: int | None = None) -> Task:
+def demo_task(model: Model, length: int | None = None) -> Task:
     """The demo's pair; with a length, so many tokens of a long sentence between the buildings and the rest."""
     pair = tokenize_pairs([ct.Pair(**DEMO)], model.tokenizer, align="strict")[0]
     clean, corrupt = pair.clean.tokens, pair.corrupt.tokens
@@ -247,7 +248,7 @@ def main() -> None:
         return
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     found: dict[str, Any] = {"machine": machine, "transformers": transformers.__version__}
-    found |= sweeps(model, _task(model), [name for name in asked.peers.split(",") if name], asked.repeats)
+    found |= sweeps(model, demo_task(model), [name for name in asked.peers.split(",") if name], asked.repeats)
     print(table(found))
     if not asked.no_scaling:
         found["scaling"] = scaling(model)

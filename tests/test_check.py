@@ -67,6 +67,9 @@ def test_detection_finds_what_the_table_says(name, monkeypatch):
     assert found.detected
     assert found.components == known.components
     assert (found.layers, found.layout.attn, found.layout.mlp) == (known.layers, known.layout.attn, known.layout.mlp)
+    assert found.layout.z == known.layout.z
+    norms_after = name in ("gemma2", "olmo2")  # there the MLP's last projection is not what it contributes
+    assert found.layout.neurons == (None if norms_after else known.layout.neurons)
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "mamba", "falcon_h1"])

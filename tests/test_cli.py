@@ -1,14 +1,16 @@
 """The command line on a tiny model: what goes to stdout, what to stderr, the JSON document, exit codes."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import causal_tracing
-from causal_tracing import cli
+from causal_tracing import cli, parse
 from causal_tracing.engine.check import accept
 from causal_tracing.errors import ModelNotFound
 from families import FAMILIES, build
@@ -216,7 +218,7 @@ def test_an_interruption_says_so(monkeypatch, capsys):
     ("text", "size"), [("512MB", 512 * 2**20), ("2GB", 2**31), ("1.5 kb", 1536), ("100", 100), ("7B", 7)]
 )
 def test_sizes(text: str, size: int):
-    assert cli._bytes(text) == size
+    assert parse.size(text) == size
 
 
 def test_version(monkeypatch, capsys):
@@ -245,3 +247,39 @@ def test_an_engine_that_is_not_used_is_said_once(monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "trace", "--model", "bloom", *PAIR, *only, "--engine", "packed")
     assert code == 4
     assert "CannotPack: The packed engine does not run bloom: layer 0 does not attend by" in err
+
+
+def test_heads_and_neurons_are_asked_for_and_said(monkeypatch, capsys, tmp_path):
+    units = ("--heads", "z,k", "--neurons", "1,2:14+60", "--neuron-positions", "2,last")
+    code, out, _ = run(monkeypatch, capsys, *TRACE, *units, "--json", "--out", str(tmp_path / "run"))
+    assert code == 0
+    found = json.loads(out)
+    restored = found["heads"]["effects"]["restoration"]["z"]
+    assert np.shape(restored) == (1, 4, 4, 5)  # pair, layer, head, position
+    assert found["heads"]["readers"]["k"] == ["0, 1", "2, 3", "", ""]
+    neurons = np.array(found["neurons"]["effects"]["disruption"]["neurons"], dtype=float)
+    assert neurons.shape == (1, 2, 64, 2)
+    assert (~np.isnan(neurons)).sum(axis=(0, 2, 3)).tolist() == [2 * 64, 2 * 2]
+    again = shlex.split(found["provenance"]["command"])
+    _, repeated, _ = run(monkeypatch, capsys, *again[1:], "--json")
+    assert json.loads(repeated)["heads"] == found["heads"]
+    assert json.loads(repeated)["neurons"] == found["neurons"]
+
+
+def test_a_dry_run_counts_neurons(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json")
+    _, more, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json", "--neurons", "all", "--heads", "z")
+    assert json.loads(more)["worlds"] - json.loads(out)["worlds"] == 2 * 4 * 64 + 2 * 4 * 4 * 5
+
+
+@pytest.mark.parametrize("text", ["x", "3:", "3:a", "2:1+", "-1"])
+def test_bad_neurons_are_said(monkeypatch, capsys, text):
+    code, out, err = run(monkeypatch, capsys, *TRACE, f"--neurons={text}")
+    assert (code, out) == (2, "")
+    assert "names no neurons. Write all, or such as 5,20:14+1035" in err
+
+
+def test_neurons_that_a_model_does_not_have_are_said(monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, *TRACE, "--neurons", "1:64")
+    assert code == 2
+    assert "There is no neuron 64 in layer 1: tiny has neurons 0 to 63." in err

@@ -41,6 +41,7 @@ def measurements(
         data[f"{name}_top_prob"] = (("pair", "rank"), np.array([[0.9]]))
     for name, value in (("answer", " yes"), ("foil", flags.get("foil", " no"))):
         data[name] = (("pair",), np.array([value], object))
+    data["answer_length"] = (("pair",), np.array([1]))
     coordinates = {
         "metric": list(METRICS),
         "unit": (("metric",), [UNITS[name] for name in METRICS]),
@@ -100,7 +101,7 @@ def test_entropy_is_never_an_effect():
     found = effects(measurements([[2.0]], [[2.0]])).sel(metric="entropy")
     assert found.status.item() == "undefined"
     assert "shown raw" in found.reason.item()
-    for name in EFFECTS:
+    for name in (name for name in EFFECTS if name in found):
         assert np.isnan(found[name]).all(), name
     assert found.clean.item() == 3.0
 

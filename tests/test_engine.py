@@ -22,7 +22,7 @@ from bare_hooks import PATHS, Bare, Paths, first
 from causal_tracing.edits import Edit, From, Given, Run, World
 from causal_tracing.engine import replay
 from causal_tracing.engine.check import accept
-from causal_tracing.engine.evaluate import Evaluation, evaluate, spread
+from causal_tracing.engine.evaluate import Evaluation, evaluate
 from causal_tracing.engine.record import record
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, OutOfMemory
 from causal_tracing.model import Model
@@ -157,12 +157,6 @@ def test_progress_reaches_the_number_of_worlds_that_are_run():
     seen: list[tuple[int, int]] = []
     evaluate(llama(), sweep(), all_logits, rows=16, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(16, 36), (32, 36), (36, 36)]
-
-
-def test_the_spread_of_repeats_is_of_the_size_of_rounding():
-    found = spread(llama(), [World(Run(CLEAN), (), (8,)), World(Run(CORRUPT), (), (8,))], all_logits)
-    assert found.shape == (2, 97)
-    assert found.max() < 1e-5
 
 
 # Memory that runs out.
@@ -344,7 +338,6 @@ def test_a_sweep_leaves_everything_as_it_was(in_use, engine):
     before = Snapshot.take(in_use.model.network)
     found = evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine, rows=8)
     record(in_use.model, [Run(CLEAN)], [("resid_post", 1)])
-    spread(in_use.model, [World(Run(CLEAN), (), (8,))], all_logits)
     before.assert_equals(Snapshot.take(in_use.model.network))
     assert np.isfinite(found.values).all()
     forwards = in_use.calls.count("network")

@@ -34,7 +34,7 @@ EVERYWHERE = tuple(range(LENGTH))
 LAYERS = range(4)
 # Before the first difference, between the two, at the second; the first, an inner, and the last layer.
 SOME_POSITIONS, SOME_LAYERS = (1, 4, 5), (0, 2, 3)
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next")
 TOLERANCE = 2e-5  # of the largest logit
 LAST_BITS = 2e-6  # the same, for mixtures of experts where others are equal to the bit
 REAL = 1e-3  # of the largest logit: what differs by more is no rounding
@@ -174,7 +174,7 @@ def test_resid_post_is_resid_pre_of_the_next_layer(model):
 # an inner one they are not: later tokens read keys and values that this layer makes of its input.
 def test_a_layers_parts_together_are_its_output(model):
     if "mlp_out" not in model.anatomy.components:
-        assert model.anatomy.family in ("opt", "falcon_h1", "mamba")
+        assert model.anatomy.family in ("opt", "falcon_h1", "mamba", "qwen3_next")
         return
     cases = list(product(LAYERS, (EVERYWHERE, (LAST,))))
     together = logits(model, *(parts(*case) for case in cases))

@@ -110,12 +110,9 @@ def test_prompts_of_different_length_are_refused_with_both_tokenisations():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"answer": " yes no"},
-            r"answer ' yes no' is 2 tokens \( yes\| no\). Answers of several tokens are not offered",
-        ),
+        ({"answer": " no yes", "foil": " no yes"}, r"answer and foil are the same tokens \(' no yes'\)"),
         ({"answer": " no"}, "answer and foil are the same token"),
-        ({"corrupt": None}, "has no corrupt prompt. .* not offered yet"),
+        ({"corrupt": None}, "has no corrupt prompt. .* noise on its subject"),
     ],
 )
 def test_what_cannot_be_traced_is_refused(fields: dict[str, str], message: str):

@@ -353,10 +353,11 @@ def test_spot_checks_would_notice_a_wrong_number(model: Model, monkeypatch: pyte
     assert right["cells"] == 20
     assert right["largest_difference"] < TOLERANCE
     assert ct.trace(model, pair(), spot_checks=0).provenance["spot_checks"] == {"cells": 0, "largest_difference": None}
-    from causal_tracing import tracing
 
-    collect = tracing.collect
-    monkeypatch.setattr(tracing, "collect", lambda *a, **k: collect(*a, **(k | {"values": k["values"] + 1.0})))
+    from causal_tracing import measuring
+
+    collect = measuring.collect
+    monkeypatch.setattr(measuring, "collect", lambda *a, **k: collect(*a, **(k | {"values": k["values"] + 1.0})))
     wrong = ct.trace(model, pair(), spot_checks=20)
     assert wrong.provenance["spot_checks"]["largest_difference"] > 0.9
     assert "run again alone differ" in wrong.summary()

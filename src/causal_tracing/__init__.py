@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attribution",
     "CausalTracingError",
+    "Noise",
     "Pair",
     "Trace",
     "attribute",
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
+    from causal_tracing.noise import Noise
     from causal_tracing.pair_files import read_pairs
     from causal_tracing.previews import preview
     from causal_tracing.prompts import Pair
-    from causal_tracing.screening import Attribution
     from causal_tracing.traces import Trace, open_trace
     from causal_tracing.tracing import estimate, trace
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
-    "Attribution": "screening",
     "CausalTracingError": "errors",
+    "Noise": "noise",
     "Pair": "prompts",
     "Trace": "traces",
     "attribute": "attribution",

@@ -7,26 +7,39 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.engine.plan import is_cut
 from causal_tracing.metrics import METRICS, UNITS
-from causal_tracing.model import Model
 from causal_tracing.previews import CHOICES, Preview
 from causal_tracing.prompts import TokenPrompt
 from causal_tracing.results import Measurements
+from causal_tracing.scoring import Scoring
 from causal_tracing.sweeps import Cell, Sweep
 
 CELL = ("component", "layer", "position")
-VARIABLES = {"restoration": "restored", "disruption": "disrupted"}
+# How the numbers of each arm are called: what the metric is in the patched runs.
+VARIABLES = {
+    "restoration": "restored",
+    "disruption": "disrupted",
+    "restoration_sum": "restored_sum",
+    "disruption_sum": "disrupted_sum",
+    "severed_attn_out": "restored_severed_attn_out",
+    "severed_mlp_out": "restored_severed_mlp_out",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PairNumbers:
-    """One pair's numbers: unedited [metric], patched by direction [metric, component, layer, position], and flags."""
+    """One pair's numbers: unedited [metric], patched by arm [metric, component, layer, position], and flags.
+
+    Over draws they are means; `deviation` is the effects' standard deviation over draws (empty for a single one), and
+    `corrupt_deviation` that of the corrupt run.
+    """
 
     clean: np.ndarray
     corrupt: np.ndarray
+    corrupt_deviation: np.ndarray
     spread: np.ndarray
     patched: Mapping[str, np.ndarray]
+    deviation: Mapping[str, np.ndarray]
     structural_zero: np.ndarray
     cut: np.ndarray
     unpaired: np.ndarray
@@ -35,7 +48,7 @@ class PairNumbers:
 
 
 def collect(
-    model: Model,
+    scoring: Scoring,
     sweep: Sweep,
     cells: Sequence[Cell],
     *,
@@ -44,33 +57,62 @@ def collect(
     spread: np.ndarray,
     worlds_run: int,
 ) -> PairNumbers:
-    """One pair's numbers from its worlds' values: the clean run's, the corrupt run's, then its cells'.
+    """One pair's numbers from its worlds' values: the clean run's, the corrupt runs', then its cells'.
 
-    A cell of several worlds (a role of several tokens) is their mean.
+    A cell of several worlds (a role of several tokens) is their mean; where noise corrupts, every draw has one.
     """
+    unedited = len(values) - len(cells)
+    corrupt = values[1:unedited].T  # [metric, draw]
     shape = (len(sweep.components), len(sweep.layers), len(sweep.columns))
-    sums = {direction: np.zeros((len(METRICS), *shape)) for direction in sweep.directions}
-    counts, zeros, cuts = (np.zeros(shape, dtype=int) for _ in range(3))
-    for cell, value, zero in zip(cells, values[2:], structural_zero[2:], strict=True):
-        at = cell.at
-        sums[cell.direction][(slice(None), *at)] += value
-        if cell.direction == sweep.directions[0]:
-            counts[at] += 1
-            zeros[at] += zero
-            cuts[at] += is_cut(model, cell.world)
-    with np.errstate(invalid="ignore"):
-        patched = {direction: total / np.where(counts, counts, np.nan) for direction, total in sums.items()}
+    sums = {arm: np.zeros((len(METRICS), unedited - 1, *shape)) for arm in sweep.arms}
+    taken = {arm: np.zeros((unedited - 1, *shape), dtype=int) for arm in sweep.arms}
+    zeros, cuts = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
+    for cell, value, zero in zip(cells, values[unedited:], structural_zero[unedited:], strict=True):
+        sums[cell.arm][(slice(None), cell.draw, *cell.at)] += value
+        taken[cell.arm][(cell.draw, *cell.at)] += 1
+        if (cell.arm, cell.draw) == (sweep.arms[0], 0):
+            zeros[cell.at] += zero
+            cuts[cell.at] += scoring.is_cut(cell.world)
+    drawn = {arm: _drawn(sweep, arm, sums[arm], taken[arm], values[0], corrupt) for arm in sweep.arms}
+    counts = taken[sweep.arms[0]][0]
     return PairNumbers(
         clean=values[0],
-        corrupt=values[1],
+        corrupt=corrupt.mean(1),
+        corrupt_deviation=_deviation(corrupt),
         spread=spread,
-        patched=patched,
+        patched={arm: found.mean(1) for arm, found in drawn.items()},
+        deviation={arm: _deviation(found - _over(corrupt, found)) for arm, found in drawn.items() if unedited > 2},
         structural_zero=(counts > 0) & (zeros == counts),
         cut=(cuts > 0) & (zeros < counts),
         unpaired=counts == 0,
         worlds=len(values),
         worlds_run=worlds_run,
     )
+
+
+def _drawn(
+    sweep: Sweep, arm: str, sums: np.ndarray, taken: np.ndarray, clean: np.ndarray, corrupt: np.ndarray
+) -> np.ndarray:
+    """The numbers of each draw [metric, draw, component, layer, position]; NaN where nothing was run.
+
+    A sum over a window's layers is the base run's number and all that each of the layers adds to it alone.
+    """
+    found = sums / np.where(taken, taken, np.nan)
+    if not arm.endswith("_sum"):
+        return found
+    base = _over(clean[:, None] if arm.startswith("disruption") else corrupt, found)
+    layers = [[len(sweep.windows.layers(name, layer)) for layer in sweep.layers] for name in sweep.components]
+    return base + np.array(layers)[..., None] * (found - base)
+
+
+def _over(unedited: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Unedited numbers [metric, draw] as they go with [metric, draw, component, layer, position]."""
+    return unedited.reshape(*unedited.shape, *[1] * (found.ndim - unedited.ndim))
+
+
+def _deviation(drawn: np.ndarray) -> np.ndarray:
+    """The standard deviation over draws (axis 1); 0 for a single draw."""
+    return drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.zeros_like(drawn[:, 0])
 
 
 def assemble(
@@ -89,11 +131,15 @@ def assemble(
 
     variables: dict[str, Any] = {
         name: (("metric", "pair"), by_metric([getattr(pair, name) for pair in numbers]))
-        for name in ("clean", "corrupt", "spread")
+        for name in ("clean", "corrupt", "corrupt_deviation", "spread")
     }
-    for direction in sweep.directions:
-        patched = by_metric([pair.patched[direction] for pair in numbers])
-        variables[VARIABLES[direction]] = (("metric", "pair", *CELL), patched)
+    for arm in sweep.arms:
+        patched = by_metric([pair.patched[arm] for pair in numbers])
+        variables[VARIABLES[arm]] = (("metric", "pair", *CELL), patched)
+        if all(pair.deviation for pair in numbers):
+            deviation = by_metric([pair.deviation[arm] for pair in numbers])
+            variables[f"{VARIABLES[arm]}_deviation"] = (("metric", "pair", *CELL), deviation)
+    variables |= _windows(sweep)
     for name in ("structural_zero", "cut", "unpaired"):
         variables[name] = (("pair", *CELL), np.stack([getattr(pair, name) for pair in numbers]))
     coordinates = {
@@ -105,6 +151,18 @@ def assemble(
         "position": _columns(sweep),
     }
     return Measurements(data=xr.Dataset(variables | _prompts(previews), coordinates), provenance=provenance)
+
+
+def _windows(sweep: Sweep) -> dict[str, Any]:
+    """The first and the last layer of each cell's window; −1 where there is no whole one."""
+    if max(sweep.windows.widths.values()) == 1:
+        return {}
+    around = [[sweep.windows.layers(name, layer) for layer in sweep.layers] for name in sweep.components]
+    ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
+    return {
+        "window_first": (("component", "layer"), ends[..., 0]),
+        "window_last": (("component", "layer"), ends[..., 1]),
+    }
 
 
 def _columns(sweep: Sweep) -> np.ndarray:
@@ -127,6 +185,7 @@ def _prompts(previews: Sequence[Preview]) -> dict[str, tuple[tuple[str, ...], np
         found[f"{name}_top"] = (("pair", "rank"), _padded([[c.token for c in top] for top in tops], CHOICES))
         probs = [[choice.prob for choice in top] + [np.nan] * (CHOICES - len(top)) for top in tops]
         found[f"{name}_top_prob"] = (("pair", "rank"), np.array(probs))
+    found["answer_length"] = (("pair",), np.array([len(preview.pair.answer_tokens) for preview in previews]))
     found["answer"] = (("pair",), _texts([preview.pair.pair.answer for preview in previews]))
     found["foil"] = (("pair",), _texts([preview.pair.pair.foil or "" for preview in previews]))
     return found

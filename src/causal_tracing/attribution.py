@@ -1,20 +1,17 @@
-"""Estimates by gradient, and what exact patching says of them. An estimate is a screen; it is never an effect.
+"""Estimates by gradient, and how far they can be believed: attribution patching and integrated gradients.
 
-1. Donor and base run leave their activations behind; the gradient of the metric is taken in the base run.
-2. AtP: every site's estimate is (clean − corrupt) · gradient (Nanda 2023, "Attribution patching"; Kramár et al. 2024,
-   "AtP*", of whose corrections none is made here). IG: the gradient is averaged along the straight line from the base
-   run's activations to the donor's (Sundararajan et al. 2017; for components of a model, Hanna et al. 2024).
-3. The K largest estimates and a random sample of the rest are patched exactly.
-4. How estimates and exact effects agree is kept with them (`screening.py`).
+An estimate is a screen, never an effect (AtP*: Kramar et al. 2024). So the strongest estimates and a random sample of
+the rest are always patched for real, and how both agree is part of the result.
+
+- atp: (clean - corrupt) times the metric's gradient at the base run (attribution patching, Nanda 2023): two forwards
+  and one backward for everything.
+- ig: the gradient averaged at `steps` midpoints of the straight line from the base run's activations to the donor's
+  (integrated gradients, Sundararajan et al. 2017), all positions of one layer's component together: as many forwards
+  and backwards for each layer and component as steps.
 """
 
-import shlex
-import time
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,49 +19,48 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.edits import Edit, From, Run, World
-from causal_tracing.engine.agreement import Choice, choose
+from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.check import prove
-from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.engine.gradients import gradients
-from causal_tracing.engine.plan import default_budget, effective, is_cut, rows_that_fit
+from causal_tracing.engine.gradients import Differentiable, gradients
+from causal_tracing.engine.plan import effective, is_cut
 from causal_tracing.engine.record import record
-from causal_tracing.engine.writes import Recording
-from causal_tracing.errors import EngineNote, InvalidOption, nearest
-from causal_tracing.metrics import DIFFERENTIABLE, UNITS, measure_answer
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
-from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
-from causal_tracing.provenance import opening, provenance
-from causal_tracing.screening import METHODS, Attribution, Screened, assemble_screen
-from causal_tracing.sites import COMPONENTS, MEDIATORS, ORDER, Site
+from causal_tracing.prompts import Pair, TokenPair, tokenize
+from causal_tracing.scoring import Scoring
+from causal_tracing.screens import Attribution, Checked
+from causal_tracing.sites import COMPONENTS, MEDIATORS, Site
+from causal_tracing.sweeps import DIRECTIONS, check_names
 
-DIRECTIONS = ("restoration", "disruption")
-ENGINES = ("auto", "packed", "replay")
-Progress = Callable[[int, int], None]
+METHODS = ("atp", "ig")
+SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contrast:
-    """One direction of one pair: the run that is patched, the run that it is patched from, and what is measured.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Question:
+    """What is asked of one pair: which run is the base, which the donor, and how it is measured."""
 
-    `sign` makes (patched − base) an effect: positive supports the clean behaviour.
-    """
-
+    model: Model
+    pair: TokenPair
     base: Run
     donor: Run
-    sign: int
-    answer: int
-    foil: int
     metric: str
+    sign: int  # of the effect, in the metric's change from the base run
 
     def measure(self, logits: Float[Tensor, "run vocab"]) -> Float[Tensor, " run"]:
-        """The metric, as something that gradients flow through."""
-        answer, foil = (logits.new_full((len(logits),), token, dtype=torch.long) for token in (self.answer, self.foil))
-        return measure_answer(logits, answer, foil, self.metric)
-
-    def world(self, *sites: Site) -> World:
-        """The base run with the donor's activations at these sites."""
-        edits = tuple(Edit(site, From(self.donor, site.position)) for site in sites)
-        return World(self.base, edits, (len(self.base.tokens) - 1,))
+        """The metric, so that gradients pass."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        answer, foil = self.pair.answer, self.pair.foil
+        match self.metric:
+            case "logit_diff":
+                return logits[:, answer] - logits[:, foil]
+            case "logit":
+                return logits[:, answer]
+            case "log_prob":
+                return logits.log_softmax(-1)[:, answer]
+            case _:
+                return logits.softmax(-1)[:, answer]
 
 
 def attribute(
@@ -75,191 +71,161 @@ def attribute(
     method: str = "atp",
     steps: int = 10,
     direction: str = "restoration",
+    metric: str | None = None,
     verify: int = 30,
     sample: int = 100,
-    metric: str | None = None,
     engine: str = "auto",
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> Attribution:
-    """Estimated effects of every site of the components (heads and neurons one by one), some of them verified.
+    """Estimates of every site's effect, with `verify` of the strongest and `sample` of the rest patched exactly.
 
-    `method` is "atp" or "ig" (with so many `steps`). Of each component the `verify` largest estimates and `sample`
-    others are patched exactly. Metrics: logit_diff (default), log_prob (without a foil), logit, prob. Raises
-    InvalidOption, ComponentNotOffered, and what `trace` raises for the pair.
+    `components` are any of resid_pre, attn_out, resid_mid, mlp_out, resid_post, q, k, v, pattern, z, neurons; the
+    numbers to verify are for each of them. Positive estimates support the clean behaviour, in both directions. Raises
+    InvalidOption, InvalidPair, ComponentNotOffered.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
     require_model(model)
-    (tokens,) = tokenize_pairs([pair], model.tokenizer)
-    metric = metric or ("log_prob" if tokens.foil is None else "logit_diff")
-    components = tuple(dict.fromkeys(components)) if not isinstance(components, str) else (components,)
-    options = {
-        **{"components": list(components), "method": method, "steps": steps, "direction": direction},
-        **{"verify": verify, "sample": sample, "metric": metric, "engine": engine, "seed": seed},
-    }
-    _check_options(options, tokens)
-    model = _offering(model, components)
-    chosen = choose(model, components, engine)
-    if chosen.note:
-        warnings.warn(chosen.note, EngineNote, stacklevel=2)
-    contrast = _contrast(tokens, direction, metric)
-    found = _estimated(model, contrast, components, steps if method == "ig" else None, progress)
-    screened = {name: _screen(model, contrast, name, found[name]) for name in components}
-    sites = {name: screened[name].chosen(verify, sample, [seed, ORDER.index(name)]) for name in components}
-    exact, unedited = _verified(model, contrast, sites, chosen)
-    record_of = provenance(
-        model, [tokens], options=options, engine=chosen, started=started, seconds=time.perf_counter() - clock,
-        worlds=2 + sum(map(len, exact.values())), worlds_run=2 + sum(map(len, exact.values())), spot_checks={},
-        command=_command,
-    )  # fmt: skip
-    unedited = dict(zip(("clean", "corrupt") if contrast.sign < 0 else ("corrupt", "clean"), unedited, strict=True))
-    return assemble_screen(tokens, screened, sites, exact, unedited=unedited, unit=UNITS[metric], provenance=record_of)
-
-
-def _check_options(options: Mapping[str, Any], pair: TokenPair) -> None:
-    for component in options["components"]:
-        if component not in (*COMPONENTS, *MEDIATORS):
-            raise InvalidOption(
-                f"There is no component {component!r}. {nearest(str(component), (*COMPONENTS, *MEDIATORS))}"
-            )
-    if not options["components"]:
-        raise InvalidOption(f"No component was asked for. Valid: {', '.join((*COMPONENTS, *MEDIATORS))}.")
-    for name, valid in (("method", METHODS), ("direction", DIRECTIONS), ("engine", ENGINES)):
-        if options[name] not in valid:
-            raise InvalidOption(f"There is no {name} {options[name]!r}. {nearest(str(options[name]), valid)}")
-    metric = options["metric"]
-    if metric not in DIFFERENTIABLE:
-        raise InvalidOption(f"Nothing can be estimated by {metric!r}: {nearest(str(metric), DIFFERENTIABLE)}")
-    if metric == "logit_diff" and pair.foil is None:
-        raise InvalidOption(f"pair {pair.id!r} has no foil, which logit_diff needs. Use metric='log_prob'.")
-    for name, least in (("steps", 1), ("verify", 0), ("sample", 0)):
-        if options[name] < least:
-            raise InvalidOption(f"{name}= is a whole number, {least} or more; it is {options[name]}.")
-
-
-def _offering(model: Model, components: Sequence[str]) -> Model:
-    """The model, with its heads and neurons proved where they are asked for. Raises ComponentNotOffered."""
+    _check(components, method, steps, direction, metric, verify, sample)
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in MEDIATORS]
     if mediators:
         model, _ = prove(model, mediators)
-        for component in mediators:
-            model.anatomy.require(component)
-    return model
-
-
-def _contrast(pair: TokenPair, direction: str, metric: str) -> Contrast:
-    clean, corrupt = Run(pair.clean.tokens), Run(pair.corrupt.tokens)
-    base, donor, sign = (corrupt, clean, 1) if direction == "restoration" else (clean, corrupt, -1)
-    foil = -1 if pair.foil is None else pair.foil
-    return Contrast(base=base, donor=donor, sign=sign, answer=pair.answer, foil=foil, metric=metric)
-
-
-def _estimated(
-    model: Model, contrast: Contrast, components: Sequence[str], steps: int | None, progress: Progress | None
-) -> dict[str, Float[np.ndarray, "layer position unit"]]:
-    """Each component's estimates: by AtP, or by IG in so many steps."""
-    places = [(name, layer) for name in components for layer in range(model.num_layers)]
-    if steps is None:
-        donor = record(model, [contrast.donor], places)[contrast.donor].activations
-        found = gradients(model, [contrast.base], places, contrast.measure)
-        slopes = {place: gradient[0] for place, gradient in found.gradients.items()}
-        base = {place: activation[0] for place, activation in found.activations.items()}
-    else:
-        recordings = record(model, [contrast.base, contrast.donor], places)
-        base, donor = (recordings[run].activations for run in (contrast.base, contrast.donor))
-        positions, slopes = range(len(contrast.base.tokens)), {}
-        for number, place in enumerate(places):
-            sites = [Site(*place, position) for position in positions]
-            slopes[place] = gradient_along(model, contrast, sites, steps, recordings)
-            if progress:
-                progress(number + 1, len(places))
-    by_place = {
-        place: _by_unit(contrast.sign * (donor[place] - base[place]).double() * slopes[place].double(), model, place[0])
-        for place in places
-    }
-    return {name: np.stack([by_place[name, layer] for layer in range(model.num_layers)]) for name in components}
-
-
-def gradient_along(
-    model: Model,
-    contrast: Contrast,
-    sites: Collection[Site],
-    steps: int,
-    donors: Mapping[Run, Recording] | None = None,
-) -> Float[Tensor, "token width"]:
-    """The mean gradient of the metric at the sites' place, at `steps` midpoints of the way from base to donor.
-
-    Every site moves together with the others, at the same pace; what lies before them is the base run's, what lies
-    behind them follows. The sites are of one component and layer. Over these sites the estimate is complete:
-    Σ (donor − base) · this → metric(patched at all of them) − metric(base), as steps grow (midpoint rule).
-    """
-    ((component, layer),) = {(site.component, site.layer) for site in sites}
-    points = [
-        Run(contrast.base.tokens, tuple(Edit(site, From(contrast.donor, site.position), alpha) for site in sites))
-        for alpha in ((step + 0.5) / steps for step in range(steps))
-    ]
-    # The graph holds every layer behind the sites.
-    budget = default_budget(model) // (model.num_layers - layer)
-    rows = rows_that_fit(model, len(contrast.base.tokens), 1, budget)
-    total: Tensor | None = None
-    for start in range(0, steps, rows):
-        batch = gradients(model, points[start : start + rows], [(component, layer)], contrast.measure, donors=donors)
-        part = batch.gradients[component, layer].double().sum(0)
-        total = part if total is None else total + part
-    assert total is not None
-    return total / steps
-
-
-def _by_unit(
-    products: Float[Tensor, "token width"], model: Model, component: str
-) -> Float[np.ndarray, "position unit"]:
-    """Summed over what belongs to one head or neuron; over everything where a component has no such parts."""
-    return products.unflatten(1, (model.units(component), -1)).sum(-1).cpu().numpy()
-
-
-def _screen(
-    model: Model, contrast: Contrast, component: str, estimates: Float[np.ndarray, "layer position unit"]
-) -> Screened:
-    """The estimates, with what is known without them: sites that cannot matter are 0, cuts are marked."""
-    zero, cut = (np.zeros(estimates.shape[:2], dtype=bool) for _ in range(2))
-    for layer, position in np.ndindex(*zero.shape):
-        world = contrast.world(Site(component, layer, position))
-        zero[layer, position] = not effective(world, model.num_layers)
-        cut[layer, position] = not zero[layer, position] and is_cut(model, world)
-    return Screened(
-        estimates=np.where(zero[..., None], 0.0, estimates),
-        structural_zero=zero,
-        cut=cut,
-        units=component in MEDIATORS,
+    tokens = tokenize(pair, model.tokenizer)
+    if tokens.several_tokens:
+        raise InvalidOption("Estimates need an answer and a foil of one token each: use trace() for longer ones.")
+    runs = Run(tokens.corrupt.tokens), Run(tokens.clean.tokens)
+    base, donor = runs if direction == "restoration" else runs[::-1]
+    named = metric or ("logit_diff" if tokens.foil is not None else "log_prob")
+    sign = 1 if direction == "restoration" else -1
+    question = _Question(model=model, pair=tokens, base=base, donor=donor, metric=named, sign=sign)
+    estimates = _estimates(question, list(dict.fromkeys(components)), method, steps)
+    choice = choose(model, components, engine)
+    sites = {name: list(_sites(question, name, found.shape)) for name, found in estimates.items()}
+    checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
+    return Attribution(
+        estimates=estimates,
+        checked=tuple(checked),
+        tokens=tokens.clean.strings,
+        provenance={
+            "model": model.name,
+            "method": method,
+            "steps": steps if method == "ig" else None,
+            "direction": direction,
+            "metric": named,
+            "engine": choice.engine,
+            "verify": verify,
+            "sample": sample,
+            "seed": seed,
+            "sites": {name: len(each) for name, each in sites.items()},
+            "clean": pair.clean,
+            "corrupt": pair.corrupt,
+            "answer": pair.answer,
+            "foil": pair.foil,
+        },
     )
 
 
-def _verified(
-    model: Model, contrast: Contrast, sites: Mapping[str, Sequence[tuple[tuple[int, int, int], str]]], engine: Choice
-) -> tuple[dict[str, list[float]], tuple[float, float]]:
-    """The exact effects of the chosen sites by component, and the metric of the base and the donor run."""
-    plain = World(contrast.base, (), (len(contrast.base.tokens) - 1,))
-    worlds = [plain, replace(plain, base=contrast.donor)]
-    for component, chosen in sites.items():
-        for (layer, position, unit), _ in chosen:
-            site = Site(component, layer, position, unit if component in MEDIATORS else None)
-            worlds.append(contrast.world(site))
-
-    def measure(logits: Float[Tensor, "world readout vocab"], _: Sequence[World]) -> Float[Tensor, "world metric"]:
-        return contrast.measure(logits[:, -1])[:, None]
-
-    base, donor, *patched = evaluate(model, worlds, measure, engine=engine.engine).values[:, 0].tolist()
-    effects = iter(contrast.sign * (value - base) for value in patched)
-    return {component: [next(effects) for _ in chosen] for component, chosen in sites.items()}, (base, donor)
+def integrated(
+    model: Model, base: Run, donor: Run, sites: Sequence[Site], measure: Differentiable, steps: int
+) -> Float[Tensor, "site width"]:
+    """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor."""
+    component, layer = sites[0].component, sites[0].layer
+    runs = [
+        Run(base.tokens, tuple(Edit(site, From(donor, site.position), (step + 0.5) / steps) for site in sites))
+        for step in range(steps)
+    ]
+    found = gradients(model, runs, [(component, layer)], measure)[component, layer].mean(0)
+    return found[[site.position for site in sites]]
 
 
-def _command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> str | None:
-    """The command line that makes the estimates again; None for a model from memory."""
-    words = opening(model, pairs, "attribute")
-    if words is None:
-        return None
-    for name, value in options.items():
-        words += [f"--{name}", ",".join(value) if name == "components" else str(value)]
-    return shlex.join(words)
+def _estimates(question: _Question, components: Sequence[str], method: str, steps: int) -> dict[str, np.ndarray]:
+    """Estimated effects of each component [layer, position, unit]."""
+    model = question.model
+    places = [(component, layer) for component in components for layer in range(model.num_layers)]
+    recordings = record(model, [question.base], places) | record(model, [question.donor], places)
+    if method == "atp":
+        found = gradients(model, [question.base], places, question.measure)
+        slopes = {place: found[place][0] for place in places}
+    else:
+        slopes = {place: _along_the_way(question, place, steps) for place in places}
+    estimates: dict[str, list[np.ndarray]] = {component: [] for component in components}
+    for place in places:
+        apart = recordings[question.donor].activations[place] - recordings[question.base].activations[place]
+        moved = (apart.double() * slopes[place].double()).unflatten(1, (model.units(place[0]), -1)).sum(-1)
+        estimates[place[0]].append(question.sign * moved.cpu().numpy())
+    return {component: np.stack(rows) for component, rows in estimates.items()}
+
+
+def _along_the_way(question: _Question, place: tuple[str, int], steps: int) -> Float[Tensor, "token width"]:
+    sites = [Site(*place, position) for position in range(len(question.base.tokens))]
+    return integrated(question.model, question.base, question.donor, sites, question.measure, steps)
+
+
+def _checked(
+    question: _Question,
+    estimates: Mapping[str, np.ndarray],
+    sites: Mapping[str, Sequence[Site]],
+    verify: int,
+    sample: int,
+    engine: str,
+    seed: int,
+) -> Iterator[Checked]:
+    """The strongest estimates of each component and a random sample of its other sites, patched."""
+    random, chosen = np.random.default_rng(seed), []
+    for component, found in estimates.items():
+        mine = sites[component]
+        order = np.argsort([-abs(found[_index(site)]) for site in mine], kind="stable")
+        rest = random.permutation(order[verify:])[:sample]
+        chosen += [(mine[n], "top") for n in order[:verify]] + [(mine[n], "sample") for n in rest]
+    if not chosen:
+        return
+    worlds = [World(question.base, (), _last(question)), *(_world(question, site) for site, _ in chosen)]
+    values = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
+    measured = values[:, METRICS.index(question.metric)]
+    for (site, why), value in zip(chosen, measured[1:], strict=True):
+        exact = question.sign * (value - measured[0])
+        yield Checked(site=site, estimate=float(estimates[site.component][_index(site)]), exact=float(exact), why=why)
+
+
+def _sites(question: _Question, component: str, shape: tuple[int, ...]) -> Iterator[Site]:
+    """The component's sites that can matter, cuts left out: nothing has to be estimated there."""
+    for layer, position, unit in np.ndindex(*shape):
+        site = Site(component, layer, position, unit if component in MEDIATORS else None)
+        world = _world(question, site)
+        if effective(world, question.model.num_layers) and not is_cut(question.model, world):
+            yield site
+
+
+def _world(question: _Question, site: Site) -> World:
+    return World(question.base, (Edit(site, From(question.donor, site.position)),), _last(question))
+
+
+def _last(question: _Question) -> tuple[int, ...]:
+    return (len(question.base.tokens) - 1,)
+
+
+def _index(site: Site) -> tuple[int, int, int]:
+    return site.layer, site.position, site.unit or 0
+
+
+def _check(
+    components: Sequence[str],
+    method: str,
+    steps: int,
+    direction: str,
+    metric: str | None,
+    verify: int,
+    sample: int,
+) -> None:
+    check_names("component", components, (*COMPONENTS, *MEDIATORS))
+    check_names("direction", [direction], DIRECTIONS)
+    if method not in METHODS:
+        raise InvalidOption(f"There is no method {method!r}. {nearest(str(method), METHODS)}")
+    if metric is not None and metric not in SMOOTH:
+        raise InvalidOption(f"There is no gradient of {metric!r}. {nearest(str(metric), SMOOTH)}")
+    if steps < 1:
+        raise InvalidOption(f"steps= must be at least 1; it is {steps}.")
+    if verify < 1 or sample < 1:
+        raise InvalidOption(
+            f"Estimates are always checked: verify= and sample= must be at least 1; they are {verify} and {sample}."
+        )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from causal_tracing import __version__
+from causal_tracing import __version__, parse
 from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
+from causal_tracing.sites import COMPONENTS
 
 if TYPE_CHECKING:
     from causal_tracing.model import Model
@@ -93,7 +94,7 @@ def demo(
 @_command
 def trace(
     model: ModelName,
-    clean: Annotated[str | None, typer.Option(help="The clean prompt.")] = None,
+    clean: Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.")] = None,
     corrupt: Annotated[str | None, typer.Option(help="The corrupt prompt, with equally many tokens.")] = None,
     answer: Annotated[
         str | None, typer.Option(help='What follows the clean prompt, leading space included: " Rome".')
@@ -116,8 +117,32 @@ def trace(
     positions: Annotated[
         str, typer.Option(help='"each", "together", or positions and roles such as 3,subject_last,last.')
     ] = "each",
-    directions: Annotated[str, typer.Option(help="Of restoration, disruption.")] = "restoration,disruption",
+    directions: Annotated[
+        str | None, typer.Option(help="Of restoration, disruption (default: both; with noise, restoration).")
+    ] = None,
     align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Corrupt the subject by noise, without a corrupt prompt: 3sigma, or a number as it is."),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="How many draws of noise are averaged.")] = 10,
+    noise_seed: Annotated[int, typer.Option(help="Chooses the draws of noise.")] = 0,
+    window: Annotated[
+        str | None, typer.Option(help="Layers patched together: 10, or by component, attn_out=10,mlp_out=10.")
+    ] = None,
+    window_sums: Annotated[
+        bool, typer.Option(help="Beside a window, the sum of what each of its layers does alone.")
+    ] = True,
+    sever: Annotated[
+        str | None, typer.Option(help="Freeze what comes behind a restored state: of mlp_out, attn_out.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help='"rome": noise, windows and metric as in ROME\'s code.')] = None,
+    heads: Annotated[str | None, typer.Option(help="Single heads too, by any of q, k, v, pattern, z.")] = None,
+    head_positions: Annotated[str, typer.Option(help="Where heads are patched; as --positions.")] = "each",
+    neurons: Annotated[
+        str | None, typer.Option(help='Single neurons too: "all", or layers and neurons such as 5,20:14+1035.')
+    ] = None,
+    neuron_positions: Annotated[str, typer.Option(help="Where neurons are patched; as --positions.")] = "last",
     engine: Annotated[str, typer.Option(help="auto, packed or replay.")] = "auto",
     dtype: Dtype = None,
     device: Device = None,
@@ -143,15 +168,24 @@ def trace(
     }  # fmt: skip
     asked = _pairs(pairs, pair_fields)
     options = {
-        "components": _names(components),
-        "layers": _layers(layers),
-        "positions": positions if positions in ("each", "together") else _positions(positions),
+        "components": parse.names(components),
+        "layers": parse.layers(layers),
+        "positions": parse.positions(positions),
         "metric": metric,
-        "directions": _names(directions),
+        "directions": None if directions is None else parse.names(directions),
+        "noise": parse.noise(noise, draws=draws, seed=noise_seed),
+        "window": parse.window(window),
+        "window_sums": window_sums,
+        "sever": parse.names(sever or ""),
+        "preset": preset,
         "align": align,
+        "heads": parse.names(heads or ""),
+        "head_positions": parse.positions(head_positions),
+        "neurons": parse.neurons(neurons),
+        "neuron_positions": parse.positions(neuron_positions),
         "engine": engine,
         "seed": seed,
-        "budget": _bytes(budget),
+        "budget": parse.size(budget),
         "spot_checks": spot_checks,
     }
     if out is not None:
@@ -171,6 +205,52 @@ def trace(
         print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
     else:
         _show(result, None)
+
+
+@_command
+def attribute(
+    model: ModelName,
+    clean: Annotated[str, typer.Option(help="The clean prompt.")],
+    corrupt: Annotated[str, typer.Option(help="The corrupt prompt, with equally many tokens.")],
+    answer: Annotated[str, typer.Option(help="What follows the clean prompt, leading space included.")],
+    foil: Annotated[str | None, typer.Option(help="What follows the corrupt prompt.")] = None,
+    components: Annotated[
+        str, typer.Option(help="Of those of trace, and q, k, v, pattern, z, neurons.")
+    ] = "resid_post,attn_out,mlp_out",
+    method: Annotated[str, typer.Option(help="atp (attribution patching) or ig (integrated gradients).")] = "atp",
+    steps: Annotated[int, typer.Option(help="Of the way from base to donor, for ig.")] = 10,
+    direction: Annotated[str, typer.Option(help="restoration or disruption.")] = "restoration",
+    metric: Annotated[str | None, typer.Option(help="logit_diff (default), log_prob, logit or prob.")] = None,
+    verify: Annotated[int, typer.Option(help="How many of the strongest of each component are patched.")] = 30,
+    sample: Annotated[int, typer.Option(help="How many of the rest, at random.")] = 100,
+    seed: Annotated[int, typer.Option(help="Chooses the random ones.")] = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
+    from causal_tracing import Pair
+    from causal_tracing import attribute as run
+
+    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    found = run(
+        loaded,
+        Pair(clean=clean, corrupt=corrupt, answer=answer, foil=foil),
+        components=parse.names(components),
+        method=method,
+        steps=steps,
+        direction=direction,
+        metric=metric,
+        verify=verify,
+        sample=sample,
+        seed=seed,
+    )
+    if out is not None:
+        _note(f"wrote {found.save(out)}")
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
 
 
 @_command
@@ -211,7 +291,8 @@ def _load(name: str, **options: Any) -> "Model":
 
     model = load(name, **options)
     for component, reason in model.anatomy.refused:
-        _note(f"{component} is not offered on this model: {reason}")
+        if component in COMPONENTS:  # heads and neurons are an error where they are asked for
+            _note(f"{component} is not offered on this model: {reason}")
     return model
 
 
@@ -220,7 +301,8 @@ def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     from causal_tracing import preview
     from causal_tracing import trace as run
 
-    for shown in preview(model, pairs, align=options.get("align", "strict")):
+    noise = options.get("noise") or options.get("preset")
+    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
         _note(str(shown))
     with _progress() as report_progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineNote)  # said below, as a note
@@ -236,8 +318,7 @@ def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
 def _estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, as_json: bool) -> None:
     from causal_tracing import estimate
 
-    not_needed = ("metric", "seed", "spot_checks")
-    found = estimate(model, pairs, **{name: value for name, value in options.items() if name not in not_needed})
+    found = estimate(model, pairs, **options)
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
 
 
@@ -302,36 +383,3 @@ def _pairs(path: Path | None, given: dict[str, str | None]) -> "list[Pair]":
             f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
         )
     return [Pair(**named)]  # pyright: ignore[reportArgumentType]
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _positions(text: str) -> list[int | str]:
-    return [int(name) if name.lstrip("-").isdigit() else name for name in _names(text)]
-
-
-def _layers(text: str | None) -> list[int] | None:
-    """0-5,11 as numbers. Raises InvalidOption."""
-    if text is None:
-        return None
-    layers: list[int] = []
-    for part in _names(text):
-        first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
-            raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
-        layers += range(int(first), int(last or first) + 1)
-    return layers
-
-
-def _bytes(text: str | None) -> int | None:
-    """512MB as a number. Raises InvalidOption."""
-    if text is None:
-        return None
-    units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
-    digits = text.strip().rstrip("kKmMgGbB ")
-    unit = text.strip()[len(digits) :].strip().upper()
-    if unit not in units or not digits.replace(".", "", 1).isdigit():
-        raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
-    return int(float(digits) * units[unit])

@@ -30,10 +30,27 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         "status": _status(chosen),
         **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
     }
+    for table in measurements.tables[1:]:
+        texts[table] = _units(measurements, table)
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
     return texts | {"provenance": dict(record)}
+
+
+def _units(measurements: Measurements, table: str) -> dict[str, Any]:
+    """The chosen metric's numbers of heads or neurons (pair, layer, head or neuron, position)."""
+    chosen = effects(measurements, table).sel(metric=measurements.metric)
+    labels = {
+        "components": [str(name) for name in chosen.component.values],
+        "layers": chosen.layer.values.tolist(),
+        "positions": chosen.position.values.tolist(),
+    }
+    if "readers" in chosen.coords:
+        labels["readers"] = {
+            str(name): chosen.readers.sel(component=name).values.tolist() for name in chosen.component.values
+        }
+    return labels | {"effects": _effects(measurements, chosen), "status": _status(chosen)}
 
 
 def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
@@ -46,14 +63,14 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         **tokens,
         "answer": str(data.answer.item()),
         "foil": str(data.foil.item()) or None,
-        **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **{name: _plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
     }
 
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
     return {
         direction: {
-            str(name): plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
+            str(name): _plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
         }
         for direction in measurements.directions
     }
@@ -70,10 +87,9 @@ def _not_ok(status: Any) -> Any:
     return None if status == "ok" else status
 
 
-def plain(value: Any) -> Any:
-    """Numbers as JSON has them, in lists of any depth: what is not finite is None."""
+def _plain(value: Any) -> Any:
     if isinstance(value, list):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -18,6 +18,10 @@ EFFECTS = (
     "bypass_given_restored",
     "restored_fraction",
     "lost_fraction",
+    "restoration_sum",
+    "disruption_sum",
+    "severed_attn_out",
+    "severed_mlp_out",
 )
 
 # What others call the same numbers. Labels only: the numbers never change.
@@ -45,14 +49,16 @@ AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. 
 FRACTION_PRECISION = 0.01
 
 
-def effects(measurements: Measurements) -> xr.Dataset:
+def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
+
+    `of` is "blocks", "heads" or "neurons".
 
     NaN where undefined: `status` says so for the cell, `reason` for a metric and pair as a whole, `fraction_reason`
     where only the fractions are undefined (a total effect too small to divide by). `damage_like` marks cells where
     logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
     """
-    data = measurements.data
+    data = measurements.table(of)
     raw_only = data.metric == "entropy"
     total = (data.clean - data.corrupt).where(~raw_only)
     found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total})
@@ -67,13 +73,25 @@ def effects(measurements: Measurements) -> xr.Dataset:
         found["disruption"] = (data.clean - data.disrupted).where(~raw_only)
         found["bypass"] = (data.disrupted - data.corrupt).where(~raw_only)
         found["lost_fraction"] = found.disruption / divisor
+    for part in ("attn_out", "mlp_out"):
+        if f"restored_severed_{part}" in data:
+            found[f"severed_{part}"] = (data[f"restored_severed_{part}"] - data.corrupt).where(~raw_only)
+    if "restored_sum" in data:
+        found["restoration_sum"] = (data.restored_sum - data.corrupt).where(~raw_only)
+    if "disrupted_sum" in data:
+        found["disruption_sum"] = (data.clean - data.disrupted_sum).where(~raw_only)
+    if "restored_deviation" in data:
+        found["restoration_deviation"] = data.restored_deviation.where(~raw_only)
+    for name in ("window_first", "window_last"):
+        if name in data:
+            found[name] = data[name]
     if {"restored", "disrupted"} <= set(data):
         found["interaction"] = found.disruption - found.restoration
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold)
-    tokens = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
-    return found.assign_coords({name: data[name] for name in tokens})
+    labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
+    return found.assign_coords({name: data[name] for name in labels if name in data})
 
 
 def require_effect(name: str, available: xr.Dataset) -> str:
@@ -97,7 +115,7 @@ def label(name: str, vocabulary: str | None = None) -> str:
 
 
 def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
-    """ok, structural_zero, cut, undefined, unpaired or failed, for each cell and metric."""
+    """ok, structural_zero, cut, undefined, unpaired, no_window or failed, for each cell and metric."""
     measured = [found[name] for name in ("restoration", "disruption") if name in found]
     missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
     status = xr.full_like(missing, "ok", dtype=object)
@@ -105,7 +123,8 @@ def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
     status = status.where(~found.total_effect.isnull(), "undefined")
     for name in ("cut", "structural_zero", "unpaired"):
         status = status.where(~data[name] | (status == "undefined"), name)
-    return status.where(~data.unpaired, "unpaired")
+    status = status.where(~data.unpaired, "unpaired")
+    return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
 
 
 def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
@@ -118,6 +137,10 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
                 reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
             elif metric == "logit_diff" and not data.foil.loc[{"pair": pair}].item():
                 reasons.loc[at] = "the pair has no foil"
+            elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:
+                reasons.loc[at] = (
+                    f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
+                )
             elif np.isnan(total.loc[at].item()):
                 reasons.loc[at] = "an unedited run's logits are not finite"
     return reasons

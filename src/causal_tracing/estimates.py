@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from causal_tracing.edits import Run, World
-from causal_tracing.engine.agreement import Choice
 from causal_tracing.engine.forward import forward
 from causal_tracing.engine.packing import groups
 from causal_tracing.engine.plan import default_budget, plan
+from causal_tracing.jobs import Job
 from causal_tracing.model import Model
 from causal_tracing.prompts import TokenPair
-from causal_tracing.sweeps import Sweep, worlds_of
+from causal_tracing.sweeps import worlds_of
+from causal_tracing.units import unit_cells
 
 TIMED_TOKENS = 512  # of the forward that is timed
 
@@ -50,14 +51,15 @@ class Estimate:
         return asdict(self)
 
 
-def estimate_sweep(
-    model: Model, pairs: Sequence[TokenPair], sweep: Sweep, choice: Choice, budget: int | None
-) -> Estimate:
-    """What tracing these pairs would take on the chosen engine. Runs two forwards to time one."""
+def estimate_job(job: Job) -> Estimate:
+    """What a job would take on its engine. Runs two forwards to time one."""
+    model, pairs, choice = job.model, job.pairs, job.choice
     worlds = worlds_run = token_layers = naive = 0
     for number, pair in enumerate(pairs):
-        unedited, found = worlds_of(pair, sweep, number)
+        unedited, found = worlds_of(pair, job.contrasts[number], job.sweep, number)
         asked = [*unedited, *(cell.world for cell in found)]
+        for units in job.units.values():
+            asked += [cell.world for cell in unit_cells(pair, job.contrasts[number], units, number)]
         planned = plan(model, asked).worlds
         length = len(pair.clean.tokens)
         worlds += len(asked)
@@ -72,7 +74,7 @@ def estimate_sweep(
         worlds_skipped=worlds - worlds_run,
         token_layers=token_layers,
         naive_token_layers=naive,
-        memory=(budget or default_budget(model)) + _recordings(model, pairs),
+        memory=(job.options.budget or default_budget(model)) + _recordings(model, pairs),
         seconds=(token_layers + worlds_run * _head_in_layers(model)) * _seconds_a_token_layer(model, pairs[0]),
     )
 

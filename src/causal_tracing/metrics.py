@@ -16,25 +16,6 @@ UNITS = {
 }
 
 
-# Those that are smooth in the answer's and the foil's logits: gradients of them say something.
-DIFFERENTIABLE = ("logit_diff", "log_prob", "logit", "prob")
-
-
-def measure_answer(
-    logits: Float[Tensor, "world vocab"], answer: Int[Tensor, " world"], foil: Int[Tensor, " world"], metric: str
-) -> Float[Tensor, " world"]:
-    """One metric of DIFFERENTIABLE, in float32 at least; gradients flow through it. `foil` is −1 where there is none."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    answer_logit = logits.gather(-1, answer[:, None]).squeeze(-1)
-    if metric == "logit":
-        return answer_logit
-    if metric == "logit_diff":
-        foil_logit = logits.gather(-1, foil.clamp(min=0)[:, None]).squeeze(-1)
-        return (answer_logit - foil_logit).where(foil >= 0, torch.nan)
-    log_prob = logits.log_softmax(-1).gather(-1, answer[:, None]).squeeze(-1)
-    return log_prob if metric == "log_prob" else log_prob.exp()
-
-
 def measure_logits(
     logits: Float[Tensor, "world vocab"],
     answer: Int[Tensor, " world"],
@@ -51,8 +32,13 @@ def measure_logits(
     probs = log_probs.exp()
     clean = clean_log_probs.to(log_probs)
     answer_logit = logits.gather(-1, answer[:, None]).squeeze(-1)
+    foil_logit = logits.gather(-1, foil.clamp(min=0)[:, None]).squeeze(-1)
+    answer_log_prob = log_probs.gather(-1, answer[:, None]).squeeze(-1)
     values = {
-        **{name: measure_answer(logits, answer, foil, name) for name in DIFFERENTIABLE},
+        "logit_diff": (answer_logit - foil_logit).where(foil >= 0, torch.nan),
+        "log_prob": answer_log_prob,
+        "logit": answer_logit,
+        "prob": answer_log_prob.exp(),
         # xlogy-like: a token of probability 0 adds nothing, even where its log-probability is −inf.
         "neg_kl": -torch.where(clean.exp() > 0, clean.exp() * (clean - log_probs), 0).sum(-1),
         "neg_rank": -(logits > answer_logit[:, None]).sum(-1).to(logits.dtype),

@@ -115,29 +115,11 @@ class Model:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Evaluation mode without gradients; every module's own mode is put back afterwards."""
-        with self._evaluating(), torch.no_grad():
-            yield
-
-    @contextmanager
-    def differentiable(self) -> Iterator[None]:
-        """Evaluation mode in which activations can have gradients and no parameter has; all is put back afterwards."""
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        # Inference mode would make tensors that autograd refuses.
-        with self._evaluating(), torch.inference_mode(False), torch.enable_grad():
-            try:
-                for parameter in trained:
-                    parameter.requires_grad_(False)
-                yield
-            finally:
-                for parameter in trained:
-                    parameter.requires_grad_(True)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
         training = [module for module in self.network.modules() if module.training]
         self.network.eval()
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             for module in training:
                 module.training = True

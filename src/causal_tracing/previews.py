@@ -34,31 +34,44 @@ class Preview:
 
     def __str__(self) -> str:
         lines = [f"pair {self.pair.id}"]
-        for name in ("clean", "corrupt"):
+        for name in ("clean",) if self.pair.noised else ("clean", "corrupt"):
             prompt, top = getattr(self.pair, name), getattr(self, f"{name}_top")
             shown = "|".join(token.replace("\n", "\\n") for token in prompt.strings)
             lines.append(f"  {name:8}{len(prompt.tokens)} tokens  {shown}")
             lines.append("          then      " + "  ".join(f"{choice.token!r} {choice.prob:.2f}" for choice in top))
+        if self.pair.noised:
+            strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
+            return "\n".join([*lines, f"  noise   at {', '.join(strings)}", *self._warned])
         differing = self.pair.differing
         both = zip(self.pair.clean.strings, self.pair.corrupt.strings, strict=True)
         shown = [f"{p} ({a}/{b})" for p, (a, b) in enumerate(both) if p in differing]
         lines.append(f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}")
-        return "\n".join([*lines, *(f"  warning: {warning}" for warning in self.warnings)])
+        return "\n".join([*lines, *self._warned])
+
+    @property
+    def _warned(self) -> list[str]:
+        return [f"  warning: {warning}" for warning in self.warnings]
 
 
-def preview(model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict") -> list[Preview]:
-    """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair."""
+def preview(
+    model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None
+) -> list[Preview]:
+    """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair.
+
+    With noise, only the clean prompt is run.
+    """
     require_model(model)
     pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align))
+    return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align, noise=noise is not None))
 
 
 def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
     """The same for pairs that are tokenised already."""
     for pair in pairs:
-        if model.context and len(pair.clean.tokens) > model.context:
+        length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+        if model.context and length > model.context:
             raise InvalidPair(
-                f"pair {pair.id!r} has {len(pair.clean.tokens)} tokens; {model.name} takes {model.context} at most. "
+                f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. "
                 "Use shorter prompts."
             )
     return [_preview(model, pair) for pair in pairs]
@@ -89,15 +102,23 @@ def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> list[str]:
     warnings = []
     first = int(clean.argmax())
+    for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
+        if len(tokens) > 1:
+            shown = "|".join(model.tokenizer.decode([token]) for token in tokens)
+            warnings.append(
+                f"the {what} is {len(tokens)} tokens ({shown}): scored by the sum of their log-probabilities, each "
+                "given those before it."
+            )
     if first != pair.answer:
         rank = int((clean > clean[pair.answer]).sum()) + 1
         warnings.append(
             f"the clean run's first choice is {model.tokenizer.decode([first])!r}, not the answer {pair.pair.answer!r} "
             f"(choice {rank}): what is traced is not what the model would say."
         )
-    if not pair.differing:
+    if not pair.differing and not pair.noised:
         warnings.append("the two prompts have the same tokens: every effect is zero.")
-    if pair.foil is not None and corrupt[pair.answer] > corrupt[pair.foil]:
+    comparable = pair.foil is not None and not pair.several_tokens and not pair.noised
+    if comparable and corrupt[pair.answer] > corrupt[pair.foil]:
         warnings.append(
             f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
             f"{pair.pair.foil!r}."

@@ -2,7 +2,7 @@
 
 1. Each prompt is tokenised once, with offsets: where every token lies in the text.
 2. Spans (subject, and any others) are found in the text, then mapped to tokens by offsets.
-3. Answer and foil are the token that follows the prompt when prompt + answer is tokenised.
+3. Answer and foil are the tokens that follow the prompt when prompt + answer is tokenised.
 4. Clean and corrupt prompt must match token by token (`align="strict"`).
 """
 
@@ -81,15 +81,31 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """A pair as the model sees it. `foil` is None where the pair has none."""
+    """A pair as the model sees it. `foil_tokens` is empty where the pair has no foil."""
 
     id: str
     pair: Pair
     clean: TokenPrompt
     corrupt: TokenPrompt
-    answer: int
-    foil: int | None
+    answer_tokens: tuple[int, ...]
+    foil_tokens: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
+
+    @property
+    def answer(self) -> int:
+        """The answer's first token."""
+        return self.answer_tokens[0]
+
+    @property
+    def foil(self) -> int | None:
+        """The foil's first token; None where there is no foil."""
+        return self.foil_tokens[0] if self.foil_tokens else None
+
+    @property
+    def several_tokens(self) -> bool:
+        """Whether answer or foil are more than one token, so that they are scored teacher-forced."""
+        return max(len(self.answer_tokens), len(self.foil_tokens)) > 1
 
     @property
     def differing(self) -> tuple[int, ...]:
@@ -98,40 +114,75 @@ class TokenPair:
         return tuple(position for position, (clean, corrupt) in enumerate(both) if clean != corrupt)
 
 
-def tokenize(pair: Pair, tokenizer: Any, *, align: str = "strict", id: str = "pair-0") -> TokenPair:
+def tokenize(
+    pair: Pair, tokenizer: Any, *, align: str = "strict", noise: bool = False, id: str = "pair-0"
+) -> TokenPair:
     """The pair's tokens, spans, roles, and the ids of answer and foil.
 
-    Raises InvalidPair (a span that is not there, an answer of several tokens, no corrupt prompt), MisalignedPair
+    Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
     (prompts that do not match token by token), UnsupportedTokenizer (no offsets).
     """
     id = pair.id or id
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
-    if pair.corrupt is None:
-        raise InvalidPair(
-            f"pair {id!r} has no corrupt prompt. Give corrupt= (and foil=). Corrupting the clean prompt "
-            "by noise instead is not offered yet."
-        )
+    _check_corruption(pair, noise=noise)
     clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if noise:
+        return TokenPair(
+            id=id,
+            pair=pair,
+            clean=clean,
+            corrupt=clean,
+            answer_tokens=_tokens_after(pair, "answer", pair.answer, (clean, clean), tokenizer),
+            foil_tokens=_tokens_after(pair, "foil", pair.foil, (clean, clean), tokenizer) if pair.foil else (),
+            notes=_notes(pair),
+            noised=_subject_positions(pair, tokenizer),
+        )
+    assert pair.corrupt is not None
     corrupt_subject = pair.corrupt_subject
     if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
         corrupt_subject = pair.subject
     corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
     _check_alignment(id, clean, corrupt)
-    answer = _token_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
-    foil = _token_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else None
+    answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
+    foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
     if answer == foil:
-        raise InvalidPair(f"pair {id!r}: answer and foil are the same token ({pair.answer!r}): nothing to tell apart.")
-    notes = _notes(pair)
-    return TokenPair(id=id, pair=pair, clean=clean, corrupt=corrupt, answer=answer, foil=foil, notes=notes)
+        what = "token" if len(answer) == 1 else "tokens"
+        raise InvalidPair(f"pair {id!r}: answer and foil are the same {what} ({pair.answer!r}): nothing to tell apart.")
+    return TokenPair(
+        id=id, pair=pair, clean=clean, corrupt=corrupt, answer_tokens=answer, foil_tokens=foil, notes=_notes(pair)
+    )
 
 
-def tokenize_pairs(pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict") -> list[TokenPair]:
+def _subject_positions(pair: Pair, tokenizer: Any) -> tuple[int, ...]:
+    _, offsets = encode(pair.clean, tokenizer)
+    return span_positions(offsets, find_span(pair.clean, pair.subject or "", pair.occurrence))
+
+
+def _check_corruption(pair: Pair, *, noise: bool) -> None:
+    """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
+    if noise and not pair.subject:
+        raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")
+    if noise and pair.corrupt is not None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has a corrupt prompt, and noise was asked for: only one of them can corrupt. "
+            "Leave out corrupt=, or the noise."
+        )
+    if not noise and pair.corrupt is None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has no corrupt prompt. Give corrupt= (and foil=), or corrupt the clean prompt by "
+            "noise on its subject (subject= and noise=)."
+        )
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False
+) -> list[TokenPair]:
     """Each pair tokenised; a pair without an id is named by its place. Raises InvalidPair where two share an id."""
     if not pairs:
         raise InvalidPair("There is no pair to trace: the list is empty.")
-    tokenized = [tokenize(pair, tokenizer, align=align, id=f"pair-{n}") for n, pair in enumerate(pairs)]
+    tokenized = [tokenize(pair, tokenizer, align=align, noise=noise, id=f"pair-{n}") for n, pair in enumerate(pairs)]
     ids = [pair.id for pair in tokenized]
     for id in ids:
         if ids.count(id) > 1:
@@ -244,8 +295,10 @@ def _check_alignment(id: str, clean: TokenPrompt, corrupt: TokenPrompt) -> None:
     )
 
 
-def _token_after(pair: Pair, what: str, text: str, prompts: tuple[TokenPrompt, TokenPrompt], tokenizer: Any) -> int:
-    """The one token that `text` is after both prompts: found by tokenising prompt + text, never the text alone."""
+def _tokens_after(
+    pair: Pair, what: str, text: str, prompts: tuple[TokenPrompt, TokenPrompt], tokenizer: Any
+) -> tuple[int, ...]:
+    """The tokens that `text` is after both prompts: found by tokenising prompt + text, never the text alone."""
     found = []
     for prompt in prompts:
         ids, offsets = encode(prompt.text + text, tokenizer)
@@ -257,17 +310,14 @@ def _token_after(pair: Pair, what: str, text: str, prompts: tuple[TokenPrompt, T
                 f"{'|'.join(strings)} (the prompt alone: {'|'.join(prompt.strings)}). What would be scored is not "
                 f"{text!r}. Move the white space: end the prompt without a space and begin the {what} with one."
             )
-        if len(ids) != length + 1:
-            raise InvalidPair(
-                f"pair {pair.id!r}: {what} {text!r} is {len(ids) - length} tokens ({'|'.join(strings[length:])}). "
-                f"Answers of several tokens are not offered yet: use one that is a single token, such as "
-                f"{strings[length]!r} if that alone is what you mean."
-            )
-        found.append(ids[length])
+        if len(ids) == length:
+            raise InvalidPair(f"pair {pair.id!r}: {what} {text!r} is no token after {prompt.text!r}: nothing to score.")
+        found.append(tuple(ids[length:]))
     if found[0] != found[1]:
+        shown = ", ".join("|".join(tokenizer.decode([token]) for token in tokens) for tokens in found)
         raise InvalidPair(
-            f"pair {pair.id!r}: {what} {text!r} is another token after the clean prompt than after the corrupt one "
-            f"({tokenizer.decode([found[0]])!r}, {tokenizer.decode([found[1]])!r}): the two runs could not be compared."
+            f"pair {pair.id!r}: {what} {text!r} is other tokens after the clean prompt than after the corrupt one "
+            f"({shown}): the two runs could not be compared."
         )
     return found[0]
 

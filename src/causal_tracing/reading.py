@@ -22,6 +22,8 @@ HIGH, NEARLY_ZERO = 0.5, 0.1
 SITES_EACH = 3  # a component
 LARGE_SPOT_DIFFERENCE = 1e-3
 
+UNITS = ("head", "neuron")
+
 HOW_TO_READ = (
     "Restoration: the clean activation is put into the corrupt run at one site; shown is how much of the behaviour "
     "comes back. Disruption: the corrupt activation is put into the clean run; shown is how much is lost. Positive "
@@ -46,6 +48,7 @@ class SiteRow:
 
     component: str
     layer: int
+    unit: int | None
     position: int | str
     clean_token: str
     corrupt_token: str
@@ -77,13 +80,26 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
     """What one pair's numbers say (default: the first pair, the first metric). Raises InvalidOption."""
     found = select(measurements, pair=pair, metric=metric)
     data = measurements.data.sel(pair=found.pair.item())
-    rows = tuple(row for name in found.component.values for row in strongest(found, SITES_EACH, component=name))
+    parts = [select(measurements, pair=pair, metric=metric, of=of) for of in measurements.tables[1:]]
+    rows = tuple(
+        row
+        for each in (found, *parts)
+        for name in each.component.values
+        for row in strongest(each, SITES_EACH, component=name)
+    )
     return Reading(
         pair=str(found.pair.item()),
-        headline=_headline(data),
+        headline=_headline(measurements, data),
         total=_total(found),
         run=_run(measurements),
-        sentences=(*_carried(found), *_best(found), *_together(found), *_usual(found)),
+        sentences=(
+            *_noise(measurements, found),
+            *_carried(found),
+            *_best(found),
+            *_together(found),
+            *_usual(found),
+            *_units(parts),
+        ),
         sites=rows,
         warnings=tuple(_warnings(measurements, data, found)),
         caveats=(*_one_prompt(measurements), *NOT_SHOWN),
@@ -97,7 +113,7 @@ def in_words(reading: Reading) -> str:
     lines += ["", f"{'strongest sites':44}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
     for row in reading.sites:
         cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
-        site = f"{row.component} layer {row.layer}, {place(row)}"
+        site = f"{site_name(row)}, {place(row)}"
         cells.append(with_share(row.interaction, None))
         lines.append(f"{site:44}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
     lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
@@ -118,13 +134,18 @@ def overview(measurements: Measurements, *, metric: str | None = None) -> str:
     return "\n".join([*lines, "", "Each pair stands for itself: nothing here is averaged. Choose one with pair=."])
 
 
-def select(measurements: Measurements, *, pair: str | None = None, metric: str | None = None) -> xr.Dataset:
-    """The effects of one pair by one metric. Raises InvalidOption for a name that is not in the trace."""
+def select(
+    measurements: Measurements, *, pair: str | None = None, metric: str | None = None, of: str = "blocks"
+) -> xr.Dataset:
+    """The effects of one pair by one metric; `of` blocks, heads or neurons.
+
+    Raises InvalidOption for a name that is not in the trace.
+    """
     data, chosen = measurements.data, {}
     for name, asked in (("pair", pair), ("metric", metric)):
         valid = [str(value) for value in data[name].values]
         chosen[name] = valid[0] if asked is None else known(name, asked, valid)
-    return effects(measurements).sel(chosen)
+    return effects(measurements, of).sel(chosen)
 
 
 def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:
@@ -140,7 +161,7 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     effect = found[by].where(found.status == "ok")
     if component is not None:
         effect = effect.sel(component=[component])
-    flat = effect.stack(site=("component", "layer", "position"))
+    flat = effect.stack(site=[name for name in ("component", "layer", "position", *UNITS) if name in effect.dims])
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
     flat = flat[flat.notnull().values][:count]  # before the rows are made: there may be tens of thousands
     return [_row(found, *site) for site in flat.site.values]
@@ -192,6 +213,15 @@ def place(row: SiteRow) -> str:
     return f"the last token ({shown})" if row.role == "last" else f"token {row.position} ({shown})"
 
 
+def site_name(row: SiteRow) -> str:
+    """A site's component, layer and unit for people: `z layer 3 head 1`."""
+    if row.unit is None:
+        return f"{row.component} layer {row.layer}"
+    if row.component == "neurons":
+        return f"neuron {row.unit} of layer {row.layer}"
+    return f"{row.component} layer {row.layer} head {row.unit}"
+
+
 def with_share(effect: float | None, fraction: float | None) -> str:
     """An effect with its share of the total effect, for people; a dash where it was not measured."""
     if effect is None:
@@ -199,12 +229,17 @@ def with_share(effect: float | None, fraction: float | None) -> str:
     return number(effect) + (f" ({percent(fraction)})" if fraction is not None else "")
 
 
+def _unit_dim(found: xr.Dataset) -> str:
+    return next(name for name in UNITS if name in found.dims)
+
+
 def _shown(found: xr.Dataset) -> str:
     return "restoration" if "restoration" in found else "disruption"
 
 
-def _row(found: xr.Dataset, component: str, layer: int, position: int | str) -> SiteRow:
+def _row(found: xr.Dataset, component: str, layer: int, position: int | str, unit: int | None = None) -> SiteRow:
     cell = found.sel(component=component, layer=layer, position=position)
+    cell = cell if unit is None else cell.sel({_unit_dim(found): unit})
 
     def value(name: str) -> float | None:
         return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
@@ -217,6 +252,7 @@ def _row(found: xr.Dataset, component: str, layer: int, position: int | str) -> 
     return SiteRow(
         component=str(component),
         layer=int(layer),
+        unit=None if unit is None else int(unit),
         position=position,
         clean_token=tokens["clean_token"],
         corrupt_token=tokens["corrupt_token"],
@@ -230,8 +266,10 @@ def _row(found: xr.Dataset, component: str, layer: int, position: int | str) -> 
     )
 
 
-def _headline(data: xr.Dataset) -> str:
+def _headline(measurements: Measurements, data: xr.Dataset) -> str:
     foil = data.foil.item()
+    if measurements.provenance.get("noise"):
+        return f"{data.clean_prompt.item()} →{data.answer.item()}   against   the same with noise on its subject"
     corrupt = data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
     return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {corrupt}"
 
@@ -248,6 +286,28 @@ def _run(measurements: Measurements) -> str:
     worlds = record["worlds"] - record["worlds_skipped"]
     words = f"{worlds:,} worlds in {record['seconds']:.0f} s"
     return " · ".join([record["model"], record["dtype"], record["engine"], words])
+
+
+def _noise(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
+    """What corrupted the prompt, and how far the draws are apart."""
+    noise = measurements.provenance.get("noise")
+    if not noise:
+        return
+    number_of_pair = measurements.data.pair.values.tolist().index(found.pair.item())
+    sigma, positions = noise["sigmas"][number_of_pair], noise["positions"][number_of_pair]
+    data = measurements.data.sel(pair=found.pair.item(), metric=found.metric.item())
+    tokens = ", ".join(repr(str(found.clean_token.values[position])) for position in positions)
+    yield (
+        f"The corrupt run is the same prompt with Gaussian noise of {number(noise['scale'] * sigma)} "
+        f"({number(noise['scale'])} times σ = {number(sigma)}) on the embeddings of {tokens}: means of "
+        f"{noise['draws']} draws, the same for every cell. Its {found.metric.item()} varies by "
+        f"{number(data.corrupt_deviation.item())} over draws (standard deviation)."
+    )
+    if noise["rome"]:
+        yield (
+            "ROME's conventions (its code's, not its paper's): σ over all subjects tokenised alone, one set of draws "
+            "for all prompts, windows of 10 layers for attention and MLPs from 5 before to 4 behind, cut at the edges."
+        )
 
 
 def _carried(found: xr.Dataset) -> Iterator[str]:
@@ -291,7 +351,28 @@ def _best(found: xr.Dataset) -> Iterator[str]:
     for component in found.component.values:
         rows = strongest(found, 1, component=component)
         if rows and rows[0].position != "together":
-            yield _site_sentence(rows[0], found.unit.item())
+            yield _site_sentence(rows[0], found.unit.item()) + _beside(found, rows[0])
+
+
+def _beside(found: xr.Dataset, row: SiteRow) -> str:
+    """What belongs to a cell's number: its window and the sum of single layers, the spread over draws, what severing
+    leaves."""
+    cell, unit, parts = (
+        found.sel(component=row.component, layer=row.layer, position=row.position),
+        found.unit.item(),
+        [],
+    )
+    if "window_first" in cell and cell.window_last > cell.window_first:
+        parts.append(f"It is layers {cell.window_first.item()} to {cell.window_last.item()} patched together")
+        if f"{_shown(found)}_sum" in cell and np.isfinite(cell[f"{_shown(found)}_sum"]):
+            parts[-1] += f"; one at a time they add up to {number(cell[f'{_shown(found)}_sum'].item())} {unit}"
+    if "restoration_deviation" in cell and np.isfinite(cell.restoration_deviation):
+        parts.append(f"Over draws it varies by {number(cell.restoration_deviation.item())} (standard deviation)")
+    for part, named in (("attn_out", "attention"), ("mlp_out", "the MLPs")):
+        if f"severed_{part}" in cell and np.isfinite(cell[f"severed_{part}"]):
+            left = number(cell[f"severed_{part}"].item())
+            parts.append(f"With {named} behind it frozen at this token, {left} {unit} come back")
+    return "".join(f" {part}." for part in parts)
 
 
 def _site_sentence(row: SiteRow, unit: str) -> str:
@@ -304,7 +385,19 @@ def _site_sentence(row: SiteRow, unit: str) -> str:
             share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
             parts.append(f"{verb} {number(effect)} {unit}{share}")
     meaning = f": {row.pattern}" if row.pattern else ""
-    return f"Strongest {row.component} site: layer {row.layer} at {place(row)}; {'; '.join(parts)}{meaning}."
+    return f"Strongest {_kind(row)}: {_address(row)} at {place(row)}; {'; '.join(parts)}{meaning}."
+
+
+def _kind(row: SiteRow) -> str:
+    if row.unit is None:
+        return f"{row.component} site"
+    return "neuron" if row.component == "neurons" else f"head by its {row.component}"
+
+
+def _address(row: SiteRow) -> str:
+    if row.unit is None:
+        return f"layer {row.layer}"
+    return f"{'neuron' if row.component == 'neurons' else 'head'} {row.unit} of layer {row.layer}"
 
 
 def _together(found: xr.Dataset) -> Iterator[str]:
@@ -322,6 +415,21 @@ def _together(found: xr.Dataset) -> Iterator[str]:
         rows = [row for row in strongest(found, 1, component=component) if row.position == "together"]
         for row in rows:
             yield _site_sentence(row, found.unit.item())
+
+
+def _units(parts: Sequence[xr.Dataset]) -> Iterator[str]:
+    """The strongest head of each component, the strongest neuron, and how few carry how much."""
+    for found in parts:
+        for component in found.component.values:
+            for row in strongest(found, 1, component=component):
+                yield _site_sentence(row, found.unit.item()) + _readers(found, row)
+
+
+def _readers(found: xr.Dataset, row: SiteRow) -> str:
+    """Which query heads read a head of keys or values."""
+    if row.component not in ("k", "v"):
+        return ""
+    return f" (It is read by query heads {found.readers.sel(component=row.component, head=row.unit).item()}.)"
 
 
 def _usual(found: xr.Dataset) -> Iterator[str]:

@@ -6,11 +6,19 @@ The dataset holds raw numbers of the metrics; `effects.py` makes effects of them
     clean, corrupt         (metric, pair)      the unedited runs
     spread                 (metric, pair)      standard deviation over repeats of the unedited runs
     restored, disrupted    (metric, pair, component, layer, position)  the patched runs (only the directions asked for)
+    restored_sum, disrupted_sum  what each layer of a window adds alone, added up (where windows are wider than 1)
+    restored_severed_attn_out, restored_severed_mlp_out  restored, with the attention or MLPs behind it frozen
+    corrupt_deviation, restored_deviation  standard deviation over draws of noise, of the corrupt run and the effect
+    window_first, window_last  (component, layer)   the layers patched together; −1 where there is no whole window
     structural_zero, cut, unpaired  (pair, component, layer, position)
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end
-    clean_length, corrupt_length  (pair)      how many tokens there are
+    clean_length, corrupt_length, answer_length  (pair)  how many tokens there are
     clean_prompt, corrupt_prompt, answer, foil  (pair)
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices
+
+Heads and neurons, where they were measured, are datasets of their own, with the patched runs and their flags over
+(metric, pair, component, layer, head or neuron, position); `readers` (component, head) says which query heads read a
+key or value head.
 """
 
 import hashlib
@@ -26,9 +34,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.errors import InvalidOption, InvalidResults, MachineError, nearest
 
 SCHEMA = 1
+TABLES = ("blocks", "heads", "neurons")
+CELL = ("component", "layer", "position")
 TEXT, ARRAYS, PAIRS = "trace.json", "arrays.npz", "pairs.jsonl"
 
 
@@ -38,6 +48,28 @@ class Measurements:
 
     data: xr.Dataset
     provenance: Mapping[str, Any]
+    heads: xr.Dataset | None = None
+    neurons: xr.Dataset | None = None
+
+    def table(self, of: str = "blocks") -> xr.Dataset:
+        """The patched runs of "blocks", "heads" or "neurons", with the unedited runs and tokens beside them.
+
+        Raises InvalidOption where they were not measured.
+        """
+        if of not in TABLES:
+            raise InvalidOption(f"There is nothing called {of!r} in a trace. {nearest(str(of), TABLES)}")
+        if of == "blocks":
+            return self.data
+        found = self.heads if of == "heads" else self.neurons
+        if found is None:
+            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {of}=True).")
+        shared = [name for name, variable in self.data.variables.items() if not {*variable.dims} & {*CELL}]
+        return found.merge(self.data[shared].drop_dims([*CELL], errors="ignore"))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Which of them were measured."""
+        return tuple(name for name in TABLES if name == "blocks" or getattr(self, name) is not None)
 
     @property
     def metric(self) -> str:
@@ -51,18 +83,17 @@ class Measurements:
         return tuple(direction for name, direction in names.items() if name in self.data)
 
 
-def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False, text: str = TEXT) -> Path:
+def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Writes the measurements as a folder: JSON for what is text, npz for numbers, no pickle.
 
     The folder appears whole or not at all. Raises InvalidResults if it is there already (unless `overwrite`, which
-    replaces a result of the same kind and nothing else), MachineError if the disk refuses. `text` names the file that
-    says what kind of result it is.
+    replaces a saved trace and nothing else), MachineError if the disk refuses.
     """
-    target = check_target(folder, overwrite=overwrite, text=text)
+    target = check_target(folder, overwrite=overwrite)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
-            _write(measurements, Path(scratch) / "new", text)
+            _write(measurements, Path(scratch) / "new")
             if target.exists():
                 os.replace(target, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", target)
@@ -71,67 +102,57 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     return target
 
 
-def check_target(folder: str | Path, *, overwrite: bool = False, text: str = TEXT) -> Path:
-    """The folder as a path, if a result can be saved there. Raises InvalidResults."""
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder as a path, if a trace can be saved there. Raises InvalidResults."""
     target = Path(folder)
-    if target.exists() and not (overwrite and (target / text).is_file()):
-        replaceable = (target / text).is_file()
-        hint = "Overwrite it (overwrite=True, --overwrite)" if replaceable else f"It is not {_kind(text)}"
+    if target.exists() and not (overwrite and (target / TEXT).is_file()):
+        hint = "Overwrite it (overwrite=True, --overwrite)" if (target / TEXT).is_file() else "It is not a saved trace"
         raise InvalidResults(f"{target} exists already. {hint}, or choose another name.")
     return target
 
 
-def open_measurements(folder: str | Path, *, text: str = TEXT) -> Measurements:
+def open_measurements(folder: str | Path) -> Measurements:
     """What `save` wrote. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
     folder = Path(folder)
-    if not (folder / text).is_file():
-        what = f"has no {text}: it is not {_kind(text)}" if folder.is_dir() else "is not there"
-        command = {TEXT: "trace"}.get(text, "attribute")
-        raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `{command} --out`.")
+    if not (folder / TEXT).is_file():
+        what = "has no trace.json: it is not a saved trace" if folder.is_dir() else "is not there"
+        raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
     try:
-        document = json.loads((folder / text).read_text(encoding="utf-8"))
-        digest, content = document["sha256"], document["content"]
+        text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
+        digest, content = text["sha256"], text["content"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidResults(f"{folder / text} is damaged: {error!r}. Make the trace again.") from None
-    if document.get("schema", 0) > SCHEMA:
+        raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
+    if text.get("schema", 0) > SCHEMA:
         raise InvalidResults(
-            f"{folder} was written by a newer version (schema {document['schema']}; this one reads {SCHEMA}). "
+            f"{folder} was written by a newer version (schema {text['schema']}; this one reads {SCHEMA}). "
             "Upgrade causal-tracing to open it."
         )
-    _check(folder / text, digest, _canonical(content))
+    _check(folder / TEXT, digest, _canonical(content))
     try:
         arrays = (folder / ARRAYS).read_bytes()
     except OSError as error:
         raise InvalidResults(f"{folder / ARRAYS} cannot be read: {error}. Make the trace again.") from None
     _check(folder / ARRAYS, content["arrays"], arrays)
     with np.load(io.BytesIO(arrays), allow_pickle=False) as numbers:
-        data = _dataset(content["variables"], numbers)
-    return Measurements(data=data, provenance=content["provenance"])
+        tables = {name: _dataset(name, described, numbers) for name, described in content["tables"].items()}
+    data = tables.pop("blocks")
+    return Measurements(data=data, provenance=content["provenance"], **tables)
 
 
-def _kind(text: str) -> str:
-    return f"a saved {text.removesuffix('.json')}"
-
-
-def _write(measurements: Measurements, folder: Path, text: str) -> None:
+def _write(measurements: Measurements, folder: Path) -> None:
     folder.mkdir()
-    numbers, described = io.BytesIO(), {}
-    data, arrays = measurements.data, {}
-    for name, variable in data.variables.items():
-        described[str(name)] = entry = {"dims": list(variable.dims), "coordinate": name in data.coords}
-        if variable.dtype.kind in "OUT":  # text stays in JSON: fixed-width arrays would lose trailing NULs
-            entry["text"] = variable.values.tolist()
-        else:
-            arrays[str(name)] = variable.values
+    numbers, arrays = io.BytesIO(), {}
+    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
+    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
     np.savez_compressed(numbers, **arrays)
     content = {
         "provenance": measurements.provenance,
-        "variables": described,
+        "tables": described,
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
-    document = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
     pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
-    files = {ARRAYS: numbers.getvalue(), text: json.dumps(document, indent=1).encode(), PAIRS: pairs.encode()}
+    files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
     for name, payload in files.items():
         with open(folder / name, "wb") as file:
             file.write(payload)
@@ -139,10 +160,22 @@ def _write(measurements: Measurements, folder: Path, text: str) -> None:
             os.fsync(file.fileno())
 
 
-def _dataset(described: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> xr.Dataset:
+def _described(table: str, data: xr.Dataset, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A table's variables as JSON; their numbers go to `arrays`, by table and name."""
+    described = {}
+    for name, variable in data.variables.items():
+        described[str(name)] = entry = {"dims": list(variable.dims), "coordinate": name in data.coords}
+        if variable.dtype.kind in "OUT":  # text stays in JSON: fixed-width arrays would lose trailing NULs
+            entry["text"] = variable.values.tolist()
+        else:
+            arrays[f"{table}.{name}"] = variable.values
+    return described
+
+
+def _dataset(table: str, described: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> xr.Dataset:
     variables, coordinates = {}, {}
     for name, entry in described.items():
-        values = np.array(entry["text"], dtype=object) if "text" in entry else numbers[name]
+        values = np.array(entry["text"], dtype=object) if "text" in entry else numbers[f"{table}.{name}"]
         (coordinates if entry["coordinate"] else variables)[name] = (entry["dims"], values)
     return xr.Dataset(variables, coordinates)
 

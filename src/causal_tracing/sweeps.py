@@ -1,19 +1,26 @@
 """From a pair to worlds: every cell of the map, as the what-if that measures it.
 
-A cell is (direction, component, layer, column). A column is a token position, a role, or all positions together;
-a role's cell is the mean over one world for each of its tokens.
+A cell is (arm, component, layer, column). A column is a token position, a role, or all positions together; a role's
+cell is the mean over one world for each of its tokens. The arms: restoration and disruption; for windows of layers
+the sum of what each of their layers does alone (`_sum`); and restoration of the stream with the MLPs or the attention
+behind it severed. Where noise corrupts, every cell has a world for each draw.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from causal_tracing.contrasts import Contrast
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.model import Model
 from causal_tracing.prompts import ROLES, TokenPair
-from causal_tracing.sites import COMPONENTS, Site
+from causal_tracing.sites import COMPONENTS, RESIDUAL, Site
+from causal_tracing.windows import Window, Windows, plan_windows
 
 DIRECTIONS = ("restoration", "disruption")
+SEVERABLE = ("attn_out", "mlp_out")
+# What comes after a site in its own layer.
+BEFORE = (("resid_pre", "attn_out"), ("resid_pre", "mlp_out"), ("resid_mid", "mlp_out"))
 Column = int | str
 
 
@@ -25,13 +32,24 @@ class Sweep:
     layers: tuple[int, ...]
     columns: tuple[Column, ...]
     directions: tuple[str, ...]
+    windows: Windows
+    sums: bool = True
+    severed: tuple[str, ...] = ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """What is measured in each cell, as names of effects."""
+        wide = self.sums and max(self.windows.widths.values()) > 1
+        sums = tuple(f"{direction}_sum" for direction in self.directions) if wide else ()
+        return (*self.directions, *sums, *(f"severed_{part}" for part in self.severed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One world of the map, and where its number belongs (indices into the sweep)."""
+    """One world of the map, and where its number belongs (indices into the sweep, and the draw)."""
 
-    direction: str
+    arm: str
+    draw: int
     component: int
     layer: int
     column: int
@@ -39,7 +57,7 @@ class Cell:
 
     @property
     def at(self) -> tuple[int, int, int]:
-        """Where the number belongs in the map of its direction: component, layer, column."""
+        """Where the number belongs in the map of its arm: component, layer, column."""
         return self.component, self.layer, self.column
 
 
@@ -51,47 +69,92 @@ def plan_sweep(
     layers: Sequence[int] | None,
     positions: str | Sequence[Column],
     directions: Sequence[str],
+    window: Window = 1,
+    window_sums: bool = True,
+    sever: Sequence[str] = (),
+    rome: bool = False,
 ) -> Sweep:
     """The sweep that the options describe, on this model, for these pairs.
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    _check_names("component", components, COMPONENTS)
-    _check_names("direction", directions, DIRECTIONS)
-    for component in components:
+    check_names("component", components, COMPONENTS)
+    check_names("direction", directions, DIRECTIONS)
+    components = tuple(dict.fromkeys(components))
+    for component in (*components, *sever):
         model.anatomy.require(component)
-    layers = range(model.num_layers) if layers is None else layers
-    for layer in layers:
-        if not 0 <= layer < model.num_layers:
-            raise InvalidOption(f"There is no layer {layer}: {model.name} has layers 0 to {model.num_layers - 1}.")
+    if sever:
+        _check_severed(components, directions, sever)
     return Sweep(
-        components=tuple(dict.fromkeys(components)),
-        layers=tuple(sorted(set(layers))),
-        columns=_columns(pairs, positions),
+        components=components,
+        layers=checked_layers(model, layers),
+        columns=resolved_columns(pairs, positions),
         directions=tuple(name for name in DIRECTIONS if name in directions),
+        windows=plan_windows(components, window, model.num_layers, rome=rome),
+        sums=window_sums,
+        severed=tuple(dict.fromkeys(sever)),
     )
 
 
-def cells(pair: TokenPair, sweep: Sweep, number: int) -> Iterator[Cell]:
+def _check_severed(components: Sequence[str], directions: Sequence[str], sever: Sequence[str]) -> None:
+    check_names("part to sever", sever, SEVERABLE)
+    if "restoration" not in directions or not {*components} & {*RESIDUAL}:
+        raise InvalidOption(
+            "A severed effect is a restoration of the residual stream: keep restoration among the directions, and one "
+            f"of {', '.join(RESIDUAL)} among the components."
+        )
+
+
+def cells(pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int) -> Iterator[Cell]:
     """Every world of the pair's map; `number` is the pair's, by which its logits are measured."""
-    clean, corrupt = Run(pair.clean.tokens), Run(pair.corrupt.tokens)
-    last = (len(clean.tokens) - 1,)
-    for direction in sweep.directions:
-        base, donor = (corrupt, clean) if direction == "restoration" else (clean, corrupt)
-        for c, component in enumerate(sweep.components):
-            for n, layer in enumerate(sweep.layers):
-                for k, column in enumerate(sweep.columns):
-                    for patched in patched_together(pair, column):
-                        edits = tuple(Edit(Site(component, layer, p), From(donor, p)) for p in patched)
-                        world = World(base, edits, last, number)
-                        yield Cell(direction=direction, component=c, layer=n, column=k, world=world)
+    readout = (len(contrast.clean.tokens) - 1,)
+    for draw, corrupt in enumerate(contrast.corrupt):
+        for arm in sweep.arms:
+            restores = not arm.startswith("disruption")
+            base, donor = (corrupt, contrast.clean) if restores else (contrast.clean, corrupt)
+            for c, component in enumerate(sweep.components):
+                for n, layer in enumerate(sweep.layers):
+                    for k, column in enumerate(sweep.columns):
+                        for positions in patched_together(pair, column):
+                            for edits in _edits(sweep, arm, component, layer, positions, base, donor):
+                                world = World(base, edits, readout, number)
+                                yield Cell(arm=arm, draw=draw, component=c, layer=n, column=k, world=world)
 
 
-def worlds_of(pair: TokenPair, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
-    """The pair's two unedited runs, clean first, and the cells of its map."""
+def _edits(
+    sweep: Sweep, arm: str, component: str, layer: int, positions: Sequence[int], base: Run, donor: Run
+) -> Iterator[tuple[Edit, ...]]:
+    """The edits of each world of a cell: none where there is no such cell."""
+    layers = sweep.windows.layers(component, layer)
+    if arm.endswith("_sum"):
+        if len(layers) > 1:
+            yield from (tuple(_patches(component, [one], positions, donor)) for one in layers)
+    elif arm.startswith("severed_"):
+        part = arm.removeprefix("severed_")
+        if component in RESIDUAL and layers:
+            behind = range(_first_behind(component, layers[-1], part), sweep.windows.num_layers)
+            frozen = _patches(part, behind, positions, base)
+            yield (*_patches(component, layers, positions, donor), *frozen)
+    elif layers:
+        yield tuple(_patches(component, layers, positions, donor))
+
+
+def _patches(component: str, layers: Sequence[int], positions: Sequence[int], donor: Run) -> Iterator[Edit]:
+    for layer in layers:
+        for position in positions:
+            yield Edit(Site(component, layer, position), From(donor, position))
+
+
+def _first_behind(component: str, layer: int, part: str) -> int:
+    """The first layer whose attention or MLP comes after this site."""
+    return layer if (component, part) in BEFORE else layer + 1
+
+
+def worlds_of(pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
+    """The pair's unedited runs, clean first, and the cells of its map."""
     last = (len(pair.clean.tokens) - 1,)
-    unedited = [World(Run(prompt.tokens), (), last, number) for prompt in (pair.clean, pair.corrupt)]
-    return unedited, list(cells(pair, sweep, number))
+    unedited = [World(run, (), last, number) for run in (contrast.clean, *contrast.corrupt)]
+    return unedited, list(cells(pair, contrast, sweep, number))
 
 
 def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
@@ -104,7 +167,17 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
     return [(position,) for position in pair.clean.positions(column)]
 
 
-def _columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
+def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, in order (None: all). Raises InvalidOption."""
+    layers = range(model.num_layers) if layers is None else layers
+    for layer in layers:
+        if not 0 <= layer < model.num_layers:
+            raise InvalidOption(f"There is no layer {layer}: {model.name} has layers 0 to {model.num_layers - 1}.")
+    return tuple(sorted(set(layers)))
+
+
+def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
+    """The columns that `positions` asks for, as positions from the left, roles, or "together". Raises InvalidOption."""
     if positions == "each":
         return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
     columns: tuple[Column, ...] = (positions,) if isinstance(positions, str) else tuple(dict.fromkeys(positions))
@@ -147,7 +220,8 @@ def _listed(positions: tuple[int, ...]) -> str:
     return "position " + ", ".join(map(str, positions)) if positions else "no position"
 
 
-def _check_names(what: str, names: Sequence[str], valid: Sequence[str]) -> None:
+def check_names(what: str, names: Sequence[str], valid: Sequence[str]) -> None:
+    """Raises InvalidOption where the names are none, or not a list of valid ones."""
     if isinstance(names, str):
         raise InvalidOption(f"Give the {what}s as a list, such as [{names!r}].")
     if not names:

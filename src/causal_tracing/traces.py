@@ -32,10 +32,24 @@ class Trace:
         """Every effect over (metric, pair, component, layer, position), in the metric's unit, with `status`."""
         return effects(self.measurements)
 
+    @cached_property
+    def heads(self) -> xr.Dataset:
+        """The same for single heads, over (metric, pair, component, layer, head, position).
+
+        `readers` names the query heads that read a key or value head. Raises InvalidOption where none were measured.
+        """
+        return effects(self.measurements, "heads")
+
+    @cached_property
+    def neurons(self) -> xr.Dataset:
+        """The same for single neurons, over (metric, pair, component, layer, neuron, position). Raises as `heads`."""
+        return effects(self.measurements, "neurons")
+
     def top(
         self,
         count: int = 10,
         *,
+        of: str = "blocks",
         by: str | None = None,
         component: str | None = None,
         pair: str | None = None,
@@ -43,9 +57,9 @@ class Trace:
     ) -> pd.DataFrame:
         """The sites with the largest effects (by size), strongest first; cuts and structural zeros are left out.
 
-        `by` is an effect's name (default: restoration). Raises InvalidOption.
+        `of` is "blocks", "heads" or "neurons"; `by` is an effect's name (default: restoration). Raises InvalidOption.
         """
-        found = reading.select(self.measurements, pair=pair, metric=metric)
+        found = reading.select(self.measurements, pair=pair, metric=metric, of=of)
         by = require_effect(by, found) if by else None
         if component is not None:
             component = reading.known("component", component, found.component.values.tolist())

@@ -1,39 +1,33 @@
 """The main job, on one page.
 
-1. Tokens: each pair becomes token ids, spans and answers; what the model makes of both prompts is noted.
-2. Worlds: every cell of the map becomes a base run with edits (`sweeps.py`).
-3. Numbers: the engine runs what can matter, and measures every metric from the same logits.
-4. Repeats: the unedited runs again in other batches (the spread), and a few random cells alone (the spot checks).
+1. The job: options are checked, pairs become tokens and runs, and the engine is chosen (`jobs.py`).
+2. Worlds: every cell of the map becomes a base run with edits (`sweeps.py`, `units.py`).
+3. Numbers: the engine runs what can matter, and measures every metric from the same logits (`scoring.py`).
+4. Repeats: the unedited runs again in other batches (the spread), and a few random cells alone (`measuring.py`).
 5. Measurements: arrays with names, and where they came from (`assembly.py`).
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from causal_tracing.assembly import PairNumbers, assemble, collect
-from causal_tracing.edits import Run, World
-from causal_tracing.engine.agreement import choose
-from causal_tracing.engine.evaluate import Measure, evaluate, spread
-from causal_tracing.errors import EngineNote, InvalidOption, nearest
-from causal_tracing.estimates import Estimate, estimate_sweep
-from causal_tracing.metrics import METRICS, measure_logits
-from causal_tracing.model import Model, require_model
-from causal_tracing.previews import log_probs, preview_tokens
-from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+from causal_tracing.assembly import assemble
+from causal_tracing.errors import EngineNote
+from causal_tracing.estimates import Estimate, estimate_job
+from causal_tracing.jobs import COMPONENTS, Options, plan_job
+from causal_tracing.measuring import measure
+from causal_tracing.model import Model
+from causal_tracing.noise import Noise
+from causal_tracing.previews import preview_tokens
+from causal_tracing.prompts import Pair
 from causal_tracing.provenance import provenance
-from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, cells, plan_sweep, worlds_of
+from causal_tracing.sweeps import Column
 from causal_tracing.traces import Trace
-
-COMPONENTS = ("resid_post", "attn_out", "mlp_out")
-ENGINES = ("auto", "packed", "replay")
-PAIRS_AT_ONCE = 8  # bounds the memory that donors and worlds take, however many pairs there are
+from causal_tracing.units import Neurons, unit_table
+from causal_tracing.windows import Window
 
 
 def trace(
@@ -44,8 +38,17 @@ def trace(
     layers: Sequence[int] | None = None,
     positions: str | Sequence[Column] = "each",
     metric: str | None = None,
-    directions: Sequence[str] = DIRECTIONS,
+    directions: Sequence[str] | None = None,
     align: str = "strict",
+    noise: Noise | None = None,
+    window: Window = 1,
+    window_sums: bool = True,
+    sever: Sequence[str] = (),
+    preset: str | None = None,
+    heads: bool | Sequence[str] = False,
+    head_positions: str | Sequence[Column] = "each",
+    neurons: Neurons = False,
+    neuron_positions: str | Sequence[Column] = ("last",),
     engine: str = "auto",
     budget: int | None = None,
     seed: int = 0,
@@ -56,165 +59,62 @@ def trace(
 
     `positions` is "each", "together" (all at once: one world a layer), or a list of positions and roles (a role with
     several tokens is their mean). `metric` is shown first; all are measured (default: logit_diff, or log_prob where
-    a pair has no foil). `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
+    a pair has no foil). `directions` are both, or with noise restoration alone.
+
+    `noise` corrupts the subject of the clean prompt instead of a corrupt prompt. `window` patches so many layers
+    together (one number, or by component), and `window_sums` measures each of them alone beside it. `sever` freezes
+    "mlp_out" or "attn_out" behind a restored state. `preset="rome"` sets noise, windows and metric as ROME's code does.
+
+    `heads` adds maps of single heads: True for their outputs z, or names of q, k, v, pattern, z;
+    `neurons` of single neurons: True for all of the layers, or a mapping from layer to neurons; both at positions of
+    their own. `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
-    require_model(model)
-    _check_options(metric, engine, budget, spot_checks)
-    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    tokens = tokenize_pairs(pairs, model.tokenizer, align=align)
-    sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
-    chosen = choose(model, sweep.components, engine)
-    if chosen.note:
-        warnings.warn(chosen.note, EngineNote, stacklevel=2)
-    previews = preview_tokens(model, tokens)
-    numbers = list(_numbers(model, tokens, sweep, engine=chosen.engine, budget=budget, progress=progress))
-    first = metric or ("logit_diff" if all(pair.foil is not None for pair in tokens) else "log_prob")
-    measurements = assemble(
-        previews,
-        sweep,
-        numbers,
-        metric=first,
-        provenance=provenance(
-            model,
-            tokens,
-            options={
-                "components": list(sweep.components),
-                "layers": list(sweep.layers),
-                "positions": positions if isinstance(positions, str) else list(positions),
-                "metric": metric,
-                "directions": list(sweep.directions),
-                "align": align,
-                "engine": engine,
-                "budget": budget,
-                "seed": seed,
-                "spot_checks": spot_checks,
-            },
-            engine=chosen,
-            started=started,
-            seconds=time.perf_counter() - clock,
-            worlds=sum(pair.worlds for pair in numbers),
-            worlds_run=sum(pair.worlds_run for pair in numbers),
-            spot_checks=_spot_checks(model, tokens, sweep, numbers, METRICS.index(first), spot_checks, seed),
-        ),
+    options = Options(
+        components=components,
+        layers=layers,
+        positions=positions,
+        metric=metric,
+        directions=directions,
+        align=align,
+        noise=noise,
+        window=window,
+        window_sums=window_sums,
+        sever=sever,
+        preset=preset,
+        heads=heads,
+        head_positions=head_positions,
+        neurons=neurons,
+        neuron_positions=neuron_positions,
+        engine=engine,
+        budget=budget,
+        seed=seed,
+        spot_checks=spot_checks,
     )
-    return Trace(measurements)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    job = plan_job(model, pairs, options)
+    if job.choice.note:
+        warnings.warn(job.choice.note, EngineNote, stacklevel=2)
+    previews = preview_tokens(job.model, job.pairs)
+    found = measure(job, progress)
+    record = provenance(
+        job,
+        started=started,
+        seconds=time.perf_counter() - clock,
+        worlds=found.worlds,
+        worlds_run=found.worlds_run,
+        spot_checks=found.spot_checks,
+    )
+    measurements = assemble(previews, job.sweep, found.pairs, metric=job.metric, provenance=record)
+    metrics = measurements.data.metric.values.tolist()
+    tables = {
+        name: unit_table(job.model, sweep, job.pairs, found.units[name], metrics) for name, sweep in job.units.items()
+    }
+    return Trace(replace(measurements, **tables))
 
 
-def estimate(
-    model: Model,
-    pairs: Pair | Sequence[Pair],
-    *,
-    components: Sequence[str] = COMPONENTS,
-    layers: Sequence[int] | None = None,
-    positions: str | Sequence[Column] = "each",
-    directions: Sequence[str] = DIRECTIONS,
-    align: str = "strict",
-    engine: str = "auto",
-    budget: int | None = None,
-) -> Estimate:
+def estimate(model: Model, pairs: Pair | Sequence[Pair], **options: Any) -> Estimate:
     """What `trace` with these options would take: worlds, token-layers, memory, a guess at the time. Traces nothing.
 
     Raises what `trace` raises for these options.
     """
-    require_model(model)
-    _check_options(None, engine, budget, 0)
-    tokens = tokenize_pairs([pairs] if isinstance(pairs, Pair) else list(pairs), model.tokenizer, align=align)
-    sweep = plan_sweep(model, tokens, components=components, layers=layers, positions=positions, directions=directions)
-    return estimate_sweep(model, tokens, sweep, choose(model, sweep.components, engine), budget)
-
-
-def _check_options(metric: str | None, engine: str, budget: int | None, spot_checks: int) -> None:
-    ranked = [name for name in METRICS if name != "entropy"]
-    if metric is not None and metric not in ranked:
-        raise InvalidOption(f"There is no metric {metric!r} to trace by. {nearest(str(metric), ranked)}")
-    if engine not in ENGINES:
-        raise InvalidOption(f"There is no engine {engine!r}. {nearest(str(engine), ENGINES)}")
-    if budget is not None and budget <= 0:
-        raise InvalidOption(f"budget= is in bytes and must be positive; it is {budget}.")
-    if spot_checks < 0:
-        raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {spot_checks}.")
-
-
-def _measure_of(model: Model, pairs: Mapping[int, TokenPair]) -> Measure:
-    """Every metric at the last position, by the answer, foil and clean prediction of the world's own pair."""
-    row = {number: place for place, number in enumerate(pairs)}
-    answers = torch.tensor([pair.answer for pair in pairs.values()])
-    foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs.values()])
-    clean = torch.stack(log_probs(model, [Run(pair.clean.tokens) for pair in pairs.values()]))
-
-    def measure(logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Float[Tensor, "world metric"]:
-        of = torch.tensor([row[world.pair] for world in worlds])
-        here = logits.device
-        return measure_logits(logits[:, -1], answers[of].to(here), foils[of].to(here), clean[of].to(here))
-
-    return measure
-
-
-def _numbers(
-    model: Model,
-    pairs: Sequence[TokenPair],
-    sweep: Sweep,
-    *,
-    engine: str,
-    budget: int | None,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[PairNumbers]:
-    """Each pair's numbers, a few pairs at a time."""
-    for start in range(0, len(pairs), PAIRS_AT_ONCE):
-        chunk = range(start, min(start + PAIRS_AT_ONCE, len(pairs)))
-        measure = _measure_of(model, {number: pairs[number] for number in chunk})
-        asked = {number: worlds_of(pairs[number], sweep, number) for number in chunk}
-        worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
-
-        def report(done: int, total: int, first: int = start, size: int = len(chunk)) -> None:
-            if progress:
-                progress(round(100 * (first + size * done / total)), 100 * len(pairs))
-
-        result = evaluate(model, worlds, measure, engine=engine, budget=budget, progress=report)
-        repeats = spread(model, [world for unedited, _ in asked.values() for world in unedited], measure)
-        reached = 0
-        for place, (number, (unedited, found)) in enumerate(asked.items()):
-            mine = slice(reached, reached + len(unedited) + len(found))
-            reached = mine.stop
-            yield collect(
-                model,
-                sweep,
-                found,
-                values=result.values[mine],
-                structural_zero=result.structural_zero[mine],
-                spread=repeats[2 * place : 2 * place + 2].max(0),
-                worlds_run=result.worlds_run if number == start else 0,
-            )
-
-
-def _spot_checks(
-    model: Model,
-    pairs: Sequence[TokenPair],
-    sweep: Sweep,
-    numbers: Sequence[PairNumbers],
-    metric: int,
-    count: int,
-    seed: int,
-) -> dict[str, float | int | None]:
-    """A few random cells run again, alone and unpruned, against what the trace says: the largest difference."""
-    random, chosen = np.random.default_rng(seed), []
-    for number in sorted(random.integers(len(pairs), size=count).tolist()):
-        found = list(cells(pairs[number], sweep, number))
-        if found:
-            chosen.append((number, found[random.integers(len(found))], found))
-    if not chosen:
-        return {"cells": 0, "largest_difference": None}
-    # A cell of several worlds (a role of several tokens) is their mean.
-    same = [
-        [cell.world for cell in found if (cell.direction, cell.at) == (one.direction, one.at)]
-        for _, one, found in chosen
-    ]
-    worlds = [world for group in same for world in group]
-    measure = _measure_of(model, {number: pairs[number] for number, _, _ in chosen})
-    alone = iter(evaluate(model, worlds, measure, engine="replay", prune=False, rows=1).values[:, metric])
-    differences = [
-        abs(float(np.mean([next(alone) for _ in group])) - numbers[number].patched[one.direction][(metric, *one.at)])
-        for (number, one, _), group in zip(chosen, same, strict=True)
-    ]
-    return {"cells": len(differences), "largest_difference": float(max(differences))}
+    return estimate_job(plan_job(model, pairs, Options(**options)))

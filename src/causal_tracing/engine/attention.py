@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from causal_tracing.engine.taps import Place, Visit, by_way_of
+from causal_tracing.engine.taps import Place, Visit
 from causal_tracing.errors import CannotPack
 from causal_tracing.model import Model
 
@@ -109,8 +109,10 @@ def with_patterns(
     if new is pattern:
         return output
     made = (new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)).transpose(1, 2)
+    if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
+        output = output.detach() + (made - made.detach())
     changed = (new != pattern).any(-1).transpose(1, 2)
-    return by_way_of(made, torch.where(changed[..., None], made, output))
+    return torch.where(changed[..., None], made, output)
 
 
 def _dispatch(

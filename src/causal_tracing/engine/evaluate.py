@@ -113,18 +113,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
-def spread(
-    model: Model, worlds: Sequence[World], measure: Measure, *, sizes: Sequence[int] = (1, 2, 4, 8)
-) -> np.ndarray:
-    """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].
-
-    What remains when nothing changes but the shape of the computation: no effect can be told from less.
-    """
-    repeats = []
-    for size in sizes:
-        repeated = [world for world in worlds for _ in range(size)]
-        values = evaluate(model, repeated, measure, prune=False, rows=size).values
-        repeats.append(values.reshape(len(worlds), size, -1))
-    return np.concatenate(repeats, axis=1).std(axis=1)

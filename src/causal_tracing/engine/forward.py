@@ -8,7 +8,6 @@
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -41,28 +40,34 @@ def forward(
         return value
 
     with model.at_rest():
-        return shown(model, runs, donors, wanted, capture, keep=keep), captured
+        return watched(model, runs, donors, wanted, capture, keep=keep), captured
 
 
-def shown(
+def watched(
     model: Model,
     runs: Sequence[Run],
     donors: Mapping[Run, Recording],
     wanted: Collection[Place],
-    see: Callable[[Place, Tensor], Tensor],
+    watch: Callable[[Place, Tensor], Tensor],
     *,
     keep: int,
 ) -> Float[Tensor, "run keep vocab"]:
-    """The runs' logits at the last `keep` positions. Values at the wanted places go through `see`, edits made.
+    """The runs' logits; at each wanted place `watch` is given the value [run, token, width], and gives what flows on.
 
-    In the mode that the caller has set.
+    Gradients are as they are where it is called.
     """
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
     for row, run in enumerate(runs):
         for edit in run.edits:
             check_layer(model, edit)
             edits[edit.site.component, edit.site.layer].append((row, edit))
-    visit = partial(_visit, model, edits, donors, wanted, see)
+
+    def visit(component: str, layer: int, value: Tensor) -> Tensor:
+        place = component, layer
+        if place in edits:
+            value = _edited(model, place, value, edits[place], donors)
+        return watch(place, value) if place in wanted else value
+
     tokens = torch.tensor([run.tokens for run in runs], device=model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
@@ -71,23 +76,13 @@ def shown(
     return logits[:, -keep:]
 
 
-def _visit(
-    model: Model,
-    edits: Mapping[Place, Sequence[tuple[int, Edit]]],
-    donors: Mapping[Run, Recording],
-    wanted: Collection[Place],
-    see: Callable[[Place, Tensor], Tensor],
-    component: str,
-    layer: int,
-    value: Tensor,
+def _edited(
+    model: Model, place: Place, value: Tensor, edits: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording]
 ) -> Tensor:
-    place = component, layer
-    if place in edits:
-        length = value.shape[1]
-        writes = [(row * length + edit.site.position, edit) for row, edit in edits[place]]
-        units, scale = model.units(component), scale_at(model, place)
-        value = rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
-    return see(place, value) if place in wanted else value
+    """The value with the rows' edits made."""
+    writes = [(row * value.shape[1] + edit.site.position, edit) for row, edit in edits]
+    units, scale = model.units(place[0]), scale_at(model, place)
+    return rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
 
 
 def scale_at(model: Model, place: Place) -> float:

@@ -6,12 +6,15 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from causal_tracing.anatomy import Anatomy
+from causal_tracing.anatomy import Anatomy, Layout
 from causal_tracing.edits import Run
 from causal_tracing.engine.agreement import LENGTH, TOLERANCE
 from causal_tracing.engine.attention import SEEN, Attention, attention_by
@@ -32,7 +35,8 @@ SAME = (
 def counted(model: Model, run: Run) -> Anatomy:
     """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
     heads, reason = _heads(model, run)
-    anatomy, counts = model.anatomy, dict.fromkeys(("q", "pattern", "z"), heads[0]) | dict.fromkeys("kv", heads[1])
+    anatomy = replace(model.anatomy, layout=_located(model, run))
+    counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
     if reason:
         for component in SEEN:
             anatomy = anatomy.refuse(component, reason)
@@ -67,6 +71,56 @@ def _heads(model: Model, run: Run) -> tuple[tuple[int, int], str]:
     if len(set(seen.values())) > 1:
         return (named, named), "its layers have different numbers of heads."
     return seen[0], ""
+
+
+def _located(model: Model, run: Run) -> Layout:
+    """The layout with the last projections that the table does not know, by what passes through the middle layer.
+
+    What attention gives goes into `z`; what comes out of `neurons` is what the MLP contributes.
+    """
+    layout, number = model.anatomy.layout, model.num_layers // 2
+    layer, seen = model.layers[number], _Passing()
+
+    def look(own: Attention, at: int, module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Any]:
+        output, weights = own(module, *args, **options)
+        if at == number:
+            seen.attended = output.flatten(2)
+        return output, weights
+
+    with ExitStack() as stack:
+        for path, part in layer.named_modules():
+            stack.callback(part.register_forward_hook(partial(seen.note, path)).remove)
+        with attention_by(model, look):
+            forward(model, [run], {}, keep=1)
+    weights = {path: getattr(part, "weight", None) for path, part in layer.named_modules()}
+    projections = [path for path, weight in weights.items() if isinstance(weight, Tensor) and weight.ndim == 2]
+    z = next((path for path in projections if _same(seen.inputs.get(path), seen.attended)), None)
+    contributed = seen.outputs.get(layout.mlp) if layout.mlp else None
+    neurons = next((path for path in projections if _same(seen.outputs.get(path), contributed)), None)
+    return replace(layout, z=layout.z or z, neurons=layout.neurons or neurons)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are there, and hold the same numbers."""
+    if one is None or other is None or one.numel() != other.numel():
+        return False
+    return torch.equal(one.flatten(), other.flatten())
+
+
+@dataclass(slots=True, eq=False)
+class _Passing:
+    """What passes through the modules of a layer, by their paths, and what its attention function gives."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    attended: Tensor | None = None
+
+    def note(self, path: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor):
+            self.inputs[path] = args[0]
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, Tensor):
+            self.outputs[path] = first.clone()  # falcon adds to its MLP's output in place
 
 
 def _width(model: Model, component: str, run: Run) -> int:

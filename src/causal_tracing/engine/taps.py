@@ -19,23 +19,6 @@ Place = tuple[str, int]  # a component of a layer
 Visit = Callable[[str, int, Tensor], Tensor]
 
 
-def by_way_of(path: Tensor, numbers: Tensor) -> Tensor:
-    """The numbers to the bit; where gradients are wanted, theirs go along the path, which gives the same numbers."""
-    if torch.is_grad_enabled() and path.requires_grad:
-        return _ByWayOf.apply(path, numbers)  # pyright: ignore[reportReturnType]
-    return numbers
-
-
-class _ByWayOf(torch.autograd.Function):
-    @staticmethod
-    def forward(_: Any, path: Tensor, numbers: Tensor) -> Tensor:
-        return numbers.clone()
-
-    @staticmethod
-    def backward(_: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return gradient, None
-
-
 @contextmanager
 def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: int) -> Iterator[None]:
     """Shows the value at each place to `visit(component, layer, value)` while the context is open.
@@ -146,5 +129,7 @@ class _Middle:
     def add_up(self, value: Tensor) -> Tensor:
         before, after, mlp = (self.seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
         changed = (before != after).any(-1, keepdim=True)
-        added = after + (mlp if self.scale == 1 else mlp * self.scale)
-        return by_way_of(added, torch.where(changed, added, value))
+        anew = after + (mlp if self.scale == 1 else mlp * self.scale)
+        if torch.is_grad_enabled():  # the same numbers, and the way back leads through the middle
+            value = value.detach() + (anew - anew.detach())
+        return torch.where(changed, anew, value)

@@ -1,0 +1,179 @@
+"""What was asked for, checked and made complete: the options of a trace, and the job that they describe."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from causal_tracing.contrasts import Contrast, of_prompts
+from causal_tracing.engine.agreement import Choice, choose
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.metrics import METRICS
+from causal_tracing.model import Model, require_model
+from causal_tracing.noise import Noise, noised
+from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, plan_sweep
+from causal_tracing.units import Neurons, UnitSweep, plan_units
+from causal_tracing.windows import Window
+
+COMPONENTS = ("resid_post", "attn_out", "mlp_out")
+ENGINES = ("auto", "packed", "replay")
+PRESETS = ("rome",)
+ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
+ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a trace, as `tracing.trace` explains them."""
+
+    components: Sequence[str] = COMPONENTS
+    layers: Sequence[int] | None = None
+    positions: str | Sequence[Column] = "each"
+    metric: str | None = None
+    directions: Sequence[str] | None = None
+    align: str = "strict"
+    noise: Noise | None = None
+    window: Window = 1
+    window_sums: bool = True
+    sever: Sequence[str] = ()
+    preset: str | None = None
+    heads: bool | Sequence[str] = False
+    head_positions: str | Sequence[Column] = "each"
+    neurons: Neurons = False
+    neuron_positions: str | Sequence[Column] = ("last",)
+    engine: str = "auto"
+    budget: int | None = None
+    seed: int = 0
+    spot_checks: int = 8
+
+    def to_dict(self, sweep: Sweep) -> dict[str, Any]:
+        """The options as JSON holds them, with what the sweep made of them; heads and neurons where they are asked."""
+        found: dict[str, Any] = {
+            "components": list(sweep.components),
+            "layers": list(sweep.layers),
+            "positions": _plain(self.positions),
+            "metric": self.metric,
+            "directions": list(sweep.directions),
+            "align": self.align,
+            "noise": asdict(self.noise) if self.noise else None,
+            "window": dict(self.window) if isinstance(self.window, Mapping) else self.window,
+            "window_sums": self.window_sums,
+            "sever": list(sweep.severed),
+            "preset": self.preset,
+        }
+        if self.heads:
+            found["heads"] = ["z"] if self.heads is True else list(self.heads)
+            found["head_positions"] = _plain(self.head_positions)
+        if self.neurons:
+            listed = self.neurons if isinstance(self.neurons, Mapping) else {}
+            found["neurons"] = {str(layer): list(neurons) for layer, neurons in listed.items()} or True
+            found["neuron_positions"] = _plain(self.neuron_positions)
+        return found | {name: getattr(self, name) for name in ("engine", "budget", "seed", "spot_checks")}
+
+
+def _plain(positions: str | Sequence[Column]) -> str | list[Column]:
+    return positions if isinstance(positions, str) else list(positions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which engine."""
+
+    model: Model
+    options: Options
+    pairs: Sequence[TokenPair]
+    contrasts: Sequence[Contrast]
+    sweep: Sweep
+    units: Mapping[str, UnitSweep]
+    choice: Choice
+    noise: Mapping[str, Any] | None
+
+    @property
+    def metric(self) -> str:
+        """The metric that is shown first."""
+        foils = all(pair.foil_tokens for pair in self.pairs)
+        return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+
+def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
+    """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
+    require_model(model)
+    _check(options)
+    options = _preset(options)
+    noise = options.noise
+    listed = [pairs] if isinstance(pairs, Pair) else list(pairs)
+    tokens = tokenize_pairs(listed, model.tokenizer, align=options.align, noise=noise is not None)
+    sweep = plan_sweep(
+        model,
+        tokens,
+        components=options.components,
+        layers=options.layers,
+        positions=options.positions,
+        directions=_directions(options),
+        window=options.window,
+        window_sums=options.window_sums,
+        sever=options.sever,
+        rome=options.preset == "rome",
+    )
+    model, units = plan_units(
+        model,
+        tokens,
+        heads=options.heads,
+        head_positions=options.head_positions,
+        neurons=options.neurons,
+        neuron_positions=options.neuron_positions,
+        layers=options.layers,
+        directions=sweep.directions,
+    )
+    named = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
+    choice = choose(model, list(dict.fromkeys(named)), options.engine)
+    contrasts, record = noised(model, tokens, noise) if noise else ([of_prompts(pair) for pair in tokens], None)
+    return Job(
+        model=model,
+        options=options,
+        pairs=tokens,
+        contrasts=contrasts,
+        sweep=sweep,
+        units=units,
+        choice=choice,
+        noise=record,
+    )
+
+
+def _check(options: Options) -> None:
+    ranked = [name for name in METRICS if name != "entropy"]
+    if options.metric is not None and options.metric not in ranked:
+        raise InvalidOption(f"There is no metric {options.metric!r} to trace by. {nearest(options.metric, ranked)}")
+    if options.engine not in ENGINES:
+        raise InvalidOption(f"There is no engine {options.engine!r}. {nearest(str(options.engine), ENGINES)}")
+    if options.budget is not None and options.budget <= 0:
+        raise InvalidOption(f"budget= is in bytes and must be positive; it is {options.budget}.")
+    if options.spot_checks < 0:
+        raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {options.spot_checks}.")
+
+
+def _preset(options: Options) -> Options:
+    """The options with what the preset sets. Raises InvalidOption where both say something."""
+    if options.preset is None:
+        return options
+    if options.preset not in PRESETS:
+        raise InvalidOption(f"There is no preset {options.preset!r}. {nearest(options.preset, PRESETS)}")
+    if options.noise is not None or options.window != 1 or options.metric is not None:
+        raise InvalidOption(
+            'preset="rome" sets noise, windows and metric by itself: leave out noise=, window= and metric=, or the '
+            "preset."
+        )
+    windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
+    return replace(options, noise=ROME_NOISE, window=windows, metric="prob")
+
+
+def _directions(options: Options) -> Sequence[str]:
+    """Both directions, or with noise restoration alone: what a disruption by noise would mean is not defined."""
+    if options.noise is None:
+        return DIRECTIONS if options.directions is None else options.directions
+    if options.directions is not None and "disruption" in options.directions:
+        raise InvalidOption(
+            "With noise only restoration is measured: what a disruption by noise would mean is not defined. "
+            'Use directions=["restoration"], or a corrupt prompt.'
+        )
+    return ("restoration",) if options.directions is None else options.directions

@@ -10,6 +10,7 @@ the rest are always patched for real, and how both agree is part of the result.
   and backwards for each layer and component as steps.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,11 @@ from torch import Tensor
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.check import prove
-from causal_tracing.engine.gradients import Differentiable, gradients
-from causal_tracing.engine.plan import effective, is_cut
+from causal_tracing.engine.gradients import Differentiable, linearised
+from causal_tracing.engine.plan import default_budget, effective, is_cut, rows_that_fit
 from causal_tracing.engine.record import record
-from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.engine.writes import Recording
+from causal_tracing.errors import EngineNote, InvalidOption, nearest
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
 from causal_tracing.prompts import Pair, TokenPair, tokenize
@@ -100,6 +102,8 @@ def attribute(
     question = _Question(model=model, pair=tokens, base=base, donor=donor, metric=named, sign=sign)
     estimates = _estimates(question, list(dict.fromkeys(components)), method, steps)
     choice = choose(model, components, engine)
+    if choice.note:
+        warnings.warn(choice.note, EngineNote, stacklevel=2)
     sites = {name: list(_sites(question, name, found.shape)) for name, found in estimates.items()}
     checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
     return Attribution(
@@ -113,6 +117,7 @@ def attribute(
             "direction": direction,
             "metric": named,
             "engine": choice.engine,
+            "engine_note": choice.note,
             "verify": verify,
             "sample": sample,
             "seed": seed,
@@ -126,39 +131,60 @@ def attribute(
 
 
 def integrated(
-    model: Model, base: Run, donor: Run, sites: Sequence[Site], measure: Differentiable, steps: int
+    model: Model,
+    base: Run,
+    donor: Run,
+    sites: Sequence[Site],
+    measure: Differentiable,
+    steps: int,
+    donors: Mapping[Run, Recording] | None = None,
 ) -> Float[Tensor, "site width"]:
-    """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor."""
+    """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor.
+
+    All sites move together and at the same pace; what lies before them is the base run's, what lies behind them
+    follows. Over them all, Σ (donor − base) · this tends to metric(patched) − metric(base) as steps grow.
+    """
     component, layer = sites[0].component, sites[0].layer
     runs = [
         Run(base.tokens, tuple(Edit(site, From(donor, site.position), (step + 0.5) / steps) for site in sites))
         for step in range(steps)
     ]
-    found = gradients(model, runs, [(component, layer)], measure)[component, layer].mean(0)
-    return found[[site.position for site in sites]]
+    donors = record(model, [donor], [(component, layer)]) if donors is None else donors
+    # Autograd keeps what every layer behind the sites computed: the more of them, the fewer runs at once.
+    rows = rows_that_fit(model, len(base.tokens), 1, default_budget(model) // (model.num_layers - layer))
+    parts = []
+    for start in range(0, steps, rows):
+        _, found = linearised(model, runs[start : start + rows], [(component, layer)], measure, donors=donors)
+        parts.append(found[component, layer].double().sum(0))
+    mean = torch.stack(parts).sum(0) / steps
+    return mean[[site.position for site in sites]]
 
 
 def _estimates(question: _Question, components: Sequence[str], method: str, steps: int) -> dict[str, np.ndarray]:
     """Estimated effects of each component [layer, position, unit]."""
     model = question.model
     places = [(component, layer) for component in components for layer in range(model.num_layers)]
-    recordings = record(model, [question.base], places) | record(model, [question.donor], places)
+    recordings = record(model, [question.donor], places)
+    donor = recordings[question.donor].activations
     if method == "atp":
-        found = gradients(model, [question.base], places, question.measure)
-        slopes = {place: found[place][0] for place in places}
+        values, found = linearised(model, [question.base], places, question.measure)
+        base, slopes = ({place: each[place][0] for place in places} for each in (values, found))
     else:
-        slopes = {place: _along_the_way(question, place, steps) for place in places}
+        base = record(model, [question.base], places)[question.base].activations
+        slopes = {place: _along_the_way(question, place, steps, recordings) for place in places}
     estimates: dict[str, list[np.ndarray]] = {component: [] for component in components}
     for place in places:
-        apart = recordings[question.donor].activations[place] - recordings[question.base].activations[place]
+        apart = donor[place] - base[place]
         moved = (apart.double() * slopes[place].double()).unflatten(1, (model.units(place[0]), -1)).sum(-1)
         estimates[place[0]].append(question.sign * moved.cpu().numpy())
     return {component: np.stack(rows) for component, rows in estimates.items()}
 
 
-def _along_the_way(question: _Question, place: tuple[str, int], steps: int) -> Float[Tensor, "token width"]:
+def _along_the_way(
+    question: _Question, place: tuple[str, int], steps: int, donors: Mapping[Run, Recording]
+) -> Float[Tensor, "token width"]:
     sites = [Site(*place, position) for position in range(len(question.base.tokens))]
-    return integrated(question.model, question.base, question.donor, sites, question.measure, steps)
+    return integrated(question.model, question.base, question.donor, sites, question.measure, steps, donors)
 
 
 def _checked(

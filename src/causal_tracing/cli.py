@@ -223,6 +223,7 @@ def attribute(
     metric: Annotated[str | None, typer.Option(help="logit_diff (default), log_prob, logit or prob.")] = None,
     verify: Annotated[int, typer.Option(help="How many of the strongest of each component are patched.")] = 30,
     sample: Annotated[int, typer.Option(help="How many of the rest, at random.")] = 100,
+    engine: Annotated[str, typer.Option(help="Of the exact patches: auto, packed or replay.")] = "auto",
     seed: Annotated[int, typer.Option(help="Chooses the random ones.")] = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -236,18 +237,23 @@ def attribute(
     from causal_tracing import attribute as run
 
     loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    found = run(
-        loaded,
-        Pair(clean=clean, corrupt=corrupt, answer=answer, foil=foil),
-        components=parse.names(components),
-        method=method,
-        steps=steps,
-        direction=direction,
-        metric=metric,
-        verify=verify,
-        sample=sample,
-        seed=seed,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+        found = run(
+            loaded,
+            Pair(clean=clean, corrupt=corrupt, answer=answer, foil=foil),
+            components=parse.names(components),
+            method=method,
+            steps=steps,
+            direction=direction,
+            metric=metric,
+            verify=verify,
+            sample=sample,
+            engine=engine,
+            seed=seed,
+        )
+    if found.provenance["engine_note"]:
+        _note(f"note: {found.provenance['engine_note']}")
     if out is not None:
         _note(f"wrote {found.save(out)}")
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())

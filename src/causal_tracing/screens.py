@@ -80,7 +80,8 @@ class Attribution:
     def agreement(self) -> pd.DataFrame:
         """A row a component: how far estimates and exact effects agree on the sites that were patched.
 
-        `recall`: of as many strongest exact effects as there are top estimates, the share that was among those.
+        `recall`: of as many strongest exact effects as there are top estimates, the share that was among those; the
+        most that it can be where not every site was patched, for a stronger one may not have been drawn.
         `sampled_max`: the largest exact effect (by size) in the random sample of the rest; with 95 % confidence less
         than `above` of the rest exceeds it (1 - 0.05^(1/n); 0 where all of the rest was patched). NaN where undefined:
         constant numbers have no correlation.
@@ -122,12 +123,13 @@ class Attribution:
             f"estimated {self.direction} ({how}, {record['metric']}) · {record['model']}",
             "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
             "",
-            f"{'component':12}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>8}",
+            f"{'component':12}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
         ]
         for name, row in self.agreement.iterrows():
             patched = f"{row.verified:.0f} + {row.sampled:.0f}"
+            recall = f"{'' if row.above == 0 else '≤ '}{row.recall:.2f}"
             lines.append(
-                f"{name:12}{patched:>14}{row.pearson:>9.2f}{row.spearman:>10.2f}{row.same_sign:>11.2f}{row.recall:>8.2f}"
+                f"{name:12}{patched:>14}{row.pearson:>9.2f}{row.spearman:>10.2f}{row.same_sign:>11.2f}{recall:>9}"
             )
         lines += ["", *self._left_out(), "", f"{'strongest of those patched':44}{'exact':>10}{'estimate':>10}"]
         strongest = sorted(self.checked, key=lambda one: -abs(one.exact))[:SHOWN]
@@ -176,20 +178,26 @@ class Attribution:
             "tokens": list(self.tokens),
             "agreement": [{name: _plain(value) for name, value in row.items()} for row in agreement],
             "verified": [
-                {**asdict(one.site), "estimate": one.estimate, "exact": one.exact, "why": one.why}
+                {
+                    **asdict(one.site),
+                    "estimate": _plain(one.estimate),
+                    "exact": _plain(one.exact),
+                    "why": one.why,
+                }
                 for one in self.checked
             ],
-            "estimates": {name: values.tolist() for name, values in self._estimates.items()},
+            "estimates": {name: _plain(values.tolist()) for name, values in self._estimates.items()},
         }
 
     def save(self, path: str | Path) -> Path:
         """Writes one JSON file, whole or not at all. Raises MachineError."""
         path = Path(path)
+        content = json.dumps(self.to_dict(), allow_nan=False)
         try:
-            handle, scratch = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, allow_nan=False)
-            os.replace(scratch, path)
+            with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as scratch:
+                written = Path(scratch) / path.name
+                written.write_text(content, encoding="utf-8")
+                os.replace(written, path)
         except OSError as error:
             raise MachineError(f"{path} could not be written: {error}.") from error
         return path
@@ -203,13 +211,13 @@ class Attribution:
             checked = [
                 Checked(
                     site=Site(*(row[name] for name in ("component", "layer", "position", "unit"))),
-                    estimate=row["estimate"],
-                    exact=row["exact"],
+                    estimate=np.nan if row["estimate"] is None else row["estimate"],
+                    exact=np.nan if row["exact"] is None else row["exact"],
                     why=row["why"],
                 )
                 for row in rows
             ]
-            estimates = {name: np.array(values) for name, values in found["estimates"].items()}
+            estimates = {name: np.array(values, dtype=float) for name, values in found["estimates"].items()}
             return cls(estimates=estimates, checked=checked, tokens=found["tokens"], provenance=found["provenance"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidResults(f"{path} is no saved attribution: {error!r}. Make it again.") from None
@@ -223,4 +231,7 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _plain(value: Any) -> Any:
+    """Numbers as JSON has them, in lists of any depth: what is not finite is None."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -15,6 +15,7 @@ from causal_tracing.edits import Run
 from causal_tracing.engine.forward import watched
 from causal_tracing.engine.record import donor_recordings
 from causal_tracing.engine.taps import Place
+from causal_tracing.engine.writes import Recording
 from causal_tracing.model import Model
 
 Differentiable = Callable[[Float[Tensor, "run vocab"]], Float[Tensor, " run"]]  # logits after the last token
@@ -27,16 +28,35 @@ def gradients(
 
     Activations are the modules' own outputs, before a layer's scale. Raises ComponentNotOffered.
     """
-    donors, probes = donor_recordings(model, runs), {}
+    return linearised(model, runs, places, measure)[1]
+
+
+def linearised(
+    model: Model,
+    runs: Sequence[Run],
+    places: Collection[Place],
+    measure: Differentiable,
+    *,
+    donors: Mapping[Run, Recording] | None = None,
+) -> tuple[Mapping[Place, Tensor], Mapping[Place, Tensor]]:
+    """The activations at each place, and the gradients there, of the same forward; both [run, token, width].
+
+    `donors` holds a recording of every run that an edit reads from; without it they are recorded.
+    """
+    donors = donor_recordings(model, runs) if donors is None else donors
+    values: dict[Place, Tensor] = {}
+    probes: dict[Place, Tensor] = {}
 
     def probe(place: Place, value: Tensor) -> Tensor:
-        probes[place] = torch.zeros_like(value, requires_grad=True)
+        values[place], probes[place] = value.detach(), torch.zeros_like(value, requires_grad=True)
         return value + probes[place]
 
-    with model.at_rest(), _without_weights(model), torch.enable_grad():
+    # A caller's inference mode would make tensors that autograd refuses.
+    with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
         measured = measure(watched(model, runs, donors, places, probe, keep=1)[:, -1]).sum()
-        found = torch.autograd.grad(measured, [probes[place] for place in places])
-    return dict(zip(places, found, strict=True))
+        # What nothing depends on, such as a place behind a constant, has the gradient zero.
+        found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
+    return values, dict(zip(places, found, strict=True))
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import causal_tracing as ct
+from causal_tracing import attribution
 from causal_tracing.attribution import integrated
 from causal_tracing.edits import Edit, From, Plus, Run, World
 from causal_tracing.engine.check import accept
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.gradients import gradients
 from causal_tracing.engine.record import record
-from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidResults
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidResults
 from causal_tracing.model import Model
 from causal_tracing.screens import Attribution
 from causal_tracing.sites import MEDIATORS, Site
@@ -182,6 +183,7 @@ def test_integrated_gradients_of_one_site_are_complete(component):
 # Law 23: where the model is affine on the way, every estimate is exact.
 
 
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
 @pytest.mark.parametrize(("method", "direction"), [("atp", "disruption"), ("ig", "disruption"), ("ig", "restoration")])
 def test_on_an_affine_model_estimates_are_exact(method, direction):
     """The SUM circuit's neurons all fire in the clean run; in the corrupt one they are at their kink."""
@@ -195,6 +197,7 @@ def test_on_an_affine_model_estimates_are_exact(method, direction):
         assert one.estimate == pytest.approx(one.exact, abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
 def test_a_kink_is_where_an_estimate_is_wrong_and_the_check_says_so():
     affine, pair = circuit("sum")
     found = ct.attribute(affine, pair, components=["mlp_out"], sample=1)
@@ -256,6 +259,7 @@ def test_what_is_verified_is_the_traces_effect(model, method):
     for name in components:
         mine = [one for one in found.checked if one.site.component == name]
         least = min(abs(one.estimate) for one in mine if one.why == "top")
+        assert any(one.why == "sample" for one in mine)
         assert all(abs(one.estimate) <= least for one in mine if one.why == "sample")
 
 
@@ -287,9 +291,50 @@ def test_nothing_is_lost_in_a_file(model, tmp_path):
     assert opened.estimates["z"].identical(found.estimates["z"])
     assert json.loads((tmp_path / "screen.json").read_text())["agreement"][0]["component"] == "z"
     assert len(found.plot().axes) == 2
+    found._estimates["z"][0, 2, 1] = np.nan  # as half precision can give
+    opened = Attribution.open(found.save(tmp_path / "screen.json"))
+    assert np.argwhere(np.isnan(opened.estimates["z"].values)).tolist() == [[0, 2, 1]]
+    assert [path.name for path in tmp_path.iterdir()] == ["screen.json"]
     (tmp_path / "screen.json").write_text("{}")
     with pytest.raises(InvalidResults, match="is no saved attribution"):
         Attribution.open(tmp_path / "screen.json")
+
+
+def test_attribution_patching_takes_two_forwards(model, monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    handle = model.network.register_forward_pre_hook(
+        lambda _, __, options: seen.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(attribution, "choose", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
+    with pytest.raises(KeyError, match="the estimates are made"):
+        ct.attribute(model, PAIR, components=BLOCKS)
+    handle.remove()
+    assert seen == [(1, LENGTH)] * 2
+
+
+def test_integrated_gradients_fit_the_memory(model, monkeypatch):
+    """However many steps there are, a batch has no more runs than fit; the sum is the same."""
+    sizes: list[int] = []
+    handle = model.network.register_forward_pre_hook(
+        lambda _, __, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    base, donor, sites = Run(ids(CORRUPT)), Run(ids(CLEAN)), [Site("mlp_out", 1, p) for p in range(LENGTH)]
+    together = integrated(model, base, donor, sites, logit_diff, 7)
+    assert sizes == [1, 7]
+    sizes.clear()
+    monkeypatch.setattr(attribution, "rows_that_fit", lambda *_: 3)
+    split = integrated(model, base, donor, sites, logit_diff, 7)
+    handle.remove()
+    assert sizes == [1, 3, 3, 1]
+    assert_allclose(split, together, rtol=0, atol=1e-5)
+    assert together.abs().max() > 1e-2
+
+
+def test_an_engine_that_is_not_used_is_said():
+    with pytest.warns(EngineNote, match="The packed engine is not used on bloom"):
+        found = ct.attribute(load("bloom"), PAIR, components=["mlp_out"], verify=2, sample=2)
+    assert found.provenance["engine"] == "replay"
+    assert "layer 0 does not attend by" in found.provenance["engine_note"]
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,96 @@ def test_mlp_against_attention(example: Measurements):
         plot(example, "mlp_vs_attention")
 
 
+@pytest.fixture
+def units(example: Measurements) -> Measurements:
+    """The example with three heads by z and one by k, and 40 neurons."""
+    dims = ("component", "layer", "head", "position")
+    values = np.linspace(-1, 1, 2 * 2 * 3 * 3).reshape(1, 1, 2, 2, 3, 3).repeat(len(example.data.metric), 0)
+    absent = np.zeros((1, 2, 2, 3, 3), bool)
+    absent[0, 1, :, 1:] = True
+    values = np.where(absent, np.nan, values)
+    flags = {name: (("pair", *dims), absent if name == "unpaired" else absent & False) for name in FLAGS}
+    raw = {
+        "restored": (("metric", "pair", *dims), 1 + values),
+        "disrupted": (("metric", "pair", *dims), 3 - 2 * values),
+    }
+    labels = {"metric": example.data.metric.values, "pair": ["p"], "position": [0, 1, 2], "layer": [0, 1]}
+    heads = xr.Dataset(raw | flags, {**labels, "component": ["z", "k"], "head": [0, 1, 2]})
+    readers = np.array([["", "", ""], ["0, 1, 2", "", ""]], object)
+    few = heads.sel(component=["z"], position=[2]).isel(head=[0] * 40).rename(head="neuron")
+    few = few.assign_coords(component=["neurons"], neuron=range(40), position=["last"]).copy(deep=True)
+    few["restored"].values[...] = 1 + NEURONS[:, :, None]
+    return Measurements(
+        data=example.data,
+        provenance=example.provenance,
+        heads=heads.assign_coords(readers=(("component", "head"), readers)),
+        neurons=few,
+    )
+
+
+FLAGS = ("structural_zero", "cut", "unpaired")
+NEURONS = np.where(np.arange(40) % 4, 1, -1) / (1 + np.arange(80).reshape(2, 40))  # of two layers, a quarter opposes
+
+
+def test_maps_of_heads(units: Measurements):
+    found = effects(units, "heads").sel(metric="logit_diff", pair="p")
+    figure = plot(units, "heads", position=1)
+    figure.canvas.draw()
+    panels = [(effect, component) for effect in ("restoration", "disruption") for component in ("z", "k")]
+    largest = abs(found[["restoration", "disruption"]].sel(position=1)).max().to_array().max().item()
+    for panel, (effect, component) in enumerate(panels):
+        expected = found[effect].sel(component=component, position=1).transpose("head", "layer")
+        np.testing.assert_array_equal(image(figure, panel), expected)
+        assert figure.axes[panel].images[0].get_clim() == (-largest, largest)
+        assert figure.axes[panel].get_title() == rf"{component}: {effect}, 1 \$x_1\$\n | t1"
+    hatched: Any = [patch.get_xy() for patch in figure.axes[1].patches if patch.get_hatch()]
+    assert hatched == [(layer - 0.5, head - 0.5) for head in (1, 2) for layer in (0, 1)]
+    assert not figure.axes[0].patches
+    assert (figure.axes[2].get_xlabel(), figure.axes[2].get_ylabel()) == ("layer", "head")
+
+
+def test_maps_of_heads_choose_the_strongest_position_or_add_them_up(units: Measurements):
+    found = effects(units, "heads").sel(metric="logit_diff", pair="p")
+    assert plot(units, "heads").axes[0].get_title() == "z: restoration, 0 t0"
+    figure = plot(units, "heads", position="sum", effect="disruption", orient="layers_down")
+    expected = found.disruption.sel(component="z").sum("position")
+    np.testing.assert_allclose(image(figure, 0), expected.transpose("layer", "head"))
+    assert np.isnan(image(figure, 1)[:, 1:]).all()
+    assert figure.axes[0].get_title() == "z: disruption, each position alone, added up"
+
+
+def test_neurons_by_rank(units: Measurements):
+    figure = plot(units, "neurons", effect="restoration")
+    axes = figure.axes[0]
+    _, supports, opposes = axes.lines
+    values = NEURONS.ravel()
+    np.testing.assert_allclose(supports.get_ydata(), np.sort(values[values > 0])[::-1])
+    np.testing.assert_allclose(opposes.get_ydata(), np.sort(values[values < 0]))
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.texts} == {f"layer 0, {neuron}" for neuron in range(8)}
+    assert axes.get_title() == "restoration, last, 80 effects"
+    second = plot(units, "neurons", effect="restoration", layer=1).axes[0]
+    assert second.get_title() == "restoration, layer 1, last, 40 effects"
+    np.testing.assert_allclose(second.lines[2].get_ydata(), np.sort(NEURONS[1][NEURONS[1] < 0]))
+
+
+def test_figures_of_units_need_units(example: Measurements, units: Measurements):
+    for kind in ("heads", "neurons"):
+        with pytest.raises(
+            InvalidOption, match=rf"This trace has no {kind}. Measure them with trace\(..., {kind}=True"
+        ):
+            plot(example, kind)
+    with pytest.raises(InvalidOption, match="no position 'last' in this trace"):
+        plot(units, "heads", position="last")
+    with pytest.raises(InvalidOption, match="no layer 7 in this trace"):
+        plot(units, "neurons", layer=7)
+    named = Measurements(
+        data=units.data, provenance=units.provenance, heads=units.heads.assign_coords(position=["a", "b", "together"])
+    )
+    with pytest.raises(InvalidOption, match="adds up single tokens; these heads were measured at a, b, together"):
+        plot(named, "heads", position="sum")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +186,7 @@ def test_mlp_against_attention(example: Measurements):
         ({"effect": "direct"}, "mean different things"),
         ({"kind": "layers", "position": 7}, "no position 7 in this trace"),
         ({"pair": "q"}, "no pair 'q' in this trace"),
+        ({"layer": 1}, r"layer=1 chooses the neurons of plot\(\"neurons\"\)"),
     ],
 )
 def test_bad_options(example: Measurements, arguments, message: str):

@@ -48,7 +48,7 @@ def _at(found: xr.Dataset, shown: Sequence[str], position: int | str | None) -> 
                 'position="sum" adds up single tokens; these heads were measured at '
                 f"{', '.join(map(str, found.position.values))}. Name one of them."
             )
-        return {effect: summed(found, effect) for effect in shown}, "sum of single positions"
+        return {effect: summed(found, effect) for effect in shown}, "each position alone, added up"
     chosen = strongest_position(found, shown[0]) if position is None else position
     here = found.sel(position=known("position", chosen, found.position.values.tolist()))
     return dict.fromkeys(shown, here), where(found, chosen)

@@ -18,7 +18,7 @@ MOST_NUMBERS = 300_000  # of heads, in a page: about 2 MB
 STRONGEST = 200  # neurons, by each effect
 MOST_VIEWS = 12  # pairs times metrics of neurons
 CURVE_POINTS = 120
-DIGITS = 4
+DIGITS = 5
 LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f"}
 
 
@@ -134,11 +134,7 @@ def _neuron_numbers(found: xr.Dataset) -> dict[str, Any]:
     order = {name: ranked(found, name) for name in switched(found)}
     sites = {site: None for effect in order.values() for site in effect.site.values[:STRONGEST]}
     indices = [found.indexes[name] for name in ("layer", "position", "neuron")]
-    numbers = [
-        found[name].sel(component="neurons").transpose("layer", "position", "neuron").values
-        for name in order
-        if name != "interaction"
-    ]
+    numbers = [found[name].sel(component="neurons").transpose("layer", "position", "neuron").values for name in order]
     top = []
     for _, layer, position, neuron in sites:
         at = tuple(index.get_loc(one) for index, one in zip(indices, (layer, position, neuron), strict=True))
@@ -157,7 +153,7 @@ def _curve(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _thinned(effects_by_rank: np.ndarray) -> list[list[float]]:
+def _thinned(effects_by_rank: np.ndarray) -> list[list[int | float]]:
     if not len(effects_by_rank):
         return []
     ranks = np.unique(np.geomspace(1, len(effects_by_rank), CURVE_POINTS).round().astype(int))

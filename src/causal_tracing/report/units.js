@@ -84,12 +84,7 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
 
   // Neurons: all of them as a curve by rank, the strongest as a table.
   const neuronNumbers = () => neurons.pairs[index()].metrics[metricOf(neurons)];
-  const measuredEffects = () => neurons.effects.filter((name) => name !== "interaction");
-  const neuronEffect = (row, name) => {
-    const at = (one) => row[3 + measuredEffects().indexOf(one)];
-    if (name !== "interaction") return at(name);
-    return at("disruption") === null || at("restoration") === null ? null : at("disruption") - at("restoration");
-  };
+  const neuronEffect = (row, name) => row[3 + neurons.effects.indexOf(name)];
   const strongestNeurons = (direction, count) => neuronNumbers().top.filter((row) => neuronEffect(row, direction) !== null)
     .sort((a, b) => Math.abs(neuronEffect(b, direction)) - Math.abs(neuronEffect(a, direction))).slice(0, count);
   const drawTable = (direction, metric) => {

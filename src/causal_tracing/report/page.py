@@ -21,8 +21,9 @@ import xarray as xr
 
 from causal_tracing.effects import effects
 from causal_tracing.errors import MachineError
-from causal_tracing.reading import Reading, SiteRow, place, read, with_share
+from causal_tracing.reading import Reading, read
 from causal_tracing.results import Measurements
+from causal_tracing.rows import SiteRow, place, with_share
 
 MOST_PAIRS = 20
 
@@ -126,7 +127,8 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
 def _site(row: SiteRow) -> str:
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
     cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
-    site = f"{row.component}, layer {row.layer}, {place(row)}"
+    layers = f" ({row.window})" if row.window else ""
+    site = f"{row.component}, layer {row.layer}{layers}, {place(row)}"
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 
 

@@ -9,8 +9,9 @@ import xarray as xr
 from causal_tracing.effects import EFFECTS, effects, label, require_effect
 from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS, UNITS
-from causal_tracing.reading import in_words, pattern, read, strongest
+from causal_tracing.reading import in_words, read, strongest
 from causal_tracing.results import Measurements
+from causal_tracing.rows import pattern
 
 CELL = ("component", "layer", "position")
 

@@ -26,9 +26,9 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "reading", "unit_maps"],
+        ["effects", "rows", "conditions", "reading", "unit_maps"],
         [
-            *("previews", "contrasts", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
+            *("contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],

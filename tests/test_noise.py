@@ -269,11 +269,47 @@ def test_the_layers_of_a_window(width, layer, paper, rome):
         assert windows.layers("mlp_out", layer) == tuple(expected)
 
 
+def test_a_window_of_the_stream_is_a_cut_where_one_of_its_layers_is(model):
+    found = ct.trace(model, PAIR, noise=NOISE, components=["resid_post", "resid_pre"], window=2).effects
+    at = {"metric": "logit_diff", "pair": "pair-0"}
+    status = found.status.sel(at)
+    assert status.sel(component="resid_post", position=LENGTH - 1).values.tolist() == ["ok", "ok", "cut", "no_window"]
+    assert (status.sel(component="resid_pre", position=LENGTH - 1, layer=slice(0, 2)) == "ok").all()
+    cut = found.sel(at).sel(component="resid_post", layer=2, position=LENGTH - 1)
+    assert cut.restoration.item() == pytest.approx(cut.total_effect.item(), abs=1e-5)
+
+
+def test_one_draw_has_no_spread(model):
+    one = ct.trace(model, PAIR, noise=ct.Noise(draws=1), components=["resid_post"])
+    assert not {"corrupt_deviation", "restored_deviation"} & set(one.measurements.data)
+    assert "One draw" in one.summary()
+    assert "over draws" not in one.summary()
+
+
+def test_the_first_choices_after_noise_are_of_the_mean_over_draws(model, trace):
+    probs = []
+    for noise in rows(model):
+        with hooked([noise_hook(model.network, noise)]), torch.no_grad():
+            probs.append(model.network(ids(PROMPT)).logits[0, -1].softmax(-1))
+    best = torch.stack(probs).mean(0).topk(5)
+    data = trace.measurements.data.sel(pair="pair-0")
+    assert data.corrupt_top.values.tolist() == [WORDS.decode([token]) for token in best.indices.tolist()]
+    assert_allclose(data.corrupt_top_prob.values, best.values.numpy(), atol=1e-5)
+    assert data.corrupt_top.values.tolist() != data.clean_top.values.tolist()
+    (shown,) = ct.preview(model, PAIR, noise=NOISE)
+    assert shown.corrupt_top == ()
+    assert "noise   at positions 2 ( w13), 3 ( w14)" in str(shown)
+    assert "corrupt" not in str(shown)
+
+
 # ROME's own conventions.
 
 
 def test_the_preset_is_romes(model):
-    found = ct.trace(model, PAIR, preset="rome", components=["resid_post"])
+    found = ct.trace(model, PAIR, preset="rome")  # four layers: the windows of ten are cut at both edges
+    assert found.effects.window_first.sel(component="mlp_out").values.tolist() == [0, 0, 0, 0]
+    assert found.effects.window_last.sel(component="attn_out").values.tolist() == [3, 3, 3, 3]
+    assert found.effects.window_first.sel(component="resid_post").values.tolist() == [0, 1, 2, 3]
     noise = found.provenance["noise"]
     sigma = model.network.get_input_embeddings()(ids("w13 w14")).double().std().item()
     assert noise["sigmas"] == [pytest.approx(sigma)]
@@ -284,7 +320,7 @@ def test_the_preset_is_romes(model):
         with hooked([noise_hook(model.network, torch.from_numpy(3 * sigma * draw).float())]), torch.no_grad():
             values.append(model.network(ids(PROMPT)).logits[0, -1].softmax(-1)[ids(" w7")[0, 0]].item())
     assert found.effects.corrupt.sel(metric="prob").item() == pytest.approx(np.mean(values), abs=1e-6)
-    assert "ROME's conventions" in found.summary()
+    assert "By the conventions of ROME's code" in found.summary()
 
 
 # Words, files, heads, the command that makes it again.
@@ -295,7 +331,8 @@ def test_the_words_say_what_was_done(model, trace, tmp_path):
     assert "against   the same with noise on its subject" in said
     assert "means of 4 draws, the same for every cell" in said
     assert "patched together; one at a time they add up to" in said
-    assert "With the MLPs behind it frozen at this token" in said
+    assert "With the later MLPs at its token frozen, it brings back" in said
+    assert "With the later attention at its token frozen, it brings back" in said
     assert "Over draws it varies by" in said
     opened = ct.open_trace(trace.save(tmp_path / "saved"))
     assert opened.effects.identical(trace.effects)
@@ -322,12 +359,18 @@ def test_heads_go_with_noise(model):
         ({"sever": ["resid_post"]}, InvalidOption, "There is no part to sever 'resid_post'"),
         ({"sever": ["mlp_out"], "components": ["attn_out"]}, InvalidOption, "A severed effect is a restoration of"),
         ({"preset": "rom"}, InvalidOption, "There is no preset 'rom'"),
-        ({"preset": "rome"}, InvalidOption, "sets noise, windows and metric by itself"),
+        ({"preset": "rome"}, InvalidOption, "sets noise .* leave out noise= or the preset"),
+        (
+            {"preset": "rome", "noise": None, "window": 3, "metric": "logit"},
+            InvalidOption,
+            "leave out window=, metric= or",
+        ),
+        ({"noise": ct.Noise(rome=True)}, InvalidOption, 'is a part of preset="rome"'),
     ],
 )
 def test_bad_options_are_said(model, options, error, message):
     with pytest.raises(error, match=message):
-        ct.trace(model, PAIR, noise=NOISE, **options)
+        ct.trace(model, PAIR, **({"noise": NOISE} | options))
 
 
 def test_bad_pairs_are_said(model):
@@ -337,8 +380,11 @@ def test_bad_pairs_are_said(model):
         ct.trace(model, ct.Pair(clean=PROMPT, corrupt=PROMPT, answer=" w7", subject="w13"), noise=NOISE)
     with pytest.raises(InvalidPair, match="w99"):
         ct.trace(model, ct.Pair(clean=PROMPT, answer=" w7", subject="w99"), noise=NOISE)
-    with pytest.raises(InvalidOption, match="Noise cannot be negative"):
-        Noise(scale=-1.0)
+    with pytest.raises(InvalidPair, match="answer and foil are the same token"):
+        ct.trace(model, ct.Pair(clean=PROMPT, answer=" w7", foil=" w7", subject="w13"), noise=NOISE)
+    for scale, sigma in ((-1.0, None), (3.0, -0.1), (float("nan"), None), (3.0, float("inf"))):
+        with pytest.raises(InvalidOption, match="a finite strength of 0 or more"):
+            Noise(scale=scale, sigma=sigma)
     with pytest.raises(InvalidOption, match="at least one draw"):
         Noise(draws=0)
 

@@ -31,7 +31,7 @@ class PairNumbers:
     """One pair's numbers: unedited [metric], patched by arm [metric, component, layer, position], and flags.
 
     Over draws they are means; `deviation` is the effects' standard deviation over draws (empty for a single one), and
-    `corrupt_deviation` that of the corrupt run.
+    `corrupt_deviation` that of the corrupt run, and so of the total effect (NaN for a single one).
     """
 
     clean: np.ndarray
@@ -111,8 +111,8 @@ def _over(unedited: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def _deviation(drawn: np.ndarray) -> np.ndarray:
-    """The standard deviation over draws (axis 1); 0 for a single draw."""
-    return drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.zeros_like(drawn[:, 0])
+    """The standard deviation over draws (axis 1); NaN for a single draw."""
+    return drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.full_like(drawn[:, 0], np.nan)
 
 
 def assemble(
@@ -132,6 +132,7 @@ def assemble(
     variables: dict[str, Any] = {
         name: (("metric", "pair"), by_metric([getattr(pair, name) for pair in numbers]))
         for name in ("clean", "corrupt", "corrupt_deviation", "spread")
+        if name != "corrupt_deviation" or all(pair.deviation for pair in numbers)
     }
     for arm in sweep.arms:
         patched = by_metric([pair.patched[arm] for pair in numbers])
@@ -155,7 +156,7 @@ def assemble(
 
 def _windows(sweep: Sweep) -> dict[str, Any]:
     """The first and the last layer of each cell's window; −1 where there is no whole one."""
-    if max(sweep.windows.widths.values()) == 1:
+    if not sweep.windows.wide:
         return {}
     around = [[sweep.windows.layers(name, layer) for layer in sweep.layers] for name in sweep.components]
     ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])

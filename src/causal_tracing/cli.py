@@ -125,8 +125,8 @@ def trace(
         str | None,
         typer.Option(help="Corrupt the subject by noise, without a corrupt prompt: 3sigma, or a number as it is."),
     ] = None,
-    draws: Annotated[int, typer.Option(help="How many draws of noise are averaged.")] = 10,
-    noise_seed: Annotated[int, typer.Option(help="Chooses the draws of noise.")] = 0,
+    draws: Annotated[int | None, typer.Option(help="How many draws of noise are averaged (default: 10).")] = None,
+    noise_seed: Annotated[int | None, typer.Option(help="Chooses the draws of noise (default: 0).")] = None,
     window: Annotated[
         str | None, typer.Option(help="Layers patched together: 10, or by component, attn_out=10,mlp_out=10.")
     ] = None,

@@ -74,7 +74,7 @@ def estimate_job(job: Job) -> Estimate:
         worlds_skipped=worlds - worlds_run,
         token_layers=token_layers,
         naive_token_layers=naive,
-        memory=(job.options.budget or default_budget(model)) + _recordings(model, pairs),
+        memory=(job.options.budget or default_budget(model)) + _recordings(job),
         seconds=(token_layers + worlds_run * _head_in_layers(model)) * _seconds_a_token_layer(model, pairs[0]),
     )
 
@@ -88,11 +88,12 @@ def _computed(model: Model, worlds: Sequence[World]) -> int:
     return wave + sum(tapes.values()) * model.num_layers
 
 
-def _recordings(model: Model, pairs: Sequence[TokenPair]) -> int:
+def _recordings(job: Job) -> int:
     """Bytes that the recorded runs of one pair take: the stream, keys and values, and what donors are read at."""
-    longest = max(len(pair.clean.tokens) for pair in pairs)
+    model, runs = job.model, 1 + max(len(contrast.corrupt) for contrast in job.contrasts)
+    longest = max(len(pair.clean.tokens) for pair in job.pairs)
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    return 2 * longest * model.num_layers * 6 * model.config.hidden_size * size
+    return runs * longest * model.num_layers * 6 * model.config.hidden_size * size
 
 
 def _head_in_layers(model: Model) -> float:

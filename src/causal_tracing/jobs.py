@@ -155,15 +155,19 @@ def _check(options: Options) -> None:
 def _preset(options: Options) -> Options:
     """The options with what the preset sets. Raises InvalidOption where both say something."""
     if options.preset is None:
+        if options.noise is not None and options.noise.rome:
+            raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
         return options
     if options.preset not in PRESETS:
         raise InvalidOption(f"There is no preset {options.preset!r}. {nearest(options.preset, PRESETS)}")
-    if options.noise is not None or options.window != 1 or options.metric is not None:
-        raise InvalidOption(
-            'preset="rome" sets noise, windows and metric by itself: leave out noise=, window= and metric=, or the '
-            "preset."
-        )
     windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
+    same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
+    wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]
+    if wrong:
+        raise InvalidOption(
+            'preset="rome" sets noise (3 σ, 10 draws, its own seed), windows of 10 layers for attn_out and mlp_out, '
+            f'and metric="prob" by itself: leave out {", ".join(wrong)} or the preset.'
+        )
     return replace(options, noise=ROME_NOISE, window=windows, metric="prob")
 
 

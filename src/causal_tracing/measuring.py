@@ -14,7 +14,8 @@ from causal_tracing.scoring import Scoring
 from causal_tracing.sweeps import cells, worlds_of
 from causal_tracing.units import Picked, UnitSweep, measure_units, picked_units
 
-PAIRS_AT_ONCE = 8  # bounds the memory that donors and worlds take, however many pairs there are
+# Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
+PAIRS_AT_ONCE = 8
 
 Progress = Callable[[int, int], None]
 
@@ -55,8 +56,9 @@ def measure(job: Job, progress: Progress | None) -> Numbers:
 def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
     """Each pair's numbers, a few pairs at a time."""
     engine, budget, total = job.choice.engine, job.options.budget, len(job.pairs)
-    for start in range(0, total, PAIRS_AT_ONCE):
-        chunk = range(start, min(start + PAIRS_AT_ONCE, total))
+    at_once = max(1, PAIRS_AT_ONCE // max(len(contrast.corrupt) for contrast in job.contrasts))
+    for start in range(0, total, at_once):
+        chunk = range(start, min(start + at_once, total))
         scoring = Scoring(job.model, {number: job.pairs[number] for number in chunk})
         asked = {number: worlds_of(job.pairs[number], job.contrasts[number], job.sweep, number) for number in chunk}
         worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]

@@ -32,8 +32,8 @@ class Noise:
 
     σ is the standard deviation of all numbers that the embedding gives for the tokens of the pair's own prompt, as
     measured where the noise is added; `sigma` sets it instead. Each draw has a seed of its own, made of `seed`, the
-    prompt and the draw's number. With `rome`, σ is measured over all pairs' subjects tokenised alone, and all prompts
-    share the draws of numpy's RandomState(1), as in ROME's code.
+    prompt's and the noised tokens and the draw's number. `rome` belongs to preset="rome": σ is measured over all
+    pairs' subjects tokenised alone, and all prompts share the draws of numpy's RandomState(1), as in ROME's code.
     """
 
     scale: float = 3.0
@@ -43,8 +43,8 @@ class Noise:
     rome: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale < 0 or (self.sigma is not None and self.sigma < 0):
-            raise InvalidOption(f"Noise cannot be negative: scale={self.scale}, sigma={self.sigma}.")
+        if not all(0 <= strength < float("inf") for strength in (self.scale, self.sigma or 0)):
+            raise InvalidOption(f"Noise needs a finite strength of 0 or more: scale={self.scale}, sigma={self.sigma}.")
         if self.draws < 1:
             raise InvalidOption(f"Noise needs at least one draw; draws={self.draws}.")
 
@@ -106,4 +106,5 @@ def _embedded(model: Model, run: Run) -> Float[Tensor, "token width"]:
 
 
 def _subject_alone(model: Model, pair: TokenPair) -> Run:
-    return Run(tuple(model.tokenizer(pair.pair.subject, add_special_tokens=False)["input_ids"]))
+    """The subject as ROME's code tokenises it: no space before it, and special tokens where the tokenizer adds them."""
+    return Run(tuple(model.tokenizer(pair.pair.subject)["input_ids"]))

@@ -1,6 +1,6 @@
 """What the texts of the command line mean."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causal_tracing.errors import InvalidOption
 
@@ -64,9 +64,12 @@ def neurons(text: str | None) -> bool | dict[int, list[int]]:
     return found
 
 
-def noise(text: str | None, *, draws: int, seed: int) -> "Noise | None":
+def noise(text: str | None, *, draws: int | None, seed: int | None) -> "Noise | None":
     """3sigma as so many standard deviations of the embedding, a number as the noise's own. Raises InvalidOption."""
+    given: dict[str, Any] = {name: value for name, value in (("draws", draws), ("seed", seed)) if value is not None}
     if text is None:
+        if given:
+            raise InvalidOption("--draws and --noise-seed say how --noise is drawn. Give --noise too, such as 3sigma.")
         return None
     from causal_tracing.noise import Noise
 
@@ -76,8 +79,8 @@ def noise(text: str | None, *, draws: int, seed: int) -> "Noise | None":
     except ValueError:
         raise InvalidOption(f"--noise {text!r} is no strength. Write such as 3sigma, or a number.") from None
     if relative:
-        return Noise(scale=strength, draws=draws, seed=seed)
-    return Noise(scale=1.0, sigma=strength, draws=draws, seed=seed)
+        return Noise(scale=strength, **given)
+    return Noise(scale=1.0, sigma=strength, **given)
 
 
 def window(text: str | None) -> int | dict[str, int]:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing.contrasts import Contrast, of_prompts
 from causal_tracing.edits import Run
 from causal_tracing.engine.record import record
 from causal_tracing.errors import InvalidPair
@@ -25,7 +27,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Preview:
-    """A pair's tokens, the model's first choices after both prompts, and what is worth a warning."""
+    """A pair's tokens, the model's first choices after both prompts, and what is worth a warning.
+
+    After noise, the choices are by their mean probability over draws; there are none where noise was not drawn.
+    """
 
     pair: TokenPair
     clean_top: tuple[Choice, ...]
@@ -41,7 +46,8 @@ class Preview:
             lines.append("          then      " + "  ".join(f"{choice.token!r} {choice.prob:.2f}" for choice in top))
         if self.pair.noised:
             strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
-            return "\n".join([*lines, f"  noise   at {', '.join(strings)}", *self._warned])
+            where = "position" if len(strings) == 1 else "positions"
+            return "\n".join([*lines, f"  noise   at {where} {', '.join(strings)}", *self._warned])
         differing = self.pair.differing
         both = zip(self.pair.clean.strings, self.pair.corrupt.strings, strict=True)
         shown = [f"{p} ({a}/{b})" for p, (a, b) in enumerate(both) if p in differing]
@@ -65,8 +71,10 @@ def preview(
     return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align, noise=noise is not None))
 
 
-def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
-    """The same for pairs that are tokenised already."""
+def preview_tokens(
+    model: Model, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast] | None = None
+) -> list[Preview]:
+    """The same for pairs that are tokenised already; with their runs, noised ones too."""
     for pair in pairs:
         length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
         if model.context and length > model.context:
@@ -74,16 +82,21 @@ def preview_tokens(model: Model, pairs: Sequence[TokenPair]) -> list[Preview]:
                 f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. "
                 "Use shorter prompts."
             )
-    return [_preview(model, pair) for pair in pairs]
+    if contrasts is None:
+        contrasts = [
+            Contrast(clean=Run(pair.clean.tokens), corrupt=()) if pair.noised else of_prompts(pair) for pair in pairs
+        ]
+    return [_preview(model, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
 
 
-def _preview(model: Model, pair: TokenPair) -> Preview:
-    clean, corrupt = log_probs(model, [Run(prompt.tokens) for prompt in (pair.clean, pair.corrupt)])
+def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:
+    clean, *corrupt = log_probs(model, [contrast.clean, *contrast.corrupt])
+    after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
     return Preview(
         pair=pair,
         clean_top=_choices(model, clean),
-        corrupt_top=_choices(model, corrupt),
-        warnings=(*pair.notes, *_warnings(model, pair, clean, corrupt)),
+        corrupt_top=() if after is None else _choices(model, after),
+        warnings=(*pair.notes, *_warnings(model, pair, clean, after)),
     )
 
 
@@ -99,7 +112,7 @@ def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
     return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob) for token, prob in both)
 
 
-def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> list[str]:
+def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:
     warnings = []
     first = int(clean.argmax())
     for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
@@ -117,8 +130,10 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor) -> 
         )
     if not pair.differing and not pair.noised:
         warnings.append("the two prompts have the same tokens: every effect is zero.")
-    comparable = pair.foil is not None and not pair.several_tokens and not pair.noised
-    if comparable and corrupt[pair.answer] > corrupt[pair.foil]:
+    # With noise there is no other prompt whose answer the foil would be.
+    if corrupt is None or pair.noised or pair.foil is None or pair.several_tokens:
+        return warnings
+    if corrupt[pair.answer] > corrupt[pair.foil]:
         warnings.append(
             f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
             f"{pair.pair.foil!r}."

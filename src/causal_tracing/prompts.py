@@ -127,35 +127,32 @@ def tokenize(
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
     _check_corruption(pair, noise=noise)
-    clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
-    if noise:
-        return TokenPair(
-            id=id,
-            pair=pair,
-            clean=clean,
-            corrupt=clean,
-            answer_tokens=_tokens_after(pair, "answer", pair.answer, (clean, clean), tokenizer),
-            foil_tokens=_tokens_after(pair, "foil", pair.foil, (clean, clean), tokenizer) if pair.foil else (),
-            notes=_notes(pair),
-            noised=_subject_positions(pair, tokenizer),
-        )
-    assert pair.corrupt is not None
-    corrupt_subject = pair.corrupt_subject
-    if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
-        corrupt_subject = pair.subject
-    corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
-    _check_alignment(id, clean, corrupt)
+    clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if pair.corrupt is not None:
+        corrupt_subject = pair.corrupt_subject
+        if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
+            corrupt_subject = pair.subject
+        corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
+        _check_alignment(id, clean, corrupt)
     answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
     foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
     if answer == foil:
         what = "token" if len(answer) == 1 else "tokens"
         raise InvalidPair(f"pair {id!r}: answer and foil are the same {what} ({pair.answer!r}): nothing to tell apart.")
     return TokenPair(
-        id=id, pair=pair, clean=clean, corrupt=corrupt, answer_tokens=answer, foil_tokens=foil, notes=_notes(pair)
+        id=id,
+        pair=pair,
+        clean=clean,
+        corrupt=corrupt,
+        answer_tokens=answer,
+        foil_tokens=foil,
+        notes=_notes(pair),
+        noised=_subject_positions(pair, tokenizer) if noise else (),
     )
 
 
 def _subject_positions(pair: Pair, tokenizer: Any) -> tuple[int, ...]:
+    """The subject's tokens by their offsets: roles do not say, for the prompt's last token is `last` and no other."""
     _, offsets = encode(pair.clean, tokenizer)
     return span_positions(offsets, find_span(pair.clean, pair.subject or "", pair.occurrence))
 

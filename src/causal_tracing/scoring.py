@@ -52,8 +52,11 @@ class Scoring:
         return replace(found, values=values, structural_zero=zero)
 
     def is_cut(self, world: World) -> bool:
-        """Whether the whole difference must pass the edited sites, in all that is run for a world."""
-        return all(is_cut(self.model, run) for run in self._runs(world))
+        """Whether the whole difference must pass the edited sites, in all that is run for a world.
+
+        A window of layers is a cut where one of its layers is: the others write what is there, or what is replaced.
+        """
+        return any(all(is_cut(self.model, run) for run in self._runs(layer)) for layer in _by_layer(world))
 
     def spread(self, worlds: Sequence[World], *, sizes: Sequence[int] = (1, 2, 4, 8)) -> np.ndarray:
         """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].
@@ -111,6 +114,14 @@ def _of_text(
     if tokens.shape[1] > 1:
         values[:, [METRICS.index("logit"), METRICS.index("neg_rank")]] = torch.nan
     return values
+
+
+def _by_layer(world: World) -> list[World]:
+    """The world with the edits of one layer only, for each layer."""
+    layers: dict[int, list[Edit]] = {}
+    for edit in world.edits:
+        layers.setdefault(edit.site.layer, []).append(edit)
+    return [replace(world, edits=tuple(edits)) for edits in layers.values()]
 
 
 def _number(world: World) -> int:

@@ -39,7 +39,7 @@ class Sweep:
     @property
     def arms(self) -> tuple[str, ...]:
         """What is measured in each cell, as names of effects."""
-        wide = self.sums and max(self.windows.widths.values()) > 1
+        wide = self.sums and self.windows.wide
         sums = tuple(f"{direction}_sum" for direction in self.directions) if wide else ()
         return (*self.directions, *sums, *(f"severed_{part}" for part in self.severed))
 

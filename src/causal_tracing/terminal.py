@@ -6,8 +6,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from causal_tracing.effects import label
-from causal_tracing.reading import number, select
+from causal_tracing.reading import select
 from causal_tracing.results import Measurements
+from causal_tracing.rows import number
 
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)

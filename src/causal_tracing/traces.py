@@ -11,6 +11,7 @@ import xarray as xr
 from causal_tracing import reading, results
 from causal_tracing.effects import effects, require_effect
 from causal_tracing.results import Measurements
+from causal_tracing.rows import BESIDE, SiteRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,8 @@ class Trace:
         if component is not None:
             component = reading.known("component", component, found.component.values.tolist())
         rows = reading.strongest(found, count, by=by, component=component)
-        return pd.DataFrame(rows, columns=list(reading.SiteRow.__dataclass_fields__))
+        table = pd.DataFrame(rows, columns=list(SiteRow.__dataclass_fields__))
+        return table.drop(columns=[name for name in BESIDE if name not in found])
 
     def curve(
         self,

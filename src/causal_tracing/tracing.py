@@ -94,7 +94,7 @@ def trace(
     job = plan_job(model, pairs, options)
     if job.choice.note:
         warnings.warn(job.choice.note, EngineNote, stacklevel=2)
-    previews = preview_tokens(job.model, job.pairs)
+    previews = preview_tokens(job.model, job.pairs, job.contrasts)
     found = measure(job, progress)
     record = provenance(
         job,

@@ -31,6 +31,11 @@ class Windows:
                 return ()
         return tuple(range(first, last + 1))
 
+    @property
+    def wide(self) -> bool:
+        """Whether any component's cells are more than single layers."""
+        return max(self.widths.values()) > 1
+
 
 def plan_windows(components: Sequence[str], window: Window, num_layers: int, *, rome: bool = False) -> Windows:
     """The windows that an option describes: one width for all components, or widths by component.
@@ -41,7 +46,7 @@ def plan_windows(components: Sequence[str], window: Window, num_layers: int, *, 
     for component, width in named.items():
         if component not in components:
             raise InvalidOption(f"There is no window for {component!r}. {nearest(component, components)}")
-        if not 1 <= width <= num_layers:
+        if width < 1 or (width > num_layers and not rome):  # ROME's are cut at the edges: they fit any model
             raise InvalidOption(
                 f"A window of {width} layers ({component}) is not possible: the model has {num_layers} layers. "
                 f"Use 1 to {num_layers}."

@@ -18,10 +18,11 @@ from typing import Any
 import xarray as xr
 
 from causal_tracing.errors import MachineError
-from causal_tracing.reading import Reading, SiteRow, place, read, site_name, with_share
+from causal_tracing.reading import Reading, read
 from causal_tracing.report.data import map_data, visible
 from causal_tracing.report.unit_data import heads_data, neurons_data
 from causal_tracing.results import Measurements
+from causal_tracing.rows import SiteRow, place, site_name, with_share
 
 MOST_PAIRS = 20
 
@@ -122,7 +123,8 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
 def _site(row: SiteRow) -> str:
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
     cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
-    site = f"{site_name(row)}, {place(row)}"
+    layers = f" ({row.window})" if row.window else ""
+    site = f"{site_name(row)}{layers}, {place(row)}"
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 
 

@@ -1,0 +1,134 @@
+"""What was done, in words: how noise corrupts, which layers a window holds, what is severed."""
+
+from collections.abc import Iterator
+
+import xarray as xr
+
+from causal_tracing.results import Measurements
+from causal_tracing.rows import SiteRow, number
+
+HOW_TO_READ = (
+    "Restoration: the clean activation is put into the corrupt run at one site; shown is how much of the behaviour "
+    "comes back. Disruption: the corrupt activation is put into the clean run; shown is how much is lost. Positive "
+    "always means: supports the clean behaviour.",
+    "Interaction = disruption - restoration. Above 0: the site needs partners (AND-like). Below 0: others can do "
+    "without it (OR-like).",
+    "A cut is a site through which the whole difference must pass: its effect is the total effect by construction, "
+    "so it is marked and never ranked. A structural zero is a site that cannot matter: nothing differs there yet, or "
+    "nothing reads it any more.",
+)
+NOT_SHOWN = (
+    "An effect says that this site carries the difference between these two prompts. It does not say that the site "
+    "stores a fact, and where tracing peaks does not predict where editing the weights works.",
+    "The corrupt prompt decides what is measured: what both prompts share is invisible.",
+    "A site with no effect may be backed up by others, and effects of different sites do not add up to the total.",
+)
+WITH_NOISE = (
+    "Restoration: the clean activation is put into the noised run at one site; shown is how much of the behaviour "
+    "comes back, as the mean over draws. Positive always means: supports the clean behaviour. Disruption by noise is "
+    "not defined, and not measured.",
+    HOW_TO_READ[-1],
+)
+NOT_SHOWN_WITH_NOISE = (
+    "An effect says that this site carries what the noise takes away. It does not say that the site stores a fact, "
+    "and where tracing peaks does not predict where editing the weights works.",
+    "The noise decides what is measured: what it leaves intact is invisible, and it brings the model into states that "
+    "no text does. A corrupt prompt, or other noise, can rank sites otherwise.",
+    NOT_SHOWN[-1],
+)
+WINDOWED = (
+    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
+    "the sum of what each layer does alone. Where there is no whole window, nothing is measured."
+)
+WINDOWED_ROME = (
+    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
+    "the sum of what each layer does alone. At the edges of the model windows are cut, so they are narrower there."
+)
+PARTS = {"attn_out": "attention", "mlp_out": "MLPs"}
+SEVERED = (
+    "A severed effect is what a restored state still brings back while the outputs of all later {parts} at its token "
+    "are held as in the corrupt run."
+)
+
+
+def how_to_read(measurements: Measurements) -> tuple[str, ...]:
+    """What the numbers of this trace are."""
+    data, record = measurements.data, measurements.provenance
+    texts: list[str] = list(WITH_NOISE if record.get("noise") else HOW_TO_READ)
+    if "window_first" in data:
+        text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
+        if not {"restored_sum", "disrupted_sum"} & {*data}:
+            text = text.replace("; beside its joint effect stands the sum of what each layer does alone", "")
+        texts.append(text)
+    parts = [name for part, name in PARTS.items() if f"restored_severed_{part}" in data]
+    if parts:
+        texts.append(SEVERED.format(parts=", or ".join(parts)))
+    return tuple(texts)
+
+
+def _preset(measurements: Measurements) -> str | None:
+    return measurements.provenance.get("options", {}).get("preset")
+
+
+def not_shown(measurements: Measurements) -> tuple[str, ...]:
+    """What no trace of this kind shows."""
+    noise = measurements.provenance.get("noise")
+    few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
+    return (f"{few}and there is no interval.", *(NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN))
+
+
+def against(measurements: Measurements, data: xr.Dataset) -> str:
+    """What one pair's clean prompt is compared with."""
+    foil = data.foil.item()
+    if measurements.provenance.get("noise"):
+        return "the same with noise on its subject" + (f" (foil{foil})" if foil else "")
+    return data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
+
+
+def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
+    """What corrupted one pair's prompt, and how far the draws are apart."""
+    noise = measurements.provenance.get("noise")
+    if not noise:
+        return
+    pair = measurements.data.pair.values.tolist().index(found.pair.item())
+    sigma, positions = noise["sigmas"][pair], noise["positions"][pair]
+    tokens = ", ".join(repr(str(found.clean_token.values[position])) for position in positions)
+    strength = f"standard deviation {number(noise['scale'] * sigma)}"
+    if noise["sigma"] is None:
+        strength += f" ({noise['scale']:g} σ, σ = {number(sigma)})"
+    said = f"The corrupt run is the same prompt with Gaussian noise of {strength} added to the embeddings of {tokens}"
+    if noise["draws"] == 1:
+        yield f"{said}. One draw: nothing is known about others."
+        return
+    data = measurements.data.sel(pair=found.pair.item(), metric=found.metric.item())
+    yield (
+        f"{said}: means of {noise['draws']} draws, the same for every cell. The total effect varies by "
+        f"{number(data.corrupt_deviation.item())} {found.unit.item()} over draws (standard deviation)."
+    )
+
+
+def convention_sentences(measurements: Measurements) -> Iterator[str]:
+    """Whose conventions were followed, where they are not ours."""
+    if _preset(measurements) != "rome":
+        return
+    windows = " and ".join(measurements.provenance["options"]["window"])
+    cut = f", windows of 10 layers of {windows} from 5 before to 4 behind, cut at the model's edges" if windows else ""
+    yield (
+        "By the conventions of ROME's code (Meng et al. 2022): σ over all subjects tokenised alone, one set of draws "
+        f"(numpy's RandomState(1)) for all prompts, probability as the metric{cut}."
+    )
+
+
+def beside(row: SiteRow, unit: str) -> str:
+    """What belongs to a site's effect: its window and the sum of single layers, the spread, what severing leaves."""
+    parts = []
+    total = row.restoration_sum if row.restoration is not None else row.disruption_sum
+    if row.window:
+        alone = "" if total is None else f"; one at a time they add up to {number(total)} {unit}"
+        parts.append(f"It is {row.window} patched together{alone}")
+    if row.restoration_deviation is not None:
+        parts.append(f"Over draws it varies by {number(row.restoration_deviation)} {unit} (standard deviation)")
+    for name, left in ((PARTS["attn_out"], row.severed_attn_out), (PARTS["mlp_out"], row.severed_mlp_out)):
+        if left is not None:
+            parts.append(f"With the later {name} at its token frozen, it brings back {number(left)} {unit}")
+    return "".join(f" {part}." for part in parts)

@@ -125,13 +125,15 @@ def test_maps_of_heads(units: Measurements):
     figure.canvas.draw()
     panels = [(effect, component) for effect in ("restoration", "disruption") for component in ("z", "k")]
     largest = abs(found[["restoration", "disruption"]].sel(position=1)).max().to_array().max().item()
-    for panel, (effect, component) in enumerate(panels):
+    for n, (effect, component) in enumerate(panels):
         expected = found[effect].sel(component=component, position=1).transpose("head", "layer")
-        np.testing.assert_array_equal(image(figure, panel), expected)
-        assert figure.axes[panel].images[0].get_clim() == (-largest, largest)
-        assert figure.axes[panel].get_title() == rf"{component}: {effect}, 1 \$x_1\$\n | t1"
-    hatched: Any = [patch.get_xy() for patch in figure.axes[1].patches if patch.get_hatch()]
-    assert hatched == [(layer - 0.5, head - 0.5) for head in (1, 2) for layer in (0, 1)]
+        np.testing.assert_array_equal(image(figure, n), expected)
+        assert figure.axes[n].images[0].get_clim() == (-largest, largest)
+        assert figure.axes[n].get_title() == rf"{component}: {effect}, 1 \$x_1\$\n | t1"
+    panel: Any = figure.axes[1]
+    assert [patch.get_xy() for patch in panel.patches if patch.get_hatch()] == [
+        (layer - 0.5, head - 0.5) for head in (1, 2) for layer in (0, 1)
+    ]
     assert not figure.axes[0].patches
     assert (figure.axes[2].get_xlabel(), figure.axes[2].get_ylabel()) == ("layer", "head")
 
@@ -151,14 +153,14 @@ def test_neurons_by_rank(units: Measurements):
     axes = figure.axes[0]
     _, supports, opposes = axes.lines
     values = NEURONS.ravel()
-    np.testing.assert_allclose(supports.get_ydata(), np.sort(values[values > 0])[::-1])
-    np.testing.assert_allclose(opposes.get_ydata(), np.sort(values[values < 0]))
+    np.testing.assert_allclose(np.array(supports.get_ydata()), np.sort(values[values > 0])[::-1])
+    np.testing.assert_allclose(np.array(opposes.get_ydata()), np.sort(values[values < 0]))
     assert axes.get_xscale() == "log"
     assert {text.get_text() for text in axes.texts} == {f"layer 0, {neuron}" for neuron in range(8)}
     assert axes.get_title() == "restoration, last, 80 effects"
     second = plot(units, "neurons", effect="restoration", layer=1).axes[0]
     assert second.get_title() == "restoration, layer 1, last, 40 effects"
-    np.testing.assert_allclose(second.lines[2].get_ydata(), np.sort(NEURONS[1][NEURONS[1] < 0]))
+    np.testing.assert_allclose(np.array(second.lines[2].get_ydata()), np.sort(NEURONS[1][NEURONS[1] < 0]))
 
 
 def test_figures_of_units_need_units(example: Measurements, units: Measurements):
@@ -171,9 +173,9 @@ def test_figures_of_units_need_units(example: Measurements, units: Measurements)
         plot(units, "heads", position="last")
     with pytest.raises(InvalidOption, match="no layer 7 in this trace"):
         plot(units, "neurons", layer=7)
-    named = Measurements(
-        data=units.data, provenance=units.provenance, heads=units.heads.assign_coords(position=["a", "b", "together"])
-    )
+    assert units.heads is not None
+    heads = units.heads.assign_coords(position=["a", "b", "together"])
+    named = Measurements(data=units.data, provenance=units.provenance, heads=heads)
     with pytest.raises(InvalidOption, match="adds up single tokens; these heads were measured at a, b, together"):
         plot(named, "heads", position="sum")
 

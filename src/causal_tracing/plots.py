@@ -60,6 +60,8 @@ def plot(
         drawable(measurements.data[name].sel(pair=found.pair.item()).item())
         for name in ("clean_prompt", "corrupt_prompt")
     )
+    if measurements.provenance.get("noise"):
+        corrupt = "the same with noise on its subject"
     figure.suptitle(f"{clean}   against   {corrupt}", fontsize=10)
     return figure
 

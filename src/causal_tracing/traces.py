@@ -88,7 +88,7 @@ class Trace:
         return reading.in_words(reading.read(self.measurements, pair=pair, metric=metric))
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
-        """A matplotlib figure: "map", "layers" (bars) or "mlp_vs_attention"; options as in `plots.plot`."""
+        """A matplotlib figure: "map", "layers", "mlp_vs_attention", "heads" or "neurons"; options of `plots.plot`."""
         from causal_tracing.plots import plot
 
         return plot(self.measurements, kind, **options)

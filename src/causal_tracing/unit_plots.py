@@ -100,12 +100,12 @@ def _ranks(axes: Axes, effects: xr.DataArray, *, several: bool) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("rank (logarithmic)", fontsize=8)
     axes.tick_params(labelsize=7)
-    named = set(effects.site.values[:LABELLED])
+    named = set(effects[:LABELLED].site.values)
     for sign, colour, words in ((1, SUPPORTS, "supports the clean behaviour"), (-1, OPPOSES, "opposes it")):
         part = effects[(sign * effects.values) > 0]
-        ranks = np.arange(1, len(part) + 1)
+        ranks, first = np.arange(1, len(part) + 1), part[:LABELLED]
         axes.plot(ranks, part.values, ".-", color=colour, markersize=3, linewidth=1, label=f"{words}: {len(part):,}")
-        for rank, site, value in zip(ranks[:LABELLED], part.site.values, part.values, strict=False):
+        for rank, site, value in zip(ranks, first.site.values, first.values, strict=False):
             if site in named:
                 _, layer, position, neuron = site
                 text = f"layer {layer}, {neuron}" + (f" at {position}" if several else "")

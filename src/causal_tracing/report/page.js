@@ -148,13 +148,14 @@
     table.addEventListener("click", (event) => { const at = placeOf(event); if (at) choose(...at); });
     for (const kind of ["mouseover", "focusin"]) table.addEventListener(kind, (event) => { const at = placeOf(event); if (at) read(...at); });
   };
-  // What a cell is said to be worth: every effect that was measured, with its share of the total.
+  // What a cell is said to be worth: every effect, with its share of the total; sums and the like only where there are any.
+  const ALWAYS_SAID = ["restoration", "disruption", "interaction"];
   const sharesInWords = (effects, metric, at) => effects.map((name) => {
     const found = at(name), { total, fraction_reason: reason } = pair().metrics[metric];
-    if (found === null) return `${spoken("d", name)} undefined`;
+    if (found === null) return ALWAYS_SAID.includes(name) ? `${name} undefined` : null;
     const share = reason || total === null || name === "interaction" ? "" : ` (${percent(found / total)} of the total effect)`;
     return `${spoken("d", name)} ${signed(found)} ${unit(metric)}${share}`;
-  }).join(", ");
+  }).filter(Boolean).join(", ");
 
   const tokenOf = (position) => pair().rows[position];
   const windowOf = (layer) => {

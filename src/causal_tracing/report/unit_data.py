@@ -132,7 +132,7 @@ def _neurons_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
 
 def _neuron_numbers(found: xr.Dataset) -> dict[str, Any]:
     order = {name: ranked(found, name) for name in switched(found)}
-    sites = {site: None for effect in order.values() for site in effect.site.values[:STRONGEST]}
+    sites = {site: None for effect in order.values() for site in effect[:STRONGEST].site.values}
     indices = [found.indexes[name] for name in ("layer", "position", "neuron")]
     numbers = [found[name].sel(component="neurons").transpose("layer", "position", "neuron").values for name in order]
     top = []

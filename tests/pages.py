@@ -1,0 +1,112 @@
+"""Pages for tests: what is shown on them, and a browser that fails a test when a page requests or complains."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+
+from causal_tracing.report import to_html
+from causal_tracing.results import Measurements
+from test_effects import measurements
+
+EVIL = " </script><img src=x onerror=alert(1)>"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+
+
+def example() -> Measurements:
+    """Three layers, three tokens, three components; one token is an attack, one cell is undefined."""
+    random = np.random.default_rng(0)
+    restored, disrupted = 1 + random.normal(size=(3, 3)), 3 - random.normal(size=(3, 3))
+    restored[0, 2] = np.nan
+    flags: dict[str, Any] = {
+        "structural_zero": [[0, 0, 0], [0, 0, 0], [1, 1, 0]],
+        "cut": [[0, 0, 0], [0, 0, 0], [0, 0, 1]],
+    }
+    restored[2, :2], disrupted[2, :2] = 1.0, 3.0
+    made = measurements(restored, disrupted, **flags)
+    made.data["clean_token"].values[0, 1] = EVIL
+    made.data["clean_prompt"].values[0] = f"the {EVIL}\u202eprompt"
+    cells = [name for name in made.data if "component" in made.data[name].dims]
+    factors = {"resid_post": 1.0, "attn_out": 0.5, "mlp_out": 0.25}
+    data = made.data.drop_vars(cells).drop_vars("component")
+    for name in cells:
+        values = made.data[name].values
+        scaled = [values if values.dtype == bool else 1 + (values - 1) * factor for factor in factors.values()]
+        data[name] = (made.data[name].dims, np.concatenate(scaled, axis=made.data[name].dims.index("component")))
+    return Measurements(data=data.assign_coords(component=list(factors)), provenance=made.provenance)
+
+
+def unit_table(
+    made: Measurements, unit: str, components: dict[str, int], columns: list[Any], size: float
+) -> xr.Dataset:
+    """Numbers of three layers' heads or neurons, with as many units a component as it says; the rest is absent."""
+    random, most = np.random.default_rng(1), max(components.values())
+    shape = (len(components), 3, most, len(columns))
+    absent = np.arange(most)[None, None, :, None] >= np.array([*components.values()])[:, None, None, None]
+    absent = np.broadcast_to(absent, shape)
+    dims, metrics = ("component", "layer", unit, "position"), made.data.metric.values
+    data: dict[str, Any] = {"unpaired": (("pair", *dims), absent[None])}
+    for name in ("structural_zero", "cut"):
+        data[name] = (("pair", *dims), np.zeros((1, *shape), bool))
+    for name, base in (("restored", 1.0), ("disrupted", 3.0)):
+        values = base + size * random.normal(size=(len(metrics), 1, *shape))
+        data[name] = (("metric", "pair", *dims), np.where(absent, np.nan, values))
+    labels = {"metric": metrics, "pair": ["p"], "layer": [0, 1, 2], unit: range(most), "position": columns}
+    return xr.Dataset(data, {**labels, "component": np.array([*components], object)})
+
+
+def with_units() -> Measurements:
+    """The example with four heads by z, two by k, and three layers of 300 neurons at two positions."""
+    made = example()
+    heads = unit_table(made, "head", {"z": 4, "k": 2}, [0, 1, 2], 0.5)
+    heads["structural_zero"].values[0, 0, 0, 0, 0] = True
+    heads["restored"].values[:, 0, 0, 0, 0, 0], heads["disrupted"].values[:, 0, 0, 0, 0, 0] = 1.0, 3.0
+    readers = np.array([["", "", "", ""], ["0, 1", "2, 3", "", ""]], object)
+    heads = heads.assign_coords(readers=(("component", "head"), readers))
+    neurons = unit_table(made, "neuron", {"neurons": 300}, ["2", "last"], 0.01)
+    return Measurements(data=made.data, provenance=made.provenance, heads=heads, neurons=neurons)
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """The system's Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, path: Path, shown: Measurements) -> Iterator[Page]:
+    """A page opened from disk; anything that it requests or complains of fails the test."""
+    to_html(shown, path)
+    page, requested, complaints = browser.new_page(), [], []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+
+    def refused(dialog: Dialog) -> None:
+        complaints.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", refused)
+    page.goto(path.as_uri())
+    yield page
+    assert set(requested) == {path.as_uri()}
+    assert complaints == []
+    page.close()
+
+
+def numbers_in(text: str) -> list[float]:
+    """The effects that a readout tells: each has its sign; the shares in brackets are left out."""
+    return [float(found.replace("−", "-")) for found in re.findall(r"[+−]\d[\d.e-]*", re.sub(r"\(.*?\)", "", text))]

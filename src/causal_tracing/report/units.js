@@ -7,7 +7,11 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
   // A page holds heads and neurons by fewer metrics than the map where they are many.
   const metricOf = (part) => (part.metrics.includes(state.m) ? state.m : part.metrics[0]);
   const directionOf = (part) => (part.effects.includes(state.d) ? state.d : part.effects[0]);
-  const scaled = (number, metric) => (number === null || state.v === "effect" ? number : number / pair().metrics[metric].total);
+  const scaled = (number, metric) => {
+    const { total, fraction_reason: reason } = pair().metrics[metric];
+    if (number === null || state.v === "effect") return number;
+    return reason || total === null ? null : number / total;
+  };
   const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
   const instead = (part) => [
     part.metrics.includes(state.m) ? "" : `They are on this page by ${part.metrics[0]} only.`,

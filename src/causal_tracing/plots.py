@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from causal_tracing.conditions import WITH_NOISE
 from causal_tracing.effects import label, require_effect
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.reading import known, select
@@ -52,10 +53,9 @@ def plot(
     else:
         draw = _bars if kind == "layers" else _mlp_vs_attention
         figure = draw(found, shown, _column(found, shown[0], position), vocabulary)
-    clean, corrupt = (
-        _text(measurements.data[name].sel(pair=found.pair.item()).item()) for name in ("clean_prompt", "corrupt_prompt")
-    )
-    figure.suptitle(f"{clean}   against   {corrupt}", fontsize=10)
+    data = measurements.data.sel(pair=found.pair.item())
+    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
+    figure.suptitle(f"{_text(data.clean_prompt.item())}   against   {_text(corrupt)}", fontsize=10)
     return figure
 
 

@@ -144,6 +144,78 @@ def test_the_provenances_command_makes_the_same_document_again(monkeypatch, caps
     assert again == first
 
 
+NOISED = ["trace", "--model", "tiny", "--prompt", CLEAN, "--subject", "w12 w13", "--answer", " w7", "--foil", " w8"]
+NOISE = ["--noise", "3sigma", "--draws", "3"]
+
+
+def test_noise_on_the_command_line(monkeypatch, capsys, tmp_path: Path):
+    folder = tmp_path / "run"
+    code, out, err = run(monkeypatch, capsys, *NOISED, *NOISE, "--out", str(folder))
+    assert code == 0
+    assert out.startswith(f"{CLEAN} → w7   against   the same with noise on its subject (foil w8)\ntotal effect ")
+    assert "added to the embeddings of ' w12', ' w13': means of 3 draws, the same for every cell" in out
+    assert "noise   at positions 1 ( w12), 2 ( w13)" in err
+    assert "corrupt" not in err
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<strong>with noise</strong>" in page
+    assert "<strong>corrupt</strong>" not in page
+    assert "The corrupt prompt decides" not in page
+    assert run(monkeypatch, capsys, "report", str(folder))[0] == 0
+
+
+def test_noise_windows_and_severed_parts_are_in_the_document(monkeypatch, capsys):
+    more = ["--window", "mlp_out=2", "--sever", "mlp_out,attn_out", "--json"]
+    document = json.loads(run(monkeypatch, capsys, *NOISED, *NOISE, *more)[1])
+    assert set(document["effects"]) == {
+        "restoration", "restoration_sum", "restoration_deviation", "severed_attn_out", "severed_mlp_out",
+    }  # fmt: skip
+    assert document["windows"] == {
+        "resid_post": [[0, 0], [1, 1], [2, 2], [3, 3]],
+        "attn_out": [[0, 0], [1, 1], [2, 2], [3, 3]],
+        "mlp_out": [[0, 1], [1, 2], [2, 3], None],
+    }
+    sums, severed = (document["effects"][name] for name in ("restoration_sum", "severed_mlp_out"))
+    assert sums["mlp_out"][0][1][4] is not None
+    assert sums["mlp_out"][0][3][4] is None
+    assert sums["resid_post"][0][1][4] is None
+    assert severed["resid_post"][0][1][4] is not None
+    assert severed["mlp_out"][0][1][4] is None
+    assert document["status"]["mlp_out"][0][3][4] == "no_window"
+    assert document["pairs"][0]["total_effect_deviation"] > 0
+    assert document["provenance"]["noise"]["positions"] == [[1, 2]]
+    plain = json.loads(run(monkeypatch, capsys, *TRACE, "--json")[1])
+    assert "windows" not in plain
+    assert set(plain["effects"]) == {"restoration", "disruption"}
+    assert "total_effect_deviation" not in plain["pairs"][0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*NOISE, "--noise-seed", "4", "--window", "2", "--sever", "mlp_out"],
+        ["--noise", "0.7", "--draws", "2", "--window", "attn_out=3", "--no-window-sums"],
+        ["--preset", "rome", "--components", "mlp_out", "--layers", "1", "--positions", "2,last", "--spot-checks", "2"],
+    ],
+)
+def test_the_provenances_command_makes_the_same_noise_again(monkeypatch, capsys, options):
+    import shlex
+
+    first = json.loads(run(monkeypatch, capsys, *NOISED, *options, "--json")[1])
+    again = json.loads(run(monkeypatch, capsys, *shlex.split(first["provenance"]["command"])[1:], "--json")[1])
+    for document in (first, again):
+        del document["seconds"], document["provenance"]["seconds"], document["provenance"]["started"]
+    assert again == first
+
+
+def test_a_number_is_the_noises_own_strength(monkeypatch, capsys):
+    shown = json.loads(run(monkeypatch, capsys, *NOISED, "--noise", "0.7", "--draws", "2", "--json")[1])
+    assert (shown["provenance"]["noise"]["scale"], shown["provenance"]["noise"]["sigmas"]) == (1.0, [0.7])
+    said = run(monkeypatch, capsys, *NOISED, "--noise", "0.7", "--draws", "2")[1]
+    assert "Gaussian noise of standard deviation 0.70 added to the embeddings" in said
+    same = run(monkeypatch, capsys, *NOISED, "--noise", "3sigma", "--preset", "rome", "--components", "mlp_out")
+    assert (same[0], "By the conventions of ROME's code" in same[1]) == (0, True)
+
+
 def test_several_pairs_from_a_file(monkeypatch, capsys, tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     row = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " w7", "foil": " w8"}
@@ -193,6 +265,17 @@ def test_check_prints_what_holds_with_the_measured_differences(monkeypatch, caps
         (["report", "none"], 2, "none is not there"),
         (["trace"], 2, "--model"),
         (["trcae"], 2, "trcae"),
+        ([*NOISED, "--noise", "3 sigmas"], 2, "--noise '3 sigmas' is no strength. Write such as 3sigma"),
+        ([*NOISED, "--draws", "3"], 2, "say how --noise is drawn. Give --noise too"),
+        ([*NOISED, "--preset", "rome", "--noise-seed", "1"], 2, "say how --noise is drawn"),
+        ([*NOISED, *NOISE, "--preset", "rome"], 2, "leave out noise= or the preset"),
+        ([*NOISED, *NOISE, "--directions", "disruption"], 2, "With noise only restoration is measured"),
+        ([*NOISED, *NOISE, "--window", "mlp_out"], 2, "'mlp_out' is no width. Write such as 10"),
+        ([*NOISED, *NOISE, "--window", "5"], 2, "the model has 4 layers. Use 1 to 4"),
+        ([*NOISED, *NOISE, "--sever", "neurons"], 2, "no part to sever 'neurons'"),
+        ([*TRACE, "--subject", "w13", *NOISE], 2, "has a corrupt prompt, and noise was asked for"),
+        ([*NOISED[:5], "--answer", " w7", *NOISE], 2, "Noise is added to the subject's tokens: give subject="),
+        (NOISED, 2, "has no corrupt prompt"),
         (["trace", "--model", "parallel", *PAIR, "--components", "resid_mid"], 4, "resid_mid is not offered"),
     ],
 )

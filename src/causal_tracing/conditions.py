@@ -7,6 +7,8 @@ import xarray as xr
 from causal_tracing.results import Measurements
 from causal_tracing.rows import SiteRow, number
 
+WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
+
 HOW_TO_READ = (
     "Restoration: the clean activation is put into the corrupt run at one site; shown is how much of the behaviour "
     "comes back. Disruption: the corrupt activation is put into the clean run; shown is how much is lost. Positive "
@@ -23,7 +25,7 @@ NOT_SHOWN = (
     "The corrupt prompt decides what is measured: what both prompts share is invisible.",
     "A site with no effect may be backed up by others, and effects of different sites do not add up to the total.",
 )
-WITH_NOISE = (
+HOW_TO_READ_WITH_NOISE = (
     "Restoration: the clean activation is put into the noised run at one site; shown is how much of the behaviour "
     "comes back, as the mean over draws. Positive always means: supports the clean behaviour. Disruption by noise is "
     "not defined, and not measured.",
@@ -54,7 +56,7 @@ SEVERED = (
 def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     """What the numbers of this trace are."""
     data, record = measurements.data, measurements.provenance
-    texts: list[str] = list(WITH_NOISE if record.get("noise") else HOW_TO_READ)
+    texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
     if "window_first" in data:
         text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
         if not {"restored_sum", "disrupted_sum"} & {*data}:
@@ -81,7 +83,7 @@ def against(measurements: Measurements, data: xr.Dataset) -> str:
     """What one pair's clean prompt is compared with."""
     foil = data.foil.item()
     if measurements.provenance.get("noise"):
-        return "the same with noise on its subject" + (f" (foil{foil})" if foil else "")
+        return WITH_NOISE + (f" (foil{foil})" if foil else "")
     return data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
 
 
@@ -100,11 +102,22 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
     if noise["draws"] == 1:
         yield f"{said}. One draw: nothing is known about others."
         return
-    data = measurements.data.sel(pair=found.pair.item(), metric=found.metric.item())
     yield (
         f"{said}: means of {noise['draws']} draws, the same for every cell. The total effect varies by "
-        f"{number(data.corrupt_deviation.item())} {found.unit.item()} over draws (standard deviation)."
+        f"{number(found.total_effect_deviation.item())} {found.unit.item()} over draws (standard deviation)."
     )
+
+
+def noise_warnings(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
+    """Whether a total effect can be told from none, by its draws: their mean's standard error, twice."""
+    if "total_effect_deviation" not in found:
+        return
+    error = found.total_effect_deviation.item() / measurements.provenance["noise"]["draws"] ** 0.5
+    if abs(found.total_effect.item()) < 2 * error:
+        yield (
+            f"Over draws the total effect has a standard error of {number(error)} {found.unit.item()}: it cannot be "
+            "told from none, and shares of it mean little. Use more draws or stronger noise."
+        )
 
 
 def convention_sentences(measurements: Measurements) -> Iterator[str]:

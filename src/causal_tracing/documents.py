@@ -8,8 +8,11 @@ import xarray as xr
 
 from causal_tracing.effects import effects
 from causal_tracing.results import Measurements
+from causal_tracing.rows import BESIDE
 
 SCHEMA = 1
+WINDOW = ("window_first", "window_last")
+DEVIATION = "total_effect_deviation"  # over draws of noise
 
 
 def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[str, Any]:
@@ -28,6 +31,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         "positions": data.position.values.tolist(),
         "effects": _effects(measurements, chosen),
         "status": _status(chosen),
+        **_windows(chosen),
         **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
     }
     for table in measurements.tables[1:]:
@@ -64,16 +68,29 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         "answer": str(data.answer.item()),
         "foil": str(data.foil.item()) or None,
         **{name: _plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **({"total_effect_deviation": _plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
     }
 
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Each direction's numbers, and those that windows, noise and severing add, by component."""
+    beside = [name for name in BESIDE if name in found and name not in WINDOW]
+    components = found.component.values.tolist()
     return {
-        direction: {
-            str(name): _plain(found[direction].sel(component=name).values.tolist()) for name in found.component.values
-        }
-        for direction in measurements.directions
+        effect: {name: _plain(found[effect].sel(component=name).values.tolist()) for name in components}
+        for effect in (*measurements.directions, *beside)
     }
+
+
+def _windows(found: xr.Dataset) -> dict[str, Any]:
+    """The first and last layer that each component's cells patch, by layer; null where there is no whole window."""
+    if WINDOW[0] not in found:
+        return {}
+    ends = {
+        str(name): np.stack([found[end].sel(component=name).values for end in WINDOW], axis=-1).tolist()
+        for name in found.component.values
+    }
+    return {"windows": {name: [None if pair[0] < 0 else pair for pair in pairs] for name, pairs in ends.items()}}
 
 
 def _status(found: xr.Dataset) -> dict[str, Any]:

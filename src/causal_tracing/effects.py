@@ -80,6 +80,8 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
         found["restoration_sum"] = (data.restored_sum - data.corrupt).where(~raw_only)
     if "disrupted_sum" in data:
         found["disruption_sum"] = (data.clean - data.disrupted_sum).where(~raw_only)
+    if "corrupt_deviation" in data:  # the clean run is the same for every draw
+        found["total_effect_deviation"] = data.corrupt_deviation.where(~raw_only)
     if "restored_deviation" in data:
         found["restoration_deviation"] = data.restored_deviation.where(~raw_only)
     for name in ("window_first", "window_last"):

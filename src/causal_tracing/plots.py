@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from causal_tracing.conditions import WITH_NOISE
 from causal_tracing.drawing import cells, drawable, largest_size, number_ticks, where
 from causal_tracing.effects import label, require_effect
 from causal_tracing.errors import InvalidOption, nearest
@@ -56,13 +57,9 @@ def plot(
     else:
         draw = _bars if kind == "layers" else _mlp_vs_attention
         figure = draw(found, shown, _column(found, shown[0], position), vocabulary)
-    clean, corrupt = (
-        drawable(measurements.data[name].sel(pair=found.pair.item()).item())
-        for name in ("clean_prompt", "corrupt_prompt")
-    )
-    if measurements.provenance.get("noise"):
-        corrupt = "the same with noise on its subject"
-    figure.suptitle(f"{clean}   against   {corrupt}", fontsize=10)
+    data = measurements.data.sel(pair=found.pair.item())
+    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
+    figure.suptitle(f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}", fontsize=10)
     return figure
 
 

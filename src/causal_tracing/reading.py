@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.conditions import against, beside, convention_sentences, how_to_read, noise_sentences, not_shown
+from causal_tracing.conditions import (
+    against,
+    beside,
+    convention_sentences,
+    how_to_read,
+    noise_sentences,
+    noise_warnings,
+    not_shown,
+)
 from causal_tracing.effects import effects
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results import Measurements
@@ -86,12 +94,13 @@ def in_words(reading: Reading) -> str:
     """A reading as plain text: the finding first, then the strongest sites, then what it does not show."""
     lines = [reading.headline, f"{reading.total}     {reading.run}", "", *reading.sentences]
     lines += [f"Warning: {warning}" for warning in reading.warnings]
-    lines += ["", f"{'strongest sites':44}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
-    for row in reading.sites:
+    names = [f"{site_name(row)}, {place(row)}" for row in reading.sites]
+    width = max([42, *map(len, names)]) + 2
+    lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
+    for name, row in zip(names, reading.sites, strict=True):
         cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
-        site = f"{site_name(row)}, {place(row)}"
         cells.append(with_share(row.interaction, None))
-        lines.append(f"{site:44}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
+        lines.append(f"{name:{width}}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
     lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
     return "\n".join(lines)
 
@@ -301,6 +310,7 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."
+    yield from noise_warnings(measurements, found)
     difference = measurements.provenance["spot_checks"]["largest_difference"]
     if difference is not None and difference > LARGE_SPOT_DIFFERENCE:
         yield f"Cells that were run again alone differ by up to {difference:.2g}: do not trust digits beyond that."

@@ -108,7 +108,8 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     unit = data.unit.sel(metric=measurements.metric).item()
     rows = "".join(_site(row) for row in reading.sites)
     words = _list(tuple(visible(text) for text in reading.sentences[1:]))
-    choices = "".join(_choices(data, name) for name in ("clean", "corrupt"))
+    noised = bool(measurements.provenance.get("noise"))
+    choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
         f'<section><h2>Strongest sites</h2>{words}<div class="scroll"><table class="sites"><thead><tr><th>site</th>'
@@ -128,13 +129,13 @@ def _site(row: SiteRow) -> str:
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 
 
-def _choices(data: xr.Dataset, name: str) -> str:
+def _choices(data: xr.Dataset, name: str, called: str) -> str:
     both = zip(data[f"{name}_top"].values, data[f"{name}_top_prob"].values, strict=True)
     items = "".join(
         f"<li><code>{escape(visible(repr(str(token))))}</code> {prob:.2f}</li>" for token, prob in both if prob == prob
     )
     prompt = escape(visible(str(data[f"{name}_prompt"].item())))
-    return f"<div><p><strong>{name}</strong> <code>{prompt}</code> →</p><ol>{items}</ol></div>"
+    return f"<div><p><strong>{called}</strong> <code>{prompt}</code> →</p><ol>{items}</ol></div>"
 
 
 def _list(texts: tuple[str, ...]) -> str:

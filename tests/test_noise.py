@@ -98,6 +98,12 @@ def noise_hook(network: Any, noise: torch.Tensor) -> tuple[Any, Callable[..., An
 
 def by_hand(network: Any, rows: torch.Tensor, patches: list[tuple[str, int, int]], frozen: str | None = None) -> float:
     """The mean over draws of what restoring these places does, with all later ones of `frozen` as in the noised run."""
+    return float(np.mean(each_draw(network, rows, patches, frozen)))
+
+
+def each_draw(
+    network: Any, rows: torch.Tensor, patches: list[tuple[str, int, int]], frozen: str | None = None
+) -> list[float]:
     differences = []
     for noise in rows:
         adding = [noise_hook(network, noise)]
@@ -114,7 +120,7 @@ def by_hand(network: Any, rows: torch.Tensor, patches: list[tuple[str, int, int]
                 hooks.append((module(network, frozen, layer), put(held, position)))
         with hooked([*adding, *hooks]):
             differences.append(logit_diff(network) - base)
-    return float(np.mean(differences))
+    return differences
 
 
 def rows(model: Model) -> torch.Tensor:
@@ -169,6 +175,28 @@ def test_windows_equal_bare_hooks_and_say_their_layers(model, trace):
             apart.append(abs(joint - alone))
     assert max(apart) > 1e-2
     assert np.isnan(cell(found, "restoration_sum", "resid_post", 1, 3))
+
+
+def test_the_spread_over_draws_is_of_the_effect_draw_by_draw(model, trace):
+    """Paired: a draw's own baseline is taken from it, so that what all cells share does not count."""
+    found, noise, unpaired = trace.effects, rows(model), []
+    for component, places in (("resid_post", [1]), ("mlp_out", [1, 2])):
+        effects = each_draw(model.network, noise, [(component, layer, 3) for layer in places])
+        spread = np.std(effects, ddof=1)
+        assert cell(found, "restoration_deviation", component, 1, 3) == pytest.approx(spread, abs=1e-5)
+        raw = [effect + one for effect, one in zip(effects, baselines(model.network, noise), strict=True)]
+        unpaired.append(abs(np.std(raw, ddof=1) - spread))
+    assert min(unpaired) > 1e-2
+    total = found.total_effect_deviation.sel(metric="logit_diff", pair="pair-0").item()
+    assert total == pytest.approx(np.std(baselines(model.network, noise), ddof=1), abs=1e-5)
+
+
+def baselines(network: Any, noise: torch.Tensor) -> list[float]:
+    found = []
+    for draw in noise:
+        with hooked([noise_hook(network, draw)]):
+            found.append(logit_diff(network))
+    return found
 
 
 @pytest.mark.parametrize("part", ["mlp_out", "attn_out"])
@@ -339,6 +367,37 @@ def test_the_words_say_what_was_done(model, trace, tmp_path):
     assert opened.summary() == said
     trace.to_html(tmp_path / "page.html")
     assert trace.plot("map") is not None
+
+
+def test_the_words_of_several_prompts_say_whose_noise_it_was(model):
+    pairs = [PAIR, ct.Pair(clean=PROMPT, answer=" w7", foil=" w8", subject="w15", id="late")]
+    said = ct.trace(model, pairs, preset="rome", components=["resid_post"], layers=[1]).summary()
+    assert "added to the embeddings of ' w13', ' w14': means of 10 draws" in said
+    assert "added to the embeddings of ' w15': means of 10 draws" in said
+    assert said.count("By the conventions of ROME's code") == 1
+    assert "windows of 10" not in said  # no component of this trace has any
+
+
+def test_a_total_effect_that_its_draws_cannot_tell_from_none_is_said(model, trace):
+    found = trace.effects.sel(metric="logit_diff", pair="pair-0")
+    assert abs(found.total_effect) > found.total_effect_deviation / np.sqrt(NOISE.draws)  # but not twice as much:
+    assert abs(found.total_effect) < 2 * found.total_effect_deviation / np.sqrt(NOISE.draws)
+    assert "it cannot be told from none, and shares of it mean little" in trace.summary()
+    certain = ct.trace(model, PAIR, noise=ct.Noise(scale=0.3, draws=4), components=["resid_post"])
+    found = certain.effects.sel(metric="log_prob", pair="pair-0")
+    clear = bool(abs(found.total_effect) >= 2 * found.total_effect_deviation / 2)
+    assert ("cannot be told from none" in certain.summary(metric="log_prob")) != clear
+
+
+def test_the_table_has_what_windows_and_noise_add_where_they_were_asked_for(model, trace):
+    table = trace.top(3, component="mlp_out")
+    first = table.iloc[0]
+    assert first.window_last == first.window_first + 1
+    assert np.isfinite(first.restoration_sum)
+    assert {"restoration_deviation", "severed_mlp_out"} <= {*table.columns}
+    plain = ct.trace(model, ct.Pair(clean=PROMPT, corrupt=PROMPT.replace("w13", "w43"), answer=" w7"), layers=[1])
+    assert not {"window_first", "restoration_sum", "restoration_deviation", "severed_mlp_out"} & {*plain.top(1).columns}
+    assert "against   the same with noise" in trace.plot().get_suptitle()
 
 
 def test_heads_go_with_noise(model):

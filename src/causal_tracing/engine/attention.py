@@ -8,6 +8,7 @@ model's own attention is called. The one place that knows transformers' interfac
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,38 @@ from causal_tracing.model import Model
 SEEN = ("q", "k", "v", "pattern")  # the components that only the attention function sees
 
 Attention = Callable[..., tuple[Tensor, Any]]  # (module, query, key, value, mask, **options) -> (output, weights)
-Attend = Callable[..., tuple[Tensor, Any]]  # (own attention, layer, module, query, key, value, mask, **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """What a layer asks of its attention: queries, keys and values are [batch, head, token, size]."""
+
+    own: Attention
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    options: Mapping[str, Any]
+
+    def answer(self) -> tuple[Float[Tensor, "batch token head size"], Any]:
+        """What the model's own attention gives: its output, and the weights if it has them."""
+        return self.own(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+    def pattern(self) -> Float[Tensor, "batch head token key"]:
+        """What the model's eager attention makes of the same queries and keys. Raises CannotPack."""
+        mask, like = self.mask, self.query
+        if mask is None:
+            mask = causal_rows(like.shape[2], like, eager=True)
+        elif not isinstance(mask, Tensor):
+            raise CannotPack(f"layer {self.layer} has an attention mask of a form that eager attention cannot read.")
+        elif mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
+        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.options)[1]
+
+
+Attend = Callable[[Asked], tuple[Tensor, Any]]
 
 
 @contextmanager
@@ -55,25 +87,15 @@ def attention_shown(model: Model, places: Collection[Place], visit: Visit) -> It
         yield
 
 
-def _attend_shown(
-    places: Collection[Place],
-    visit: Visit,
-    own: Attention,
-    layer: int,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    **options: Any,
-) -> tuple[Tensor, Any]:
+def _attend_shown(places: Collection[Place], visit: Visit, asked: Asked) -> tuple[Tensor, Any]:
     def see(component: str, tensor: Tensor) -> Tensor:
-        return by_token(partial(visit, component, layer), tensor) if (component, layer) in places else tensor
+        place = component, asked.layer
+        return by_token(partial(visit, *place), tensor) if place in places else tensor
 
-    query, key, value = see("q", query), see("k", key), see("v", value)
-    output, weights = own(module, query, key, value, mask, **options)
-    if ("pattern", layer) in places:
-        output = with_patterns(output, partial(see, "pattern"), module, query, key, value, mask, **options)
+    asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
+    output, weights = asked.answer()
+    if ("pattern", asked.layer) in places:
+        output = with_patterns(output, partial(see, "pattern"), asked)
     return output, weights
 
 
@@ -87,28 +109,14 @@ def by_token(
 
 
 def with_patterns(
-    output: Float[Tensor, "batch token head size"],
-    see: Callable[[Tensor], Tensor],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    **options: Any,
+    output: Float[Tensor, "batch token head size"], see: Callable[[Tensor], Tensor], asked: Asked
 ) -> Float[Tensor, "batch token head size"]:
-    """Attention's output where `see` has changed a row of the pattern [batch, head, token, key]; elsewhere as it is.
-
-    The pattern is what the model's eager attention makes of the same queries and keys.
-    """
-    if mask is None:
-        mask = causal_rows(query.shape[2], query, eager=True)
-    elif mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
-    pattern = _eager(module)(module, query, key, value, mask, **options)[1]
+    """Attention's output where `see` has changed a row of the pattern [batch, head, token, key]; elsewhere as it is."""
+    pattern = asked.pattern()
     new = see(pattern)
     if new is pattern:
         return output
-    made = (new @ value.repeat_interleave(new.shape[1] // value.shape[1], 1)).transpose(1, 2)
+    made = (new @ asked.value.repeat_interleave(new.shape[1] // asked.value.shape[1], 1)).transpose(1, 2)
     if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
         output = output.detach() + (made - made.detach())
     changed = (new != pattern).any(-1).transpose(1, 2)
@@ -130,7 +138,8 @@ def _dispatch(
     layer = layers.get(id(module))
     if layer is None:
         return own(module, query, key, value, mask, **options)
-    return attend(own, layer, module, query, key, value, mask, **options)
+    asked = Asked(own=own, layer=layer, module=module, query=query, key=key, value=value, mask=mask, options=options)
+    return attend(asked)
 
 
 def _eager(module: nn.Module) -> Attention:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from causal_tracing.anatomy import Anatomy, Layout
 from causal_tracing.edits import Run
 from causal_tracing.engine.agreement import LENGTH, TOLERANCE
-from causal_tracing.engine.attention import SEEN, Attention, attention_by
+from causal_tracing.engine.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.forward import forward
 from causal_tracing.engine.record import record
@@ -56,11 +56,9 @@ def _heads(model: Model, run: Run) -> tuple[tuple[int, int], str]:
     """How many heads queries have, and keys and values; and the reason where the attention function is not asked."""
     seen: dict[int, tuple[int, int]] = {}
 
-    def look(
-        own: Attention, layer: int, module: nn.Module, query: Tensor, key: Tensor, *others: Any, **options: Any
-    ) -> tuple[Tensor, Any]:
-        seen[layer] = query.shape[1], key.shape[1]
-        return own(module, query, key, *others, **options)
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        seen[asked.layer] = asked.query.shape[1], asked.key.shape[1]
+        return asked.answer()
 
     with attention_by(model, look):
         forward(model, [run], {}, keep=1)
@@ -81,9 +79,9 @@ def _located(model: Model, run: Run) -> Layout:
     layout, number = model.anatomy.layout, model.num_layers // 2
     layer, seen = model.layers[number], _Passing()
 
-    def look(own: Attention, at: int, module: nn.Module, *args: Any, **options: Any) -> tuple[Tensor, Any]:
-        output, weights = own(module, *args, **options)
-        if at == number:
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        output, weights = asked.answer()
+        if asked.layer == number:
             seen.attended = output.flatten(2)
         return output, weights
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.edits import Run
-from causal_tracing.engine.attention import Attention, attention_by, causal_rows
+from causal_tracing.engine.attention import Asked, attention_by, causal_rows
 from causal_tracing.engine.forward import forward
 from causal_tracing.engine.record import donor_recordings
 from causal_tracing.engine.taps import Place
@@ -111,23 +111,14 @@ class _Listener:
     calls: dict[int, Call] = field(default_factory=dict)
     causal: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def attend(
-        self,
-        own: Attention,
-        layer: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        **options: Any,
-    ) -> tuple[Tensor, Any]:
+    def attend(self, asked: Asked) -> tuple[Tensor, Any]:
+        layer, keys, values = asked.layer, asked.key, asked.value
         if layer in self.attended:
             raise CannotPack(f"layer {layer} attends more than once.")
-        if key.shape[2] != self.length or value.shape[2] != self.length:
-            raise CannotPack(f"layer {layer} attends to {key.shape[2]} keys in a prompt of {self.length} tokens.")
-        self.attended[layer] = Attended(keys=key, values=value, mask=self._mask(layer, query, mask))
-        return own(module, query, key, value, mask, **options)
+        if keys.shape[2] != self.length or values.shape[2] != self.length:
+            raise CannotPack(f"layer {layer} attends to {keys.shape[2]} keys in a prompt of {self.length} tokens.")
+        self.attended[layer] = Attended(keys=keys, values=values, mask=self._mask(layer, asked.query, asked.mask))
+        return asked.answer()
 
     def _mask(self, layer: int, query: Tensor, mask: Any) -> Tensor:
         if mask is None:

@@ -1,7 +1,7 @@
 """One walk through the layers with many worlds, whose tokens lie in one sequence [1, token, d_model]."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, chain, groupby
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.edits import Run
-from causal_tracing.engine.attention import SEEN, Attention, attention_by, by_token, with_patterns
+from causal_tracing.engine.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.blocks import Block, KeysValues, States, Writes
 from causal_tracing.engine.forward import scale_at
 from causal_tracing.engine.packing import Group
@@ -106,41 +106,42 @@ class Wave:
         units, scale = self.model.units(component), scale_at(self.model, place)
         return rewritten(value.flatten(0, 1), writes[place], self.donors, units=units, scale=scale).view(value.shape)
 
-    def _attend(
-        self,
-        own: Attention,
-        layer: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        _: Any,
-        **options: Any,
-    ) -> tuple[Tensor, None]:
+    def _attend(self, asked: Asked) -> tuple[Tensor, None]:
         """The model's own attention, block by block: the only place where worlds are told apart."""
         starts = [0, *accumulate(block.tokens for block in self.sent)]
-        placed = list(zip(self.sent, starts, strict=False))
-        if query.shape[2] != starts[-1]:
-            raise CannotPack(f"layer {layer} attends with {query.shape[2]} tokens where {starts[-1]} were sent.")
+        tokens = asked.query.shape[2]
+        if tokens != starts[-1]:
+            raise CannotPack(f"layer {asked.layer} attends with {tokens} tokens where {starts[-1]} were sent.")
         outputs = []
-        for block, start in placed:
-            see = partial(self._see, block, layer)
-            own_keys, own_values = block.own or (see("k", block.part(key, start)), see("v", block.part(value, start)))
-            if self.kept is not None:
-                self.kept.append((own_keys, own_values))
-                continue
-            attended = block.tape.attended[layer]
-            queries = see("q", block.part(query, start))
-            keys, values = block.seen(attended.keys, own_keys), block.seen(attended.values, own_values)
-            mask = block.mask(attended)
-            output, _ = own(module, queries, keys, values, mask, **options)
-            if ("pattern", layer) in block.writes:
-                see_whole = partial(self._see_pattern, block, layer)
-                output = with_patterns(output, see_whole, module, queries, keys, values, mask, **options)
-            outputs.append(output.reshape(1, block.tokens, *output.shape[2:]))
+        for block, start in zip(self.sent, starts, strict=False):
+            own = block.own or self._keys_and_values_of(block, start, asked)
+            if self.kept is None:
+                output = self._attend_block(block, start, own, asked)
+                outputs.append(output.reshape(1, block.tokens, *output.shape[2:]))
+            else:
+                self.kept.append(own)
         if self.kept is not None:
             raise _Enough
         return torch.cat(outputs, 1), None
+
+    def _keys_and_values_of(self, block: Block, start: int, asked: Asked) -> KeysValues:
+        keys, values = block.part(asked.key, start), block.part(asked.value, start)
+        return self._see(block, asked.layer, "k", keys), self._see(block, asked.layer, "v", values)
+
+    def _attend_block(self, block: Block, start: int, own: KeysValues, asked: Asked) -> Tensor:
+        """One block's worlds: its queries, and the keys and values that each of its worlds sees."""
+        layer, attended = asked.layer, block.tape.attended[asked.layer]
+        asked = replace(
+            asked,
+            query=self._see(block, layer, "q", block.part(asked.query, start)),
+            key=block.seen(attended.keys, own[0]),
+            value=block.seen(attended.values, own[1]),
+            mask=block.mask(attended),
+        )
+        output, _ = asked.answer()
+        if ("pattern", layer) in block.writes:
+            output = with_patterns(output, partial(self._see_pattern, block, layer), asked)
+        return output
 
     def _see(self, block: Block, layer: int, component: str, value: Tensor) -> Tensor:
         """The block's queries, keys or values, with the edits made."""

@@ -265,12 +265,21 @@ def test_what_is_verified_is_the_traces_effect(model, method):
 
 def test_the_agreement_is_what_the_numbers_say(model):
     found = ct.attribute(model, PAIR, verify=4, sample=5)
+    alone = ct.attribute(model, PAIR, components=["mlp_out"], verify=4, sample=5)
+    mine = [one for one in found.checked if one.site.component == "mlp_out"]
+    assert [(one.site, one.why, one.estimate) for one in alone.checked] == [
+        (one.site, one.why, one.estimate) for one in mine
+    ]
+    assert [one.exact for one in alone.checked] == pytest.approx([one.exact for one in mine], abs=1e-5)
+    total = ct.trace(model, PAIR).effects.total_effect.sel(metric="logit_diff").item()
+    assert found.provenance["total_effect"] == pytest.approx(total, abs=1e-5)
     for name, row in found.agreement.iterrows():
         mine = [one for one in found.checked if one.site.component == name]
         estimate, real = np.array([one.estimate for one in mine]), np.array([one.exact for one in mine])
         assert row.pearson == pytest.approx(np.corrcoef(estimate, real)[0, 1])
         assert row.spearman == pytest.approx(stats.spearmanr(estimate, real)[0])
-        assert row.same_sign == np.mean(estimate * real > 0)
+        large = abs(real) >= 0.02 * abs(found.provenance["total_effect"])
+        assert row.same_sign == np.mean((estimate * real > 0)[large])
         top = {id(one) for one in mine if one.why == "top"}
         best = sorted(mine, key=lambda one: -abs(one.exact))[:4]
         assert row.recall == sum(id(one) in top for one in best) / 4
@@ -341,12 +350,14 @@ def test_an_engine_that_is_not_used_is_said():
     ("options", "error", "message"),
     [
         ({"method": "atlas"}, InvalidOption, "There is no method 'atlas'"),
-        ({"metric": "neg_rank"}, InvalidOption, "There is no gradient of 'neg_rank'"),
-        ({"steps": 0}, InvalidOption, "steps= must be at least 1"),
-        ({"verify": 0}, InvalidOption, "Estimates are always checked"),
-        ({"sample": 0}, InvalidOption, "Estimates are always checked"),
+        ({"metric": "neg_rank"}, InvalidOption, "There is no metric that has a gradient 'neg_rank'"),
+        ({"steps": 0}, InvalidOption, "steps= must be a whole number of at least 1"),
+        ({"verify": 0}, InvalidOption, "estimates are always checked"),
+        ({"sample": 0}, InvalidOption, "estimates are always checked"),
         ({"components": ["z_out"]}, InvalidOption, "There is no component 'z_out'"),
         ({"direction": "both"}, InvalidOption, "There is no direction 'both'"),
+        ({"engine": "fast"}, InvalidOption, "There is no engine 'fast'"),
+        ({"seed": -1}, InvalidOption, "seed= must be a whole number of at least 0"),
     ],
 )
 def test_bad_options_are_said(model, options, error, message):
@@ -357,5 +368,7 @@ def test_bad_options_are_said(model, options, error, message):
 def test_what_cannot_be_estimated_is_said(model):
     with pytest.raises(InvalidOption, match="one token each"):
         ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7 w9", foil=" w8"))
+    with pytest.raises(InvalidOption, match="The pair has no foil, which logit_diff needs"):
+        ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7"), metric="logit_diff")
     with pytest.raises(ComponentNotOffered, match="neurons is not offered"):
         ct.attribute(load("mixtral"), PAIR, components=["neurons"])

@@ -365,4 +365,4 @@ def test_bad_neurons_are_said(monkeypatch, capsys, text):
 def test_neurons_that_a_model_does_not_have_are_said(monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, *TRACE, "--neurons", "1:64")
     assert code == 2
-    assert "There is no neuron 64 in layer 1: tiny has neurons 0 to 63." in err
+    assert "There is no neuron 64: layer 1 of tiny has neurons 0 to 63." in err

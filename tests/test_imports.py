@@ -12,7 +12,7 @@ import causal_tracing
 PACKAGE = Path(causal_tracing.__file__).parent
 # From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
 FLOORS = [
-    [["errors", "sites", "edits"]],
+    [["errors", "checks", "sites", "edits"]],
     [["prompts", "pair_files"], ["metrics"]],
     [["anatomy", "model"], ["results"]],
     [

@@ -444,7 +444,7 @@ def test_bad_pairs_are_said(model):
     for scale, sigma in ((-1.0, None), (3.0, -0.1), (float("nan"), None), (3.0, float("inf"))):
         with pytest.raises(InvalidOption, match="a finite strength of 0 or more"):
             Noise(scale=scale, sigma=sigma)
-    with pytest.raises(InvalidOption, match="at least one draw"):
+    with pytest.raises(InvalidOption, match="number of draws must be a whole number of at least 1; it is 0"):
         Noise(draws=0)
 
 

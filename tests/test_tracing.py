@@ -304,7 +304,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         ({"directions": ["both"]}, InvalidOption, "no direction 'both'"),
         ({"metric": "entropy"}, InvalidOption, "no metric 'entropy' to trace by"),
         ({"engine": "warp"}, InvalidOption, "no engine 'warp'"),
-        ({"budget": 0}, InvalidOption, "must be positive"),
+        ({"budget": 0}, InvalidOption, "must be a whole number of at least 1"),
         ({"spot_checks": -1}, InvalidOption, "0 or more"),
     ],
 )

@@ -222,7 +222,7 @@ def test_progress_reaches_the_end_once(model):
         ({"heads": ["zz"]}, "There is no heads' component 'zz'. Did you mean 'z'"),
         ({"heads": "z"}, "Give the heads' components as a list, such as \\['z'\\]"),
         ({"neurons": {9: [0]}}, "There is no layer 9: tiny has layers 0 to 3"),
-        ({"neurons": {1: [64]}}, "There is no neuron 64 in layer 1: tiny has neurons 0 to 63"),
+        ({"neurons": {1: [64]}}, "There is no neuron 64: layer 1 of tiny has neurons 0 to 63"),
         ({"heads": True, "head_positions": [12]}, "There is no position 12"),
     ],
 )

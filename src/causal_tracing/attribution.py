@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing import checks
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.check import prove
@@ -26,14 +27,15 @@ from causal_tracing.engine.gradients import Differentiable, linearised
 from causal_tracing.engine.plan import default_budget, effective, is_cut, rows_that_fit
 from causal_tracing.engine.record import record
 from causal_tracing.engine.writes import Recording
-from causal_tracing.errors import EngineNote, InvalidOption, nearest
+from causal_tracing.errors import EngineNote, InvalidOption, InvalidPair
+from causal_tracing.jobs import ENGINES
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
-from causal_tracing.prompts import Pair, TokenPair, tokenize
+from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
 from causal_tracing.scoring import Scoring
 from causal_tracing.screens import Attribution, Checked
 from causal_tracing.sites import COMPONENTS, MEDIATORS, Site
-from causal_tracing.sweeps import DIRECTIONS, check_names
+from causal_tracing.sweeps import DIRECTIONS
 
 METHODS = ("atp", "ig")
 SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
@@ -86,47 +88,59 @@ def attribute(
     InvalidOption, InvalidPair, ComponentNotOffered.
     """
     require_model(model)
-    _check(components, method, steps, direction, metric, verify, sample)
+    _check(components, method, steps, direction, metric, verify, sample, engine, seed)
+    components = tuple(dict.fromkeys(components))
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in MEDIATORS]
     if mediators:
         model, _ = prove(model, mediators)
-    tokens = tokenize(pair, model.tokenizer)
-    if tokens.several_tokens:
-        raise InvalidOption("Estimates need an answer and a foil of one token each: use trace() for longer ones.")
-    runs = Run(tokens.corrupt.tokens), Run(tokens.clean.tokens)
-    base, donor = runs if direction == "restoration" else runs[::-1]
-    named = metric or ("logit_diff" if tokens.foil is not None else "log_prob")
-    sign = 1 if direction == "restoration" else -1
-    question = _Question(model=model, pair=tokens, base=base, donor=donor, metric=named, sign=sign)
-    estimates = _estimates(question, list(dict.fromkeys(components)), method, steps)
+    question = _asked(model, pair, direction, metric)
+    estimates = _estimates(question, components, method, steps)
     choice = choose(model, components, engine)
     if choice.note:
         warnings.warn(choice.note, EngineNote, stacklevel=2)
     sites = {name: list(_sites(question, name, found.shape)) for name, found in estimates.items()}
-    checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
-    return Attribution(
-        estimates=estimates,
-        checked=tuple(checked),
-        tokens=tokens.clean.strings,
-        provenance={
-            "model": model.name,
-            "method": method,
-            "steps": steps if method == "ig" else None,
-            "direction": direction,
-            "metric": named,
-            "engine": choice.engine,
-            "engine_note": choice.note,
-            "verify": verify,
-            "sample": sample,
-            "seed": seed,
-            "sites": {name: len(each) for name, each in sites.items()},
-            "clean": pair.clean,
-            "corrupt": pair.corrupt,
-            "answer": pair.answer,
-            "foil": pair.foil,
-        },
+    total, checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
+    record = {
+        "model": model.name,
+        "method": method,
+        "steps": steps if method == "ig" else None,
+        "direction": direction,
+        "metric": question.metric,
+        "total_effect": total,
+        "engine": choice.engine,
+        "engine_note": choice.note,
+        "verify": verify,
+        "sample": sample,
+        "seed": seed,
+        "sites": {name: len(each) for name, each in sites.items()},
+        **{name: getattr(question.pair.pair, name) for name in ("clean", "corrupt", "answer", "foil")},
+    }
+    strings = question.pair.clean.strings
+    return Attribution(estimates=estimates, checked=checked, tokens=strings, provenance=record)
+
+
+def _asked(model: Model, pair: Pair, direction: str, metric: str | None) -> _Question:
+    """The pair as tokens, its base run and its donor. Raises InvalidOption, InvalidPair."""
+    listed = as_pairs(pair)
+    if len(listed) != 1:
+        raise InvalidPair(f"Estimates are made for one pair at a time; there are {len(listed)}.")
+    (tokens,) = tokenize_pairs(listed, model.tokenizer)
+    if tokens.several_tokens:
+        raise InvalidOption("Estimates need an answer and a foil of one token each: use trace() for longer ones.")
+    if metric == "logit_diff" and tokens.foil is None:
+        raise InvalidOption("The pair has no foil, which logit_diff needs: give foil=, or use metric='log_prob'.")
+    base, donor = Run(tokens.corrupt.tokens), Run(tokens.clean.tokens)
+    if direction == "disruption":
+        base, donor = donor, base
+    return _Question(
+        model=model,
+        pair=tokens,
+        base=base,
+        donor=donor,
+        metric=metric or ("logit_diff" if tokens.foil is not None else "log_prob"),
+        sign=1 if direction == "restoration" else -1,
     )
 
 
@@ -195,22 +209,32 @@ def _checked(
     sample: int,
     engine: str,
     seed: int,
-) -> Iterator[Checked]:
-    """The strongest estimates of each component and a random sample of its other sites, patched."""
-    random, chosen = np.random.default_rng(seed), []
-    for component, found in estimates.items():
-        mine = sites[component]
-        order = np.argsort([-abs(found[_index(site)]) for site in mine], kind="stable")
-        rest = random.permutation(order[verify:])[:sample]
-        chosen += [(mine[n], "top") for n in order[:verify]] + [(mine[n], "sample") for n in rest]
-    if not chosen:
-        return
-    worlds = [World(question.base, (), _last(question)), *(_world(question, site) for site, _ in chosen)]
-    values = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
-    measured = values[:, METRICS.index(question.metric)]
-    for (site, why), value in zip(chosen, measured[1:], strict=True):
-        exact = question.sign * (value - measured[0])
-        yield Checked(site=site, estimate=float(estimates[site.component][_index(site)]), exact=float(exact), why=why)
+) -> tuple[float, tuple[Checked, ...]]:
+    """The total effect, and the strongest estimates of each component and a random sample of its others, patched."""
+    chosen = [one for name in estimates for one in _chosen(name, estimates[name], sites[name], verify, sample, seed)]
+    unedited = [World(run, (), _last(question)) for run in (question.base, question.donor)]
+    worlds = [*unedited, *(_world(question, site) for site, _ in chosen)]
+    found = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
+    base, donor, *patched = found[:, METRICS.index(question.metric)].tolist()
+    return question.sign * (donor - base), tuple(
+        Checked(
+            site=site,
+            estimate=float(estimates[site.component][_index(site)]),
+            exact=question.sign * (value - base),
+            why=why,
+        )
+        for (site, why), value in zip(chosen, patched, strict=True)
+    )
+
+
+def _chosen(
+    component: str, estimates: np.ndarray, sites: Sequence[Site], verify: int, sample: int, seed: int
+) -> Iterator[tuple[Site, str]]:
+    """What is patched of one component: it does not depend on which others were asked for."""
+    order = np.argsort([-abs(estimates[_index(site)]) for site in sites], kind="stable")
+    yield from ((sites[n], "top") for n in order[:verify])
+    random = np.random.default_rng([seed, *component.encode()])
+    yield from ((sites[n], "sample") for n in random.permutation(order[verify:])[:sample])
 
 
 def _sites(question: _Question, component: str, shape: tuple[int, ...]) -> Iterator[Site]:
@@ -242,16 +266,16 @@ def _check(
     metric: str | None,
     verify: int,
     sample: int,
+    engine: str,
+    seed: int,
 ) -> None:
-    check_names("component", components, (*COMPONENTS, *MEDIATORS))
-    check_names("direction", [direction], DIRECTIONS)
-    if method not in METHODS:
-        raise InvalidOption(f"There is no method {method!r}. {nearest(str(method), METHODS)}")
-    if metric is not None and metric not in SMOOTH:
-        raise InvalidOption(f"There is no gradient of {metric!r}. {nearest(str(metric), SMOOTH)}")
-    if steps < 1:
-        raise InvalidOption(f"steps= must be at least 1; it is {steps}.")
-    if verify < 1 or sample < 1:
-        raise InvalidOption(
-            f"Estimates are always checked: verify= and sample= must be at least 1; they are {verify} and {sample}."
-        )
+    checks.names("component", components, (*COMPONENTS, *MEDIATORS))
+    checks.one_of("direction", direction, DIRECTIONS)
+    checks.one_of("method", method, METHODS)
+    checks.one_of("engine", engine, ENGINES)
+    if metric is not None:
+        checks.one_of("metric that has a gradient", metric, SMOOTH)
+    checks.whole("steps=", steps, least=1)
+    checks.whole("verify= (estimates are always checked)", verify, least=1)
+    checks.whole("sample= (estimates are always checked)", sample, least=1)
+    checks.whole("seed=", seed, least=0)

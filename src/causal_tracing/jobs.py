@@ -1,16 +1,18 @@
 """What was asked for, checked and made complete: the options of a trace, and the job that they describe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
+from causal_tracing import checks
 from causal_tracing.contrasts import Contrast, of_prompts
 from causal_tracing.engine.agreement import Choice, choose
-from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
 from causal_tracing.noise import Noise, noised
-from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, plan_sweep
 from causal_tracing.units import Neurons, UnitSweep, plan_units
 from causal_tracing.windows import Window
@@ -51,28 +53,34 @@ class Options:
         found: dict[str, Any] = {
             "components": list(sweep.components),
             "layers": list(sweep.layers),
-            "positions": _plain(self.positions),
+            "positions": self.positions,
             "metric": self.metric,
             "directions": list(sweep.directions),
             "align": self.align,
             "noise": asdict(self.noise) if self.noise else None,
-            "window": dict(self.window) if isinstance(self.window, Mapping) else self.window,
+            "window": self.window,
             "window_sums": self.window_sums,
             "sever": list(sweep.severed),
             "preset": self.preset,
         }
         if self.heads:
-            found["heads"] = ["z"] if self.heads is True else list(self.heads)
-            found["head_positions"] = _plain(self.head_positions)
+            found["heads"] = ["z"] if self.heads is True else self.heads
+            found["head_positions"] = self.head_positions
         if self.neurons:
-            listed = self.neurons if isinstance(self.neurons, Mapping) else {}
-            found["neurons"] = {str(layer): list(neurons) for layer, neurons in listed.items()} or True
-            found["neuron_positions"] = _plain(self.neuron_positions)
-        return found | {name: getattr(self, name) for name in ("engine", "budget", "seed", "spot_checks")}
+            found["neurons"] = self.neurons
+            found["neuron_positions"] = self.neuron_positions
+        return _plain(found | {name: getattr(self, name) for name in ("engine", "budget", "seed", "spot_checks")})
 
 
-def _plain(positions: str | Sequence[Column]) -> str | list[Column]:
-    return positions if isinstance(positions, str) else list(positions)
+def _plain(value: Any) -> Any:
+    """Lists and numbers of any library as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,8 +109,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     _check(options)
     options = _preset(options)
     noise = options.noise
-    listed = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    tokens = tokenize_pairs(listed, model.tokenizer, align=options.align, noise=noise is not None)
+    tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=options.align, noise=noise is not None)
     sweep = plan_sweep(
         model,
         tokens,
@@ -142,14 +149,15 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
 
 def _check(options: Options) -> None:
     ranked = [name for name in METRICS if name != "entropy"]
-    if options.metric is not None and options.metric not in ranked:
-        raise InvalidOption(f"There is no metric {options.metric!r} to trace by. {nearest(options.metric, ranked)}")
-    if options.engine not in ENGINES:
-        raise InvalidOption(f"There is no engine {options.engine!r}. {nearest(str(options.engine), ENGINES)}")
-    if options.budget is not None and options.budget <= 0:
-        raise InvalidOption(f"budget= is in bytes and must be positive; it is {options.budget}.")
-    if options.spot_checks < 0:
-        raise InvalidOption(f"spot_checks= is a number of cells, 0 or more; it is {options.spot_checks}.")
+    if options.metric is not None:
+        checks.one_of("metric to trace by", options.metric, ranked)
+    if options.noise is not None and not isinstance(options.noise, Noise):
+        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {options.noise!r}.")
+    checks.one_of("engine", options.engine, ENGINES)
+    if options.budget is not None:
+        checks.whole("budget= (bytes)", options.budget, least=1)
+    checks.whole("seed=", options.seed, least=0)
+    checks.whole("spot_checks= (cells)", options.spot_checks, least=0)
 
 
 def _preset(options: Options) -> Options:
@@ -158,8 +166,7 @@ def _preset(options: Options) -> Options:
         if options.noise is not None and options.noise.rome:
             raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
         return options
-    if options.preset not in PRESETS:
-        raise InvalidOption(f"There is no preset {options.preset!r}. {nearest(options.preset, PRESETS)}")
+    checks.one_of("preset", options.preset, PRESETS)
     windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
     same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
     wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]

@@ -1,5 +1,6 @@
 """A job's numbers: its worlds run some pairs at a time, its unedited runs repeated, and a few cells run again."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,11 +129,10 @@ def _picked(job: Job, numbers: Sequence[PairNumbers], units: Mapping[str, Sequen
     A cell of several worlds (a role of several tokens, draws of noise) is their mean.
     """
     random, count = np.random.default_rng(job.options.seed), job.options.spot_checks
-    for number in sorted(random.integers(len(job.pairs), size=count).tolist()):
-        every = cells(job.pairs[number], job.contrasts[number], job.sweep, number)
-        found = [cell for cell in every if not cell.arm.endswith("_sum")]
-        if found:
-            one = found[random.integers(len(found))]
+    arms = [arm for arm in job.sweep.arms if not arm.endswith("_sum")]
+    for number, times in sorted(Counter(random.integers(len(job.pairs), size=count).tolist()).items()):
+        found = list(cells(job.pairs[number], job.contrasts[number], job.sweep, number, arms))
+        for one in (found[random.integers(len(found))] for _ in range(times if found else 0)):
             same = [cell.world for cell in found if (cell.arm, cell.at) == (one.arm, one.at)]
             yield Picked(worlds=same, told=numbers[number].patched[one.arm][(slice(None), *one.at)])
     for name, tables in units.items():

@@ -7,6 +7,7 @@ repeated run, whatever else is in the batch or the file.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing import checks
 from causal_tracing.contrasts import Contrast
 from causal_tracing.edits import Edit, Plus, Run
 from causal_tracing.engine.record import record
@@ -43,10 +45,11 @@ class Noise:
     rome: bool = False
 
     def __post_init__(self) -> None:
-        if not all(0 <= strength < float("inf") for strength in (self.scale, self.sigma or 0)):
+        strengths = (self.scale, 0 if self.sigma is None else self.sigma)
+        if not all(isinstance(strength, Real) and 0 <= strength < float("inf") for strength in strengths):
             raise InvalidOption(f"Noise needs a finite strength of 0 or more: scale={self.scale}, sigma={self.sigma}.")
-        if self.draws < 1:
-            raise InvalidOption(f"Noise needs at least one draw; draws={self.draws}.")
+        checks.whole("The number of draws", self.draws, least=1)
+        checks.whole("The seed of noise", self.seed, least=0)
 
 
 def noised(model: Model, pairs: Sequence[TokenPair], noise: Noise) -> tuple[list[Contrast], dict[str, Any]]:

@@ -12,7 +12,7 @@ from causal_tracing.edits import Run
 from causal_tracing.engine.record import record
 from causal_tracing.errors import InvalidPair
 from causal_tracing.model import Model, require_model
-from causal_tracing.prompts import Pair, TokenPair, tokenize_pairs
+from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
 
 CHOICES = 5
 
@@ -67,8 +67,7 @@ def preview(
     With noise, only the clean prompt is run.
     """
     require_model(model)
-    pairs = [pairs] if isinstance(pairs, Pair) else list(pairs)
-    return preview_tokens(model, tokenize_pairs(pairs, model.tokenizer, align=align, noise=noise is not None))
+    return preview_tokens(model, tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None))
 
 
 def preview_tokens(

@@ -6,7 +6,7 @@
 4. Clean and corrupt prompt must match token by token (`align="strict"`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,6 +171,17 @@ def _check_corruption(pair: Pair, *, noise: bool) -> None:
             f"pair {pair.id!r} has no corrupt prompt. Give corrupt= (and foil=), or corrupt the clean prompt by "
             "noise on its subject (subject= and noise=)."
         )
+
+
+def as_pairs(pairs: Any) -> list[Pair]:
+    """One pair or several, as a list. Raises InvalidPair for what is no Pair."""
+    listed: list[Any] = (
+        list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, (str, Mapping)) else [pairs]
+    )
+    for pair in listed:
+        if not isinstance(pair, Pair):
+            raise InvalidPair(f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {pair!r}.")
+    return listed
 
 
 def tokenize_pairs(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIDENCE = 0.95
+OF_INTEREST = 0.02  # of the total effect: below, a sign means nothing
 SHOWN = 10
 
 
@@ -80,6 +81,7 @@ class Attribution:
     def agreement(self) -> pd.DataFrame:
         """A row a component: how far estimates and exact effects agree on the sites that were patched.
 
+        `same_sign`: of the effects of at least 2 % of the total effect, the share whose estimate has the same sign.
         `recall`: of as many strongest exact effects as there are top estimates, the share that was among those; the
         most that it can be where not every site was patched, for a stronger one may not have been drawn.
         `sampled_max`: the largest exact effect (by size) in the random sample of the rest; with 95 % confidence less
@@ -93,6 +95,7 @@ class Attribution:
         estimate, exact = (np.array([getattr(one, name) for one in mine]) for name in ("estimate", "exact"))
         top = np.array([one.why == "top" for one in mine], dtype=bool)
         sampled = int((~top).sum())
+        counts = abs(exact) >= OF_INTEREST * abs(self.provenance["total_effect"])
         strongest = np.argsort(-abs(exact), kind="stable")[: int(top.sum())]
         varies = len(mine) > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
         rest = abs(exact[~top]).max() if sampled else np.nan
@@ -102,10 +105,11 @@ class Attribution:
             "sampled": sampled,
             "pearson": np.corrcoef(estimate, exact)[0, 1].item() if varies else np.nan,
             "spearman": _spearman(estimate, exact) if varies else np.nan,
-            "same_sign": float((np.sign(estimate) == np.sign(exact)).mean()) if mine else np.nan,
+            "same_sign": float((np.sign(estimate) == np.sign(exact))[counts].mean()) if counts.any() else np.nan,
             "recall": float(top[strongest].mean()) if top.any() else np.nan,
             "sampled_max": float(rest),
             "above": self._above(component, sampled, len(mine)),
+            "reason": "" if varies else "the sites that were patched do not vary, so that nothing correlates",
         }
 
     def _above(self, component: str, sampled: int, patched: int) -> float:

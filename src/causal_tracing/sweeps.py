@@ -9,6 +9,7 @@ behind it severed. Where noise corrupts, every cell has a world for each draw.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from causal_tracing import checks
 from causal_tracing.contrasts import Contrast
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
@@ -78,13 +79,13 @@ def plan_sweep(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    check_names("component", components, COMPONENTS)
-    check_names("direction", directions, DIRECTIONS)
+    checks.names("component", components, COMPONENTS)
+    checks.names("direction", directions, DIRECTIONS)
     components = tuple(dict.fromkeys(components))
+    if sever not in ((), []):
+        _check_severed(components, directions, sever)
     for component in (*components, *sever):
         model.anatomy.require(component)
-    if sever:
-        _check_severed(components, directions, sever)
     return Sweep(
         components=components,
         layers=checked_layers(model, layers),
@@ -97,7 +98,7 @@ def plan_sweep(
 
 
 def _check_severed(components: Sequence[str], directions: Sequence[str], sever: Sequence[str]) -> None:
-    check_names("part to sever", sever, SEVERABLE)
+    checks.names("part to sever", sever, SEVERABLE)
     if "restoration" not in directions or not {*components} & {*RESIDUAL}:
         raise InvalidOption(
             "A severed effect is a restoration of the residual stream: keep restoration among the directions, and one "
@@ -105,11 +106,13 @@ def _check_severed(components: Sequence[str], directions: Sequence[str], sever: 
         )
 
 
-def cells(pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int) -> Iterator[Cell]:
-    """Every world of the pair's map; `number` is the pair's, by which its logits are measured."""
+def cells(
+    pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int, arms: Sequence[str] | None = None
+) -> Iterator[Cell]:
+    """Every world of the pair's map (of these arms); `number` is the pair's, by which its logits are measured."""
     readout = (len(contrast.clean.tokens) - 1,)
     for draw, corrupt in enumerate(contrast.corrupt):
-        for arm in sweep.arms:
+        for arm in sweep.arms if arms is None else arms:
             restores = not arm.startswith("disruption")
             base, donor = (corrupt, contrast.clean) if restores else (contrast.clean, corrupt)
             for c, component in enumerate(sweep.components):
@@ -169,18 +172,19 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
     """The layers asked for, in order (None: all). Raises InvalidOption."""
-    layers = range(model.num_layers) if layers is None else layers
-    for layer in layers:
-        if not 0 <= layer < model.num_layers:
-            raise InvalidOption(f"There is no layer {layer}: {model.name} has layers 0 to {model.num_layers - 1}.")
-    return tuple(sorted(set(layers)))
+    if layers is None:
+        return tuple(range(model.num_layers))
+    checks.numbered("layer", layers, model.num_layers, model.name)
+    return tuple(sorted({int(layer) for layer in layers}))
 
 
 def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
     """The columns that `positions` asks for, as positions from the left, roles, or "together". Raises InvalidOption."""
+    checks.columns("positions=", positions)
     if positions == "each":
         return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
-    columns: tuple[Column, ...] = (positions,) if isinstance(positions, str) else tuple(dict.fromkeys(positions))
+    named = (positions,) if isinstance(positions, str) else dict.fromkeys(positions)
+    columns: tuple[Column, ...] = tuple(column if isinstance(column, str) else int(column) for column in named)
     if not columns:
         raise InvalidOption('positions= is empty. Use "each", "together", token positions, or roles.')
     lengths = {len(pair.clean.tokens) for pair in pairs}
@@ -218,14 +222,3 @@ def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
 
 def _listed(positions: tuple[int, ...]) -> str:
     return "position " + ", ".join(map(str, positions)) if positions else "no position"
-
-
-def check_names(what: str, names: Sequence[str], valid: Sequence[str]) -> None:
-    """Raises InvalidOption where the names are none, or not a list of valid ones."""
-    if isinstance(names, str):
-        raise InvalidOption(f"Give the {what}s as a list, such as [{names!r}].")
-    if not names:
-        raise InvalidOption(f"No {what} was asked for. Valid: {', '.join(valid)}.")
-    for name in names:
-        if name not in valid:
-            raise InvalidOption(f"There is no {what} {name!r}. {nearest(name, valid)}")

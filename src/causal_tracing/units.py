@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing import checks
 from causal_tracing.contrasts import Contrast
 from causal_tracing.edits import Edit, From, World
 from causal_tracing.engine.check import prove
@@ -21,7 +22,7 @@ from causal_tracing.model import Model
 from causal_tracing.prompts import TokenPair
 from causal_tracing.scoring import Scoring
 from causal_tracing.sites import HEADS, Site
-from causal_tracing.sweeps import Column, check_names, checked_layers, patched_together, resolved_columns
+from causal_tracing.sweeps import Column, checked_layers, patched_together, resolved_columns
 
 AT_ONCE = 8192  # cells
 RAW = {"restoration": "restored", "disruption": "disrupted"}
@@ -76,10 +77,11 @@ def plan_units(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    asked = ("z",) if heads is True else heads or ()
-    if asked:
-        check_names("heads' component", asked, HEADS)
-    names = tuple(dict.fromkeys(asked))
+    asked = ("z",) if heads is True else heads
+    if asked is not False and asked != [] and asked != ():
+        checks.names("heads' component", asked, HEADS)
+    names = tuple(dict.fromkeys(asked or ()))
+    _check_neurons(neurons)
     mediators = (*names, *(("neurons",) if neurons else ()))
     for component in mediators:
         model.anatomy.require(component)
@@ -95,6 +97,14 @@ def plan_units(
             model, pairs, neurons=neurons, layers=layers, positions=neuron_positions, directions=directions
         )
     return model, planned
+
+
+def _check_neurons(neurons: Neurons) -> None:
+    if not isinstance(neurons, (bool, Mapping)) or neurons == {}:
+        raise InvalidOption(
+            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
+            f"{{5: [], 20: [14, 1035]}}; it is {neurons!r}."
+        )
 
 
 def plan_heads(
@@ -133,17 +143,14 @@ def plan_neurons(
     count = model.units("neurons")
     if isinstance(neurons, Mapping):
         chosen = checked_layers(model, list(neurons))
-        everything = range(count)
-        units: Mapping[int, Sequence[int]] = {layer: sorted(set(neurons[layer])) or everything for layer in chosen}
+        units: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
+        for layer, listed in neurons.items():
+            if not hasattr(listed, "__len__") or len(listed):
+                checks.numbered("neuron", listed, count, f"layer {layer} of {model.name}")
+                units[layer] = sorted({int(neuron) for neuron in listed})
     else:
         chosen = checked_layers(model, layers)
         units = dict.fromkeys(chosen, range(count))
-    for layer, listed in units.items():
-        for neuron in listed:
-            if not 0 <= neuron < count:
-                raise InvalidOption(
-                    f"There is no neuron {neuron} in layer {layer}: {model.name} has neurons 0 to {count - 1}."
-                )
     return UnitSweep(
         unit="neuron",
         components=("neurons",),

@@ -7,6 +7,7 @@ says), and only whole windows count. ROME's code has l − w//2 to l + (w−1)//
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from causal_tracing import checks
 from causal_tracing.errors import InvalidOption, nearest
 
 Window = int | Mapping[str, int]
@@ -42,11 +43,12 @@ def plan_windows(components: Sequence[str], window: Window, num_layers: int, *, 
 
     Raises InvalidOption for a width that no window of this model has, or a component that is not traced.
     """
-    named = dict.fromkeys(components, window) if isinstance(window, int) else dict(window)
+    named = window if isinstance(window, Mapping) else dict.fromkeys(components, window)
     for component, width in named.items():
         if component not in components:
-            raise InvalidOption(f"There is no window for {component!r}. {nearest(component, components)}")
-        if width < 1 or (width > num_layers and not rome):  # ROME's are cut at the edges: they fit any model
+            raise InvalidOption(f"There is no window for {component!r}. {nearest(str(component), components)}")
+        checks.whole(f"The window of {component}", width, least=1)
+        if width > num_layers and not rome:  # ROME's are cut at the edges: they fit any model
             raise InvalidOption(
                 f"A window of {width} layers ({component}) is not possible: the model has {num_layers} layers. "
                 f"Use 1 to {num_layers}."

@@ -1,0 +1,58 @@
+"""What options may hold: a value that cannot be meant is one clear error, where it comes in."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from causal_tracing.errors import InvalidOption, nearest
+
+
+def one_of(what: str, value: Any, valid: Sequence[str]) -> None:
+    """Raises InvalidOption where the value is none of the valid names."""
+    if value not in valid:
+        raise InvalidOption(f"There is no {what} {value!r}. {nearest(str(value), valid)}")
+
+
+def names(what: str, values: Any, valid: Sequence[str]) -> None:
+    """Raises InvalidOption where these are no list of valid names, or none at all."""
+    if isinstance(values, str):
+        raise InvalidOption(f"Give the {what}s as a list, such as [{values!r}].")
+    _listed(f"the {what}s", values, f"such as [{valid[0]!r}]")
+    if not values:
+        raise InvalidOption(f"No {what} was asked for. Valid: {', '.join(valid)}.")
+    for value in values:
+        one_of(what, value, valid)
+
+
+def whole(what: str, value: Any, *, least: int) -> None:
+    """Raises InvalidOption where the value is no whole number, or less than the least."""
+    if not _integer(value) or value < least:
+        raise InvalidOption(f"{what} must be a whole number of at least {least}; it is {value!r}.")
+
+
+def numbered(what: str, values: Any, count: int, owner: str) -> None:
+    """Raises InvalidOption where these are no numbers of the owner's `count` layers or neurons."""
+    _listed(f"the {what}s", values, "such as [0, 1]")
+    if not len(values):
+        raise InvalidOption(f"No {what} was asked for: {owner} has {what}s 0 to {count - 1}.")
+    for value in values:
+        if not (_integer(value) and 0 <= value < count):
+            raise InvalidOption(f"There is no {what} {value!r}: {owner} has {what}s 0 to {count - 1}.")
+
+
+def columns(what: str, values: Any) -> None:
+    """Raises InvalidOption where these are no positions or roles: a text, or a list of texts and whole numbers."""
+    if not isinstance(values, str):
+        _listed(what, values, 'such as "each", "together", or [2, "last"]')
+        for value in values:
+            if not (_integer(value) or isinstance(value, str)):
+                raise InvalidOption(f"{what} holds {value!r}, which is neither a position nor a role.")
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _listed(what: str, values: Any, example: str) -> None:
+    if isinstance(values, (str, Mapping)) or not (hasattr(values, "__iter__") and hasattr(values, "__len__")):
+        raise InvalidOption(f"{what} must be a list, {example}; it is {values!r}.")

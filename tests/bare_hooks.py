@@ -1,12 +1,15 @@
 """Patching by bare torch hooks, written against the models alone: nothing of the package is used here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,57 @@ def first(output: Any) -> Tensor:
 
 def with_first(output: Any, value: Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks on these modules, for as long as the block lasts."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def put(value: Tensor, position: int) -> Callable[..., Any]:
+    """A hook that writes what `value` [token, d_model] holds at a position into every row."""
+
+    def hook(_: Any, __: Any, output: Any) -> Any:
+        changed = first(output).clone()
+        changed[:, position] = value[position]
+        return with_first(output, changed)
+
+    return hook
+
+
+Change = Callable[[int, str, Tensor], Tensor]
+
+
+@contextmanager
+def attention_written_out(network: Any, change: Change) -> Iterator[None]:
+    """Softmax attention by algebra; what `change` makes of each layer's q, k, v and pattern goes on."""
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+        layer, length = module.layer_idx, query.shape[2]
+        query, key, value = (change(layer, *each) for each in (("q", query), ("k", key), ("v", value)))
+        repeats = query.shape[1] // key.shape[1]
+        scale = options.get("scaling") or query.shape[-1] ** -0.5
+        scores = query @ key.repeat_interleave(repeats, 1).transpose(2, 3) * scale
+        if options.get("softcap"):
+            scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+        seen = torch.ones(length, length, dtype=torch.bool).tril() if mask is None else mask
+        pattern = change(layer, "pattern", scores.masked_fill(~seen, -torch.inf).softmax(-1))
+        return (pattern @ value.repeat_interleave(repeats, 1)).transpose(1, 2), None
+
+    AttentionInterface.register("written_out", attend)
+    AttentionMaskInterface.register("written_out", sdpa_mask)
+    before = network.config._attn_implementation
+    network.set_attn_implementation("written_out")
+    try:
+        yield
+    finally:
+        network.set_attn_implementation(before)
 
 
 class Bare:

@@ -39,7 +39,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"noise": "3sigma"}, r"noise= must be a Noise, such as Noise\(scale=3.0\); it is '3sigma'"),
     ({"sever": 3}, "the part to severs must be a list"),
     ({"preset": 1}, "There is no preset 1. Valid: rome"),
-    ({"metric": 3}, "There is no metric to trace by 3"),
+    ({"metric": 3}, "There is no metric 3 to trace by"),
     ({"heads": 3}, "the heads' components must be a list"),
     ({"heads": True, "head_positions": 3}, "positions= must be a list"),
     ({"neurons": [1, 2]}, r"neurons= is True .*, or a mapping from layers to neurons.*; it is \[1, 2\]"),

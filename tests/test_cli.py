@@ -192,7 +192,7 @@ def test_noise_windows_and_severed_parts_are_in_the_document(monkeypatch, capsys
 @pytest.mark.parametrize(
     "options",
     [
-        [*NOISE, "--noise-seed", "4", "--window", "2", "--sever", "mlp_out"],
+        [*NOISE, "--draw-seed", "4", "--window", "2", "--sever", "mlp_out"],
         ["--noise", "0.7", "--draws", "2", "--window", "attn_out=3", "--no-window-sums"],
         ["--preset", "rome", "--components", "mlp_out", "--layers", "1", "--positions", "2,last", "--spot-checks", "2"],
     ],
@@ -266,8 +266,8 @@ def test_check_prints_what_holds_with_the_measured_differences(monkeypatch, caps
         (["trace"], 2, "--model"),
         (["trcae"], 2, "trcae"),
         ([*NOISED, "--noise", "3 sigmas"], 2, "--noise '3 sigmas' is no strength. Write such as 3sigma"),
-        ([*NOISED, "--draws", "3"], 2, "say how --noise is drawn. Give --noise too"),
-        ([*NOISED, "--preset", "rome", "--noise-seed", "1"], 2, "say how --noise is drawn"),
+        ([*NOISED, "--draws", "3"], 2, "say how noise or a reference is drawn. Give --noise too"),
+        ([*NOISED, "--preset", "rome", "--draw-seed", "1"], 2, "say how noise or a reference is drawn"),
         ([*NOISED, *NOISE, "--preset", "rome"], 2, "leave out noise= or the preset"),
         ([*NOISED, *NOISE, "--directions", "disruption"], 2, "With noise only restoration is measured"),
         ([*NOISED, *NOISE, "--window", "mlp_out"], 2, "'mlp_out' is no width. Write such as 10"),

@@ -11,11 +11,9 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import stats
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import causal_tracing as ct
-from bare_hooks import PATHS, Paths
+from bare_hooks import PATHS, Paths, attention_written_out
 from causal_tracing.attribution import integrated
 from causal_tracing.cli import DEMO
 from causal_tracing.edits import Edit, From, Run, World
@@ -86,32 +84,8 @@ def hooked(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def attending(network: Any, layer: int, component: str, leaf: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """An attention written out, in which queries, keys, values or the pattern of one layer are the leaf."""
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-        def see(name: str, tensor: Tensor) -> Tensor:
-            return leaf(tensor) if (module.layer_idx, component) == (layer, name) else tensor
-
-        query, key, value = see("q", query), see("k", key), see("v", value)
-        groups, length = query.shape[1] // key.shape[1], query.shape[2]
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        scores = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scale
-        if options.get("softcap"):
-            scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
-        seen = torch.ones(length, length, dtype=torch.bool).tril() if mask is None else mask
-        pattern = see("pattern", scores.masked_fill(~seen, -torch.inf).softmax(-1))
-        return (pattern @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
-
-    AttentionInterface.register("written_out", attend)
-    AttentionMaskInterface.register("written_out", sdpa_mask)
-    before = network.config._attn_implementation
-    network.set_attn_implementation("written_out")
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(before)
+def only(layer: int, component: str, leaf: Callable[[Tensor], Tensor]) -> Any:
+    return lambda at, name, tensor: leaf(tensor) if (at, name) == (layer, component) else tensor
 
 
 def by_autograd(name: str, component: str, layer: int) -> Tensor:
@@ -120,7 +94,7 @@ def by_autograd(name: str, component: str, layer: int) -> Tensor:
     paths = PATHS.get(name, Paths())
     block = network.get_submodule(f"{paths.layers}.{layer}")
     if component in ("q", "k", "v", "pattern"):
-        found = leaf_of(network, lambda leaf: attending(network, layer, component, leaf))
+        found = leaf_of(network, lambda leaf: attention_written_out(network, only(layer, component, leaf)))
         return found.transpose(0, 1).flatten(1)  # [head, token, size]
     if component in ("z", "neurons"):
         module = block.get_submodule(PROJECTIONS[name][("z", "neurons").index(component)])

@@ -28,13 +28,13 @@ FLOORS = [
         ["embedded", "hub", "loading"],
         ["effects", "rows", "conditions", "reading", "unit_maps"],
         [
-            *("contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
+            *("written", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
     [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*"], ["screens", "attribution"]],
     [["traces", "tracing"]],
-    [["parse", "cli"]],
+    [["parse", "console", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")
 

@@ -1,7 +1,6 @@
 """Heads and neurons: equal to bare hooks, equal to the components that they are parts of, on either engine."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 from typing import Any
@@ -11,9 +10,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from bare_hooks import Change, attention_written_out
 from causal_tracing.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
 from causal_tracing.engine.agreement import choose
 from causal_tracing.engine.check import accept, check
@@ -132,36 +130,8 @@ def test_heads_and_neurons_equal_bare_hooks(name, component, engine):
     assert largest > 0.01
 
 
-Change = Callable[[int, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-
-
-@contextmanager
-def attention_by_hand(network: Any, change: Change) -> Iterator[None]:
-    """transformers' own way to put an attention in: softmax by algebra, with (q, k, v, pattern) through `change`."""
-
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-        layer, length = module.layer_idx, query.shape[2]
-        empty = torch.empty(0)
-        query, key, value, _ = change(layer, query, key, value, empty)
-        repeats = query.shape[1] // key.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool).tril() if mask is None else mask
-        scores = (query @ key.repeat_interleave(repeats, 1).transpose(2, 3)) * options["scaling"]
-        pattern = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        pattern = change(layer, query, key, value, pattern)[3]
-        return (pattern @ value.repeat_interleave(repeats, 1)).transpose(1, 2), None
-
-    AttentionInterface.register("by_hand", attend)
-    AttentionMaskInterface.register("by_hand", sdpa_mask)
-    before = network.config._attn_implementation
-    network.set_attn_implementation("by_hand")
-    try:
-        yield
-    finally:
-        network.set_attn_implementation(before)
-
-
 def inside(network: Any, tokens: tuple[int, ...], change: Change) -> np.ndarray:
-    with attention_by_hand(network, change), torch.no_grad():
+    with attention_written_out(network, change), torch.no_grad():
         return network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double().numpy()
 
 
@@ -170,12 +140,11 @@ def inside(network: Any, tokens: tuple[int, ...], change: Change) -> np.ndarray:
 @pytest.mark.parametrize("component", ["q", "k", "v", "pattern"])
 def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine):
     model = load(name)
-    kind = ("q", "k", "v", "pattern").index(component)
     donors: dict[int, Tensor] = {}
 
-    def look(layer: int, *seen: Tensor) -> Any:
-        if seen[3].numel() or component != "pattern":
-            donors[layer] = seen[kind][0].clone()
+    def look(layer: int, name: str, seen: Tensor) -> Tensor:
+        if name == component:
+            donors[layer] = seen[0].clone()
         return seen
 
     inside(model.network, CLEAN, look)
@@ -186,12 +155,12 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
     found = values(model, [world(site) for site in sites], engine)
     for site, got in zip(sites, found, strict=True):
 
-        def patch(layer: int, *seen: Tensor, site: Site = site) -> Any:
-            if layer != site.layer or not seen[kind].numel():
+        def patch(layer: int, name: str, seen: Tensor, site: Site = site) -> Tensor:
+            if (layer, name) != (site.layer, component):
                 return seen
-            changed = seen[kind].clone()
+            changed = seen.clone()
             changed[0, site.unit, site.position] = donors[layer][site.unit, site.position]
-            return (*seen[:kind], changed, *seen[kind + 1 :])
+            return changed
 
         assert_allclose(got, inside(model.network, CORRUPT, patch), rtol=0, atol=TOLERANCE)
     assert np.ptp(found, axis=0).max() > 0.01

@@ -1,7 +1,6 @@
 """Noise on the subject, windows of layers, severed effects: against bare hooks written here, and the laws of noise."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import causal_tracing as ct
+from bare_hooks import first, hooked, put
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.check import accept
 from causal_tracing.engine.evaluate import evaluate
@@ -56,35 +56,12 @@ def module(network: Any, component: str, layer: int) -> Any:
     return {"resid_post": block, "attn_out": block.self_attn, "mlp_out": block.mlp}[component]
 
 
-@contextmanager
-def hooked(hooks: list[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
-    handles = [where.register_forward_hook(hook) for where, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
 def seen(network: Any, component: str, layer: int, hooks: list[Any]) -> torch.Tensor:
     kept: list[torch.Tensor] = []
     look = (module(network, component, layer), lambda _, __, out: kept.append(first(out)[0].clone()))
     with hooked([*hooks, look]):
         logit_diff(network)
     return kept[0]
-
-
-def put(value: torch.Tensor, position: int) -> Callable[..., Any]:
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        changed = first(output).clone()
-        changed[0, position] = value[position]
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return hook
 
 
 def noise_hook(network: Any, noise: torch.Tensor) -> tuple[Any, Callable[..., Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import causal_tracing as ct
+from bare_hooks import first, hooked, with_first
 from causal_tracing.model import Model
 from causal_tracing.noise import draws
 from causal_tracing.prompts import tokenize
@@ -17,10 +18,6 @@ PROMPT, SUBJECT, ANSWER = "The Colosseum is located in the city of", "The Coloss
 PAIR = ct.Pair(clean=PROMPT, answer=ANSWER, subject=SUBJECT)
 MODULES = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # probability
-
-
-def first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 class ByHand:
@@ -42,11 +39,8 @@ class ByHand:
 
     def run(self, hooks: Sequence[tuple[Any, Callable[..., Any]]]) -> float:
         """The mean probability of the answer over the rows."""
-        handles = [module.register_forward_hook(hook) for module, hook in hooks]
-        with torch.no_grad():
+        with hooked(hooks), torch.no_grad():
             probs = self.network(self.ids).logits[:, -1].softmax(-1)[:, self.answer]
-        for handle in handles:
-            handle.remove()
         return probs.double().mean().item()
 
     def restored(self, component: str, layers: Sequence[int], position: int) -> float:
@@ -58,7 +52,7 @@ class ByHand:
         def put(module: Any, _: Any, output: Any) -> Any:
             changed = first(output).clone()
             changed[:, position] = self.clean[module][position]
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return with_first(output, changed)
 
         modules = [self.network.model.layers[layer].get_submodule(MODULES[component]) for layer in layers]
         return self.run([(self.network.get_input_embeddings(), add), *((module, put) for module in modules)])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import causal_tracing as ct
+from bare_hooks import first, hooked, put
 from causal_tracing.engine.check import accept
 from causal_tracing.testing import lookup
 from families import FAMILIES, build
@@ -33,10 +34,6 @@ def trace(request: pytest.FixtureRequest, network: Any) -> ct.Trace:
     return ct.trace(model, pair, components=components, sever=[*PARTS], engine=request.param)
 
 
-def first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
 class ByHand:
     """Forwards of one network with hooks on its own modules, and what passed there."""
 
@@ -44,11 +41,8 @@ class ByHand:
         self.network = network
 
     def run(self, text: str, hooks: list[tuple[Any, Callable[..., Any]]]) -> float:
-        handles = [module.register_forward_hook(hook) for module, hook in hooks]
-        with torch.no_grad():
+        with hooked(hooks), torch.no_grad():
             logits = self.network(torch.tensor([WORDS(text)["input_ids"]])).logits[0, -1]
-        for handle in handles:
-            handle.remove()
         answer, foil = (WORDS(token)["input_ids"][0] for token in (" w7", " w8"))
         return (logits[answer] - logits[foil]).item()
 
@@ -65,15 +59,6 @@ class ByHand:
         patches += [(module, self.output(CORRUPT, module)) for module in later]
         hooks = [(module, put(value, position)) for module, value in patches]
         return self.run(CORRUPT, hooks) - self.run(CORRUPT, [])
-
-
-def put(value: torch.Tensor, position: int) -> Callable[..., Any]:
-    def hook(_: Any, __: Any, output: Any) -> Any:
-        changed = first(output).clone()
-        changed[0, position] = value[position]
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return hook
 
 
 @pytest.mark.parametrize("part", PARTS)

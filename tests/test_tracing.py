@@ -1,5 +1,6 @@
 """The main job on tiny random models: laws of effects against bare hooks, options, several pairs, provenance."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -305,7 +306,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         ({"metric": "entropy"}, InvalidOption, "no metric 'entropy' to trace by"),
         ({"engine": "warp"}, InvalidOption, "no engine 'warp'"),
         ({"budget": 0}, InvalidOption, "must be a whole number of at least 1"),
-        ({"spot_checks": -1}, InvalidOption, "0 or more"),
+        ({"spot_checks": -1}, InvalidOption, "at least 0"),
     ],
 )
 def test_bad_options_get_one_clear_error(model: Model, options: dict[str, Any], error: type[Exception], message: str):
@@ -440,3 +441,18 @@ def test_an_estimate_counts_what_the_trace_then_runs(model):
     assert found.token_layers == 2 * 9 * 4 + 2 * (sum(stream) + 2 * sum(inside))
     assert found.memory > 0
     assert found.seconds > 0
+
+
+def test_a_total_effect_below_zero_is_carried_by_what_goes_its_way(model):
+    """With answer and foil exchanged every number changes its sign, and the words name the same places."""
+    one, other = (
+        ct.trace(model, pair(answer=answer, foil=foil), spot_checks=0)
+        for answer, foil in ((ANSWER, FOIL), (FOIL, ANSWER))
+    )
+    totals = [trace.effects.total_effect.sel(metric="logit_diff").item() for trace in (one, other)]
+    assert min(totals) < 0 < max(totals)
+    places = []
+    for trace in (one, other):
+        said = next(line for line in trace.summary().splitlines() if "the difference rides" in line)
+        places.append(re.findall(r"on (?:token|the last token)[^,]*? in layers? [\d to]+", said))
+    assert places[0] == places[1] != []

@@ -10,6 +10,7 @@ __all__ = [
     "Noise",
     "Pair",
     "Trace",
+    "Write",
     "attribute",
     "check",
     "estimate",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace, open_trace
     from causal_tracing.tracing import estimate, trace
+    from causal_tracing.written import Write
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "Noise": "noise",
     "Pair": "prompts",
     "Trace": "traces",
+    "Write": "written",
     "attribute": "attribution",
     "check": "engine.check",
     "estimate": "tracing",

@@ -31,7 +31,7 @@ class PairNumbers:
     """One pair's numbers: unedited [metric], patched by arm [metric, component, layer, position], and flags.
 
     Over draws they are means; `deviation` is the effects' standard deviation over draws (empty for a single one), and
-    `corrupt_deviation` that of the corrupt run, and so of the total effect (NaN for a single one).
+    `corrupt_deviation` that of the corrupt runs, and so of the total effect (NaN for a single one).
     """
 
     clean: np.ndarray
@@ -52,6 +52,7 @@ def collect(
     sweep: Sweep,
     cells: Sequence[Cell],
     *,
+    draws: int,
     values: np.ndarray,
     structural_zero: np.ndarray,
     spread: np.ndarray,
@@ -59,29 +60,30 @@ def collect(
 ) -> PairNumbers:
     """One pair's numbers from its worlds' values: the clean run's, the corrupt runs', then its cells'.
 
-    A cell of several worlds (a role of several tokens) is their mean; where noise corrupts, every draw has one.
+    A cell of several worlds (a role of several tokens) is their mean; where noise corrupts, or donors are drawn,
+    every draw has one.
     """
     unedited = len(values) - len(cells)
-    corrupt = values[1:unedited].T  # [metric, draw]
+    corrupt = values[1:unedited].T  # [metric, draw], or one for all draws
     shape = (len(sweep.components), len(sweep.layers), len(sweep.columns))
-    sums = {arm: np.zeros((len(METRICS), unedited - 1, *shape)) for arm in sweep.arms}
-    taken = {arm: np.zeros((unedited - 1, *shape), dtype=int) for arm in sweep.arms}
+    sums = {arm: np.zeros((len(METRICS), draws, *shape)) for arm in sweep.arms}
+    taken = {arm: np.zeros((draws, *shape), dtype=int) for arm in sweep.arms}
     zeros, cuts = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
     for cell, value, zero in zip(cells, values[unedited:], structural_zero[unedited:], strict=True):
         sums[cell.arm][(slice(None), cell.draw, *cell.at)] += value
         taken[cell.arm][(cell.draw, *cell.at)] += 1
-        if (cell.arm, cell.draw) == (sweep.arms[0], 0):
+        if cell.arm == sweep.arms[0]:
             zeros[cell.at] += zero
             cuts[cell.at] += scoring.is_cut(cell.world)
     drawn = {arm: _drawn(sweep, arm, sums[arm], taken[arm], values[0], corrupt) for arm in sweep.arms}
-    counts = taken[sweep.arms[0]][0]
+    counts = taken[sweep.arms[0]].sum(0)
     return PairNumbers(
         clean=values[0],
         corrupt=corrupt.mean(1),
         corrupt_deviation=_deviation(corrupt),
         spread=spread,
         patched={arm: found.mean(1) for arm, found in drawn.items()},
-        deviation={arm: _deviation(found - _over(corrupt, found)) for arm, found in drawn.items() if unedited > 2},
+        deviation={arm: _deviation(found - _over(corrupt, found)) for arm, found in drawn.items() if draws > 1},
         structural_zero=(counts > 0) & (zeros == counts),
         cut=(cuts > 0) & (zeros < counts),
         unpaired=counts == 0,
@@ -132,7 +134,7 @@ def assemble(
     variables: dict[str, Any] = {
         name: (("metric", "pair"), by_metric([getattr(pair, name) for pair in numbers]))
         for name in ("clean", "corrupt", "corrupt_deviation", "spread")
-        if name != "corrupt_deviation" or all(pair.deviation for pair in numbers)
+        if name != "corrupt_deviation" or all(np.isfinite(pair.corrupt_deviation).any() for pair in numbers)
     }
     for arm in sweep.arms:
         patched = by_metric([pair.patched[arm] for pair in numbers])

@@ -274,7 +274,7 @@ def _check(
     checks.one_of("method", method, METHODS)
     checks.one_of("engine", engine, ENGINES)
     if metric is not None:
-        checks.one_of("metric that has a gradient", metric, SMOOTH)
+        checks.one_of("metric", metric, SMOOTH, " that has a gradient")
     checks.whole("steps=", steps, least=1)
     checks.whole("verify= (estimates are always checked)", verify, least=1)
     checks.whole("sample= (estimates are always checked)", sample, least=1)

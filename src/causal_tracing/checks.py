@@ -7,10 +7,10 @@ from typing import Any
 from causal_tracing.errors import InvalidOption, nearest
 
 
-def one_of(what: str, value: Any, valid: Sequence[str]) -> None:
-    """Raises InvalidOption where the value is none of the valid names."""
+def one_of(what: str, value: Any, valid: Sequence[str], use: str = "") -> None:
+    """Raises InvalidOption where the value is none of the names that are valid (for this use)."""
     if value not in valid:
-        raise InvalidOption(f"There is no {what} {value!r}. {nearest(str(value), valid)}")
+        raise InvalidOption(f"There is no {what} {value!r}{use}. {nearest(str(value), valid)}")
 
 
 def names(what: str, values: Any, valid: Sequence[str]) -> None:
@@ -22,6 +22,14 @@ def names(what: str, values: Any, valid: Sequence[str]) -> None:
         raise InvalidOption(f"No {what} was asked for. Valid: {', '.join(valid)}.")
     for value in values:
         one_of(what, value, valid)
+
+
+def texts(what: str, values: Any) -> None:
+    """Raises InvalidOption where these are no list of texts."""
+    _listed(what, values, "of texts")
+    for value in values:
+        if not isinstance(value, str) or not value:
+            raise InvalidOption(f"{what} must hold texts; it holds {value!r}.")
 
 
 def whole(what: str, value: Any, *, least: int) -> None:

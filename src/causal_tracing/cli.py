@@ -3,22 +3,15 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from causal_tracing import __version__, parse
-from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
-from causal_tracing.sites import COMPONENTS
-
-if TYPE_CHECKING:
-    from causal_tracing.model import Model
-    from causal_tracing.prompts import Pair
-    from causal_tracing.traces import Trace
+from causal_tracing import __version__, console, parse
+from causal_tracing.errors import CausalTracingError, EngineNote
 
 INTERRUPTED = 130
 DEMO: dict[str, Any] = {
@@ -61,7 +54,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*arguments, **options)
         except KeyboardInterrupt:
-            _note("Interrupted. Nothing was written.")
+            console.note("Interrupted. Nothing was written.")
             raise typer.Exit(INTERRUPTED) from None
 
     return app.command()(interruptible)
@@ -88,7 +81,7 @@ def demo(
     """The main job on the embedded model: the Colosseum against the Eiffel Tower. Writes a page."""
     from causal_tracing import Pair
 
-    _show(_traced(_load("demo"), [Pair(**DEMO)]), out)
+    console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
 
 
 @_command
@@ -125,8 +118,24 @@ def trace(
         str | None,
         typer.Option(help="Corrupt the subject by noise, without a corrupt prompt: 3sigma, or a number as it is."),
     ] = None,
-    draws: Annotated[int | None, typer.Option(help="How many draws of noise are averaged (default: 10).")] = None,
-    noise_seed: Annotated[int | None, typer.Option(help="Chooses the draws of noise (default: 0).")] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="How many draws, of noise or of the reference, are averaged (default: 10).")
+    ] = None,
+    draw_seed: Annotated[int | None, typer.Option(help="Chooses the draws (default: 0).")] = None,
+    write: Annotated[
+        str,
+        typer.Option(
+            help="What a patched site gets: donor (the other run's activation), zero, mean, resample, given, subspace."
+        ),
+    ] = "donor",
+    alpha: Annotated[float, typer.Option(help="How much of it: (1 - alpha) of what is there stays.")] = 1.0,
+    reference: Annotated[
+        Path | None, typer.Option(help="For mean and resample: a text file, one prompt a line.")
+    ] = None,
+    tensors: Annotated[
+        Path | None,
+        typer.Option(help="For given and subspace: a safetensors file, tensors named as resid_post.12."),
+    ] = None,
     window: Annotated[
         str | None, typer.Option(help="Layers patched together: 10, or by component, attn_out=10,mlp_out=10.")
     ] = None,
@@ -166,14 +175,15 @@ def trace(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject,
     }  # fmt: skip
-    asked = _pairs(pairs, pair_fields)
+    asked = console.pairs(pairs, pair_fields)
     options = {
         "components": parse.names(components),
         "layers": parse.layers(layers),
         "positions": parse.positions(positions),
         "metric": metric,
         "directions": None if directions is None else parse.names(directions),
-        "noise": parse.noise(noise, draws=draws, seed=noise_seed),
+        "noise": parse.noise(noise, draws=draws, seed=draw_seed, write=write),
+        "write": parse.write(write, alpha=alpha, reference=reference, tensors=tensors, draws=draws, seed=draw_seed),
         "window": parse.window(window),
         "window_sums": window_sums,
         "sever": parse.names(sever or ""),
@@ -190,21 +200,21 @@ def trace(
     }
     if out is not None:
         check_target(out, overwrite=overwrite)  # before the work, not after it
-    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
-        _estimate(loaded, asked, options, as_json=as_json)
+        console.estimate(loaded, asked, options, as_json=as_json)
         return
-    result = _traced(loaded, asked, **options)
+    result = console.traced(loaded, asked, **options)
     if out is not None:
         result.save(out, overwrite=overwrite)
         result.to_html(out / "report.html")
-        _note(f"wrote {out} (the trace) and {out / 'report.html'} (its page)")
+        console.note(f"wrote {out} (the trace) and {out / 'report.html'} (its page)")
     if as_json:
         from causal_tracing.documents import document
 
         print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
     else:
-        _show(result, None)
+        console.show(result, None)
 
 
 @_command
@@ -236,7 +246,7 @@ def attribute(
     from causal_tracing import Pair
     from causal_tracing import attribute as run
 
-    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineNote)  # said below, as a note
         found = run(
@@ -253,9 +263,9 @@ def attribute(
             seed=seed,
         )
     if found.provenance["engine_note"]:
-        _note(f"note: {found.provenance['engine_note']}")
+        console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:
-        _note(f"wrote {found.save(out)}")
+        console.note(f"wrote {found.save(out)}")
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
 
 
@@ -271,7 +281,7 @@ def check(
     """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey."""
     from causal_tracing.engine.check import check as examine_again
 
-    loaded = _load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     checkup = examine_again(loaded)
     if as_json:
         print(json.dumps(checkup.to_dict(), allow_nan=False))
@@ -290,102 +300,3 @@ def report(
     page = out or folder / "report.html"
     open_trace(folder).to_html(page)
     print(page)
-
-
-def _load(name: str, **options: Any) -> "Model":
-    from causal_tracing import load
-
-    model = load(name, **options)
-    for component, reason in model.anatomy.refused:
-        if component in COMPONENTS:  # heads and neurons are an error where they are asked for
-            _note(f"{component} is not offered on this model: {reason}")
-    return model
-
-
-def _traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
-    """The trace, with what was understood shown before it and progress while it runs."""
-    from causal_tracing import preview
-    from causal_tracing import trace as run
-
-    noise = options.get("noise") or options.get("preset")
-    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
-        _note(str(shown))
-    with _progress() as report_progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
-        result = run(model, pairs, **options, progress=report_progress)
-    if result.provenance["engine_note"]:
-        _note(f"note: {result.provenance['engine_note']}")
-    checked = result.provenance["spot_checks"]
-    if checked["cells"]:
-        _note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
-    return result
-
-
-def _estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, as_json: bool) -> None:
-    from causal_tracing import estimate
-
-    found = estimate(model, pairs, **options)
-    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
-
-
-def _show(result: "Trace", page: Path | None) -> None:
-    """Words, then maps; and the page, if one is wanted."""
-    from rich.console import Console
-
-    from causal_tracing.terminal import heat_map
-
-    console = Console(highlight=False, markup=False)
-    console.print(result.summary(), soft_wrap=True)
-    measured = result.measurements
-    for pair in [str(pair) for pair in measured.data.pair.values]:
-        for component in [str(name) for name in measured.data.component.values]:
-            shown = heat_map(
-                measured, component, measured.directions[0], pair=pair, colour=console.color_system is not None
-            )
-            console.print()
-            console.print(shown, soft_wrap=True)
-    if page is not None:
-        result.to_html(page)
-        console.print(f"\nThe page: {page}", soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth of the work."""
-    if not sys.stderr.isatty():
-        reached = -1
-
-        def line(done: int, total: int) -> None:
-            nonlocal reached
-            if (tenth := 10 * done // total) > reached:
-                reached = tenth
-                _note(f"tracing, {10 * tenth} %")
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tracing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _pairs(path: Path | None, given: dict[str, str | None]) -> "list[Pair]":
-    from causal_tracing import Pair, read_pairs
-
-    named = {name: value for name, value in given.items() if value is not None}
-    if path is not None:
-        if named:
-            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
-        return read_pairs(path)
-    missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
-    if missing:
-        raise InvalidOption(
-            f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
-        )
-    return [Pair(**named)]  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,7 @@
-"""What was done, in words: how noise corrupts, which layers a window holds, what is severed."""
+"""What was done, in words: how noise corrupts, what is written at a site, what a window holds, what is severed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import xarray as xr
 
@@ -38,6 +39,19 @@ NOT_SHOWN_WITH_NOISE = (
     "no text does. A corrupt prompt, or other noise, can rank sites otherwise.",
     NOT_SHOWN[-1],
 )
+HOW_TO_READ_ABLATED = (
+    "Disruption: {written} at one site of the clean run; shown is how much of the behaviour is lost. Positive always "
+    "means: supports the clean behaviour. Shares are of the total effect between the two prompts: an ablation can "
+    "take away more than that.",
+    HOW_TO_READ[-1],
+)
+NOT_SHOWN_ABLATED = (
+    "An effect says that the clean run does worse (or better) without what is at this site, not that the site carries "
+    "the difference between the prompts, nor that it stores a fact.",
+    "What is written decides what is measured: zeros, means and activations of other texts can bring the model into "
+    "states that no text does, and each of them can rank sites otherwise.",
+    NOT_SHOWN[-1],
+)
 WINDOWED = (
     "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
     "the sum of what each layer does alone. Where there is no whole window, nothing is measured."
@@ -57,6 +71,8 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     """What the numbers of this trace are."""
     data, record = measurements.data, measurements.provenance
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
+    if ablates(measurements):
+        texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     if "window_first" in data:
         text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
         if not {"restored_sum", "disrupted_sum"} & {*data}:
@@ -75,8 +91,9 @@ def _preset(measurements: Measurements) -> str | None:
 def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     noise = measurements.provenance.get("noise")
+    shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
-    return (f"{few}and there is no interval.", *(NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN))
+    return (f"{few}and there is no interval.", *shown)
 
 
 def against(measurements: Measurements, data: xr.Dataset) -> str:
@@ -120,6 +137,44 @@ def noise_warnings(measurements: Measurements, found: xr.Dataset) -> Iterator[st
         )
 
 
+def _write(measurements: Measurements) -> dict[str, Any]:
+    return measurements.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
+
+
+def ablates(measurements: Measurements) -> bool:
+    """Whether what is at a site is taken away, and nothing of the other prompt put there."""
+    return _write(measurements)["kind"] in ("zero", "mean", "resample")
+
+
+def _written(measurements: Measurements) -> str:
+    """What an ablation writes."""
+    write = _write(measurements)
+    among = f"the reference prompts ({len(write.get('prompts', ()))} in all) that have as many tokens"
+    return {
+        "zero": "zeros are written",
+        "mean": f"the mean activation of {among} is written",
+        "resample": f"the activation of one of {among} is written, at most {_draws(write)} of them in turn,",
+    }[write["kind"]]
+
+
+def _draws(write: Mapping[str, Any]) -> int:
+    return min(write.get("draws", 0), len(write.get("prompts", ())))
+
+
+def write_sentences(measurements: Measurements) -> Iterator[str]:
+    """What is written at a site, where it is not the other run's activation, whole."""
+    write = _write(measurements)
+    part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
+    if ablates(measurements):
+        yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."
+    elif write["kind"] == "given":
+        yield f"Not the other run's activation but a given tensor is written at each site{part}."
+    elif write["kind"] == "subspace":
+        yield f"Only the part of the other run's activation inside a given subspace is written at each site{part}."
+    elif part:
+        yield f"The other run's activation is written at each site{part}."
+
+
 def convention_sentences(measurements: Measurements) -> Iterator[str]:
     """Whose conventions were followed, where they are not ours."""
     if _preset(measurements) != "rome":
@@ -139,8 +194,9 @@ def beside(row: SiteRow, unit: str) -> str:
     if row.window:
         alone = "" if total is None else f"; one at a time they add up to {number(total)} {unit}"
         parts.append(f"It is {row.window} patched together{alone}")
-    if row.restoration_deviation is not None:
-        parts.append(f"Over draws it varies by {number(row.restoration_deviation)} {unit} (standard deviation)")
+    deviation = row.disruption_deviation if row.restoration_deviation is None else row.restoration_deviation
+    if deviation is not None:
+        parts.append(f"Over draws it varies by {number(deviation)} {unit} (standard deviation)")
     for name, left in ((PARTS["attn_out"], row.severed_attn_out), (PARTS["mlp_out"], row.severed_mlp_out)):
         if left is not None:
             parts.append(f"With the later {name} at its token frozen, it brings back {number(left)} {unit}")

@@ -1,17 +1,40 @@
-"""The two kinds of runs that a pair compares: a clean one, and corrupt ones."""
+"""The runs that a pair compares, a clean one and corrupt ones, and what one of them gives to the other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from causal_tracing.edits import Run
+from causal_tracing.edits import Edit, Run
 from causal_tracing.prompts import TokenPair
+from causal_tracing.sites import Site
+from causal_tracing.written import Write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contrast:
-    """A pair's clean run, and its corrupt runs: one, or one a draw where noise corrupts."""
+    """A pair's clean run, and its corrupt runs: one, or one a draw where noise corrupts.
+
+    `write` is what patched sites get, and `reference` the runs that it is read from where it is not the other run.
+    """
 
     clean: Run
     corrupt: tuple[Run, ...]
+    write: Write = field(default_factory=Write)
+    reference: tuple[Run, ...] = ()
+
+    @property
+    def draws(self) -> int:
+        """How many worlds measure one cell, whose mean it is."""
+        return len(self.reference) if self.write.kind == "resample" else len(self.corrupt)
+
+    def sides(self, draw: int, *, restores: bool) -> tuple[Run, Run]:
+        """The base run and the donor of one draw."""
+        corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0]
+        if restores:
+            return corrupt, self.clean
+        return self.clean, self.reference[draw] if self.write.kind == "resample" else corrupt
+
+    def edit(self, site: Site, donor: Run) -> Edit:
+        """What is written at a site."""
+        return Edit(site, self.write.source(site, donor, self.reference), float(self.write.alpha))
 
 
 def of_prompts(pair: TokenPair) -> Contrast:

@@ -80,10 +80,11 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
         found["restoration_sum"] = (data.restored_sum - data.corrupt).where(~raw_only)
     if "disrupted_sum" in data:
         found["disruption_sum"] = (data.clean - data.disrupted_sum).where(~raw_only)
-    if "corrupt_deviation" in data:  # the clean run is the same for every draw
+    if "corrupt_deviation" in data:  # the clean run is the same for every draw of noise
         found["total_effect_deviation"] = data.corrupt_deviation.where(~raw_only)
-    if "restored_deviation" in data:
-        found["restoration_deviation"] = data.restored_deviation.where(~raw_only)
+    for direction, raw in (("restoration", "restored"), ("disruption", "disrupted")):
+        if f"{raw}_deviation" in data:
+            found[f"{direction}_deviation"] = data[f"{raw}_deviation"].where(~raw_only)
     for name in ("window_first", "window_last"):
         if name in data:
             found[name] = data[name]
@@ -92,8 +93,15 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold)
+    found.attrs["write"] = _written(measurements)
     labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
     return found.assign_coords({name: data[name] for name in labels if name in data})
+
+
+def _written(measurements: Measurements) -> str:
+    """What sites get: "donor" is the other run's activation, whole; only that gives both directions a joint meaning."""
+    write = measurements.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
+    return write["kind"] if write["alpha"] == 1 else f"{write['kind']} {write['alpha']:g}"
 
 
 def require_effect(name: str, available: xr.Dataset) -> str:

@@ -90,7 +90,7 @@ def _computed(model: Model, worlds: Sequence[World]) -> int:
 
 def _recordings(job: Job) -> int:
     """Bytes that the recorded runs of one pair take: the stream, keys and values, and what donors are read at."""
-    model, runs = job.model, 1 + max(len(contrast.corrupt) for contrast in job.contrasts)
+    model, runs = job.model, 1 + max(len(contrast.corrupt) + len(contrast.reference) for contrast in job.contrasts)
     longest = max(len(pair.clean.tokens) for pair in job.pairs)
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
     return runs * longest * model.num_layers * 6 * model.config.hidden_size * size

@@ -16,6 +16,7 @@ from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, plan_sweep
 from causal_tracing.units import Neurons, UnitSweep, plan_units
 from causal_tracing.windows import Window
+from causal_tracing.written import ABLATIONS, Write, check_tensors, checked_write, reference_runs
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 ENGINES = ("auto", "packed", "replay")
@@ -39,6 +40,7 @@ class Options:
     window_sums: bool = True
     sever: Sequence[str] = ()
     preset: str | None = None
+    write: str | Write = "donor"
     heads: bool | Sequence[str] = False
     head_positions: str | Sequence[Column] = "each"
     neurons: Neurons = False
@@ -62,6 +64,7 @@ class Options:
             "window_sums": self.window_sums,
             "sever": list(sweep.severed),
             "preset": self.preset,
+            "write": checked_write(self.write).to_dict(),
         }
         if self.heads:
             found["heads"] = ["z"] if self.heads is True else self.heads
@@ -108,7 +111,8 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     require_model(model)
     _check(options)
     options = _preset(options)
-    noise = options.noise
+    noise, write = options.noise, checked_write(options.write)
+    directions = _directions(options, write)
     tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=options.align, noise=noise is not None)
     sweep = plan_sweep(
         model,
@@ -116,7 +120,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         components=options.components,
         layers=options.layers,
         positions=options.positions,
-        directions=_directions(options),
+        directions=directions,
         window=options.window,
         window_sums=options.window_sums,
         sever=options.sever,
@@ -134,7 +138,12 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     )
     named = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
     choice = choose(model, list(dict.fromkeys(named)), options.engine)
+    check_tensors(write, sweep.components, sweep.layers)
+    for units_of in units.values():
+        check_tensors(write, units_of.components, units_of.layers)
     contrasts, record = noised(model, tokens, noise) if noise else ([of_prompts(pair) for pair in tokens], None)
+    both = zip(contrasts, tokens, strict=True)
+    contrasts = [replace(each, write=write, reference=reference_runs(model, pair, write)) for each, pair in both]
     return Job(
         model=model,
         options=options,
@@ -150,7 +159,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
 def _check(options: Options) -> None:
     ranked = [name for name in METRICS if name != "entropy"]
     if options.metric is not None:
-        checks.one_of("metric to trace by", options.metric, ranked)
+        checks.one_of("metric", options.metric, ranked, " to trace by")
     if options.noise is not None and not isinstance(options.noise, Noise):
         raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {options.noise!r}.")
     checks.one_of("engine", options.engine, ENGINES)
@@ -178,8 +187,10 @@ def _preset(options: Options) -> Options:
     return replace(options, noise=ROME_NOISE, window=windows, metric="prob")
 
 
-def _directions(options: Options) -> Sequence[str]:
-    """Both directions, or with noise restoration alone: what a disruption by noise would mean is not defined."""
+def _directions(options: Options, write: Write) -> Sequence[str]:
+    """Both directions, or the one that is defined: of noise restoration, of an ablation disruption."""
+    if write.kind in ABLATIONS:
+        return _ablated(options, write)
     if options.noise is None:
         return DIRECTIONS if options.directions is None else options.directions
     if options.directions is not None and "disruption" in options.directions:
@@ -188,3 +199,14 @@ def _directions(options: Options) -> Sequence[str]:
             'Use directions=["restoration"], or a corrupt prompt.'
         )
     return ("restoration",) if options.directions is None else options.directions
+
+
+def _ablated(options: Options, write: Write) -> Sequence[str]:
+    if options.noise is not None or options.preset is not None:
+        raise InvalidOption(f"write={write.kind!r} takes from the clean run, and noise corrupts: ask for one of them.")
+    if options.sever or (options.directions is not None and "restoration" in options.directions):
+        raise InvalidOption(
+            f"With write={write.kind!r} only disruption is measured: nothing clean is written that could bring "
+            'anything back. Use directions=["disruption"], without sever=.'
+        )
+    return ("disruption",) if options.directions is None else options.directions

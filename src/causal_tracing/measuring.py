@@ -57,7 +57,7 @@ def measure(job: Job, progress: Progress | None) -> Numbers:
 def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
     """Each pair's numbers, a few pairs at a time."""
     engine, budget, total = job.choice.engine, job.options.budget, len(job.pairs)
-    at_once = max(1, PAIRS_AT_ONCE // max(len(contrast.corrupt) for contrast in job.contrasts))
+    at_once = max(1, PAIRS_AT_ONCE // max(contrast.draws for contrast in job.contrasts))
     for start in range(0, total, at_once):
         chunk = range(start, min(start + at_once, total))
         scoring = Scoring(job.model, {number: job.pairs[number] for number in chunk})
@@ -78,6 +78,7 @@ def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
                 scoring,
                 job.sweep,
                 found,
+                draws=job.contrasts[number].draws,
                 values=result.values[mine],
                 structural_zero=result.structural_zero[mine],
                 spread=repeats[own].max(0),
@@ -88,7 +89,7 @@ def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
 def _units(job: Job, sweep: UnitSweep, numbers: Sequence[PairNumbers], progress: Progress) -> Iterator[xr.Dataset]:
     """Each pair's heads or neurons."""
     both = list(zip(job.pairs, job.contrasts, strict=True))
-    total, reached = sum(sweep.cells(pair) * len(contrast.corrupt) for pair, contrast in both), 0
+    total, reached = sum(sweep.cells(pair) * contrast.draws for pair, contrast in both), 0
 
     def done(more: int) -> None:
         nonlocal reached

@@ -1,11 +1,13 @@
 """What the texts of the command line mean."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing.errors import InvalidOption
 
 if TYPE_CHECKING:
     from causal_tracing.noise import Noise
+    from causal_tracing.written import Write
 
 
 def names(text: str) -> list[str]:
@@ -64,12 +66,20 @@ def neurons(text: str | None) -> bool | dict[int, list[int]]:
     return found
 
 
-def noise(text: str | None, *, draws: int | None, seed: int | None) -> "Noise | None":
+def drawn(draws: int | None, seed: int | None) -> dict[str, Any]:
+    """What was said of draws, by the names that Noise and Write have for it."""
+    return {name: value for name, value in (("draws", draws), ("seed", seed)) if value is not None}
+
+
+def noise(text: str | None, *, draws: int | None, seed: int | None, write: str) -> "Noise | None":
     """3sigma as so many standard deviations of the embedding, a number as the noise's own. Raises InvalidOption."""
-    given: dict[str, Any] = {name: value for name, value in (("draws", draws), ("seed", seed)) if value is not None}
+    given = drawn(draws, seed)
     if text is None:
-        if given:
-            raise InvalidOption("--draws and --noise-seed say how --noise is drawn. Give --noise too, such as 3sigma.")
+        if given and write != "resample":
+            raise InvalidOption(
+                "--draws and --draw-seed say how noise or a reference is drawn. Give --noise too, such as 3sigma, or "
+                "--write resample."
+            )
         return None
     from causal_tracing.noise import Noise
 
@@ -81,6 +91,48 @@ def noise(text: str | None, *, draws: int | None, seed: int | None) -> "Noise | 
     if relative:
         return Noise(scale=strength, **given)
     return Noise(scale=1.0, sigma=strength, **given)
+
+
+def write(
+    kind: str, *, alpha: float, reference: Path | None, tensors: Path | None, draws: int | None, seed: int | None
+) -> "Write":
+    """What is written, with the prompts and tensors of its files. Raises InvalidOption."""
+    from causal_tracing.written import Write
+
+    return Write(
+        kind,
+        alpha=alpha,
+        prompts=[] if reference is None else _lines(reference),
+        tensors={} if tensors is None else _tensors(tensors),
+        **(drawn(draws, seed) if kind == "resample" else {}),
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts of a file, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOption(f"--reference {path} cannot be read: {error}") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def _tensors(path: Path) -> dict[tuple[str, int], Any]:
+    """The tensors of a safetensors file, named as in resid_post.12."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InvalidOption(f"--tensors {path} cannot be read as safetensors: {error}") from None
+    named = {}
+    for name, tensor in found.items():
+        component, _, layer = name.rpartition(".")
+        if not component or not layer.isdigit():
+            raise InvalidOption(f"--tensors {path}: {name!r} names no place. Name tensors such as resid_post.12.")
+        named[component, int(layer)] = tensor
+    return named
 
 
 def window(text: str | None) -> int | dict[str, int]:

@@ -62,7 +62,8 @@ def pair_to_dict(pair: Pair) -> dict[str, Any]:
 def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> str | None:
     """The command line that makes the result again; None for a model that was handed in from memory.
 
-    Several pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line.
+    Several pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line; `reference.txt` holds
+    the reference prompts of the options, one a line, and `tensors.safetensors` the tensors given.
     """
     if model.source.get("kind") in (None, "memory"):
         return None
@@ -83,7 +84,7 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         words += [f"--{name}", ",".join(map(str, options[name]))]
     positions = options["positions"]
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
-    words += _changes(options) + _units(options)
+    words += _changes(options) + _written(options["write"]) + _units(options)
     for name in ("metric", "budget", "engine"):
         if not (name == "metric" and options["preset"]) and options[name] not in (None, "auto"):
             words += [f"--{name}", str(options[name])]
@@ -99,13 +100,25 @@ def _changes(options: Mapping[str, Any]) -> list[str]:
         words, window = [], options["window"]
         if noise := options["noise"]:
             strength = f"{noise['scale']}sigma" if noise["sigma"] is None else str(noise["scale"] * noise["sigma"])
-            words += ["--noise", strength, "--draws", str(noise["draws"]), "--noise-seed", str(noise["seed"])]
+            words += ["--noise", strength, "--draws", str(noise["draws"]), "--draw-seed", str(noise["seed"])]
         if window != 1:
             widths = [f"{name}={width}" for name, width in window.items()] if isinstance(window, Mapping) else [window]
             words += ["--window", ",".join(map(str, widths))]
     if options["sever"]:
         words += ["--sever", ",".join(options["sever"])]
     return words if options["window_sums"] else [*words, "--no-window-sums"]
+
+
+def _written(write: Mapping[str, Any]) -> list[str]:
+    """What is written, where it is not the other run's activation; prompts and tensors as files of these names."""
+    words = [] if write["kind"] == "donor" else ["--write", write["kind"]]
+    if write["alpha"] != 1:
+        words += ["--alpha", str(write["alpha"])]
+    if "prompts" in write:
+        words += ["--reference", "reference.txt"]
+    if "draws" in write:
+        words += ["--draws", str(write["draws"]), "--draw-seed", str(write["seed"])]
+    return [*words, "--tensors", "tensors.safetensors"] if "tensors" in write else words
 
 
 def _units(options: Mapping[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from causal_tracing.conditions import (
     noise_sentences,
     noise_warnings,
     not_shown,
+    write_sentences,
 )
 from causal_tracing.effects import effects
 from causal_tracing.errors import InvalidOption, nearest
@@ -75,12 +76,13 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
         total=_total(found),
         run=_run(measurements),
         sentences=(
-            *_carried(found),
+            *(_carried(found) if found.attrs["write"] == "donor" else ()),
             *_best(found),
             *_together(found),
             *noise_sentences(measurements, found),
+            *write_sentences(measurements),
             *convention_sentences(measurements),
-            *_usual(found),
+            *(_usual(found) if found.attrs["write"] == "donor" else ()),
             *_units(parts),
         ),
         sites=rows,
@@ -117,7 +119,8 @@ def overview(measurements: Measurements, *, metric: str | None = None) -> str:
         warnings = _warnings(measurements, measurements.data.sel(pair=pair), found)
         lines += [f"    Warning: {warning}" for warning in warnings]
         lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
-    lines += [f"\n{sentence}" for sentence in convention_sentences(measurements)]
+    said = (*write_sentences(measurements), *convention_sentences(measurements))
+    lines += [f"\n{sentence}" for sentence in said]
     return "\n".join([*lines, "", "Each pair stands for itself: nothing here is averaged. Choose one with pair=."])
 
 
@@ -178,7 +181,7 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
     if component is None or len(found.position) < 2 or len(found.layer) < 2:
         return
     stream = found.sel(component=component)
-    effect = stream[shown_first(found)].where(stream.status.isin(["ok", "cut"]))
+    effect = _towards(found, stream).where(stream.status.isin(["ok", "cut"]))
     layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
     peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
     parts = []
@@ -191,6 +194,11 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
     if parts:
         listed = ", ".join(parts[:-1]) + f", and {parts[-1]}" if len(parts) > 1 else parts[0]
         yield f"In the residual stream ({component}), the difference rides most strongly {listed}."
+
+
+def _towards(found: xr.Dataset, stream: xr.Dataset) -> xr.DataArray:
+    """The effects as they go the way of the total effect, which is negative where the clean run does worse."""
+    return stream[shown_first(found)] * np.sign(found.total_effect.item())
 
 
 def _peak(effect: xr.DataArray) -> int | str:
@@ -286,7 +294,7 @@ def _usual(found: xr.Dataset) -> Iterator[str]:
     if "subject_last" not in roles or component is None or not by_token or len(found.layer) < 3:
         return
     stream = found.sel(component=component)
-    effect = stream[shown_first(found)].where(stream.status == "ok")
+    effect = _towards(found, stream).where(stream.status == "ok")
     seen = []
     usual = (("early", ("subject",)), ("middle", ("subject_last",)), ("late", ("last",)))
     for (part, expected), layers in zip(usual, np.array_split(found.layer.values, 3), strict=True):

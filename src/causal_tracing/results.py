@@ -8,7 +8,8 @@ The dataset holds raw numbers of the metrics; `effects.py` makes effects of them
     restored, disrupted    (metric, pair, component, layer, position)  the patched runs (only the directions asked for)
     restored_sum, disrupted_sum  what each layer of a window adds alone, added up (where windows are wider than 1)
     restored_severed_attn_out, restored_severed_mlp_out  restored, with the attention or MLPs behind it frozen
-    corrupt_deviation, restored_deviation  standard deviation over draws of noise, of the corrupt run and the effect
+    corrupt_deviation, restored_deviation, disrupted_deviation  standard deviation over draws, of the corrupt runs
+                           and the effects (where noise or donors are drawn)
     window_first, window_last  (component, layer)   the layers patched together; −1 where there is no whole window
     structural_zero, cut, unpaired  (pair, component, layer, position)
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end

@@ -10,7 +10,7 @@ UNITS = ("head", "neuron")
 # What is known of a site where windows, noise or severing were asked for.
 BESIDE = (
     *("window_first", "window_last", "restoration_sum", "disruption_sum"),
-    *("restoration_deviation", "severed_attn_out", "severed_mlp_out"),
+    *("restoration_deviation", "disruption_deviation", "severed_attn_out", "severed_mlp_out"),
 )
 
 
@@ -39,6 +39,7 @@ class SiteRow:
     restoration_sum: float | None = None
     disruption_sum: float | None = None
     restoration_deviation: float | None = None
+    disruption_deviation: float | None = None
     severed_attn_out: float | None = None
     severed_mlp_out: float | None = None
 
@@ -122,7 +123,7 @@ def shown_first(found: xr.Dataset) -> str:
 
 
 def site_row(found: xr.Dataset, component: str, layer: int, position: int | str, unit: int | None = None) -> SiteRow:
-    """The row of one site of one pair and metric."""
+    """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
     cell = found.sel(component=component, layer=layer, position=position)
     cell = cell if unit is None else cell.sel({_unit_dim(found): unit})
 
@@ -147,7 +148,7 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
         interaction=value("interaction"),
         restored_fraction=restored,
         lost_fraction=lost,
-        pattern=pattern(restored, lost),
+        pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
         **{name: value(name) for name in BESIDE if not name.startswith("window")},
         **{name: int(cell[name]) for name in ("window_first", "window_last") if name in cell},
     )

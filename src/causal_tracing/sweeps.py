@@ -3,7 +3,7 @@
 A cell is (arm, component, layer, column). A column is a token position, a role, or all positions together; a role's
 cell is the mean over one world for each of its tokens. The arms: restoration and disruption; for windows of layers
 the sum of what each of their layers does alone (`_sum`); and restoration of the stream with the MLPs or the attention
-behind it severed. Where noise corrupts, every cell has a world for each draw.
+behind it severed. Where noise corrupts, or donors are drawn, every cell has a world for each draw.
 """
 
 from collections.abc import Iterator, Sequence
@@ -111,41 +111,49 @@ def cells(
 ) -> Iterator[Cell]:
     """Every world of the pair's map (of these arms); `number` is the pair's, by which its logits are measured."""
     readout = (len(contrast.clean.tokens) - 1,)
-    for draw, corrupt in enumerate(contrast.corrupt):
+    for draw in range(contrast.draws):
         for arm in sweep.arms if arms is None else arms:
-            restores = not arm.startswith("disruption")
-            base, donor = (corrupt, contrast.clean) if restores else (contrast.clean, corrupt)
+            base, donor = contrast.sides(draw, restores=not arm.startswith("disruption"))
             for c, component in enumerate(sweep.components):
                 for n, layer in enumerate(sweep.layers):
                     for k, column in enumerate(sweep.columns):
                         for positions in patched_together(pair, column):
-                            for edits in _edits(sweep, arm, component, layer, positions, base, donor):
+                            for edits in _edits(sweep, contrast, arm, component, layer, positions, base, donor):
                                 world = World(base, edits, readout, number)
                                 yield Cell(arm=arm, draw=draw, component=c, layer=n, column=k, world=world)
 
 
 def _edits(
-    sweep: Sweep, arm: str, component: str, layer: int, positions: Sequence[int], base: Run, donor: Run
+    sweep: Sweep,
+    contrast: Contrast,
+    arm: str,
+    component: str,
+    layer: int,
+    positions: Sequence[int],
+    base: Run,
+    donor: Run,
 ) -> Iterator[tuple[Edit, ...]]:
     """The edits of each world of a cell: none where there is no such cell."""
     layers = sweep.windows.layers(component, layer)
+
+    def patched(layers: Sequence[int]) -> tuple[Edit, ...]:
+        return tuple(contrast.edit(site, donor) for site in _sites(component, layers, positions))
+
     if arm.endswith("_sum"):
         if len(layers) > 1:
-            yield from (tuple(_patches(component, [one], positions, donor)) for one in layers)
+            yield from (patched([one]) for one in layers)
     elif arm.startswith("severed_"):
         part = arm.removeprefix("severed_")
         if component in RESIDUAL and layers:
             behind = range(_first_behind(component, layers[-1], part), sweep.windows.num_layers)
-            frozen = _patches(part, behind, positions, base)
-            yield (*_patches(component, layers, positions, donor), *frozen)
+            frozen = (Edit(site, From(base, site.position)) for site in _sites(part, behind, positions))
+            yield (*patched(layers), *frozen)
     elif layers:
-        yield tuple(_patches(component, layers, positions, donor))
+        yield patched(layers)
 
 
-def _patches(component: str, layers: Sequence[int], positions: Sequence[int], donor: Run) -> Iterator[Edit]:
-    for layer in layers:
-        for position in positions:
-            yield Edit(Site(component, layer, position), From(donor, position))
+def _sites(component: str, layers: Sequence[int], positions: Sequence[int]) -> list[Site]:
+    return [Site(component, layer, position) for layer in layers for position in positions]
 
 
 def _first_behind(component: str, layer: int, part: str) -> int:

@@ -28,6 +28,7 @@ from causal_tracing.sweeps import Column
 from causal_tracing.traces import Trace
 from causal_tracing.units import Neurons, unit_table
 from causal_tracing.windows import Window
+from causal_tracing.written import Write
 
 
 def trace(
@@ -45,6 +46,7 @@ def trace(
     window_sums: bool = True,
     sever: Sequence[str] = (),
     preset: str | None = None,
+    write: str | Write = "donor",
     heads: bool | Sequence[str] = False,
     head_positions: str | Sequence[Column] = "each",
     neurons: Neurons = False,
@@ -65,6 +67,10 @@ def trace(
     together (one number, or by component), and `window_sums` measures each of them alone beside it. `sever` freezes
     "mlp_out" or "attn_out" behind a restored state. `preset="rome"` sets noise, windows and metric as ROME's code does.
 
+    `write` is what a patched site gets: the other run's activation ("donor"), or another kind or a `Write`:
+    "zero", the mean over reference prompts, a resampled one, a part of it (alpha), a given tensor or subspace. Zeros,
+    means and resampled activations go into the clean run: disruption alone.
+
     `heads` adds maps of single heads: True for their outputs z, or names of q, k, v, pattern, z;
     `neurons` of single neurons: True for all of the layers, or a mapping from layer to neurons; both at positions of
     their own. `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
@@ -81,6 +87,7 @@ def trace(
         window_sums=window_sums,
         sever=sever,
         preset=preset,
+        write=write,
         heads=heads,
         head_positions=head_positions,
         neurons=neurons,

@@ -14,7 +14,7 @@ import xarray as xr
 
 from causal_tracing import checks
 from causal_tracing.contrasts import Contrast
-from causal_tracing.edits import Edit, From, World
+from causal_tracing.edits import World
 from causal_tracing.engine.check import prove
 from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS
@@ -174,15 +174,15 @@ class UnitCell:
 def unit_cells(pair: TokenPair, contrast: Contrast, sweep: UnitSweep, number: int) -> Iterator[UnitCell]:
     """Every world of the pair's heads or neurons, layer by layer."""
     readout = (len(contrast.clean.tokens) - 1,)
-    for direction, corrupt in product(sweep.directions, contrast.corrupt):
-        base, donor = (corrupt, contrast.clean) if direction == "restoration" else (contrast.clean, corrupt)
+    for direction, draw in product(sweep.directions, range(contrast.draws)):
+        base, donor = contrast.sides(draw, restores=direction == "restoration")
         for c, component in enumerate(sweep.components):
             for n, layer in enumerate(sweep.layers):
                 for k, column in enumerate(sweep.columns):
                     for positions in patched_together(pair, column):
                         for unit in sweep.units[component][layer]:
                             sites = [Site(component, layer, p, unit) for p in positions]
-                            edits = tuple(Edit(site, From(donor, site.position)) for site in sites)
+                            edits = tuple(contrast.edit(site, donor) for site in sites)
                             world = World(base, edits, readout, number)
                             yield UnitCell(direction=direction, at=(c, n, unit, k), world=world)
 

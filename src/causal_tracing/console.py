@@ -1,0 +1,120 @@
+"""What the commands share: models and pairs as they are named, a trace with what is said around it, the screen."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from causal_tracing.errors import EngineNote, InvalidOption
+from causal_tracing.sites import COMPONENTS
+
+if TYPE_CHECKING:
+    from causal_tracing.model import Model
+    from causal_tracing.prompts import Pair
+    from causal_tracing.traces import Trace
+
+
+def load(name: str, **options: Any) -> "Model":
+    """The model by its name; what it does not offer is said."""
+    from causal_tracing import load as open_model
+
+    model = open_model(name, **options)
+    for component, reason in model.anatomy.refused:
+        if component in COMPONENTS:  # heads and neurons are an error where they are asked for
+            note(f"{component} is not offered on this model: {reason}")
+    return model
+
+
+def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
+    """The trace, with what was understood shown before it and progress while it runs."""
+    from causal_tracing import preview
+    from causal_tracing import trace as run
+
+    noise = options.get("noise") or options.get("preset")
+    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
+        note(str(shown))
+    with progress() as report_progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+        result = run(model, pairs, **options, progress=report_progress)
+    if result.provenance["engine_note"]:
+        note(f"note: {result.provenance['engine_note']}")
+    checked = result.provenance["spot_checks"]
+    if checked["cells"]:
+        note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
+    return result
+
+
+def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, as_json: bool) -> None:
+    """Prints what a trace would take."""
+    from causal_tracing import estimate as run
+
+    found = run(model, pairs, **options)
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
+
+
+def show(result: "Trace", page: Path | None) -> None:
+    """Words, then maps; and the page, if one is wanted."""
+    from rich.console import Console
+
+    from causal_tracing.terminal import heat_map
+
+    console = Console(highlight=False, markup=False)
+    console.print(result.summary(), soft_wrap=True)
+    measured = result.measurements
+    for pair in [str(pair) for pair in measured.data.pair.values]:
+        for component in [str(name) for name in measured.data.component.values]:
+            shown = heat_map(
+                measured, component, measured.directions[0], pair=pair, colour=console.color_system is not None
+            )
+            console.print()
+            console.print(shown, soft_wrap=True)
+    if page is not None:
+        result.to_html(page)
+        console.print(f"\nThe page: {page}", soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth of the work."""
+    if not sys.stderr.isatty():
+        reached = -1
+
+        def line(done: int, total: int) -> None:
+            nonlocal reached
+            if (tenth := 10 * done // total) > reached:
+                reached = tenth
+                note(f"tracing, {10 * tenth} %")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tracing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def note(text: str) -> None:
+    """A line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def pairs(path: Path | None, given: dict[str, str | None]) -> "list[Pair]":
+    """The pairs of a file, or the one whose fields were given. Raises InputError."""
+    from causal_tracing import Pair, read_pairs
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if path is not None:
+        if named:
+            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
+        return read_pairs(path)
+    missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
+    if missing:
+        raise InvalidOption(
+            f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
+        )
+    return [Pair(**named)]  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,8 @@
 """Estimates by gradient: gradients against bare autograd, the laws of estimates, and the checks that go with them."""
 
+import html
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -304,9 +306,35 @@ def test_nothing_is_lost_in_a_file(model, tmp_path):
     opened = Attribution.open(found.save(tmp_path / "screen.json"))
     assert np.argwhere(np.isnan(opened.estimates["z"].values)).tolist() == [[0, 2, 1]]
     assert [path.name for path in tmp_path.iterdir()] == ["screen.json"]
+    content = (tmp_path / "screen.json").read_text()
+    (tmp_path / "screen.json").write_text(content.replace('"layer": 0', '"layer": 1', 1))
+    with pytest.raises(InvalidResults, match="its content is not what was written"):
+        Attribution.open(tmp_path / "screen.json")
     (tmp_path / "screen.json").write_text("{}")
     with pytest.raises(InvalidResults, match="is no saved attribution"):
         Attribution.open(tmp_path / "screen.json")
+
+
+def test_the_page_shows_every_patched_site_and_what_is_known_of_the_rest(model, tmp_path):
+    found = ct.attribute(model, PAIR, components=["mlp_out", "z"], verify=3, sample=4)
+    page = found.to_html(tmp_path / "screen.html")
+    assert (tmp_path / "screen.html").read_text(encoding="utf-8") == page
+    marks = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)"', page)
+    assert len(marks) == len(found.checked) == 14
+    assert sorted(why for why, _, _ in marks) == sorted(one.why for one in found.checked)
+    for name in ("mlp_out", "z"):
+        mine = [one for one in found.checked if one.site.component == name]
+        figure = next(part for part in page.split("<figure>") if f"of {name}" in part)
+        drawn = re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', figure)
+        places = np.array([[float(x), float(y)] for x, y in drawn])
+        exact, estimate = np.array([one.exact for one in mine]), np.array([one.estimate for one in mine])
+        scale = max(abs(exact).max(), abs(estimate).max())  # both axes have one scale, upwards and to the right
+        assert_allclose(places[:, 0], 130 + 96 * exact / scale, rtol=0, atol=0.06)
+        assert_allclose(places[:, 1], 130 - 96 * estimate / scale, rtol=0, atol=0.06)
+        assert f"Pearson {found.agreement.pearson[name]:.2f}".replace("-", "−") in figure
+    assert all(html.escape(sentence) in page for sentence in found._left_out())
+    assert "<script" not in page
+    assert "default-src 'none'; style-src 'sha256-" in page
 
 
 def test_attribution_patching_takes_two_forwards(model, monkeypatch):
@@ -350,7 +378,7 @@ def test_an_engine_that_is_not_used_is_said():
     ("options", "error", "message"),
     [
         ({"method": "atlas"}, InvalidOption, "There is no method 'atlas'"),
-        ({"metric": "neg_rank"}, InvalidOption, "There is no metric that has a gradient 'neg_rank'"),
+        ({"metric": "neg_rank"}, InvalidOption, "There is no metric 'neg_rank' that has a gradient"),
         ({"steps": 0}, InvalidOption, "steps= must be a whole number of at least 1"),
         ({"verify": 0}, InvalidOption, "estimates are always checked"),
         ({"sample": 0}, InvalidOption, "estimates are always checked"),

@@ -32,7 +32,7 @@ FLOORS = [
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
-    [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*"], ["screens", "attribution"]],
+    [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*", "screens", "attribution"]],
     [["traces", "tracing"]],
     [["parse", "console", "cli"]],
 ]

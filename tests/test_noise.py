@@ -1,6 +1,7 @@
 """Noise on the subject, windows of layers, severed effects: against bare hooks written here, and the laws of noise."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
@@ -355,15 +357,22 @@ def test_the_words_of_several_prompts_say_whose_noise_it_was(model):
     assert "windows of 10" not in said  # no component of this trace has any
 
 
-def test_a_total_effect_that_its_draws_cannot_tell_from_none_is_said(model, trace):
+def test_fractions_are_undefined_where_the_draws_cannot_tell_the_total_effect_from_none(model, trace):
     found = trace.effects.sel(metric="logit_diff", pair="pair-0")
-    assert abs(found.total_effect) > found.total_effect_deviation / np.sqrt(NOISE.draws)  # but not twice as much:
-    assert abs(found.total_effect) < 2 * found.total_effect_deviation / np.sqrt(NOISE.draws)
-    assert "it cannot be told from none, and shares of it mean little" in trace.summary()
-    certain = ct.trace(model, PAIR, noise=ct.Noise(scale=0.3, draws=4), components=["resid_post"])
-    found = certain.effects.sel(metric="log_prob", pair="pair-0")
-    clear = bool(abs(found.total_effect) >= 2 * found.total_effect_deviation / 2)
-    assert ("cannot be told from none" in certain.summary(metric="log_prob")) != clear
+    drawn = np.array([baselines(model.network, rows(model))])
+    interval = stats.t.interval(0.95, 3, logit_diff(model.network) - drawn.mean(), drawn.std(ddof=1) / 2)
+    assert interval[0] < 0 < interval[1]
+    assert np.isnan(found.restored_fraction).all()
+    assert found.restoration.notnull().any()
+    assert f"{found.total_effect.item():.2g} ± {(interval[1] - interval[0]) / 2:.2g}) contains 0" in trace.summary()
+    with torch.no_grad():  # noise can only make the model's first choice less likely
+        first_choice = WORDS.decode([int(model.network(ids(PROMPT)).logits[0, -1].argmax())])
+    sure = replace(PAIR, answer=first_choice)
+    clear = ct.trace(model, sure, noise=ct.Noise(scale=3.0, draws=20), components=["resid_post"], metric="log_prob")
+    found = clear.effects.sel(metric="log_prob", pair="pair-0")
+    assert found.total_effect > 2.1 * found.total_effect_deviation / 20**0.5
+    assert found.restored_fraction.notnull().any()
+    assert "Fractions are undefined" not in clear.summary()
 
 
 def test_the_table_has_what_windows_and_noise_add_where_they_were_asked_for(model, trace):

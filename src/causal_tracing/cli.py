@@ -240,6 +240,7 @@ def attribute(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page to write: agreement, scatter, sites.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
@@ -266,6 +267,9 @@ def attribute(
         console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:
         console.note(f"wrote {found.save(out)}")
+    if page is not None:
+        found.to_html(page)
+        console.note(f"wrote {page}")
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
 
 

@@ -125,18 +125,6 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
     )
 
 
-def noise_warnings(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
-    """Whether a total effect can be told from none, by its draws: their mean's standard error, twice."""
-    if "total_effect_deviation" not in found:
-        return
-    error = found.total_effect_deviation.item() / measurements.provenance["noise"]["draws"] ** 0.5
-    if abs(found.total_effect.item()) < 2 * error:
-        yield (
-            f"Over draws the total effect has a standard error of {number(error)} {found.unit.item()}: it cannot be "
-            "told from none, and shares of it mean little. Use more draws or stronger noise."
-        )
-
-
 def _write(measurements: Measurements) -> dict[str, Any]:
     return measurements.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
 

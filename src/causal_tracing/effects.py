@@ -63,7 +63,8 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     total = (data.clean - data.corrupt).where(~raw_only)
     found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total})
     threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
-    divisor = total.where(abs(total) > threshold)
+    uncertain = _half_interval(measurements)
+    divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
     if "restored" in data:
         found["restoration"] = (data.restored - data.corrupt).where(~raw_only)
         found["bypass_given_restored"] = (data.clean - data.restored).where(~raw_only)
@@ -92,7 +93,7 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
         found["interaction"] = found.disruption - found.restoration
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
-    found["fraction_reason"] = _fraction_reason(total, threshold)
+    found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
     found.attrs["write"] = _written(measurements)
     labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
     return found.assign_coords({name: data[name] for name in labels if name in data})
@@ -156,14 +157,30 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
     return reasons
 
 
-def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
+def _half_interval(measurements: Measurements) -> xr.DataArray:
+    """Half of the total effect's 95 % interval over draws of noise (Student's t); 0 where nothing was drawn."""
+    data = measurements.data
+    if "corrupt_deviation" not in data:
+        return xr.zeros_like(data.clean)
+    from scipy import stats
+
+    draws = measurements.provenance["noise"]["draws"]
+    return data.corrupt_deviation / draws**0.5 * float(stats.t.ppf(0.975, draws - 1))
+
+
+def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray, uncertain: xr.DataArray) -> xr.DataArray:
     reasons = xr.full_like(total, "", dtype=object)
     for index in np.ndindex(*total.shape):
-        size, bound = abs(total.values[index]), threshold.values[index]
-        if size <= bound:
+        effect, bound, half = (array.values[index] for array in (total, threshold, uncertain))
+        if abs(effect) <= bound:
             reasons.values[index] = (
-                f"the total effect ({size:.2g}) is not larger than {bound:.2g}: repeats of the unedited runs differ "
-                "so much that a fraction would be off by more than 0.01"
+                f"the total effect ({abs(effect):.2g}) is not larger than {bound:.2g}: repeats of the unedited runs "
+                "differ so much that a fraction would be off by more than 0.01"
+            )
+        elif abs(effect) <= half:
+            reasons.values[index] = (
+                f"the total effect's 95 % interval over draws ({effect:.2g} ± {half:.2g}) contains 0: use more draws "
+                "or stronger noise"
             )
     return reasons
 

@@ -20,7 +20,6 @@ from causal_tracing.conditions import (
     convention_sentences,
     how_to_read,
     noise_sentences,
-    noise_warnings,
     not_shown,
     write_sentences,
 )
@@ -318,7 +317,6 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."
-    yield from noise_warnings(measurements, found)
     difference = measurements.provenance["spot_checks"]["largest_difference"]
     if difference is not None and difference > LARGE_SPOT_DIFFERENCE:
         yield f"Cells that were run again alone differ by up to {difference:.2g}: do not trust digits beyond that."

@@ -1,5 +1,6 @@
 """The result of a screen by gradient: estimates, what was patched to check them, and how far both agree."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -121,10 +122,9 @@ class Attribution:
     def summary(self) -> str:
         """What was estimated, how it was checked, and how far it can be believed."""
         record = self.provenance
-        how = "attribution patching" if record["method"] == "atp" else f"integrated gradients, {record['steps']} steps"
         lines = [
             f"{record['clean']} →{record['answer']}   against   {record['corrupt']}",
-            f"estimated {self.direction} ({how}, {record['metric']}) · {record['model']}",
+            f"estimated {self.direction} ({self._how}, {record['metric']}) · {record['model']}",
             "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
             "",
             f"{'component':12}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
@@ -139,6 +139,11 @@ class Attribution:
         strongest = sorted(self.checked, key=lambda one: -abs(one.exact))[:SHOWN]
         lines += [f"{self._named(one.site):44}{one.exact:>10.2f}{one.estimate:>10.2f}" for one in strongest]
         return "\n".join(lines)
+
+    @property
+    def _how(self) -> str:
+        record = self.provenance
+        return "attribution patching" if record["method"] == "atp" else f"integrated gradients, {record['steps']} steps"
 
     def _named(self, site: Site) -> str:
         kind = "neuron" if site.component == "neurons" else "head"
@@ -174,6 +179,13 @@ class Attribution:
         panels[0][0].legend(fontsize=8)
         return figure
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A page without script: agreement, scatter, what was patched; also written to `path`. Raises MachineError."""
+        from causal_tracing.report.screen_page import screen_page
+
+        names = [self._named(one.site) for one in self.checked]
+        return screen_page(self.to_dict(), names, list(self._left_out()), self._how, path)
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; undefined numbers are null."""
         agreement = self.agreement.reset_index().to_dict("records")
@@ -196,7 +208,8 @@ class Attribution:
     def save(self, path: str | Path) -> Path:
         """Writes one JSON file, whole or not at all. Raises MachineError."""
         path = Path(path)
-        content = json.dumps(self.to_dict(), allow_nan=False)
+        found = self.to_dict()
+        content = json.dumps(found | {"sha256": _digest(found)}, allow_nan=False)
         try:
             with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as scratch:
                 written = Path(scratch) / path.name
@@ -211,6 +224,8 @@ class Attribution:
         """What `save` wrote. Raises InvalidResults."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if found.pop("sha256") != _digest(found):
+                raise ValueError("its content is not what was written")
             rows = [dict(row) for row in found["verified"]]
             checked = [
                 Checked(
@@ -228,6 +243,10 @@ class Attribution:
 
     def __repr__(self) -> str:
         return self.summary()
+
+
+def _digest(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:

@@ -31,40 +31,43 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
     shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown]
-    style, script = _part("page.css"), _part("units.js") + _part("page.js")
-    page = Template(_part("page.html")).substitute(
-        policy=_policy(style, script),
+    style, script = part("page.css"), part("units.js") + part("page.js")
+    page = Template(part("page.html")).substitute(
+        policy=policy(style, script),
         title=escape(visible(readings[0].headline)),
         style=style,
         script=script,
-        units="".join(_part(f"{name}.html") for name in measurements.tables[1:]),
+        units="".join(part(f"{name}.html") for name in measurements.tables[1:]),
         stories="\n".join(_story(reading, hidden=n > 0) for n, reading in enumerate(readings))
         + _left_out(measurements),
         tables="\n".join(_tables(measurements, reading, hidden=n > 0) for n, reading in enumerate(readings)),
-        how_to_read=_list(readings[0].how_to_read),
-        caveats=_list(readings[0].caveats),
+        how_to_read=list_of(readings[0].how_to_read),
+        caveats=list_of(readings[0].caveats),
         provenance=escape(_provenance(measurements)),
         data=_json(_data(measurements, shown)),
     )
     if path is not None:
-        _write(Path(path), page)
+        write(Path(path), page)
     return page
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of this folder, as text."""
     return files("causal_tracing.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _policy(style: str, script: str) -> str:
-    hashes = {
-        name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for name, text in (("style", style), ("script", script))
-    }
-    allowed = "; ".join(f"{name}-src 'sha256-{digest}'" for name, digest in hashes.items())
+def policy(style: str, script: str = "") -> str:
+    """A content policy that allows this style and this script, by their hashes, and nothing else."""
+    allowed = "; ".join(f"{name}-src '{_hash(text)}'" for name, text in (("style", style), ("script", script)) if text)
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _write(path: Path, page: str) -> None:
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def write(path: Path, page: str) -> None:
+    """Writes a page, whole or not at all. Raises MachineError."""
     try:
         handle, scratch = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
         try:
@@ -86,13 +89,13 @@ def _story(reading: Reading, *, hidden: bool) -> str:
     warnings = "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in reading.warnings)
     return (
         f'<div class="story" data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f"<h1>{_prompt(clean)}<small>against {_prompt(corrupt)}</small></h1>"
+        f"<h1>{prompt(clean)}<small>against {prompt(corrupt)}</small></h1>"
         f'<p class="finding">{escape(visible(finding))}</p>'
         f'<p class="total">{escape(reading.total)} · {escape(reading.run)}</p>{warnings}</div>'
     )
 
 
-def _prompt(text: str) -> str:
+def prompt(text: str) -> str:
     """A prompt, with what follows it set apart."""
     prompt, arrow, answer = visible(text).rpartition(" →")
     return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
@@ -107,7 +110,7 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     data = measurements.data.sel(pair=reading.pair)
     unit = data.unit.sel(metric=measurements.metric).item()
     rows = "".join(_site(row) for row in reading.sites)
-    words = _list(tuple(visible(text) for text in reading.sentences[1:]))
+    words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
     noised = bool(measurements.provenance.get("noise"))
     choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
@@ -138,7 +141,8 @@ def _choices(data: xr.Dataset, name: str, called: str) -> str:
     return f"<div><p><strong>{called}</strong> <code>{prompt}</code> →</p><ol>{items}</ol></div>"
 
 
-def _list(texts: tuple[str, ...]) -> str:
+def list_of(texts: tuple[str, ...]) -> str:
+    """Texts as a list; they are escaped here."""
     return f'<ul class="notes">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
 
 

@@ -14,8 +14,12 @@ from causal_tracing.model import Model
 from causal_tracing.noise import draws
 from causal_tracing.prompts import tokenize
 
-PROMPT, SUBJECT, ANSWER = "The Colosseum is located in the city of", "The Colosseum", " Rome"
-PAIR = ct.Pair(clean=PROMPT, answer=ANSWER, subject=SUBJECT)
+PROMPTS = (  # the demo model gets the second one wrong
+    ("The Colosseum is located in the city of", "The Colosseum", " Rome"),
+    ("The Space Needle is in downtown", "The Space Needle", " Seattle"),
+    ("The Eiffel Tower is located in the city of", "The Eiffel Tower", " Paris"),
+    ("When Mary and John went to the store, John gave a drink to", "Mary", " Mary"),
+)
 MODULES = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # probability
 
@@ -23,12 +27,13 @@ TOLERANCE = 1e-4  # probability
 class ByHand:
     """The noised runs as one batch, a row a draw, with bare hooks on the network's own modules."""
 
-    def __init__(self, model: Model, noise: Tensor) -> None:
+    def __init__(self, model: Model, prompt: str, subject: str, answer: str, noise: Tensor) -> None:
         self.network, self.noise = model.network, noise
-        encoded = model.tokenizer(PROMPT, return_offsets_mapping=True)
+        encoded = model.tokenizer(prompt, return_offsets_mapping=True)
         self.ids = torch.tensor([encoded["input_ids"]] * len(noise))
-        self.subject = [n for n, (_, end) in enumerate(encoded["offset_mapping"]) if 0 < end <= len(SUBJECT)]
-        self.answer = model.tokenizer(ANSWER)["input_ids"][-1]
+        start, end = prompt.index(subject), prompt.index(subject) + len(subject)
+        self.subject = [n for n, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
+        self.answer = model.tokenizer(answer)["input_ids"][-1]
         self.clean: dict[Any, Tensor] = {}
         modules = [layer.get_submodule(path) for layer in self.network.model.layers for path in MODULES.values()]
 
@@ -58,47 +63,58 @@ class ByHand:
         return self.run([(self.network.get_input_embeddings(), add), *((module, put) for module in modules)])
 
 
-def compare(found: Any, by_hand: ByHand, windows: dict[str, Callable[[int], range]], count: int = 20) -> None:
+def compare(found: Any, pair: str, by_hand: ByHand, windows: dict[str, Callable[[int], range]], count: int) -> float:
     """So many random cells of a trace, each kind in turn, with every layer list written by the caller."""
-    at, random, sizes = {"metric": "prob", "pair": "pair-0"}, np.random.default_rng(0), []
+    at, random, sizes = {"metric": "prob", "pair": pair}, np.random.default_rng(0), [0.0]
     base = by_hand.restored("resid_post", [], 0)
     assert found.corrupt.sel(at).item() == pytest.approx(base, abs=TOLERANCE)
-    assert found.clean.sel(at).item() - base > 0.3
     for number in range(count):
         component = list(windows)[number % len(windows)]
-        layer, position = (int(random.choice(found[name].values)) for name in ("layer", "position"))
+        positions = found.position.values[found.position.values < by_hand.ids.shape[1]]
+        layer, position = int(random.choice(found.layer.values)), int(random.choice(positions))
         expected = by_hand.restored(component, windows[component](layer), position) - base
         cell = found.restoration.sel(at | {"component": component, "layer": layer, "position": position})
         assert cell.item() == pytest.approx(expected, abs=TOLERANCE), (component, layer, position)
         sizes.append(abs(expected))
-    assert max(sizes) > 500 * TOLERANCE
+    return max(sizes)
 
 
-def test_random_cells_equal_bare_hooks_given_the_same_noise(demo: Model):
+def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo: Model):
+    """Sixty cells: all three kinds, every layer that has a whole window, every position."""
     noise = ct.Noise(scale=3.0, draws=2, seed=3)
+    pairs = [ct.Pair(clean=prompt, subject=subject, answer=answer, id=answer) for prompt, subject, answer in PROMPTS]
     trace = ct.trace(
-        demo, PAIR, noise=noise, window={"attn_out": 10, "mlp_out": 10}, window_sums=False,
-        layers=range(4, 25, 5), spot_checks=0, metric="prob",
+        demo, pairs, noise=noise, window={"attn_out": 10, "mlp_out": 10}, window_sums=False,
+        layers=[4, 9, 17, 22, 24], positions=[0, 2, 3, 5, 6], spot_checks=0, metric="prob",
     )  # fmt: skip
-    embedded = demo.network.get_input_embeddings()(torch.tensor([demo.tokenizer(PROMPT)["input_ids"]]))
-    drawn = draws(tokenize(PAIR, demo.tokenizer, noise=True), noise, embedded.shape[-1])
-    by_hand = ByHand(demo, 3.0 * embedded.std().item() * drawn)
     wide = lambda layer: range(layer - 4, layer + 6)  # noqa: E731
-    compare(trace.effects, by_hand, {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide})
+    kinds = {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide}
+    largest = []
+    for pair, said in zip(pairs, PROMPTS, strict=True):
+        embedded = demo.network.get_input_embeddings()(torch.tensor([demo.tokenizer(pair.clean)["input_ids"]]))
+        drawn = draws(tokenize(pair, demo.tokenizer, noise=True), noise, embedded.shape[-1])
+        by_hand = ByHand(demo, *said, 3.0 * embedded.std().item() * drawn)
+        largest.append(compare(trace.effects, pair.answer, by_hand, kinds, 15))
+    assert max(largest) > 200 * TOLERANCE
+    first = trace.measurements.data.clean_top.isel(rank=0).values.tolist()
+    assert [one == pair.answer for one, pair in zip(first, pairs, strict=True)] == [True, False, True, True]
 
 
 def test_romes_preset_equals_its_code_by_hand(demo: Model):
     """Noise and windows as in ROME's code: subjects alone, RandomState(1), range(l − 5, l + 5) cut at the edges."""
+    prompt, subject, answer = PROMPTS[0]
+    pair = ct.Pair(clean=prompt, answer=answer, subject=subject)
     trace = ct.trace(
-        demo, PAIR, preset="rome", window_sums=False, layers=[0, 3, 29], positions=[2, 3, -1], spot_checks=0
+        demo, pair, preset="rome", window_sums=False, layers=[0, 3, 29], positions=[2, 3, -1], spot_checks=0
     )
     network, layers = demo.network, len(demo.layers)
-    alone = network.get_input_embeddings()(torch.tensor(demo.tokenizer(SUBJECT)["input_ids"]))
+    alone = network.get_input_embeddings()(torch.tensor(demo.tokenizer(subject)["input_ids"]))
     level = 3 * alone.std().item()
     assert trace.provenance["noise"]["sigmas"][0] * 3 == pytest.approx(level, rel=1e-6)
     positions = len(trace.provenance["noise"]["positions"][0])
     drawn = np.random.RandomState(1).randn(10, positions, alone.shape[-1])
-    by_hand = ByHand(demo, torch.from_numpy(level * drawn).float())
+    by_hand = ByHand(demo, prompt, subject, answer, torch.from_numpy(level * drawn).float())
     assert len(by_hand.subject) == positions
     wide = lambda layer: range(max(0, layer - 5), min(layers, layer + 5))  # noqa: E731
-    compare(trace.effects, by_hand, {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide}, 9)
+    kinds = {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide}
+    assert compare(trace.effects, "pair-0", by_hand, kinds, 9) > 500 * TOLERANCE

@@ -1,6 +1,6 @@
 """What is run: runs, edits and worlds. An intervention is a value, never a callback."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from causal_tracing.errors import InvalidEdit
@@ -87,13 +87,13 @@ class Run:
     def __post_init__(self) -> None:
         if not self.tokens:
             raise InvalidEdit("A run needs at least one token; it got none.")
-        written: dict[Site, set[int | None]] = {}
+        written: dict[tuple[str, int, int], set[int | None]] = {}
         for edit in self.edits:
             _check_position("An edit is", edit.site.position, self)
             for donor in donors_of(edit.source):
                 _check_position("A donor is read", donor.position, donor.run)
             place = edit.site.place
-            units = written.setdefault(replace(place, unit=None), set())
+            units = written.setdefault((place.component, place.layer, place.position), set())
             if place.unit in units or (units and (place.unit is None or None in units)):
                 raise InvalidEdit(
                     f"Two edits of one run write at the same site: {edit.site}. (resid_post of a layer is "

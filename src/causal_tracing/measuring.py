@@ -17,6 +17,7 @@ from causal_tracing.units import Picked, UnitSweep, measure_units, picked_units
 
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
 PAIRS_AT_ONCE = 8
+BOTH = 2  # the unedited runs that are repeated: the clean one, and one corrupt one, however many draws there are
 
 Progress = Callable[[int, int], None]
 
@@ -68,12 +69,12 @@ def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
             progress(round(1000 * (first + size * done / of)), 1000 * total)
 
         result = scoring.evaluate(worlds, engine=engine, budget=budget, progress=report)
-        repeats = scoring.spread([world for unedited, _ in asked.values() for world in unedited])
-        reached = repeated = 0
-        for number, (unedited, found) in asked.items():
+        repeated = [unedited[:BOTH] for unedited, _ in asked.values()]
+        repeats = iter(scoring.spread([world for both in repeated for world in both]))
+        reached = 0
+        for (number, (unedited, found)), both in zip(asked.items(), repeated, strict=True):
             mine = slice(reached, reached + len(unedited) + len(found))
-            own = slice(repeated, repeated + len(unedited))
-            reached, repeated = mine.stop, own.stop
+            reached = mine.stop
             yield collect(
                 scoring,
                 job.sweep,
@@ -81,7 +82,7 @@ def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
                 draws=job.contrasts[number].draws,
                 values=result.values[mine],
                 structural_zero=result.structural_zero[mine],
-                spread=repeats[own].max(0),
+                spread=np.max([next(repeats) for _ in both], axis=0),
                 worlds_run=result.worlds_run if number == start else 0,
             )
 
@@ -113,13 +114,14 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 
 def _spot_checks(job: Job, picked: Sequence[Picked]) -> dict[str, float | int | None]:
-    """Cells run again on replay, alone and unpruned, against what the trace says: the largest difference."""
+    """Cells run again on replay, alone (with their own draws) and unpruned, against what the trace says."""
     if not picked:
         return {"cells": 0, "largest_difference": None}
     worlds = [world for one in picked for world in one.worlds]
     scoring = Scoring(job.model, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
     metric = METRICS.index(job.metric)
-    alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=1).values[:, metric])
+    draws = max(contrast.draws for contrast in job.contrasts)
+    alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=draws).values[:, metric])
     differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in picked]
     return {"cells": len(differences), "largest_difference": float(max(differences))}
 

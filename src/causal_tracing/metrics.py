@@ -20,16 +20,16 @@ def measure_logits(
     logits: Float[Tensor, "world vocab"],
     answer: Int[Tensor, " world"],
     foil: Int[Tensor, " world"],
-    clean_log_probs: Float[Tensor, "world vocab"],
+    clean_log_probs: Float[Tensor, "one_or_world vocab"],
 ) -> Float[Tensor, "world metric"]:
     """Every metric of METRICS, in that order, from the same logits, as float64 (computed in float32 at least).
 
+    `clean_log_probs` are those of the worlds' clean runs, one row where they have the same.
     `foil` is −1 where there is none: `logit_diff` is then NaN. `neg_kl` is −KL(clean ‖ run) in nats.
     `neg_rank` is minus the number of tokens whose logit is larger than the answer's: 0 is the first choice.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(-1)
-    probs = log_probs.exp()
     clean = clean_log_probs.to(log_probs)
     answer_logit = logits.gather(-1, answer[:, None]).squeeze(-1)
     foil_logit = logits.gather(-1, foil.clamp(min=0)[:, None]).squeeze(-1)
@@ -39,9 +39,16 @@ def measure_logits(
         "log_prob": answer_log_prob,
         "logit": answer_logit,
         "prob": answer_log_prob.exp(),
-        # xlogy-like: a token of probability 0 adds nothing, even where its log-probability is −inf.
-        "neg_kl": -torch.where(clean.exp() > 0, clean.exp() * (clean - log_probs), 0).sum(-1),
+        "neg_kl": -_expected(clean.exp(), clean - log_probs),
         "neg_rank": -(logits > answer_logit[:, None]).sum(-1).to(logits.dtype),
-        "entropy": -torch.where(probs > 0, probs * log_probs, 0).sum(-1),
+        "entropy": -_expected(log_probs.exp(), log_probs),
     }
     return torch.stack([values[name].double() for name in METRICS], -1)
+
+
+def _expected(probs: Float[Tensor, "row vocab"], values: Float[Tensor, "world vocab"]) -> Float[Tensor, " world"]:
+    """The sum of probabilities times values; what has probability 0 adds nothing, even where its value is infinite."""
+    found = (probs * values).sum(-1)
+    if found.isnan().any():  # seldom: looking for zeros each time would take as long as all the rest
+        found = torch.where(probs > 0, probs * values, 0).sum(-1)
+    return found

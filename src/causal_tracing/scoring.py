@@ -23,6 +23,7 @@ from causal_tracing.metrics import METRICS, measure_logits
 from causal_tracing.model import Model
 from causal_tracing.previews import log_probs
 from causal_tracing.prompts import TokenPair
+from causal_tracing.sites import RESIDUAL
 
 LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 
@@ -56,7 +57,9 @@ class Scoring:
 
         A window of layers is a cut where one of its layers is: the others write what is there, or what is replaced.
         """
-        return any(all(is_cut(self.model, run) for run in self._runs(layer)) for layer in _by_layer(world))
+        runs = self._runs(world)
+        layers = dict.fromkeys(edit.site.layer for edit in world.edits if edit.site.component in RESIDUAL)
+        return any(all(is_cut(self.model, run, layer) for run in runs) for layer in layers)
 
     def spread(self, worlds: Sequence[World], *, sizes: Sequence[int] = (1, 2, 4, 8)) -> np.ndarray:
         """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].
@@ -87,11 +90,12 @@ class Scoring:
 
         The numbers of a world with an answer or foil behind the prompt are of that text alone: its `pair` is negative.
         """
-        here = logits.device
-        pairs = [self.pairs[_number(world)] for world in worlds]
+        here, numbers = logits.device, [_number(world) for world in worlds]
+        pairs = [self.pairs[number] for number in numbers]
         answers = torch.tensor([pair.answer for pair in pairs], device=here)
         foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs], device=here)
-        clean = torch.stack([self.clean[_number(world)] for world in worlds]).to(here)
+        same = numbers[:1] if len(set(numbers)) == 1 else numbers
+        clean = torch.stack([self.clean[number] for number in same]).to(here)
         values = measure_logits(logits[:, 0], answers, foils, clean)
         continued = [place for place, world in enumerate(worlds) if world.pair < 0]
         if continued:
@@ -114,14 +118,6 @@ def _of_text(
     if tokens.shape[1] > 1:
         values[:, [METRICS.index("logit"), METRICS.index("neg_rank")]] = torch.nan
     return values
-
-
-def _by_layer(world: World) -> list[World]:
-    """The world with the edits of one layer only, for each layer."""
-    layers: dict[int, list[Edit]] = {}
-    for edit in world.edits:
-        layers.setdefault(edit.site.layer, []).append(edit)
-    return [replace(world, edits=tuple(edits)) for edits in layers.values()]
 
 
 def _number(world: World) -> int:

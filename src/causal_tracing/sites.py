@@ -1,6 +1,6 @@
 """Where one can read and write: a component of a layer, at a position, whole or one of its units."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from causal_tracing.errors import InvalidOption, nearest
 
@@ -35,7 +35,7 @@ class Site:
     def place(self) -> "Site":
         """The site under one name: `resid_post` of a layer is `resid_pre` of the next."""
         if self.component == "resid_post":
-            return replace(self, component="resid_pre", layer=self.layer + 1)
+            return Site("resid_pre", self.layer + 1, self.position, self.unit)
         return self
 
     def __str__(self) -> str:

@@ -92,18 +92,19 @@ def _at(run: Run, position: int) -> tuple[int, frozenset[Edit]]:
     return run.tokens[position], frozenset(edit for edit in run.edits if edit.site.position == position)
 
 
-def is_cut(model: Model, world: World) -> bool:
+def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
     """Whether the whole difference between base and donor must pass the edited sites, by their tokens alone.
 
-    Such a world gives the donor's logits by construction: its effect is the total effect. All edits must be whole
-    (alpha 1), in one place of the residual stream, from one donor, each to its
-    own position. The runs' own edits may be noise only.
+    Such a world gives the donor's logits by construction: its effect is the total effect. All edits (or those
+    of one layer, if it is named) must be whole (alpha 1), in one place of the residual stream, from one donor, each to
+    its own position. The runs' own edits may be noise only.
     """
-    first = world.edits[0] if world.edits else None
+    edits = [edit for edit in world.edits if layer in (None, edit.site.layer)]
+    first = edits[0] if edits else None
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
         return False
     donor, component, layer = first.source.run, first.site.component, first.site.layer
-    for edit in world.edits:
+    for edit in edits:
         whole = edit.source == From(donor, edit.site.position) and edit.alpha == 1
         if not whole or (edit.site.component, edit.site.layer) != (component, layer):
             return False
@@ -114,7 +115,7 @@ def is_cut(model: Model, world: World) -> bool:
     if not (model.anatomy.cut or behind_the_last):
         return False
     must = _must_pass(world, donor, component, layer, model.num_layers)
-    return must <= {edit.site.position for edit in world.edits}
+    return must <= {edit.site.position for edit in edits}
 
 
 def _must_pass(world: World, donor: Run, component: str, layer: int, num_layers: int) -> set[int]:

@@ -29,6 +29,8 @@ bench:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	.venv-bench/bin/python benchmarks/speed.py
+	.venv-bench/bin/python benchmarks/noise.py
+	.venv-bench/bin/python benchmarks/mediators.py
 
 clean:
 	rm -rf .venv .venv-bench

@@ -61,7 +61,7 @@ def cluster_means(
 def unit_means(values: Float[np.ndarray, "unit *map"]) -> Float[np.ndarray, "*map"]:
     """The mean of each cell over the units that have it, in the unit of the values; NaN where none has it."""
     present = ~np.isnan(values)
-    return np.asarray(_divided(np.where(present, values, 0.0).sum(0), present.sum(0)))
+    return _divided(np.asarray(np.where(present, values, 0.0).sum(0)), np.asarray(present.sum(0)))
 
 
 def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, "resample unit"]:
@@ -144,8 +144,8 @@ def filled(values: np.ndarray) -> tuple[Float[np.ndarray, "unit cell"], Bool[np.
 def _divided(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """The quotient, NaN where it is not finite."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        quotient = np.asarray(top / bottom, dtype=np.float64)
-    return np.where(np.isfinite(quotient), quotient, np.nan)
+        quotient = top / bottom
+    return np.asarray(np.where(np.isfinite(quotient), quotient, np.nan))
 
 
 def _denominator_reasons(

@@ -169,6 +169,13 @@ def test_cells_outside_the_family_are_undefined_and_cost_nothing():
     assert (everything.q[family] != found.q[family]).any()
 
 
+def test_a_single_cell_needs_no_map():
+    values = np.random.default_rng(3).normal(0.6, 1, 10)
+    found, column = sign_flip(values, np.array(True), seed=0), sign_flip(values[:, None], np.array([True]), seed=0)
+    assert found.p.shape == ()
+    assert found.p == found.p_adjusted == found.q == column.p[0]
+
+
 def test_a_map_without_a_family_is_undefined():
     found = sign_flip(np.ones((9, 2, 2)), np.zeros((2, 2), bool), seed=0)
     assert np.isnan([getattr(found, name) for name in NUMBERS]).all()

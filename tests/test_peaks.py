@@ -63,6 +63,15 @@ def test_an_odd_number_of_units_is_measured_whole():
     assert (found.index, found.held_out, found.in_sample, found.chosen) == ((1, 0), 3, 3, 1)
 
 
+def test_both_halves_choose_and_both_are_measured():
+    values = noisy(10)
+    values[:, 1, 2] += 50
+    found = split_half_peak(values, ALL, halves=1, seed=0)
+    assert found.held_out == pytest.approx(
+        values[:, 1, 2].mean(), rel=1e-12
+    )  # each unit once, by the other half's choice
+
+
 @pytest.mark.parametrize("layer_axis", [0, -2, 1])
 def test_stability_is_a_plain_loop_over_resamples(layer_axis: int):
     values, resamples = noisy(12), 800
@@ -102,6 +111,9 @@ def test_cells_that_are_the_same_are_one_peak():
     values = np.random.default_rng(0).normal(1, 0.5, (16, 1)) * np.ones((1, 7))
     found = peak_stability(values, np.ones(7, bool), layer_axis=0, resamples=300, seed=0)
     assert (found.index, found.same) == ((0,), 1)
+    draw = np.random.default_rng(0)
+    reordered = np.stack([draw.permutation(np.arange(16) / 10) for _ in range(200)], 1)  # sums differ in their last bit
+    assert split_half_peak(reordered, np.ones(200, bool), seed=0).index == (0,)
 
 
 def test_few_units_have_a_peak_and_nothing_more():

@@ -87,7 +87,7 @@ def test_pairs_doubled_within_their_clusters_change_nothing():
 @settings(max_examples=25, derandomize=True, deadline=None)
 @given(order=st.permutations(range(17)))
 def test_law_31_the_order_of_pairs_changes_no_bit(order: list[int]):
-    names = np.array([f"fact {n % 11}" for n in range(17)])
+    names = np.array([f"fact {n % 4}" for n in range(17)])
     values = several_kinds(17)
     values[[2, 13], 0] = NAN
     before = cluster_means(values, clusters(names.tolist()))
@@ -170,10 +170,12 @@ def test_fewer_than_eight_clusters_have_a_value_and_no_interval():
     assert found.reason.tolist() == ["", TOO_FEW, TOO_FEW]
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -3e8])
-def test_where_all_are_equal_the_interval_is_that_point(value: float):
-    found = mean_interval(np.full((11, 1), value), resamples=200, seed=0)
-    assert found.low[0] == found.high[0] == found.estimate[0] == pytest.approx(value)
+def test_where_all_are_equal_the_interval_is_that_point():
+    points = np.concatenate([[0.0], np.geomspace(1e-9, 1e9, 60) / 3, [-0.1, -3e8]])
+    found = mean_interval(np.tile(points, (13, 1)), resamples=200, seed=0)
+    np.testing.assert_allclose(found.estimate, points, rtol=1e-12)
+    np.testing.assert_array_equal(found.low, found.estimate)
+    np.testing.assert_array_equal(found.high, found.estimate)
 
 
 @settings(max_examples=20, derandomize=True, deadline=None)
@@ -249,7 +251,7 @@ def test_few_clusters_have_a_fraction_without_an_interval_unless_the_total_effec
     assert found.estimate[0] == pytest.approx(0.5)
     assert np.isnan([found.low[0], found.high[0]]).all()
     assert found.reason.tolist() == [TOO_FEW]
-    zero = ratio_interval(np.array([[1.0], [2.0]]), np.array([3.0, -3.0]), resamples=200, seed=0)
+    zero = ratio_interval(np.ones((3, 1)), np.array([0.1, 0.2, -0.3]), resamples=200, seed=0)  # 3e-17, summed
     assert np.isnan(zero.estimate[0])
     assert zero.reason.tolist() == [ZERO]
 

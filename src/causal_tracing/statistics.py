@@ -82,14 +82,11 @@ def mean_interval(
     """
     require_values(values)
     top, present, shape = *filled(values), values.shape[1:]
-    low, high = _intervals(top, present.astype(np.float64), present, level, resample_counts(len(top), resamples, seed))
-    return Interval(
-        estimate=_divided(top.sum(0), present.sum(0)).reshape(shape),
-        low=low.reshape(shape),
-        high=high.reshape(shape),
-        reason=np.where(present.sum(0) < FEWEST, TOO_FEW, "").astype(object).reshape(shape),
-        level=level,
-    )
+    counts = resample_counts(len(top), resamples, seed)
+    reason = np.where(present.sum(0) < FEWEST, TOO_FEW, "").astype(object)
+    found = (*_intervals(top, present.astype(np.float64), present, level, counts), reason)
+    estimate, low, high, reason = (each.reshape(shape) for each in found)
+    return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
 
 
 def ratio_interval(
@@ -119,8 +116,7 @@ def ratio_interval(
     top, bottom = (np.where(missing, 0.0, each) for each in (numerator.reshape(bottom.shape), bottom))
     counts = resample_counts(len(top), resamples, seed)
     reason = _denominator_reasons(bottom, ~missing, level, counts)
-    low, high = _intervals(top, bottom, ~missing & (reason == ""), level, counts)
-    estimate = _divided(top.sum(0), bottom.sum(0))
+    estimate, low, high = _intervals(top, bottom, ~missing & (reason == ""), level, counts)
     estimate[(reason == NEAR_ZERO) | (reason == ZERO)] = np.nan
     estimate, low, high, reason = (each.reshape(numerator.shape[1:]) for each in (estimate, low, high, reason))
     return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
@@ -154,10 +150,10 @@ def _denominator_reasons(
     """Why a ratio or its interval is undefined, for each cell; "" where both are defined."""
     columns, where = np.unique(np.concatenate([bottom, present]), axis=1, return_inverse=True)  # mostly a few
     single, there = columns[: len(bottom)], columns[len(bottom) :] > 0
-    low, high = _intervals(single, there.astype(np.float64), there, level, counts)
+    _, low, high = _intervals(single, there.astype(np.float64), there, level, counts)
     reasons = np.where((low <= 0) & (high >= 0), NEAR_ZERO, "").astype(object)
     reasons[there.sum(0) < FEWEST] = TOO_FEW
-    reasons[(single.sum(0) == 0) & there.any(0)] = ZERO
+    reasons[(np.abs(single.sum(0)) <= ROUNDING * np.abs(single).max(0)) & there.any(0)] = ZERO
     return reasons[where.reshape(-1)]
 
 
@@ -167,19 +163,22 @@ def _intervals(
     present: Bool[np.ndarray, "unit cell"],
     level: float,
     counts: Float[np.ndarray, "resample unit"],
-) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
-    """Both ends of the interval of Σ top / Σ bottom; NaN where fewer than 8 units are present."""
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """Σ top / Σ bottom, and both ends of its interval; NaN where fewer than 8 units are present."""
     if not 0 < level < 1:
         raise InvalidOption(f"The level of an interval must lie between 0 and 1; it is {level!r}.")
-    low, high = np.full(top.shape[1], np.nan), np.full(top.shape[1], np.nan)
+    estimate = _divided(top.sum(0), bottom.sum(0))
+    low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
     enough = np.flatnonzero(present.sum(0) >= FEWEST)
     for some in slices(len(enough), len(counts)):
         cells = enough[some]
-        low[cells], high[cells] = _bca(top[:, cells], bottom[:, cells], present[:, cells], level, counts)
-    return low, high
+        parts = top[:, cells], bottom[:, cells], present[:, cells]
+        low[cells], high[cells] = _bca(estimate[cells], *parts, level, counts)
+    return estimate, low, high
 
 
 def _bca(
+    estimate: Float[np.ndarray, " cell"],
     top: Float[np.ndarray, "unit cell"],
     bottom: Float[np.ndarray, "unit cell"],
     present: Bool[np.ndarray, "unit cell"],
@@ -187,7 +186,6 @@ def _bca(
     counts: Float[np.ndarray, "resample unit"],
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """BCa as scipy.stats.bootstrap has it (the tests hold it to that), which is one cell at a time and far slower."""
-    estimate = _divided(top.sum(0), bottom.sum(0))
     shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
     drawn = np.ascontiguousarray(_divided(counts @ top, counts @ shared).T)
     drawn.sort(axis=1)  # NaN, a resample without any unit that has the cell, comes last

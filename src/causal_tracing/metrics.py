@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 METRICS = ("logit_diff", "log_prob", "logit", "prob", "neg_kl", "neg_rank", "entropy")
+ROWS = 16  # at once: what more of them take is fetched from the system anew each time
 UNITS = {
     "logit_diff": "logits",
     "log_prob": "nats",
@@ -28,6 +29,17 @@ def measure_logits(
     `foil` is −1 where there is none: `logit_diff` is then NaN. `neg_kl` is −KL(clean ‖ run) in nats.
     `neg_rank` is minus the number of tokens whose logit is larger than the answer's: 0 is the first choice.
     """
+    parts = [rows.split(ROWS) for rows in (logits, answer, foil)]
+    clean = clean_log_probs.split(ROWS) if len(clean_log_probs) > 1 else [clean_log_probs] * len(parts[0])
+    return torch.cat([_measured(*part) for part in zip(*parts, clean, strict=True)])
+
+
+def _measured(
+    logits: Float[Tensor, "world vocab"],
+    answer: Int[Tensor, " world"],
+    foil: Int[Tensor, " world"],
+    clean_log_probs: Float[Tensor, "one_or_world vocab"],
+) -> Float[Tensor, "world metric"]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(-1)
     clean = clean_log_probs.to(log_probs)

@@ -21,6 +21,8 @@ from causal_tracing.engine.writes import Recording, Write, rewritten
 from causal_tracing.errors import CannotPack
 from causal_tracing.model import Model
 
+SLACK = 1.25  # a call may be so much longer, where a short one would be left over
+
 
 class Wave:
     """Groups of worlds on their way through a model. The model must be at rest."""
@@ -206,13 +208,21 @@ def _picked(value: Tensor, index: Index) -> Tensor:
 
 
 def _calls(blocks: Iterable[Block], limit: int) -> Iterator[list[Block]]:
-    """The blocks, put together into calls of at most `limit` tokens (one larger block goes alone)."""
+    """The blocks, put together into calls of at most `limit` tokens, or a little more: short calls are slow.
+
+    One larger block goes alone.
+    """
+    waiting = list(blocks)
+    left = sum(block.tokens for block in waiting)
     sent: list[Block] = []
-    for block in blocks:
-        if sent and sum(other.tokens for other in sent) + block.tokens > limit:
+    tokens = 0
+    for block in waiting:
+        if sent and tokens + block.tokens > limit and tokens + left > SLACK * limit:
             yield sent
-            sent = []
+            sent, tokens = [], 0
         sent.append(block)
+        tokens += block.tokens
+        left -= block.tokens
     if sent:
         yield sent
 

@@ -14,7 +14,7 @@ PACKAGE = Path(causal_tracing.__file__).parent
 FLOORS = [
     [["errors", "checks", "sites", "edits"]],
     [["prompts", "pair_files"], ["metrics"], ["statistics", "flips", "peaks"]],
-    [["anatomy", "model"], ["results"]],
+    [["anatomy", "model"], ["results", "joined"]],
     [
         [
             *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.plan"),
@@ -26,14 +26,14 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "rows", "conditions", "reading", "unit_maps"],
+        ["effects", "evidence", "rows", "evidence_words", "conditions", "reading", "unit_maps"],
         [
             *("written", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
     [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*", "screens", "attribution"]],
-    [["traces", "tracing"]],
+    [["run_folders", "run_results", "traces", "tracing", "choosing", "runs"]],
     [["parse", "console", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")

@@ -18,6 +18,7 @@ __all__ = [
     "open_trace",
     "preview",
     "read_pairs",
+    "run",
     "trace",
 ]
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from causal_tracing.pair_files import read_pairs
     from causal_tracing.previews import preview
     from causal_tracing.prompts import Pair
+    from causal_tracing.runs import run
     from causal_tracing.traces import Trace, open_trace
     from causal_tracing.tracing import estimate, trace
     from causal_tracing.written import Write
@@ -48,6 +50,7 @@ _HOMES = {
     "open_trace": "traces",
     "preview": "previews",
     "read_pairs": "pair_files",
+    "run": "runs",
     "trace": "tracing",
 }
 

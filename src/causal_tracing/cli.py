@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__, console, parse
-from causal_tracing.errors import CausalTracingError, EngineNote
+from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
 
-INTERRUPTED = 130
+PARTLY = 5
 DEMO: dict[str, Any] = {
     "clean": "The Colosseum is located in the city of",
     "corrupt": "The Eiffel Tower is located in the city of",
@@ -55,7 +55,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             function(*arguments, **options)
         except KeyboardInterrupt:
             console.note("Interrupted. Nothing was written.")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(console.INTERRUPTED) from None
 
     return app.command()(interruptible)
 
@@ -163,7 +163,14 @@ def trace(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take (worlds, memory, time), and stop.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="A folder to write: the trace, and its page.")] = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="Of a file's pairs: all, or what the clean run gets right: first_choice, preferred."),
+    ] = "all",
+    shard: Annotated[str | None, typer.Option(help="With --pairs and --out: the i-th of n parts, such as 0/4.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder to write: the trace and its page. A file of pairs goes on there.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="With --json: every metric's effects.")] = False,
@@ -198,15 +205,24 @@ def trace(
         "budget": parse.size(budget),
         "spot_checks": spot_checks,
     }
-    if out is not None:
+    run_folder = out if pairs is not None else None
+    if run_folder is None and (shard is not None or keep != "all"):
+        raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
+    if run_folder is not None and overwrite:
+        raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
+    if out is not None and run_folder is None:
         check_target(out, overwrite=overwrite)  # before the work, not after it
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
         console.estimate(loaded, asked, options, as_json=as_json)
         return
-    result = console.traced(loaded, asked, **options)
-    if out is not None:
+    if run_folder is not None:
+        result = console.ran(loaded, asked, run_folder, keep=keep, shard=parse.shard(shard), **options)
+    else:
+        result = console.traced(loaded, asked, **options)
+    if out is not None and run_folder is None:
         result.save(out, overwrite=overwrite)
+    if out is not None:
         result.to_html(out / "report.html")
         console.note(f"wrote {out} (the trace) and {out / 'report.html'} (its page)")
     if as_json:
@@ -215,6 +231,26 @@ def trace(
         print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
     else:
         console.show(result, None)
+    if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
+        raise typer.Exit(PARTLY)
+
+
+@_command
+def merge(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    shards: Annotated[list[Path], typer.Argument(help="The folders of the shards.")],
+) -> None:
+    """Puts the shards of one run together."""
+    from causal_tracing import open_trace
+    from causal_tracing.run_folders import listed
+    from causal_tracing.run_folders import merge as run
+
+    missing = run(out, shards)
+    open_trace(out).to_html(out / "report.html")
+    console.note(f"wrote {out}")
+    if missing:
+        console.note(f"{len(missing)} chunks are in none of the shards: {listed(map(str, missing))}")
+        raise typer.Exit(PARTLY)
 
 
 @_command

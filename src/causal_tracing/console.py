@@ -1,6 +1,7 @@
 """What the commands share: models and pairs as they are named, a trace with what is said around it, the screen."""
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from causal_tracing.errors import EngineNote, InvalidOption
 from causal_tracing.sites import COMPONENTS
+
+INTERRUPTED = 130
 
 if TYPE_CHECKING:
     from causal_tracing.model import Model
@@ -44,6 +49,29 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     checked = result.provenance["spot_checks"]
     if checked["cells"]:
         note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
+    return result
+
+
+def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "Trace":
+    """The trace of a run folder, begun or gone on with, with what became of the pairs."""
+    from causal_tracing import run
+
+    try:
+        with progress() as report_progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+            result = run(model, pairs, folder, **options, progress=report_progress)
+    except KeyboardInterrupt:
+        note(f"Interrupted. What is done is kept in {folder}; go on with:\n{shlex.join(sys.argv)}")
+        raise typer.Exit(INTERRUPTED) from None
+    record = result.provenance
+    if record["engine_note"]:
+        note(f"note: {record['engine_note']}")
+    for id, reason in record["failed"].items():
+        note(f"pair {id} failed: {reason}")
+    note(
+        f"{len(record['pairs'])} of {record['pairs_asked']} pairs measured; {len(record['dropped'])} left out "
+        f"(keep={record['keep']}), {len(record['failed'])} failed, {record['pairs_missing']} not done"
+    )
     return result
 
 

@@ -37,6 +37,11 @@ class Contrast:
         return Edit(site, self.write.source(site, donor, self.reference), float(self.write.alpha))
 
 
+def of_clean(pair: TokenPair) -> Run:
+    """The run of the clean prompt."""
+    return Run(pair.clean.tokens)
+
+
 def of_prompts(pair: TokenPair) -> Contrast:
     """The runs of the pair's own two prompts."""
     return Contrast(clean=Run(pair.clean.tokens), corrupt=(Run(pair.corrupt.tokens),))

@@ -21,6 +21,7 @@ from causal_tracing.written import ABLATIONS, Write, check_tensors, checked_writ
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 ENGINES = ("auto", "packed", "replay")
 PRESETS = ("rome",)
+PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
 ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
 
@@ -104,6 +105,23 @@ class Job:
         """The metric that is shown first."""
         foils = all(pair.foil_tokens for pair in self.pairs)
         return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+    def part(self, numbers: Sequence[int]) -> "Job":
+        """The same job for some of its pairs: the same columns, the same metric first."""
+        noise = (
+            None
+            if self.noise is None
+            else {
+                name: [value[n] for n in numbers] if name in PER_PAIR else value for name, value in self.noise.items()
+            }
+        )
+        return replace(
+            self,
+            options=replace(self.options, metric=self.metric),
+            pairs=[self.pairs[n] for n in numbers],
+            contrasts=[self.contrasts[n] for n in numbers],
+            noise=noise,
+        )
 
 
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:

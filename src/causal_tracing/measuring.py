@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.assembly import PairNumbers, collect
+from causal_tracing.contrasts import Contrast
 from causal_tracing.jobs import Job
 from causal_tracing.metrics import METRICS
 from causal_tracing.scoring import Scoring
@@ -55,10 +56,14 @@ def measure(job: Job, progress: Progress | None) -> Numbers:
     return Numbers(pairs=pairs, units=units, spot_checks=_spot_checks(job, list(_picked(job, pairs, units))))
 
 
+def pairs_at_once(contrasts: Sequence[Contrast]) -> int:
+    """How many pairs are in work at a time."""
+    return max(1, PAIRS_AT_ONCE // max(contrast.draws for contrast in contrasts))
+
+
 def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
     """Each pair's numbers, a few pairs at a time."""
-    engine, budget, total = job.choice.engine, job.options.budget, len(job.pairs)
-    at_once = max(1, PAIRS_AT_ONCE // max(contrast.draws for contrast in job.contrasts))
+    engine, budget, total, at_once = job.choice.engine, job.options.budget, len(job.pairs), pairs_at_once(job.contrasts)
     for start in range(0, total, at_once):
         chunk = range(start, min(start + at_once, total))
         scoring = Scoring(job.model, {number: job.pairs[number] for number in chunk})

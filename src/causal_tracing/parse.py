@@ -135,6 +135,16 @@ def _tensors(path: Path) -> dict[tuple[str, int], Any]:
     return named
 
 
+def shard(text: str | None) -> tuple[int, int]:
+    """2/8 as the third of eight (from 0). Raises InvalidOption."""
+    if text is None:
+        return 0, 1
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise InvalidOption(f"--shard {text!r} is no shard. Write such as 0/4, 1/4, 2/4 and 3/4.")
+    return int(first), int(count)
+
+
 def window(text: str | None) -> int | dict[str, int]:
     """10 for all components, or attn_out=10,mlp_out=5. Raises InvalidOption."""
     if text is None:

@@ -75,17 +75,21 @@ def preview_tokens(
 ) -> list[Preview]:
     """The same for pairs that are tokenised already; with their runs, noised ones too."""
     for pair in pairs:
-        length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
-        if model.context and length > model.context:
-            raise InvalidPair(
-                f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. "
-                "Use shorter prompts."
-            )
+        check_length(model, pair)
     if contrasts is None:
         contrasts = [
             Contrast(clean=Run(pair.clean.tokens), corrupt=()) if pair.noised else of_prompts(pair) for pair in pairs
         ]
     return [_preview(model, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
+
+
+def check_length(model: Model, pair: TokenPair) -> None:
+    """Raises InvalidPair where the model cannot take so many tokens."""
+    length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+    if model.context and length > model.context:
+        raise InvalidPair(
+            f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
+        )
 
 
 def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:

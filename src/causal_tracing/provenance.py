@@ -28,6 +28,17 @@ def provenance(
     spot_checks: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record that is kept with every result; JSON can hold it."""
+    return provenance_of(job) | {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "worlds": worlds,
+        "worlds_skipped": worlds - worlds_run,
+        "spot_checks": dict(spot_checks),
+    }
+
+
+def provenance_of(job: Job) -> dict[str, Any]:
+    """What is known of a job before it is run."""
     model, options = job.model, job.options.to_dict(job.sweep)
     return {
         "model": model.name,
@@ -44,11 +55,6 @@ def provenance(
         "options": options,
         "noise": job.noise,
         "pairs": [pair_to_dict(pair.pair) for pair in job.pairs],
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-        "worlds": worlds,
-        "worlds_skipped": worlds - worlds_run,
-        "spot_checks": dict(spot_checks),
         "command": command(model, [pair.pair for pair in job.pairs], options),
     }
 

@@ -40,6 +40,7 @@ from causal_tracing.rows import (
 )
 
 SITES_EACH = 3  # a component
+PAIRS_EACH = 10  # that an overview shows alone
 LARGE_SPOT_DIFFERENCE = 1e-3
 
 
@@ -106,11 +107,11 @@ def in_words(reading: Reading) -> str:
     return "\n".join(lines)
 
 
-def overview(measurements: Measurements, *, metric: str | None = None) -> str:
-    """Several pairs, a line each: total effect and strongest site. Ask for one pair to read more."""
+def overview(measurements: Measurements, *, metric: str | None = None, averaged: str) -> str:
+    """Several pairs: what they say together, then each alone by its total effect and strongest site."""
     pairs = [str(pair) for pair in measurements.data.pair.values]
-    lines = [f"{len(pairs)} pairs     {_run(measurements)}", ""]
-    for pair in pairs:
+    lines = [f"{len(pairs)} pairs     {_run(measurements)}", "", averaged, "", "Each pair alone"]
+    for pair in pairs[:PAIRS_EACH]:
         found = select(measurements, pair=pair, metric=metric)
         rows = strongest(found, 1)
         lines.append(f"{pair}: {_total(found)}")
@@ -120,7 +121,9 @@ def overview(measurements: Measurements, *, metric: str | None = None) -> str:
         lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
     said = (*write_sentences(measurements), *convention_sentences(measurements))
     lines += [f"\n{sentence}" for sentence in said]
-    return "\n".join([*lines, "", "Each pair stands for itself: nothing here is averaged. Choose one with pair=."])
+    if len(pairs) > PAIRS_EACH:
+        lines.append(f"and {len(pairs) - PAIRS_EACH} more. Choose one with pair=.")
+    return "\n".join(lines)
 
 
 def select(

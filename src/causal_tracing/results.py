@@ -135,17 +135,31 @@ def open_measurements(folder: str | Path) -> Measurements:
         raise InvalidResults(f"{folder / ARRAYS} cannot be read: {error}. Make the trace again.") from None
     _check(folder / ARRAYS, content["arrays"], arrays)
     with np.load(io.BytesIO(arrays), allow_pickle=False) as numbers:
-        tables = {name: _dataset(name, described, numbers) for name, described in content["tables"].items()}
+        return from_parts(content["tables"], numbers, content["provenance"])
+
+
+def to_parts(measurements: Measurements) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Every table as plain values that JSON can hold, and its numbers by table and name."""
+    arrays: dict[str, np.ndarray] = {}
+    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
+    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
+    return described, arrays
+
+
+def from_parts(
+    described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]
+) -> Measurements:
+    """What `to_parts` took apart."""
+    tables = {name: _dataset(name, each, arrays) for name, each in described.items()}
     data = tables.pop("blocks")
-    return Measurements(data=data, provenance=content["provenance"], **tables)
+    return Measurements(data=data, provenance=provenance, **tables)
 
 
 def _write(measurements: Measurements, folder: Path) -> None:
     folder.mkdir()
-    numbers, arrays = io.BytesIO(), {}
-    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
-    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
-    np.savez_compressed(numbers, **arrays)
+    numbers = io.BytesIO()
+    described, arrays = to_parts(measurements)
+    np.savez_compressed(numbers, allow_pickle=False, **arrays)
     content = {
         "provenance": measurements.provenance,
         "tables": described,

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from causal_tracing import reading, results
+from causal_tracing import evidence_words, reading, results
 from causal_tracing.effects import effects, require_effect
+from causal_tracing.evidence import Evidence, NoMean, evidence
 from causal_tracing.results import Measurements
 from causal_tracing.rows import BESIDE, SiteRow
+from causal_tracing.run_folders import is_run_folder
+from causal_tracing.run_results import open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,8 +87,19 @@ class Trace:
     def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
         """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
         if pair is None and self.measurements.data.sizes["pair"] > 1:
-            return reading.overview(self.measurements, metric=metric)
+            return reading.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
         return reading.in_words(reading.read(self.measurements, pair=pair, metric=metric))
+
+    def evidence(self, *, metric: str | None = None, seed: int = 0) -> Evidence:
+        """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption."""
+        return evidence(self.measurements, metric=metric, seed=seed)
+
+    def _averaged(self, metric: str | None) -> str:
+        """What all pairs say together, or why there is no mean of them."""
+        try:
+            return evidence_words.words(self.evidence(metric=metric), self.provenance)
+        except NoMean as error:
+            return f"There is no mean over these pairs: {error}"
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure: "map", "layers", "mlp_vs_attention", "heads" or "neurons"; options of `plots.plot`."""
@@ -113,5 +127,8 @@ class Trace:
 
 
 def open_trace(folder: str | Path) -> Trace:
-    """A trace that was saved. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
-    return Trace(results.open_measurements(folder))
+    """A trace that was saved, or what a run folder holds so far (its provenance says what is missing).
+
+    Raises InvalidResults for a folder that is missing, damaged, or of a newer version, or where nothing is done yet.
+    """
+    return Trace(open_run(folder) if is_run_folder(folder) else results.open_measurements(folder))

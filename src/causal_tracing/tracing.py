@@ -9,7 +9,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from causal_tracing.assembly import assemble
 from causal_tracing.errors import EngineNote
 from causal_tracing.estimates import Estimate, estimate_job
-from causal_tracing.jobs import COMPONENTS, Options, plan_job
-from causal_tracing.measuring import measure
+from causal_tracing.jobs import COMPONENTS, Job, Options, plan_job
+from causal_tracing.measuring import Progress, measure
 from causal_tracing.model import Model
 from causal_tracing.noise import Noise
 from causal_tracing.previews import preview_tokens
 from causal_tracing.prompts import Pair
 from causal_tracing.provenance import provenance
+from causal_tracing.results import Measurements
 from causal_tracing.sweeps import Column
 from causal_tracing.traces import Trace
 from causal_tracing.units import Neurons, unit_table
@@ -55,7 +56,7 @@ def trace(
     budget: int | None = None,
     seed: int = 0,
     spot_checks: int = 8,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trace:
     """How much of each pair's behaviour comes back, and how much is lost, at every component, layer and position.
 
@@ -97,10 +98,14 @@ def trace(
         seed=seed,
         spot_checks=spot_checks,
     )
+    return Trace(measured(plan_job(model, pairs, options), progress))
+
+
+def measured(job: Job, progress: Progress | None) -> Measurements:
+    """Runs a job, and puts names to its numbers. Raises ModelError, MachineError."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    job = plan_job(model, pairs, options)
     if job.choice.note:
-        warnings.warn(job.choice.note, EngineNote, stacklevel=2)
+        warnings.warn(job.choice.note, EngineNote, stacklevel=3)
     previews = preview_tokens(job.model, job.pairs, job.contrasts)
     found = measure(job, progress)
     record = provenance(
@@ -116,7 +121,7 @@ def trace(
     tables = {
         name: unit_table(job.model, sweep, job.pairs, found.units[name], metrics) for name, sweep in job.units.items()
     }
-    return Trace(replace(measurements, **tables))
+    return replace(measurements, **tables)
 
 
 def estimate(model: Model, pairs: Pair | Sequence[Pair], **options: Any) -> Estimate:

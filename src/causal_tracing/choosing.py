@@ -1,0 +1,80 @@
+"""Which pairs of a file are traced: those that can be, and, if asked, those that the clean run gets right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from causal_tracing import checks
+from causal_tracing.contrasts import of_clean
+from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.jobs import Options
+from causal_tracing.model import Model
+from causal_tracing.previews import check_length, log_probs
+from causal_tracing.prompts import Pair, TokenPair, tokenize
+from causal_tracing.sweeps import resolved_columns
+from causal_tracing.written import checked_write, reference_runs
+
+KEEP = ("all", "first_choice", "preferred")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The pairs that are traced, in order; why others cannot be, and why others were left out, by id."""
+
+    pairs: Sequence[Pair]
+    failed: Mapping[str, str]
+    dropped: Mapping[str, str]
+
+
+def named(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, each with an id: its own, or its place. Raises InvalidPair where two share one."""
+    found = [replace(pair, id=pair.id or f"pair-{n}") for n, pair in enumerate(pairs)]
+    seen: set[str | None] = set()
+    for pair in found:
+        if pair.id in seen:
+            raise InvalidPair(f"Two pairs have the id {pair.id!r}. Give each its own, or leave id out.")
+        seen.add(pair.id)
+    return found
+
+
+def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Choice:
+    """Which of the pairs (with ids) are traced. `keep` looks at the clean run alone, never at an effect.
+
+    "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
+    Raises InvalidOption.
+    """
+    checks.one_of("keep", keep, KEEP)
+    tokens, failed = {}, {}
+    for pair in pairs:
+        try:
+            tokens[pair.id] = _usable(model, pair, options)
+        except InvalidPair as error:
+            failed[pair.id] = str(error)
+    dropped = {} if keep == "all" else _dropped(model, list(tokens.values()), keep)
+    kept = [pair for pair in pairs if pair.id in tokens and pair.id not in dropped]
+    return Choice(pairs=kept, failed=failed, dropped=dropped)
+
+
+def _usable(model: Model, pair: Pair, options: Options) -> TokenPair:
+    """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
+    noise = options.noise is not None or options.preset is not None
+    found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
+    check_length(model, found)
+    reference_runs(model, found, checked_write(options.write))
+    for positions in (options.positions, options.head_positions, options.neuron_positions):
+        try:
+            resolved_columns([found], positions)
+        except InvalidOption:  # a role that this pair lacks, and others may have
+            continue
+    return found
+
+
+def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:
+    expected = log_probs(model, [of_clean(pair) for pair in pairs])
+    found = {}
+    for pair, each in zip(pairs, expected, strict=True):
+        if keep == "first_choice" and int(each.argmax()) != pair.answer:
+            first = model.tokenizer.decode([int(each.argmax())])
+            found[pair.id] = f"the clean run's first choice is {first!r}, not the answer"
+        if keep == "preferred" and (pair.foil is None or not each[pair.answer] > each[pair.foil]):
+            found[pair.id] = "there is no foil" if pair.foil is None else "the clean run does not prefer the answer"
+    return found

@@ -1,0 +1,193 @@
+"""From many pairs to one map: means over pairs with their intervals and tests, and how far their peak can be trusted.
+
+1. Columns: token positions where all pairs have the same roles in the same places, roles else; a pair's cells of one
+   role are averaged first, and a role that it lacks is missing, never 0.
+2. Units: pairs of one cluster are one (`statistics.py`).
+3. Means with intervals, sign-flip tests over the map (`flips.py`), the peak (`peaks.py`). What is known beforehand
+   (structural zeros, cuts) is in no test, no ranking and no peak.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.effects import effects
+from causal_tracing.errors import InvalidOption
+from causal_tracing.flips import sign_flip
+from causal_tracing.peaks import PeakStability, SplitHalfPeak, peak_stability, split_half_peak
+from causal_tracing.prompts import ROLES
+from causal_tracing.results import Measurements
+from causal_tracing.statistics import Interval, cluster_means, clusters, mean_interval, ratio_interval
+
+AVERAGED = ("restoration", "disruption", "interaction")
+FRACTIONS = {"restored_fraction": "restoration", "lost_fraction": "disruption"}
+LEVEL, RESAMPLES = 0.95, 10_000
+
+
+class NoMean(InvalidOption):
+    """There is no number that means the same in each of these pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """Means over pairs for one metric.
+
+    `cells` holds over (component, layer, position) each effect's mean with `_low` and `_high` (95 %), `_p`,
+    `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means, with their intervals; `clusters`, how
+    many have the cell; `status`. `total` is the mean total effect with its interval. `peaks` has, by component, the
+    peak's honest size and stability. `pairs`, `clusters`: how many there are.
+    """
+
+    metric: str
+    unit: str
+    shown: str
+    pairs: int
+    clusters: int
+    cells: xr.Dataset
+    total: Interval
+    peaks: Mapping[str, tuple[SplitHalfPeak, PeakStability]]
+    smallest_p: float
+
+
+def evidence(measurements: Measurements, *, metric: str | None = None, seed: int = 0) -> Evidence:
+    """What all pairs say together, by one metric (default: the first). Raises InvalidOption.
+
+    The interval of a mean needs 8 clusters; with fewer there are values alone.
+    """
+    found = effects(measurements)
+    names = [str(name) for name in found.metric.values]
+    if metric is not None and metric not in names:
+        raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
+    chosen = found.sel(metric=metric or names[0])
+    if found.sizes["pair"] < 2:
+        raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
+    codes = clusters(cluster_names(measurements))
+    averaged = by_column(chosen)
+    units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
+    totals = chosen.total_effect.values
+    status = _status(averaged)
+    first = next(iter(units))
+    tested, least = _tested(units, status, seed)
+    cells = tested | _fractions(units, averaged, totals, codes, status.dims, seed)
+    cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
+    return Evidence(
+        metric=str(chosen.metric.item()),
+        unit=str(chosen.unit.item()),
+        shown=first,
+        pairs=found.sizes["pair"],
+        clusters=int(codes.max()) + 1,
+        cells=xr.Dataset(cells | {"status": status.drop_vars(["metric", "unit"], errors="ignore")}),
+        total=mean_interval(cluster_means(totals, codes), level=LEVEL, resamples=RESAMPLES, seed=seed),
+        peaks=dict(_peaks(units[first], status, seed)),
+        smallest_p=least,
+    )
+
+
+def cluster_names(measurements: Measurements) -> list[str]:
+    """Each pair's cluster: the one it names, or itself."""
+    said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
+    return [f"cluster {said[id]}" if said.get(id) else f"pair {id}" for id in map(str, measurements.data.pair.values)]
+
+
+def by_column(found: xr.Dataset) -> xr.Dataset:
+    """The effects with columns that mean the same in every pair: (pair, component, layer, position).
+
+    Token positions where all pairs have the same length and roles; else roles, each pair's tokens of a role averaged.
+    """
+    names = [name for name in AVERAGED if name in found]
+    kept = found[[*names, "status"]].transpose("pair", "component", "layer", "position")
+    numbered = found.position.dtype.kind in "iu"
+    roles = found.clean_role.transpose("pair", "token").values
+    if not numbered or (roles == roles[:1]).all():
+        return kept
+    present = [role for role in ROLES if (roles == role).any()]
+    if "subject_last" not in present:
+        raise NoMean(
+            "These prompts have different lengths and no subjects: no column means the same in each of them. Give the "
+            "pairs a subject=, or trace roles (positions=...)."
+        )
+    return xr.concat(
+        [_role(kept, roles, role) for role in present],
+        dim=xr.DataArray(np.array(present, dtype=object), dims="position", name="position"),
+    ).transpose(*kept.dims)
+
+
+def _role(kept: xr.Dataset, roles: np.ndarray, role: str) -> xr.Dataset:
+    """One column: for each pair the mean over its tokens of a role, and the status that they share."""
+    at = roles[:, kept.position.values] == role
+    mask = xr.DataArray(at, dims=("pair", "position"))
+    column = kept.drop_vars("status").where(mask).mean("position")
+    shared = xr.full_like(column[next(iter(column.data_vars))], "", dtype=object)
+    for n in range(len(at)):
+        shared[{"pair": n}] = _shared(kept.status.isel(pair=n).values[..., at[n]])
+    return column.assign(status=shared)
+
+
+def _shared(status: np.ndarray) -> np.ndarray:
+    """The status of cells that are averaged: their own if they agree, ok if some can matter, unpaired if none is."""
+    if not status.shape[-1]:
+        return np.full(status.shape[:-1], "unpaired", dtype=object)
+    same = (status == status[..., :1]).all(-1)
+    return np.where(same, status[..., 0], "ok").astype(object)
+
+
+def _status(averaged: xr.Dataset) -> xr.DataArray:
+    """Over pairs: what is a cut or a structural zero in every pair that has the cell is one; ok else."""
+    status = averaged.status
+    there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
+    shared = xr.full_like(status.isel(pair=0, drop=True), "ok", dtype=object)
+    for name in ("structural_zero", "cut"):
+        shared = shared.where(((status != name) & there).any("pair") | ~there.any("pair"), name)
+    return shared.where(there.any("pair"), "unpaired")
+
+
+def _tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
+    """Each effect's mean, interval and tests, by name; and the smallest p that so many clusters can reach."""
+    dims, family, least = status.dims, status.values == "ok", np.nan
+    cells: dict[str, Any] = {}
+    for name, values in units.items():
+        interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
+        tested = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
+        least = tested.smallest_p
+        found = {
+            name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
+            f"{name}_p": tested.p, f"{name}_p_adjusted": tested.p_adjusted, f"{name}_q": tested.q,
+        }  # fmt: skip
+        cells |= {each: (dims, numbers) for each, numbers in found.items()}
+    return cells, least
+
+
+def _fractions(
+    units: Mapping[str, np.ndarray],
+    averaged: xr.Dataset,
+    totals: np.ndarray,
+    codes: np.ndarray,
+    dims: tuple[Any, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """Ratios of means: the mean effect over the mean total effect of the pairs that have the cell."""
+    cells: dict[str, Any] = {}
+    for name, effect in FRACTIONS.items():
+        if effect not in units:
+            continue
+        values = averaged[effect].values
+        whole = np.where(np.isnan(values), np.nan, totals.reshape(-1, *[1] * (values.ndim - 1)))
+        ratio = ratio_interval(units[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed)
+        cells |= {name: (dims, ratio.estimate), f"{name}_reason": (dims, ratio.reason)}
+        cells |= {f"{name}_low": (dims, ratio.low), f"{name}_high": (dims, ratio.high)}
+    return cells
+
+
+def _peaks(
+    values: np.ndarray, status: xr.DataArray, seed: int
+) -> Iterator[tuple[str, tuple[SplitHalfPeak, PeakStability]]]:
+    """Of each component's map, what its peak is worth."""
+    layers = status.layer.values.tolist()
+    for n, component in enumerate(status.component.values):
+        here, eligible = values[:, n], status.values[n] == "ok"
+        half = split_half_peak(here, eligible, seed=seed)
+        stable = peak_stability(here, eligible, layer_axis=0, layers=layers, resamples=RESAMPLES, seed=seed)
+        yield str(component), (half, stable)

@@ -24,7 +24,8 @@ ANSWERS: dict[str, Any] = {"answer": " w7", "foil": " w8"}
 def pair(n: int, **fields: Any) -> ct.Pair:
     """The subject is one token, at position 1; what follows is the same in all."""
     made: dict[str, Any] = {"clean": f" w11 w{20 + n} w13 w14", "corrupt": f" w11 w{50 + n} w13 w14"}
-    return ct.Pair(**(made | ANSWERS | {"subject": f"w{20 + n}", "corrupt_subject": f"w{50 + n}"} | fields))
+    subjects: dict[str, Any] = {"subject": f"w{20 + n}", "corrupt_subject": f"w{50 + n}"}
+    return ct.Pair(**(made | ANSWERS | subjects | fields))
 
 
 def longer(n: int) -> ct.Pair:

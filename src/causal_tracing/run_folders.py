@@ -2,6 +2,7 @@
 
     manifest.json    the specification, its sha256, and everything that fixes the numbers; whole or not there
     results.sqlite   a row a pair (its arrays, its texts, their sha256), and a row a chunk of pairs
+    pairs.jsonl      the pairs, as a file that can be traced again
     lock             held while a process works in the folder
 
 Rows of a chunk are committed together, through a rollback journal (write-ahead logs do not work on the network file
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.results import PAIRS
 
 SCHEMA = 1
 MANIFEST, RESULTS, LOCK = "manifest.json", "results.sqlite", "lock"
@@ -50,19 +52,23 @@ def is_run_folder(folder: str | Path) -> bool:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Writes it whole or not at all. Raises MachineError."""
+    """Writes it, and the pairs as a file of their own, each whole or not at all. Raises MachineError."""
     content = dict(manifest)
-    text = json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1)
+    _write(folder, MANIFEST, json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1))
+    _write(folder, PAIRS, "".join(json.dumps(pair) + "\n" for pair in content["pairs"]))
+
+
+def _write(folder: Path, name: str, text: str) -> None:
     try:
-        handle, scratch = tempfile.mkstemp(dir=folder, prefix=f".{MANIFEST}-")
+        handle, scratch = tempfile.mkstemp(dir=folder, prefix=f".{name}-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, folder / MANIFEST)
+        os.replace(scratch, folder / name)
         _sync(folder)
     except OSError as error:
-        raise MachineError(f"{folder / MANIFEST} could not be written: {error}.") from error
+        raise MachineError(f"{folder / name} could not be written: {error}.") from error
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ bench:
 	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/noise.py
 	.venv-bench/bin/python benchmarks/mediators.py
+	.venv-bench/bin/python benchmarks/mediators.py --only neurons --position 2
 
 clean:
 	rm -rf .venv .venv-bench

@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="which peers, by name; empty: none")
     parser.add_argument("--no-scaling", action="store_true")
     parser.add_argument("--memory", type=int, default=0, help="only the peak memory of a trace of so many pairs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
     asked = parser.parse_args()
     model = ct.load("demo", device="cpu", progress=False)
     if asked.memory:

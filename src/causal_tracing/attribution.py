@@ -96,10 +96,10 @@ def attribute(
     if mediators:
         model, _ = prove(model, mediators)
     question = _asked(model, pair, direction, metric)
-    estimates = _estimates(question, components, method, steps)
     choice = choose(model, components, engine)
     if choice.note:
         warnings.warn(choice.note, EngineNote, stacklevel=2)
+    estimates = _estimates(question, components, method, steps)
     sites = {name: list(_sites(question, name, found.shape)) for name, found in estimates.items()}
     total, checked = _checked(question, estimates, sites, verify, sample, choice.engine, seed)
     record = {

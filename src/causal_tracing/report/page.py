@@ -33,9 +33,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     readings = [read(measurements, pair=pair) for pair in shown]
     style, script = part("page.css"), part("units.js") + part("page.js")
     page = Template(part("page.html")).substitute(
-        policy=policy(style, script),
-        title=escape(visible(readings[0].headline)),
-        style=style,
+        head=head(readings[0].headline, style, script),
         script=script,
         units="".join(part(f"{name}.html") for name in measurements.tables[1:]),
         stories="\n".join(_story(reading, hidden=n > 0) for n, reading in enumerate(readings))
@@ -56,7 +54,14 @@ def part(name: str) -> str:
     return files("causal_tracing.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def policy(style: str, script: str = "") -> str:
+def head(title: str, style: str, script: str = "") -> str:
+    """The head of a page with this style and this script, and no other."""
+    return Template(part("head.html")).substitute(
+        policy=_policy(style, script), title=escape(visible(title)), style=style
+    )
+
+
+def _policy(style: str, script: str) -> str:
     """A content policy that allows this style and this script, by their hashes, and nothing else."""
     allowed = "; ".join(f"{name}-src '{_hash(text)}'" for name, text in (("style", style), ("script", script)) if text)
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"

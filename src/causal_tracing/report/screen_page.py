@@ -9,7 +9,7 @@ from typing import Any
 
 from causal_tracing.metrics import UNITS
 from causal_tracing.report.data import visible
-from causal_tracing.report.page import list_of, part, policy, prompt, write
+from causal_tracing.report.page import head, list_of, part, prompt, write
 from causal_tracing.rows import number
 
 SIDE, EDGE, MOST_SITES = 260, 34, 30
@@ -24,13 +24,11 @@ def screen_page(
     `found` is what `Attribution.to_dict` gives, `names` each patched site for people, `rest` what is known of those
     that were not patched, and `how` the method in words.
     """
-    record, style = found["provenance"], part("page.css")
+    record = found["provenance"]
     named = list(zip(found["verified"], names, strict=True))
     unit = UNITS[record["metric"]]
     page = Template(part("estimates.html")).substitute(
-        policy=policy(style),
-        style=style,
-        title=escape(visible(f"Estimates: {record['clean']} →{record['answer']}")),
+        head=head(f"Estimates: {record['clean']} →{record['answer']}", part("page.css")),
         headline=f"{prompt(record['clean'] + ' →' + record['answer'])}"
         f"<small>against {prompt(_against(record))}</small>",
         total=escape(

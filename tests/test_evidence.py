@@ -201,6 +201,22 @@ def test_a_total_effect_of_none_is_said(trace):
         assert (found.cells.restored_fraction_reason == "the interval of the denominator contains 0").all()
 
 
+def test_pairs_without_the_metric_are_not_counted(model):
+    pairs = [pair(n, foil=None) if n < 3 else pair(n) for n in range(12)]
+    trace = ct.trace(model, pairs, metric="logit_diff")
+    found = trace.evidence()
+    assert (found.pairs, found.undefined, found.clusters) == (9, 3, 9)
+    values = trace.effects.restoration.sel(metric="logit_diff").transpose("pair", ...).values
+    assert_allclose(found.cells.restoration, values[3:].mean(0), rtol=0, atol=1e-12)
+    assert "Mean over 9 of 12 pairs (3 without logit_diff)" in trace.summary()
+    assert trace.evidence(metric="log_prob").pairs == 12
+    with pytest.raises(NoMean, match="fewer than two pairs have entropy: entropy is shown raw"):
+        trace.evidence(metric="entropy")
+    trace.measurements.data.restored[0, 5, 0, 0, 1] = np.inf
+    with pytest.raises(NoMean, match="restoration by logit_diff is infinite"):
+        ct.Trace(trace.measurements).evidence()
+
+
 def test_all_metrics_but_entropy_have_evidence(trace):
     for metric in ("log_prob", "prob", "neg_kl"):
         assert trace.evidence(metric=metric).cells.restoration.notnull().all()

@@ -202,6 +202,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("header", lambda folder: flipped(folder / RESULTS, 3), "results.sqlite is damaged"),
     ("cut", lambda folder: os.truncate(folder / RESULTS, 4096), "results.sqlite is damaged"),
+    ("emptied", lambda folder: os.truncate(folder / RESULTS, 0), "results.sqlite is damaged: it is empty"),
     ("manifest", lambda folder: flipped(folder / MANIFEST, 400), "manifest.json is damaged"),
     ("newer", lambda folder: newer(folder / MANIFEST), "newer version .schema 99"),
     ("newer rows", lambda folder: newer_rows(folder / RESULTS), "newer version .schema 99"),
@@ -224,6 +225,15 @@ def test_damage_is_refused_by_name(model, whole, tmp_path, damage, said):
     damage(folder)
     with pytest.raises(InvalidResults, match=said):
         ct.open_trace(folder)
+
+
+def test_a_kill_before_the_first_row_is_a_run_without_rows(model, whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    (folder / RESULTS).unlink()
+    with pytest.raises(InvalidResults, match="holds no measured pair yet"):
+        ct.open_trace(folder)
+    ct.run(model, PAIRS, folder)
+    assert arrays(folder) == arrays(whole)
 
 
 def test_a_second_process_is_refused(model, whole, tmp_path):
@@ -378,6 +388,10 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_command_line_begins_a_run_and_says_what_became_of_the_pairs(asked):
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 5  # one pair cannot be traced
+    command = ct.open_trace("run").provenance["command"]
+    assert command.startswith("causal-tracing trace --model")
+    assert command.endswith("--keep all --out run")
+    assert "--pairs pairs.jsonl" in command
     assert "9 of 10 pairs measured; 0 left out (keep=all), 1 failed, 0 not done" in done.stderr
     assert "pair odd failed:" in done.stderr
     assert "Mean over 9 of 10 pairs (1 failed)" in done.stdout

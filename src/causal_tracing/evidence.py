@@ -7,7 +7,7 @@
    (structural zeros, cuts) is in no test, no ranking and no peak.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +38,15 @@ class Evidence:
     `cells` holds over (component, layer, position) each effect's mean with `_low` and `_high` (95 %), `_p`,
     `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means, with their intervals; `clusters`, how
     many have the cell; `status`. `total` is the mean total effect with its interval. `peaks` has, by component, the
-    peak's honest size and stability. `pairs`, `clusters`: how many there are.
+    peak's honest size and stability. `pairs`, `clusters`: how many there are; `undefined` more pairs have no number by
+    this metric.
     """
 
     metric: str
     unit: str
     shown: str
     pairs: int
+    undefined: int
     clusters: int
     cells: xr.Dataset
     total: Interval
@@ -61,10 +63,8 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     names = [str(name) for name in found.metric.values]
     if metric is not None and metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
-    chosen = found.sel(metric=metric or names[0])
-    if found.sizes["pair"] < 2:
-        raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
-    codes = clusters(cluster_names(measurements))
+    chosen = _defined(found.sel(metric=metric or names[0]))
+    codes = clusters(cluster_names(measurements, chosen.pair.values))
     averaged = by_column(chosen)
     units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
@@ -77,7 +77,8 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
         metric=str(chosen.metric.item()),
         unit=str(chosen.unit.item()),
         shown=first,
-        pairs=found.sizes["pair"],
+        pairs=chosen.sizes["pair"],
+        undefined=found.sizes["pair"] - chosen.sizes["pair"],
         clusters=int(codes.max()) + 1,
         cells=xr.Dataset(cells | {"status": status.drop_vars(["metric", "unit"], errors="ignore")}),
         total=mean_interval(cluster_means(totals, codes), level=LEVEL, resamples=RESAMPLES, seed=seed),
@@ -86,10 +87,23 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     )
 
 
-def cluster_names(measurements: Measurements) -> list[str]:
+def _defined(chosen: xr.Dataset) -> xr.Dataset:
+    """The pairs that have a total effect by this metric. Raises NoMean where fewer than two do, or one is infinite."""
+    if chosen.sizes["pair"] < 2:
+        raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
+    kept = chosen.sel(pair=chosen.total_effect.notnull())
+    if kept.sizes["pair"] < 2:
+        raise NoMean(f"fewer than two pairs have {chosen.metric.item()}: {chosen.reason.values[0] or 'not measured'}.")
+    for name in ("total_effect", *AVERAGED):
+        if name in kept and np.isinf(kept[name]).any():
+            raise NoMean(f"{name} by {chosen.metric.item()} is infinite somewhere. Choose another metric.")
+    return kept
+
+
+def cluster_names(measurements: Measurements, ids: Iterable[Any]) -> list[str]:
     """Each pair's cluster: the one it names, or itself."""
     said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
-    return [f"cluster {said[id]}" if said.get(id) else f"pair {id}" for id in map(str, measurements.data.pair.values)]
+    return [f"cluster {said[id]}" if said.get(id) else f"pair {id}" for id in map(str, ids)]
 
 
 def by_column(found: xr.Dataset) -> xr.Dataset:

@@ -37,11 +37,15 @@ def words(evidence: Evidence, record: Mapping[str, Any]) -> str:
 def _share(evidence: Evidence, record: Mapping[str, Any]) -> str:
     """How many pairs this speaks for, of how many."""
     clusters = "" if evidence.clusters == evidence.pairs else f" in {evidence.clusters} clusters"
-    asked = record.get("pairs_asked", evidence.pairs)
+    asked = record.get("pairs_asked", evidence.pairs + evidence.undefined)
     if asked == evidence.pairs:
         return f"Mean over {evidence.pairs} pairs{clusters}"
-    left = {"left out by the clean run": len(record["dropped"]), "failed": len(record["failed"])}
-    left["not done"] = record["pairs_missing"]
+    left = {
+        "left out by the clean run": len(record.get("dropped", ())),
+        "failed": len(record.get("failed", ())),
+        "not done": record.get("pairs_missing", 0),
+        f"without {evidence.metric}": evidence.undefined,
+    }
     said = ", ".join(f"{count} {why}" for why, count in left.items() if count)
     return f"Mean over {evidence.pairs} of {asked} pairs{clusters} ({said})"
 

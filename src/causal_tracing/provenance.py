@@ -65,11 +65,14 @@ def pair_to_dict(pair: Pair) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in row.items() if value}
 
 
-def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> str | None:
+def command(
+    model: Model, pairs: Sequence[Pair], options: Mapping[str, Any], run: Mapping[str, str] | None = None
+) -> str | None:
     """The command line that makes the result again; None for a model that was handed in from memory.
 
-    Several pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line; `reference.txt` holds
-    the reference prompts of the options, one a line, and `tensors.safetensors` the tensors given.
+    `run` has the options of a run folder, whose pairs always are a file. Several pairs are named as `pairs.jsonl`: the
+    pairs of the provenance, one JSON object a line; `reference.txt` holds the reference prompts of the options, one a
+    line, and `tensors.safetensors` the tensors given.
     """
     if model.source.get("kind") in (None, "memory"):
         return None
@@ -78,7 +81,7 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         words += ["--revision", model.source["commit"]]
     if model.dtype != "float32":
         words += ["--dtype", model.dtype]
-    simple = len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)
+    simple = run is None and len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)
     if simple:
         for name in ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject"):
             value = getattr(pairs[0], name)
@@ -95,6 +98,7 @@ def command(model: Model, pairs: Sequence[Pair], options: Mapping[str, Any]) -> 
         if not (name == "metric" and options["preset"]) and options[name] not in (None, "auto"):
             words += [f"--{name}", str(options[name])]
     words += ["--seed", str(options["seed"]), "--spot-checks", str(options["spot_checks"])]
+    words += [word for option, value in (run or {}).items() for word in (f"--{option}", value)]
     return shlex.join(words)
 
 

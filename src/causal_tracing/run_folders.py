@@ -139,12 +139,12 @@ class Store:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.path, isolation_level=None)) as connection:
-                connection.execute("PRAGMA journal_mode=DELETE")
-                connection.execute("PRAGMA synchronous=FULL")
-                self._prepare(connection)
+            if not self.path.exists():
+                _create(self.path)
+            with closing(_connected(self.path)) as connection:
+                self._check(connection)
                 yield connection
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise MachineError(
                 f"{self.path} could not be read or written: {error}. What was committed before is intact; free what "
                 "is missing and run the same command again."
@@ -152,15 +152,12 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise InvalidResults(f"{self.path} is damaged: {error}. Restore it, or begin another run.") from error
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """A file that is there was whole once: an empty one has lost its rows."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            connection.execute("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, TABLES.split(";")):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version={SCHEMA}")
-            connection.execute("COMMIT")
-        elif version > SCHEMA:
+            raise InvalidResults(f"{self.path} is damaged: it is empty. Restore it, or begin another run.")
+        if version > SCHEMA:
             raise InvalidResults(
                 f"{self.path} was written by a newer version (schema {version}; this one reads {SCHEMA}). Upgrade "
                 "causal-tracing."
@@ -220,6 +217,23 @@ class Store:
         return Row(pair=pair, status=status, reason=reason, texts=json.loads(texts), arrays=load(arrays))
 
 
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _create(path: Path) -> None:
+    """A file of empty tables, whole or not there."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        new = Path(scratch) / path.name
+        with closing(_connected(new)) as connection:
+            connection.executescript(f"{TABLES} PRAGMA user_version={SCHEMA};")
+        os.replace(new, path)
+        _sync(path.parent)
+
+
 def merge(target: Path, sources: Sequence[Path]) -> list[int]:
     """Puts the rows of shards of one run together; gives the chunks that none of them has.
 
@@ -233,7 +247,10 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
     if target.exists() and any(target.iterdir()):
         raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
     first = manifests[0]
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{target} cannot be written: {error}.") from error
     whole = Store(target, first["spec_sha256"])
     for source in sources:
         shard = Store(source, first["spec_sha256"])

@@ -25,7 +25,7 @@ from causal_tracing.jobs import PER_PAIR, Job, Options, plan_job
 from causal_tracing.measuring import Progress, pairs_at_once
 from causal_tracing.model import Model, require_model
 from causal_tracing.prompts import Pair, as_pairs
-from causal_tracing.provenance import pair_to_dict, provenance_of
+from causal_tracing.provenance import command, pair_to_dict, provenance_of
 from causal_tracing.results import Measurements, to_parts
 from causal_tracing.run_folders import (
     DROPPED,
@@ -69,6 +69,7 @@ def run(
     """
     require_model(model)
     _check_shard(shard)
+    folder = _prepared(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
     chosen_options = _options(options)
     choice = chosen(model, asked, chosen_options, keep)
@@ -78,7 +79,6 @@ def run(
             f"None of the {len(asked)} pairs can be traced. The first: {next(iter(reasons.values()), '')}"
         )
     job = plan_job(model, choice.pairs, chosen_options)
-    folder = _prepared(Path(folder))
     with locked(folder):
         manifest = _manifest(folder, job, asked, keep, shard)
         with _threads(manifest["threads"]):
@@ -87,8 +87,9 @@ def run(
     return open_trace(folder)
 
 
-def _check_shard(shard: Sequence[int]) -> None:
-    if not (len(shard) == 2 and all(isinstance(n, int) for n in shard) and 0 <= shard[0] < shard[1]):
+def _check_shard(shard: Any) -> None:
+    parts = list(shard) if isinstance(shard, Sequence) else []
+    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
         raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {shard!r}.")
 
 
@@ -124,6 +125,8 @@ def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], keep: str, shard: S
         "chunk": pairs_at_once(job.contrasts),
     }
     if not is_run_folder(folder):
+        part = {} if tuple(shard) == (0, 1) else {"shard": f"{shard[0]}/{shard[1]}"}
+        record["command"] = command(job.model, pairs, record["options"], {"keep": keep, **part, "out": folder.name})
         manifest = {
             "spec": spec,
             "spec_sha256": digest(spec),

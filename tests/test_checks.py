@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ BAD_NOISE: list[dict[str, Any]] = [{"scale": "a"}, {"scale": -1}, {"sigma": np.i
 NO_PAIRS: list[Any] = ["hello", 3, [PAIR, "hello"], {"clean": "a"}]
 
 
+BAD_WRITES: list[tuple[dict[str, Any], str]] = [
+    ({"kind": 3}, "There is no kind of write 3"),
+    ({"alpha": "half"}, "alpha= must be a finite number"),
+    ({"kind": "mean", "prompts": "a text"}, "prompts= must be a list, of texts"),
+    ({"kind": "given", "tensors": [1.0]}, r"tensors= maps \(component, layer\) to tensors; it is \[1.0\]"),
+    ({"kind": "given", "tensors": {"resid_post": [1.0]}}, r"is by \(component, layer\).*it has 'resid_post'"),
+]
+
+
 def outcome(run: Callable[[], object]) -> str:
     try:
         run()
@@ -79,6 +89,9 @@ def outcomes() -> dict[str, Any]:
     return {
         "options": [outcome(lambda given=given: ct.trace(model, PAIR, **given)) for given, _ in BAD],
         "noise": [outcome(lambda given=given: ct.Noise(**given)) for given in BAD_NOISE],
+        "writes": [outcome(lambda given=given: ct.Write(**given)) for given, _ in BAD_WRITES],
+        "write": outcome(lambda: ct.trace(model, PAIR, write=numbers["layers"])),
+        "shard": outcome(lambda: ct.run(model, PAIR, tempfile.mkdtemp(), shard=None)),  # pyright: ignore[reportArgumentType]
         "pairs": [outcome(lambda ask=ask, given=given: ask(model, given)) for given in NO_PAIRS for ask in asks],
         "two pairs": outcome(lambda: asks[-1](model, [PAIR, PAIR])),
         "numpy": [found.effects.layer.values.tolist(), found.effects.position.values.tolist()],
@@ -102,6 +115,13 @@ def test_values_that_cannot_be_meant(said, number):
 
 def test_noise_that_cannot_be_meant(said):
     assert [text.partition(":")[0] for text in said["noise"]] == ["InvalidOption"] * len(BAD_NOISE)
+
+
+def test_writes_and_shards_that_cannot_be_meant(said):
+    for text, (_, message) in zip(said["writes"], BAD_WRITES, strict=True):
+        assert re.match(f"InvalidOption: .*{message}", text, re.DOTALL), text
+    assert said["write"].startswith("InvalidOption: write= is one of donor, zero")
+    assert said["shard"].startswith("InvalidOption: shard= is (i, n)")
 
 
 def test_what_is_no_pair(said):

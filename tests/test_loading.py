@@ -328,7 +328,7 @@ BERT = SHAPE | {"num_key_value_heads": 4}
     ids=["t5", "no head", "classifier", "module", "number"],
 )
 def test_something_from_memory_that_is_no_causal_language_model(model: Any):
-    refused(UnsupportedModel, model, tiny_tokenizer())
+    assert refused(UnsupportedModel, model, tiny_tokenizer())
 
 
 def test_an_encoder_from_memory_is_found_out_when_it_is_checked():

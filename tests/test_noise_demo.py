@@ -18,7 +18,7 @@ PROMPTS = (  # the demo model gets the second one wrong
     ("The Colosseum is located in the city of", "The Colosseum", " Rome"),
     ("The Space Needle is in downtown", "The Space Needle", " Seattle"),
     ("The Eiffel Tower is located in the city of", "The Eiffel Tower", " Paris"),
-    ("When Mary and John went to the store, John gave a drink to", "Mary", " Mary"),
+    ("The Louvre is located in the city of", "The Louvre", " Paris"),
 )
 MODULES = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # probability
@@ -65,13 +65,14 @@ class ByHand:
 
 def compare(found: Any, pair: str, by_hand: ByHand, windows: dict[str, Callable[[int], range]], count: int) -> float:
     """So many random cells of a trace, each kind in turn, with every layer list written by the caller."""
-    at, random, sizes = {"metric": "prob", "pair": pair}, np.random.default_rng(0), [0.0]
+    at, random, sizes = {"metric": "prob", "pair": pair}, np.random.default_rng([*pair.encode()]), [0.0]
     base = by_hand.restored("resid_post", [], 0)
     assert found.corrupt.sel(at).item() == pytest.approx(base, abs=TOLERANCE)
     for number in range(count):
         component = list(windows)[number % len(windows)]
         positions = found.position.values[found.position.values < by_hand.ids.shape[1]]
-        layer, position = int(random.choice(found.layer.values)), int(random.choice(positions))
+        there = found.status.sel(at | {"component": component, "position": 2}) != "no_window"
+        layer, position = int(random.choice(found.layer.values[there])), int(random.choice(positions))
         expected = by_hand.restored(component, windows[component](layer), position) - base
         cell = found.restoration.sel(at | {"component": component, "layer": layer, "position": position})
         assert cell.item() == pytest.approx(expected, abs=TOLERANCE), (component, layer, position)
@@ -80,12 +81,12 @@ def compare(found: Any, pair: str, by_hand: ByHand, windows: dict[str, Callable[
 
 
 def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo: Model):
-    """Sixty cells: all three kinds, every layer that has a whole window, every position."""
-    noise = ct.Noise(scale=3.0, draws=2, seed=3)
-    pairs = [ct.Pair(clean=prompt, subject=subject, answer=answer, id=answer) for prompt, subject, answer in PROMPTS]
+    """Sixty cells of all three kinds, drawn from the whole traces: ten draws, every layer and position."""
+    noise = ct.Noise(scale=3.0, draws=10, seed=3)
+    pairs = [ct.Pair(clean=prompt, subject=subject, answer=answer, id=subject) for prompt, subject, answer in PROMPTS]
     trace = ct.trace(
-        demo, pairs, noise=noise, window={"attn_out": 10, "mlp_out": 10}, window_sums=False,
-        layers=[4, 9, 17, 22, 24], positions=[0, 2, 3, 5, 6], spot_checks=0, metric="prob",
+        demo, pairs, noise=noise, window={"attn_out": 10, "mlp_out": 10}, window_sums=False, spot_checks=0,
+        metric="prob",
     )  # fmt: skip
     wide = lambda layer: range(layer - 4, layer + 6)  # noqa: E731
     kinds = {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide}
@@ -94,7 +95,7 @@ def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo
         embedded = demo.network.get_input_embeddings()(torch.tensor([demo.tokenizer(pair.clean)["input_ids"]]))
         drawn = draws(tokenize(pair, demo.tokenizer, noise=True), noise, embedded.shape[-1])
         by_hand = ByHand(demo, *said, 3.0 * embedded.std().item() * drawn)
-        largest.append(compare(trace.effects, pair.answer, by_hand, kinds, 15))
+        largest.append(compare(trace.effects, said[1], by_hand, kinds, 15))
     assert max(largest) > 200 * TOLERANCE
     first = trace.measurements.data.clean_top.isel(rank=0).values.tolist()
     assert [one == pair.answer for one, pair in zip(first, pairs, strict=True)] == [True, False, True, True]

@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
 from causal_tracing.cli import app
+from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.engine.check import accept
+from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.model import Model
+from causal_tracing.sites import Site
 from families import FAMILIES, build
 from tiny import tiny_folder
 from tokenizers_for_tests import words
@@ -223,6 +226,47 @@ def test_bad_writes_are_said(model, options, error, message):
 def test_writes_that_cannot_be_meant(fields, message):
     with pytest.raises(InvalidOption, match=message):
         ct.Write(**fields)
+
+
+PLACE = ("resid_post", 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "message"),
+    [
+        ("given", {PLACE: "zeros"}, "has no numbers for"),
+        ("given", {PLACE: torch.full((WIDTH,), torch.inf)}, "must be a tensor of finite numbers"),
+        ("subspace", {PLACE: torch.ones(WIDTH)}, r"needs rows that are linearly independent, \[rank, size\]"),
+        ("subspace", {PLACE: torch.ones(2, WIDTH)}, "are \\[2, 32\\] and are not"),  # else a direction of no meaning
+    ],
+)
+def test_tensors_that_cannot_be_meant(kind, tensors, message):
+    with pytest.raises(InvalidOption, match=message):
+        ct.Write(kind, tensors=tensors)
+
+
+def test_a_tensor_for_heads_has_a_row_for_each(model):
+    tensors = {("resid_post", 2): torch.zeros(WIDTH), ("z", 2): torch.zeros(HEADS - 1, D_HEAD)}
+    with pytest.raises(InvalidOption, match=r"tensor for z of layer 2 must have 4 rows, .* shape \[3, 8\]"):
+        ct.trace(
+            model, PAIR, write=ct.Write("given", tensors=tensors), components=["resid_post"], layers=[2], heads=True
+        )
+
+
+@pytest.mark.parametrize("engine", ["packed", "replay"])
+def test_one_world_may_read_from_several_donors(model, engine):
+    """resid_post of layer 1 from one prompt at one token, and from another prompt at another."""
+    base, *others = (Run(tuple(WORDS(text)["input_ids"])) for text in (CLEAN, *POOL[:2]))
+    edits = tuple(Edit(Site("resid_post", 1, p), From(run, p)) for p, run in zip((1, 2), others, strict=True))
+    found = evaluate(model, [World(base, edits, (3,))], lambda logits, _: logits[:, 0], engine=engine).values[0]
+    where = module(model.network, "resid_post", 1)
+    hooks = [
+        (where, put(there(model.network, text, "resid_post", 1), p)) for p, text in zip((1, 2), POOL, strict=False)
+    ]
+    answer, foil = (WORDS(token)["input_ids"][0] for token in (" w7", " w8"))
+    expected = logit_diff(model.network, CLEAN, hooks)
+    assert found[answer] - found[foil] == pytest.approx(expected, abs=ABSOLUTE)
+    assert abs(expected - logit_diff(model.network, CLEAN)) > 0.05
 
 
 def test_a_tensor_of_another_size_is_said(model):

@@ -11,7 +11,7 @@ from causal_tracing.model import Model
 from causal_tracing.previews import check_length, log_probs
 from causal_tracing.prompts import Pair, TokenPair, tokenize
 from causal_tracing.sweeps import resolved_columns
-from causal_tracing.written import checked_write, reference_runs
+from causal_tracing.written import checked_write, reference_runs, reference_tokens
 
 KEEP = ("all", "first_choice", "preferred")
 
@@ -44,9 +44,10 @@ def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> 
     """
     checks.one_of("keep", keep, KEEP)
     tokens, failed = {}, {}
+    reference = reference_tokens(model, checked_write(options.write))
     for pair in pairs:
         try:
-            tokens[pair.id] = _usable(model, pair, options)
+            tokens[pair.id] = _usable(model, pair, options, reference)
         except InvalidPair as error:
             failed[pair.id] = str(error)
     dropped = {} if keep == "all" else _dropped(model, list(tokens.values()), keep)
@@ -54,12 +55,12 @@ def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> 
     return Choice(pairs=kept, failed=failed, dropped=dropped)
 
 
-def _usable(model: Model, pair: Pair, options: Options) -> TokenPair:
+def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> TokenPair:
     """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
     noise = options.noise is not None or options.preset is not None
     found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
     check_length(model, found)
-    reference_runs(model, found, checked_write(options.write))
+    reference_runs(reference, found, checked_write(options.write))
     for positions in (options.positions, options.head_positions, options.neuron_positions):
         try:
             resolved_columns([found], positions)

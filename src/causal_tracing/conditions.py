@@ -125,18 +125,14 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
     )
 
 
-def _write(measurements: Measurements) -> dict[str, Any]:
-    return measurements.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
-
-
 def ablates(measurements: Measurements) -> bool:
     """Whether what is at a site is taken away, and nothing of the other prompt put there."""
-    return _write(measurements)["kind"] in ("zero", "mean", "resample")
+    return measurements.write["kind"] in ("zero", "mean", "resample")
 
 
 def _written(measurements: Measurements) -> str:
     """What an ablation writes."""
-    write = _write(measurements)
+    write = measurements.write
     among = f"the reference prompts ({len(write.get('prompts', ()))} in all) that have as many tokens"
     return {
         "zero": "zeros are written",
@@ -151,7 +147,7 @@ def _draws(write: Mapping[str, Any]) -> int:
 
 def write_sentences(measurements: Measurements) -> Iterator[str]:
     """What is written at a site, where it is not the other run's activation, whole."""
-    write = _write(measurements)
+    write = measurements.write
     part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
     if ablates(measurements):
         yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."

@@ -59,50 +59,52 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
     """
     data = measurements.table(of)
-    raw_only = data.metric == "entropy"
-    total = (data.clean - data.corrupt).where(~raw_only)
-    found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total})
+    scored = data[[name for name in data.data_vars if "metric" in data[name].dims]].where(data.metric != "entropy")
+    total = scored.clean - scored.corrupt
     threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
     uncertain = _half_interval(measurements)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
+    found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total} | _differences(scored))
+    for fraction, effect in (("restored_fraction", "restoration"), ("lost_fraction", "disruption")):
+        if effect in found:
+            found[fraction] = found[effect] / divisor
     if "restored" in data:
-        found["restoration"] = (data.restored - data.corrupt).where(~raw_only)
-        found["bypass_given_restored"] = (data.clean - data.restored).where(~raw_only)
-        found["restored_fraction"] = found.restoration / divisor
         found["damage_like"] = _damage_like(data)
-    if "disrupted" in data:
-        found["disruption"] = (data.clean - data.disrupted).where(~raw_only)
-        found["bypass"] = (data.disrupted - data.corrupt).where(~raw_only)
-        found["lost_fraction"] = found.disruption / divisor
-    for part in ("attn_out", "mlp_out"):
-        if f"restored_severed_{part}" in data:
-            found[f"severed_{part}"] = (data[f"restored_severed_{part}"] - data.corrupt).where(~raw_only)
-    if "restored_sum" in data:
-        found["restoration_sum"] = (data.restored_sum - data.corrupt).where(~raw_only)
-    if "disrupted_sum" in data:
-        found["disruption_sum"] = (data.clean - data.disrupted_sum).where(~raw_only)
-    if "corrupt_deviation" in data:  # the clean run is the same for every draw of noise
-        found["total_effect_deviation"] = data.corrupt_deviation.where(~raw_only)
-    for direction, raw in (("restoration", "restored"), ("disruption", "disrupted")):
-        if f"{raw}_deviation" in data:
-            found[f"{direction}_deviation"] = data[f"{raw}_deviation"].where(~raw_only)
     for name in ("window_first", "window_last"):
         if name in data:
             found[name] = data[name]
-    if {"restored", "disrupted"} <= set(data):
-        found["interaction"] = found.disruption - found.restoration
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
-    found.attrs["write"] = _written(measurements)
+    kind, alpha = measurements.write["kind"], measurements.write["alpha"]
+    found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
     labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
     return found.assign_coords({name: data[name] for name in labels if name in data})
 
 
-def _written(measurements: Measurements) -> str:
-    """What sites get: "donor" is the other run's activation, whole; only that gives both directions a joint meaning."""
-    write = measurements.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
-    return write["kind"] if write["alpha"] == 1 else f"{write['kind']} {write['alpha']:g}"
+def _differences(scored: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
+    found: dict[str, xr.DataArray] = {}
+    if "restored" in scored:
+        found["restoration"] = scored.restored - scored.corrupt
+        found["bypass_given_restored"] = scored.clean - scored.restored
+    if "disrupted" in scored:
+        found["disruption"] = scored.clean - scored.disrupted
+        found["bypass"] = scored.disrupted - scored.corrupt
+    if {"restored", "disrupted"} <= {*scored}:
+        found["interaction"] = found["disruption"] - found["restoration"]
+    for part in ("attn_out", "mlp_out"):
+        if f"restored_severed_{part}" in scored:
+            found[f"severed_{part}"] = scored[f"restored_severed_{part}"] - scored.corrupt
+    if "restored_sum" in scored:
+        found["restoration_sum"] = scored.restored_sum - scored.corrupt
+    if "disrupted_sum" in scored:
+        found["disruption_sum"] = scored.clean - scored.disrupted_sum
+    spreads = {"corrupt": "total_effect", "restored": "restoration", "disrupted": "disruption"}
+    for raw, effect in spreads.items():  # the clean run is the same for every draw of noise
+        if f"{raw}_deviation" in scored:
+            found[f"{effect}_deviation"] = scored[f"{raw}_deviation"]
+    return found
 
 
 def require_effect(name: str, available: xr.Dataset) -> str:

@@ -13,10 +13,11 @@ from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
 from causal_tracing.noise import Noise, noised
 from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
+from causal_tracing.sites import MEDIATORS
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, plan_sweep
 from causal_tracing.units import Neurons, UnitSweep, plan_units
 from causal_tracing.windows import Window
-from causal_tracing.written import ABLATIONS, Write, check_tensors, checked_write, reference_runs
+from causal_tracing.written import ABLATIONS, Write, check_tensors, checked_write, reference_runs, reference_tokens
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
 ENGINES = ("auto", "packed", "replay")
@@ -156,12 +157,10 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     )
     named = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
     choice = choose(model, list(dict.fromkeys(named)), options.engine)
-    check_tensors(write, sweep.components, sweep.layers)
-    for units_of in units.values():
-        check_tensors(write, units_of.components, units_of.layers)
-    contrasts, record = noised(model, tokens, noise) if noise else ([of_prompts(pair) for pair in tokens], None)
-    both = zip(contrasts, tokens, strict=True)
-    contrasts = [replace(each, write=write, reference=reference_runs(model, pair, write)) for each, pair in both]
+    for each in (sweep, *units.values()):
+        counts = {name: model.units(name) for name in each.components if name in MEDIATORS}
+        check_tensors(write, each.components, each.layers, counts)
+    contrasts, record = _contrasts(model, tokens, noise, write)
     return Job(
         model=model,
         options=options,
@@ -172,6 +171,16 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         choice=choice,
         noise=record,
     )
+
+
+def _contrasts(
+    model: Model, pairs: Sequence[TokenPair], noise: Noise | None, write: Write
+) -> tuple[list[Contrast], Mapping[str, Any] | None]:
+    """What each pair compares and writes, and what is recorded of noise. Raises InvalidPair."""
+    contrasts, record = noised(model, pairs, noise) if noise else ([of_prompts(pair) for pair in pairs], None)
+    tokens = reference_tokens(model, write)
+    both = zip(contrasts, pairs, strict=True)
+    return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record
 
 
 def _check(options: Options) -> None:

@@ -78,6 +78,11 @@ class Measurements:
         return str(self.data.metric.values[0])
 
     @property
+    def write(self) -> Mapping[str, Any]:
+        """What patched sites got (`written.Write.to_dict`); the other run's activation, whole, unless it says so."""
+        return self.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
+
+    @property
     def directions(self) -> tuple[str, ...]:
         """Which of restoration and disruption were measured."""
         names = {"restored": "restoration", "disrupted": "disruption"}

@@ -51,6 +51,7 @@ class Write:
         checks.whole("The number of draws", self.draws, least=1)
         checks.whole("The seed of the draws", self.seed, least=0)
         checks.texts("prompts=", self.prompts)
+        _check_tensors(self.kind, self.tensors)
         self._check_with("prompts", REFERENCED, given=len(self.prompts) > 0)
         self._check_with("tensors", TENSORED, given=len(self.tensors) > 0)
 
@@ -59,11 +60,6 @@ class Write:
             raise InvalidOption(f"{name}= goes with {' and '.join(kinds)}; what is written is {self.kind!r}.")
         if self.kind in kinds and not given:
             raise InvalidOption(f"write={self.kind!r} needs {name}=.")
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the other run's activation, whole."""
-        return self.kind == "donor" and self.alpha == 1
 
     def to_dict(self) -> dict[str, Any]:
         """What is kept with a result; of tensors their sha256."""
@@ -92,6 +88,26 @@ class Write:
                 return From(donor, site.position)
 
 
+def _check_tensors(kind: str, tensors: Any) -> None:
+    """Raises InvalidOption for what is no mapping from places to tensors, or a basis that spans less than it says."""
+    if not isinstance(tensors, Mapping):
+        raise InvalidOption(f"tensors= maps (component, layer) to tensors; it is {tensors!r}.")
+    for place, tensor in tensors.items():
+        if not (isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str)):
+            raise InvalidOption(f"tensors= is by (component, layer), such as ('resid_post', 12); it has {place!r}.")
+        try:
+            numbers = torch.as_tensor(tensor).double()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidOption(f"tensors= has no numbers for {place}: {error}") from None
+        if not numbers.ndim or not numbers.isfinite().all():
+            raise InvalidOption(f"tensors= for {place} must be a tensor of finite numbers.")
+        if kind == "subspace" and (numbers.ndim != 2 or torch.linalg.matrix_rank(numbers) < len(numbers)):
+            raise InvalidOption(
+                f"A subspace needs rows that are linearly independent, [rank, size]; those for {place} are "
+                f"{list(numbers.shape)} and are not."
+            )
+
+
 def checked_write(write: Any) -> Write:
     """A kind by its name alone, or a Write as it is. Raises InvalidOption."""
     if isinstance(write, str):
@@ -101,8 +117,8 @@ def checked_write(write: Any) -> Write:
     return write
 
 
-def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int]) -> None:
-    """Raises InvalidOption where a tensor is missing for what is traced."""
+def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int], units: Mapping[str, int]) -> None:
+    """Raises InvalidOption where a tensor is missing for what is traced, or is not one for each of so many `units`."""
     if write.kind not in TENSORED:
         return
     missing = [(name, layer) for name in components for layer in layers if (name, layer) not in write.tensors]
@@ -112,16 +128,26 @@ def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int]
             f"tensors= has nothing for {shown}. Give one for every component and layer traced, or trace fewer "
             "(components=, layers=)."
         )
+    for (component, layer), tensor in write.tensors.items():
+        if write.kind == "given" and component in units and torch.as_tensor(tensor).shape[0] != units[component]:
+            raise InvalidOption(
+                f"The tensor for {component} of layer {layer} must have {units[component]} rows, one a head or neuron; "
+                f"it has the shape {list(torch.as_tensor(tensor).shape)}."
+            )
 
 
-def reference_runs(model: Model, pair: TokenPair, write: Write) -> tuple[Run, ...]:
-    """The runs that a pair's sites are written from: all of the reference, or those drawn from it.
+def reference_tokens(model: Model, write: Write) -> list[tuple[int, ...]]:
+    """The tokens of the reference prompts."""
+    return [tuple(encode(prompt, model.tokenizer)[0]) for prompt in write.prompts]
+
+
+def reference_runs(found: Sequence[tuple[int, ...]], pair: TokenPair, write: Write) -> tuple[Run, ...]:
+    """The runs that a pair's sites are written from: all of the reference's tokens, or those drawn from it.
 
     Raises InvalidPair where no reference prompt has as many tokens.
     """
     if write.kind not in REFERENCED:
         return ()
-    found = [tuple(encode(prompt, model.tokenizer)[0]) for prompt in write.prompts]
     length = len(pair.clean.tokens)
     fitting = list(dict.fromkeys(tokens for tokens in found if len(tokens) == length))
     if write.kind == "resample":

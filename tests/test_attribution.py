@@ -344,7 +344,7 @@ def test_attribution_patching_takes_two_forwards(model, monkeypatch):
     )
     monkeypatch.setattr(attribution, "_checked", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
     with pytest.raises(KeyError, match="the estimates are made"):
-        ct.attribute(model, PAIR, components=BLOCKS)
+        ct.attribute(model, PAIR, components=BLOCKS, engine="replay")
     handle.remove()
     assert seen == [(1, LENGTH)] * 2
 

@@ -13,7 +13,7 @@ PACKAGE = Path(causal_tracing.__file__).parent
 # From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
 FLOORS = [
     [["errors", "checks", "sites", "edits"]],
-    [["prompts", "pair_files"], ["metrics"], ["statistics", "flips", "peaks"]],
+    [["tokens", "alignment", "prompts", "pair_files"], ["metrics"], ["statistics", "flips", "peaks"]],
     [["anatomy", "model"], ["results", "joined"]],
     [
         [

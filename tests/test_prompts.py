@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from causal_tracing import read_pairs
 from causal_tracing.errors import InvalidOption, InvalidPair, MisalignedPair, UnsupportedTokenizer
-from causal_tracing.prompts import Pair, encode, find_span, span_positions, tokenize, tokenize_pairs
+from causal_tracing.prompts import Pair, tokenize, tokenize_pairs
+from causal_tracing.tokens import encode, find_span, span_positions
 from tokenizers_for_tests import byte_level, with_bos, words
 
 WORDS = words("a", " a", " b", " c", " d", " e", " f", "x", " x", "a b", " yes", " no", "yes", " \n", " maybe")
@@ -103,7 +104,8 @@ def test_prompts_of_different_length_are_refused_with_both_tokenisations():
         "  clean    4 tokens: a| b| c| d\n"
         "  corrupt  3 tokens: a| x| c\n"
         "They part at position 1. Use prompts that have equally many tokens: choose another subject, "
-        "or word the corrupt prompt otherwise."
+        "or word the corrupt prompt otherwise. Or pair what they share: align='suffix' (the same end) or 'spans' "
+        "(equal roles)."
     )
 
 

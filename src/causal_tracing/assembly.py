@@ -9,10 +9,11 @@ import xarray as xr
 
 from causal_tracing.metrics import METRICS, UNITS
 from causal_tracing.previews import CHOICES, Preview
-from causal_tracing.prompts import TokenPrompt
+from causal_tracing.prompts import TokenPair
 from causal_tracing.results import Measurements
 from causal_tracing.scoring import Scoring
 from causal_tracing.sweeps import Cell, Sweep
+from causal_tracing.tokens import TokenPrompt
 
 CELL = ("component", "layer", "position")
 # How the numbers of each arm are called: what the metric is in the patched runs.
@@ -176,21 +177,37 @@ def _columns(sweep: Sweep) -> np.ndarray:
 
 def _prompts(previews: Sequence[Preview]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """Tokens, roles, prompts and first choices of each pair."""
-    length = max(len(preview.pair.clean.tokens) for preview in previews)
+    pairs = [preview.pair for preview in previews]
+    length = max(len(prompt.tokens) for pair in pairs for prompt in (pair.clean, pair.corrupt))
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for name in ("clean", "corrupt"):
-        prompts: list[TokenPrompt] = [getattr(preview.pair, name) for preview in previews]
+        prompts: list[TokenPrompt] = [getattr(pair, name) for pair in pairs]
         tops = [getattr(preview, f"{name}_top") for preview in previews]
         found[f"{name}_length"] = (("pair",), np.array([len(prompt.tokens) for prompt in prompts]))
-        found[f"{name}_prompt"] = (("pair",), _texts([prompt.text for prompt in prompts]))
+        found[f"{name}_prompt"] = (("pair",), _texts([_own(pair, name) for pair in pairs]))
         found[f"{name}_token"] = (("pair", "token"), _padded([prompt.strings for prompt in prompts], length))
         found[f"{name}_role"] = (("pair", "token"), _padded([prompt.roles for prompt in prompts], length))
         found[f"{name}_top"] = (("pair", "rank"), _padded([[c.token for c in top] for top in tops], CHOICES))
         probs = [[choice.prob for choice in top] + [np.nan] * (CHOICES - len(top)) for top in tops]
         found[f"{name}_top_prob"] = (("pair", "rank"), np.array(probs))
-    found["answer_length"] = (("pair",), np.array([len(preview.pair.answer_tokens) for preview in previews]))
-    found["answer"] = (("pair",), _texts([preview.pair.pair.answer for preview in previews]))
-    found["foil"] = (("pair",), _texts([preview.pair.pair.foil or "" for preview in previews]))
+    found["corrupt_position"] = (("pair", "token"), _paired_with(pairs, length))
+    found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens) for pair in pairs]))
+    found["answer"] = (("pair",), _texts([pair.pair.answer for pair in pairs]))
+    found["foil"] = (("pair",), _texts([pair.pair.foil or "" for pair in pairs]))
+    return found
+
+
+def _own(pair: TokenPair, name: str) -> str:
+    """A prompt as the user wrote it, without a chat template; noise corrupts the clean one."""
+    return getattr(pair.pair, name) or pair.pair.clean
+
+
+def _paired_with(pairs: Sequence[TokenPair], length: int) -> np.ndarray:
+    """The corrupt prompt's position that each position of the clean one is paired with; −1 for none."""
+    found = np.full((len(pairs), length), -1)
+    for row, pair in zip(found, pairs, strict=True):
+        for here, there in pair.slots:
+            row[here] = there
     return found
 
 

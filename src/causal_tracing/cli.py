@@ -113,7 +113,10 @@ def trace(
     directions: Annotated[
         str | None, typer.Option(help="Of restoration, disruption (default: both; with noise, restoration).")
     ] = None,
-    align: Annotated[str, typer.Option(help="How prompts are matched: strict.")] = "strict",
+    align: Annotated[
+        str,
+        typer.Option(help="How tokens are paired: strict (one by one), suffix (same end), spans (equal roles)."),
+    ] = "strict",
     noise: Annotated[
         str | None,
         typer.Option(help="Corrupt the subject by noise, without a corrupt prompt: 3sigma, or a number as it is."),

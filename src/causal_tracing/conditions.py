@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from causal_tracing.results import Measurements
@@ -123,6 +124,28 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
         f"{said}: means of {noise['draws']} draws, the same for every cell. The total effect varies by "
         f"{number(found.total_effect_deviation.item())} {found.unit.item()} over draws (standard deviation)."
     )
+
+
+def pairing_warnings(data: xr.Dataset) -> Iterator[str]:
+    """What one pair's tokens being paired otherwise than one by one means for its map."""
+    if "corrupt_position" not in data:
+        return
+    length = int(data.clean_length)
+    there = data.corrupt_position.values[:length]
+    alone = [f"{n} ({data.clean_token.values[n]})" for n in range(length) if there[n] < 0]
+    left = int(data.corrupt_length) - (length - len(alone))
+    if alone or left:
+        named = f": {', '.join(alone)}" if alone else ""
+        yield (
+            f"{len(alone)} of {length} clean tokens and {left} of {int(data.corrupt_length)} corrupt ones are paired "
+            f"with none, and not patched{named}."
+        )
+    moved = int((there[there >= 0] != np.flatnonzero(there >= 0)).sum())
+    if moved:
+        yield (
+            f"{moved} tokens stand at another position in the other prompt: their activations carry the old position "
+            "with them, so that effects there mix content and position."
+        )
 
 
 def ablates(measurements: Measurements) -> bool:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from causal_tracing.edits import Edit, Run
+from causal_tracing.alignment import Slot
+from causal_tracing.edits import Edit, From, Run
 from causal_tracing.prompts import TokenPair
 from causal_tracing.sites import Site
 from causal_tracing.written import Write
@@ -32,9 +33,15 @@ class Contrast:
             return corrupt, self.clean
         return self.clean, self.reference[draw] if self.write.kind == "resample" else corrupt
 
-    def edit(self, site: Site, donor: Run) -> Edit:
-        """What is written at a site."""
-        return Edit(site, self.write.source(site, donor, self.reference), float(self.write.alpha))
+    def edit(
+        self, component: str, layer: int, slot: Slot, donor: Run, *, restores: bool, unit: int | None = None
+    ) -> Edit:
+        """What is written at a slot of the base run."""
+        here, there = (slot.corrupt, slot.clean) if restores else slot
+        if self.write.kind == "resample":  # its donors stand in for the clean prompt, token by token
+            there = here
+        site = Site(component, layer, here, unit)
+        return Edit(site, self.write.source(site, From(donor, there), self.reference), float(self.write.alpha))
 
 
 def of_clean(pair: TokenPair) -> Run:

@@ -11,6 +11,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from causal_tracing.rows import UNPAIRED
+
 COLOURS = "PuOr"  # safe for the colour-blind; purple supports the clean behaviour
 MOST_TICKS = 12
 
@@ -46,7 +48,7 @@ def where(found: xr.Dataset, position: int | str) -> str:
     if not str(position).isdigit():
         return str(position)
     clean, corrupt = (drawable(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
-    return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt}"
+    return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt or UNPAIRED}"
 
 
 def drawable(token: str) -> str:

@@ -79,7 +79,15 @@ def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
     labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
-    return found.assign_coords({name: data[name] for name in labels if name in data})
+    return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data})
+
+
+def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
+    """A label of tokens, in the order of the clean prompt's: of the corrupt prompt, those they are paired with."""
+    if not name.startswith("corrupt_") or "corrupt_position" not in data:
+        return data[name]
+    at = data.corrupt_position
+    return data[name].isel(token=at.clip(min=0)).where(at >= 0, "")
 
 
 def _differences(scored: xr.Dataset) -> dict[str, xr.DataArray]:

@@ -18,9 +18,9 @@ from causal_tracing.effects import effects
 from causal_tracing.errors import InvalidOption
 from causal_tracing.flips import sign_flip
 from causal_tracing.peaks import PeakStability, SplitHalfPeak, peak_stability, split_half_peak
-from causal_tracing.prompts import ROLES
 from causal_tracing.results import Measurements
 from causal_tracing.statistics import Interval, cluster_means, clusters, mean_interval, ratio_interval
+from causal_tracing.tokens import ROLES
 
 AVERAGED = ("restoration", "disruption", "interaction")
 FRACTIONS = {"restored_fraction": "restoration", "lost_fraction": "disruption"}

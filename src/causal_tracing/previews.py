@@ -48,11 +48,19 @@ class Preview:
             strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
             where = "position" if len(strings) == 1 else "positions"
             return "\n".join([*lines, f"  noise   at {where} {', '.join(strings)}", *self._warned])
+        return "\n".join([*lines, *self._paired, *self._warned])
+
+    @property
+    def _paired(self) -> list[str]:
+        """Where the paired tokens differ; and how they are paired, where that is not simply position by position."""
+        clean, corrupt = self.pair.clean.strings, self.pair.corrupt.strings
         differing = self.pair.differing
-        both = zip(self.pair.clean.strings, self.pair.corrupt.strings, strict=True)
-        shown = [f"{p} ({a}/{b})" for p, (a, b) in enumerate(both) if p in differing]
-        lines.append(f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}")
-        return "\n".join([*lines, *self._warned])
+        shown = [f"{here} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots if here in differing]
+        lines = [f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}"]
+        if self.pair.remarks:
+            paired = (f"{here}={there} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots)
+            lines.append(f"  paired  clean=corrupt {', '.join(paired)}".replace("\n", "\\n"))
+        return lines
 
     @property
     def _warned(self) -> list[str]:
@@ -85,7 +93,8 @@ def preview_tokens(
 
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
-    length = len(pair.clean.tokens) + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
+    length = longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
     if model.context and length > model.context:
         raise InvalidPair(
             f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
@@ -99,7 +108,7 @@ def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:
         pair=pair,
         clean_top=_choices(model, clean),
         corrupt_top=() if after is None else _choices(model, after),
-        warnings=(*pair.notes, *_warnings(model, pair, clean, after)),
+        warnings=(*pair.notes, *pair.remarks, *_warnings(model, pair, clean, after)),
     )
 
 
@@ -131,7 +140,7 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | No
             f"the clean run's first choice is {model.tokenizer.decode([first])!r}, not the answer {pair.pair.answer!r} "
             f"(choice {rank}): what is traced is not what the model would say."
         )
-    if not pair.differing and not pair.noised:
+    if pair.same_tokens and not pair.noised:
         warnings.append("the two prompts have the same tokens: every effect is zero.")
     # With noise there is no other prompt whose answer the foil would be.
     if corrupt is None or pair.noised or pair.foil is None or pair.several_tokens:

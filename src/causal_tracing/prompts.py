@@ -3,17 +3,26 @@
 1. Each prompt is tokenised once, with offsets: where every token lies in the text.
 2. Spans (subject, and any others) are found in the text, then mapped to tokens by offsets.
 3. Answer and foil are the tokens that follow the prompt when prompt + answer is tokenised.
-4. Clean and corrupt prompt must match token by token (`align="strict"`).
+4. Tokens of the clean prompt are paired with tokens of the corrupt one (`alignment.py`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from causal_tracing.errors import InvalidOption, InvalidPair, MisalignedPair, UnsupportedTokenizer, nearest
-
-ROLES = ("before_subject", "subject_first", "subject_middle", "subject_last", "next", "further", "last")
-ALIGNMENTS = ("strict",)
+from causal_tracing.alignment import ALIGNMENTS, Slot, aligned, remarks
+from causal_tracing.errors import InvalidOption, InvalidPair, nearest
+from causal_tracing.tokens import (
+    ROLES,
+    TokenPrompt,
+    Written,
+    as_message,
+    encode,
+    find_span,
+    roles_of,
+    span_positions,
+    token_strings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +31,9 @@ class Pair:
 
     `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
-    from the left (0-based). `spans` names further stretches, which can be asked for as positions. Pairs of
-    one `cluster` share a fact. Raises InvalidPair.
+    from the left (0-based; negative: from the right). `spans` names further stretches, which can be asked for as
+    positions. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's messages, put through the
+    tokenizer's chat template, and answer and foil begin the model's reply. Raises InvalidPair.
     """
 
     clean: str
@@ -37,6 +47,7 @@ class Pair:
     cluster: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
         for name in ("clean", "answer", "corrupt", "foil", "subject", "corrupt_subject", "cluster", "id"):
@@ -47,13 +58,17 @@ class Pair:
                 raise InvalidPair(f"{self._who}: {name} must be a text, and is {value!r}.")
             if not value:
                 raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
+            _check_letters(f"{self._who}: {name}", value)
         if type(self.occurrence) is not int:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
+        if type(self.chat) is not bool:
+            raise InvalidPair(f"{self._who}: chat must be true or false, and is {self.chat!r}.")
         if not isinstance(self.spans, Mapping) or not all(
             isinstance(part, str) and part for part in self.spans.values()
         ):
             raise InvalidPair(f"{self._who}: spans must map names to texts, and is {self.spans!r}.")
-        for name in self.spans:
+        for name, part in self.spans.items():
+            _check_letters(f"{self._who}: span {name!r}", part)
             if name in ROLES or name in ("each", "together"):
                 raise InvalidPair(f"{self._who}: a span cannot be called {name!r}: the word has a meaning here.")
 
@@ -62,33 +77,29 @@ class Pair:
         return f"pair {self.id!r}" if isinstance(self.id, str) else "this pair"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPrompt:
-    """One prompt's tokens: ids, the text of each, the role of each, and the tokens of each named span."""
-
-    text: str
-    tokens: tuple[int, ...]
-    strings: tuple[str, ...]
-    roles: tuple[str, ...]
-    spans: Mapping[str, tuple[int, ...]]
-
-    def positions(self, name: str) -> tuple[int, ...]:
-        """The positions of a role or of a named span; empty if no token has it."""
-        if name in self.spans:
-            return self.spans[name]
-        return tuple(position for position, role in enumerate(self.roles) if role == name)
+def _check_letters(what: str, text: str) -> None:
+    """Raises InvalidPair for halves of letters (lone surrogates), which no tokenizer can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidPair(f"{what} has half a letter (U+{ord(text[error.start]):04X}) at {error.start}.") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """A pair as the model sees it. `foil_tokens` is empty where the pair has no foil."""
+    """A pair as the model sees it. `foil_tokens` is empty where the pair has no foil.
+
+    `slots` are the tokens that are patched for each other; `remarks`, what is to be known of how they were paired.
+    """
 
     id: str
     pair: Pair
     clean: TokenPrompt
     corrupt: TokenPrompt
+    slots: tuple[Slot, ...]
     answer_tokens: tuple[int, ...]
     foil_tokens: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
 
@@ -109,9 +120,13 @@ class TokenPair:
 
     @property
     def differing(self) -> tuple[int, ...]:
-        """The positions at which the two prompts have different tokens."""
-        both = zip(self.clean.tokens, self.corrupt.tokens, strict=True)
-        return tuple(position for position, (clean, corrupt) in enumerate(both) if clean != corrupt)
+        """The clean prompt's positions whose token in the corrupt prompt is another one."""
+        return tuple(here for here, there in self.slots if self.clean.tokens[here] != self.corrupt.tokens[there])
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether the two prompts are the same to the model."""
+        return self.clean.tokens == self.corrupt.tokens
 
 
 def tokenize(
@@ -119,8 +134,9 @@ def tokenize(
 ) -> TokenPair:
     """The pair's tokens, spans, roles, and the ids of answer and foil.
 
+    `align` is "strict" (token by token), "suffix" (the right part that both prompts share) or "spans" (equal roles).
     Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
-    (prompts that do not match token by token), UnsupportedTokenizer (no offsets).
+    (prompts that do not match in this way), UnsupportedTokenizer (no offsets, no chat template).
     """
     id = pair.id or id
     pair = replace(pair, id=id)
@@ -133,7 +149,7 @@ def tokenize(
         if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
             corrupt_subject = pair.subject
         corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
-        _check_alignment(id, clean, corrupt)
+    slots = aligned(align, clean, corrupt, id)
     answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
     foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
     if answer == foil:
@@ -144,17 +160,13 @@ def tokenize(
         pair=pair,
         clean=clean,
         corrupt=corrupt,
+        slots=slots,
         answer_tokens=answer,
         foil_tokens=foil,
-        notes=_notes(pair),
-        noised=_subject_positions(pair, tokenizer) if noise else (),
+        remarks=remarks(slots, clean, corrupt),
+        notes=_notes(pair, clean, corrupt),
+        noised=clean.subject if noise else (),
     )
-
-
-def _subject_positions(pair: Pair, tokenizer: Any) -> tuple[int, ...]:
-    """The subject's tokens by their offsets: roles do not say, for the prompt's last token is `last` and no other."""
-    _, offsets = encode(pair.clean, tokenizer)
-    return span_positions(offsets, find_span(pair.clean, pair.subject or "", pair.occurrence))
 
 
 def _check_corruption(pair: Pair, *, noise: bool) -> None:
@@ -198,108 +210,30 @@ def tokenize_pairs(
     return tokenized
 
 
-def encode(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """A prompt's token ids, special tokens included, and each token's [start, end) in the text."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise UnsupportedTokenizer(
-            f"{type(tokenizer).__name__} cannot say where its tokens lie in the text (it is not a fast tokenizer). "
-            "Load the fast version of this tokenizer, or convert it (AutoTokenizer does, where it can)."
-        )
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids, mask = encoding["input_ids"], encoding["special_tokens_mask"]
-    if not ids:
-        raise InvalidPair(f"The prompt {text!r} has no tokens.")
-    if mask[-1] and len(ids) > 1:
-        raise UnsupportedTokenizer(
-            f"This tokenizer puts {tokenizer.convert_ids_to_tokens(ids[-1])!r} after every prompt, so that nothing "
-            "could be read after the text. Turn it off (add_eos_token=False)."
-        )
-    return list(ids), [tuple(span) for span in encoding["offset_mapping"]]
-
-
-def find_span(text: str, part: str, occurrence: int = 0) -> tuple[int, int]:
-    """[start, end) of the `occurrence`-th `part` in the text (negative: from the right). Raises InvalidPair."""
-    starts = [start for start in range(len(text)) if text.startswith(part, start)]
-    if not -len(starts) <= occurrence < len(starts):
-        found = "is not in" if not starts else f"occurs {len(starts)} times (occurrence={occurrence} was asked for) in"
-        raise InvalidPair(f"{part!r} {found} the prompt {text!r}. Spans are searched letter by letter.")
-    start = starts[occurrence]
-    return start, start + len(part)
-
-
-def span_positions(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, ...]:
-    """The tokens that share at least one letter with a [start, end) of the text."""
-    start, end = span
-    return tuple(n for n, (first, last) in enumerate(offsets) if first < end and last > start and last > first)
-
-
 def _tokenize_prompt(
     text: str, pair: Pair, subject: str | None, tokenizer: Any, *, clean_side: bool = True
 ) -> TokenPrompt:
-    ids, offsets = encode(text, tokenizer)
+    written = as_message(text, tokenizer) if pair.chat else Written(text=text)
+    ids, offsets = encode(written.text, tokenizer, special=written.special)
 
     def positions(part: str) -> tuple[int, ...]:
         try:
-            return span_positions(offsets, find_span(text, part, pair.occurrence if part == subject else 0))
+            start, end = find_span(text, part, pair.occurrence if part == subject else 0)
         except InvalidPair as error:
             raise InvalidPair(f"pair {pair.id!r}: {error}") from None
+        return span_positions(offsets, (start + written.start, end + written.start))
 
     # A span may be worded otherwise in the corrupt prompt: there it is named only where it is found.
     spans = {name: positions(part) for name, part in pair.spans.items() if clean_side or part in text}
-    subject_positions = positions(subject) if subject else ()
+    subject_positions, special = positions(subject) if subject else (), {*tokenizer.all_special_ids}
     return TokenPrompt(
-        text=text,
+        text=written.text,
         tokens=tuple(ids),
-        strings=_token_strings(text, ids, offsets, tokenizer),
-        roles=_roles(len(ids), subject_positions),
+        strings=token_strings(written.text, ids, offsets, tokenizer),
+        special=tuple(token in special for token in ids),
+        roles=roles_of(len(ids), subject_positions),
+        subject=subject_positions,
         spans=spans,
-    )
-
-
-def _token_strings(text: str, ids: list[int], offsets: list[tuple[int, int]], tokenizer: Any) -> tuple[str, ...]:
-    """The stretch of text that each token adds; special tokens and pieces of a letter by the tokenizer's name."""
-    strings, reached = [], 0
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        piece = text[reached:end] if end > start else ""
-        strings.append(piece or tokenizer.decode([token]))
-        reached = max(reached, end)
-    return tuple(strings)
-
-
-def _roles(length: int, subject: tuple[int, ...]) -> tuple[str, ...]:
-    """One role a token (priority: last, subject_last, subject_first, next). Without a subject only `last` is known."""
-    if not subject:
-        return ("",) * (length - 1) + ("last",)
-    first, last = subject[0], subject[-1]
-    roles = []
-    for position in range(length):
-        if position == length - 1:
-            roles.append("last")
-        elif position == last:
-            roles.append("subject_last")
-        elif position == first:
-            roles.append("subject_first")
-        elif first < position < last:
-            roles.append("subject_middle")
-        elif position < first:
-            roles.append("before_subject")
-        else:
-            roles.append("next" if position == last + 1 else "further")
-    return tuple(roles)
-
-
-def _check_alignment(id: str, clean: TokenPrompt, corrupt: TokenPrompt) -> None:
-    if len(clean.tokens) == len(corrupt.tokens):
-        return
-    both = zip(clean.tokens, corrupt.tokens, strict=False)
-    shorter = min(len(clean.tokens), len(corrupt.tokens))
-    part = next((position for position, (a, b) in enumerate(both) if a != b), shorter)
-    raise MisalignedPair(
-        f"pair {id!r} cannot be patched position by position.\n"
-        f"  clean    {len(clean.tokens)} tokens: {'|'.join(clean.strings)}\n"
-        f"  corrupt  {len(corrupt.tokens)} tokens: {'|'.join(corrupt.strings)}\n"
-        f"They part at position {part}. Use prompts that have equally many tokens: choose another subject, "
-        "or word the corrupt prompt otherwise."
     )
 
 
@@ -309,8 +243,8 @@ def _tokens_after(
     """The tokens that `text` is after both prompts: found by tokenising prompt + text, never the text alone."""
     found = []
     for prompt in prompts:
-        ids, offsets = encode(prompt.text + text, tokenizer)
-        strings = _token_strings(prompt.text + text, ids, offsets, tokenizer)
+        ids, offsets = encode(prompt.text + text, tokenizer, special=not pair.chat)
+        strings = token_strings(prompt.text + text, ids, offsets, tokenizer)
         length = len(prompt.tokens)
         if tuple(ids[:length]) != prompt.tokens:
             raise InvalidPair(
@@ -330,11 +264,11 @@ def _tokens_after(
     return found[0]
 
 
-def _notes(pair: Pair) -> tuple[str, ...]:
+def _notes(pair: Pair, clean: TokenPrompt, corrupt: TokenPrompt) -> tuple[str, ...]:
     """What is legal, but probably not meant."""
     notes = []
-    for what, text, prompt in (("answer", pair.answer, pair.clean), ("foil", pair.foil, pair.corrupt)):
-        if text and prompt and not text[0].isspace() and text[0].isalnum() and prompt[-1].isalnum():
+    for what, text, prompt in (("answer", pair.answer, clean.text), ("foil", pair.foil, corrupt.text)):
+        if text and not text[0].isspace() and text[0].isalnum() and prompt[-1].isalnum():
             notes.append(
                 f"{what} {text!r} is scored glued to the prompt: '…{prompt[-10:]}{text}'. Did you mean {' ' + text!r}?"
             )

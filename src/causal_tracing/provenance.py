@@ -1,9 +1,9 @@
 """Where a result came from: everything that is needed to make it again, as plain values."""
 
+import dataclasses
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -61,7 +61,7 @@ def provenance_of(job: Job) -> dict[str, Any]:
 
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
     """The fields of a pair that were given, as a row of a pairs file has them."""
-    row = {field.name: getattr(pair, field.name) for field in fields(pair)}
+    row = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in row.items() if value}
 
 
@@ -81,9 +81,9 @@ def command(
         words += ["--revision", model.source["commit"]]
     if model.dtype != "float32":
         words += ["--dtype", model.dtype]
-    simple = run is None and len(pairs) == 1 and not (pairs[0].spans or pairs[0].occurrence or pairs[0].labels)
-    if simple:
-        for name in ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject"):
+    fields = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
+    if run is None and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*fields, "id", "cluster"}:
+        for name in fields:
             value = getattr(pairs[0], name)
             if value is not None:
                 words.append(f"--{name.replace('_', '-')}={value}")
@@ -93,6 +93,8 @@ def command(
         words += [f"--{name}", ",".join(map(str, options[name]))]
     positions = options["positions"]
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
+    if options["align"] != "strict":
+        words += ["--align", options["align"]]
     words += _changes(options) + _written(options["write"]) + _units(options)
     for name in ("metric", "budget", "engine"):
         if not (name == "metric" and options["preset"]) and options[name] not in (None, "auto"):

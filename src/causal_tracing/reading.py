@@ -21,6 +21,7 @@ from causal_tracing.conditions import (
     how_to_read,
     noise_sentences,
     not_shown,
+    pairing_warnings,
     write_sentences,
 )
 from causal_tracing.effects import effects
@@ -318,6 +319,7 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
     first, answer = data.clean_top.values[0], data.answer.item()
     if first != answer:
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
+    yield from pairing_warnings(data)
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."
     difference = measurements.provenance["spot_checks"]["largest_difference"]

@@ -13,6 +13,7 @@ The dataset holds raw numbers of the metrics; `effects.py` makes effects of them
     window_first, window_last  (component, layer)   the layers patched together; −1 where there is no whole window
     structural_zero, cut, unpaired  (pair, component, layer, position)
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end
+    corrupt_position       (pair, token)       which corrupt token a clean one is paired with; −1 for none
     clean_length, corrupt_length, answer_length  (pair)  how many tokens there are
     clean_prompt, corrupt_prompt, answer, foil  (pair)
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices

@@ -7,6 +7,7 @@ import xarray as xr
 
 HIGH, NEARLY_ZERO = 0.5, 0.1
 UNITS = ("head", "neuron")
+UNPAIRED = "–"  # stands where a clean token has no corrupt one
 # What is known of a site where windows, noise or severing were asked for.
 BESIDE = (
     *("window_first", "window_last", "restoration_sum", "disruption_sum"),
@@ -91,7 +92,7 @@ def place(row: SiteRow) -> str:
         return "all tokens together" if row.position == "together" else f"the {row.position.replace('_', ' ')} token"
     clean, corrupt = (
         row.clean_token.strip() or repr(row.clean_token),
-        row.corrupt_token.strip() or repr(row.corrupt_token),
+        row.corrupt_token.strip() or (repr(row.corrupt_token) if row.corrupt_token else UNPAIRED),
     )
     shown = clean if row.clean_token == row.corrupt_token else f"{clean} | {corrupt}"
     return f"the last token ({shown})" if row.role == "last" else f"token {row.position} ({shown})"

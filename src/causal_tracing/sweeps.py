@@ -8,14 +8,17 @@ behind it severed. Where noise corrupts, or donors are drawn, every cell has a w
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from causal_tracing import checks
+from causal_tracing.alignment import Slot
 from causal_tracing.contrasts import Contrast
 from causal_tracing.edits import Edit, From, Run, World
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.model import Model
-from causal_tracing.prompts import ROLES, TokenPair
+from causal_tracing.prompts import TokenPair
 from causal_tracing.sites import COMPONENTS, RESIDUAL, Site
+from causal_tracing.tokens import ROLES
 from causal_tracing.windows import Window, Windows, plan_windows
 
 DIRECTIONS = ("restoration", "disruption")
@@ -110,16 +113,15 @@ def cells(
     pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int, arms: Sequence[str] | None = None
 ) -> Iterator[Cell]:
     """Every world of the pair's map (of these arms); `number` is the pair's, by which its logits are measured."""
-    readout = (len(contrast.clean.tokens) - 1,)
     for draw in range(contrast.draws):
         for arm in sweep.arms if arms is None else arms:
-            base, donor = contrast.sides(draw, restores=not arm.startswith("disruption"))
+            base, donor = contrast.sides(draw, restores=restores(arm))
             for c, component in enumerate(sweep.components):
                 for n, layer in enumerate(sweep.layers):
                     for k, column in enumerate(sweep.columns):
-                        for positions in patched_together(pair, column):
-                            for edits in _edits(sweep, contrast, arm, component, layer, positions, base, donor):
-                                world = World(base, edits, readout, number)
+                        for slots in patched_together(pair, column):
+                            for edits in _edits(sweep, contrast, arm, component, layer, slots, base, donor):
+                                world = World(base, edits, last_of(base), number)
                                 yield Cell(arm=arm, draw=draw, component=c, layer=n, column=k, world=world)
 
 
@@ -129,7 +131,7 @@ def _edits(
     arm: str,
     component: str,
     layer: int,
-    positions: Sequence[int],
+    slots: Sequence[Slot],
     base: Run,
     donor: Run,
 ) -> Iterator[tuple[Edit, ...]]:
@@ -137,7 +139,8 @@ def _edits(
     layers = sweep.windows.layers(component, layer)
 
     def patched(layers: Sequence[int]) -> tuple[Edit, ...]:
-        return tuple(contrast.edit(site, donor) for site in _sites(component, layers, positions))
+        places = product(layers, slots)
+        return tuple(contrast.edit(component, at, slot, donor, restores=restores(arm)) for at, slot in places)
 
     if arm.endswith("_sum"):
         if len(layers) > 1:
@@ -146,14 +149,21 @@ def _edits(
         part = arm.removeprefix("severed_")
         if component in RESIDUAL and layers:
             behind = range(_first_behind(component, layers[-1], part), sweep.windows.num_layers)
-            frozen = (Edit(site, From(base, site.position)) for site in _sites(part, behind, positions))
+            sites = (Site(part, at, slot.corrupt) for at, slot in product(behind, slots))
+            frozen = (Edit(site, From(base, site.position)) for site in sites)
             yield (*patched(layers), *frozen)
     elif layers:
         yield patched(layers)
 
 
-def _sites(component: str, layers: Sequence[int], positions: Sequence[int]) -> list[Site]:
-    return [Site(component, layer, position) for layer in layers for position in positions]
+def restores(arm: str) -> bool:
+    """Whether an arm writes into the corrupt run, or into the clean one."""
+    return not arm.startswith("disruption")
+
+
+def last_of(run: Run) -> tuple[int]:
+    """Where a run is read: at its last token."""
+    return (len(run.tokens) - 1,)
 
 
 def _first_behind(component: str, layer: int, part: str) -> int:
@@ -163,19 +173,19 @@ def _first_behind(component: str, layer: int, part: str) -> int:
 
 def worlds_of(pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
     """The pair's unedited runs, clean first, and the cells of its map."""
-    last = (len(pair.clean.tokens) - 1,)
-    unedited = [World(run, (), last, number) for run in (contrast.clean, *contrast.corrupt)]
+    unedited = [World(run, (), last_of(run), number) for run in (contrast.clean, *contrast.corrupt)]
     return unedited, list(cells(pair, contrast, sweep, number))
 
 
-def patched_together(pair: TokenPair, column: Column) -> list[tuple[int, ...]]:
-    """The worlds of a column: for each, the positions that it patches. Empty where the pair has no such token."""
-    length = len(pair.clean.tokens)
+def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
+    """The worlds of a column: for each, the slots that it patches. Empty where the pair has none.
+
+    A column that is a position is one of the clean prompt's.
+    """
     if column == "together":
-        return [tuple(range(length))]
-    if isinstance(column, int):
-        return [(column,)] if 0 <= column < length else []
-    return [(position,) for position in pair.clean.positions(column)]
+        return [pair.slots]
+    positions = (column,) if isinstance(column, int) else pair.clean.positions(column)
+    return [(slot,) for slot in pair.slots if slot.clean in positions]
 
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
@@ -219,12 +229,15 @@ def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
         hint = " Give the pairs a subject=." if "subject" in column or column in ("next", "further") else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
     for pair in pairs:
-        here, there = pair.clean.positions(column), pair.corrupt.positions(column)
-        if there and here != there:
+        if not pair.corrupt.positions(column):
+            continue
+        here = tuple(slot.clean for slot in pair.slots if slot.corrupt in pair.corrupt.positions(column))
+        there = tuple(slot.clean for slot in pair.slots if slot.clean in pair.clean.positions(column))
+        if here != there:
             raise InvalidPair(
-                f"pair {pair.id!r}: the role {column!r} is at {_listed(here)} in the clean prompt and at "
-                f"{_listed(there)} in the corrupt one, but tokens are patched position by position. "
-                "Ask for positions by number, or word the prompts alike."
+                f"pair {pair.id!r}: the role {column!r} is at {_listed(pair.clean.positions(column))} in the clean "
+                f"prompt and at {_listed(pair.corrupt.positions(column))} in the corrupt one, and these tokens are "
+                "not paired with each other. Ask for positions by number, or pair equal roles (align='spans')."
             )
 
 

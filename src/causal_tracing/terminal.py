@@ -8,7 +8,7 @@ from rich.text import Text
 from causal_tracing.effects import label
 from causal_tracing.reading import select
 from causal_tracing.results import Measurements
-from causal_tracing.rows import number
+from causal_tracing.rows import UNPAIRED, number
 
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
@@ -71,4 +71,4 @@ def _label(found: xr.Dataset, position: int | str) -> str:
         return str(position)
     tokens = (str(found[name].values[int(position)]) for name in ("clean_token", "corrupt_token"))
     clean, corrupt = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in token).strip() for token in tokens)
-    return clean if clean == corrupt else f"{clean} | {corrupt}"
+    return clean if clean == corrupt else f"{clean} | {corrupt or UNPAIRED}"

@@ -21,8 +21,8 @@ from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model
 from causal_tracing.prompts import TokenPair
 from causal_tracing.scoring import Scoring
-from causal_tracing.sites import HEADS, Site
-from causal_tracing.sweeps import Column, checked_layers, patched_together, resolved_columns
+from causal_tracing.sites import HEADS
+from causal_tracing.sweeps import Column, checked_layers, last_of, patched_together, resolved_columns, restores
 
 AT_ONCE = 8192  # cells
 RAW = {"restoration": "restored", "disruption": "disrupted"}
@@ -173,17 +173,16 @@ class UnitCell:
 
 def unit_cells(pair: TokenPair, contrast: Contrast, sweep: UnitSweep, number: int) -> Iterator[UnitCell]:
     """Every world of the pair's heads or neurons, layer by layer."""
-    readout = (len(contrast.clean.tokens) - 1,)
     for direction, draw in product(sweep.directions, range(contrast.draws)):
-        base, donor = contrast.sides(draw, restores=direction == "restoration")
+        into = restores(direction)
+        base, donor = contrast.sides(draw, restores=into)
         for c, component in enumerate(sweep.components):
             for n, layer in enumerate(sweep.layers):
                 for k, column in enumerate(sweep.columns):
-                    for positions in patched_together(pair, column):
+                    for slots in patched_together(pair, column):
                         for unit in sweep.units[component][layer]:
-                            sites = [Site(component, layer, p, unit) for p in positions]
-                            edits = tuple(contrast.edit(site, donor) for site in sites)
-                            world = World(base, edits, readout, number)
+                            edits = [contrast.edit(component, layer, s, donor, restores=into, unit=unit) for s in slots]
+                            world = World(base, tuple(edits), last_of(base), number)
                             yield UnitCell(direction=direction, at=(c, n, unit, k), world=world)
 
 

@@ -17,8 +17,9 @@ from causal_tracing import checks
 from causal_tracing.edits import From, Given, Mean, Run, Source, Subspace, Zero
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.model import Model
-from causal_tracing.prompts import TokenPair, encode
+from causal_tracing.prompts import TokenPair
 from causal_tracing.sites import Site
+from causal_tracing.tokens import encode
 
 KINDS = ("donor", "zero", "mean", "resample", "given", "subspace")
 ABLATIONS = ("zero", "mean", "resample")
@@ -72,8 +73,8 @@ class Write:
             found["tensors"] = {f"{name}.{layer}": _digest(each) for (name, layer), each in self.tensors.items()}
         return found
 
-    def source(self, site: Site, donor: Run, reference: Sequence[Run]) -> Source:
-        """What is written at a site, whose other run is `donor`. Raises InvalidOption where no tensor was given."""
+    def source(self, site: Site, donor: From, reference: Sequence[Run]) -> Source:
+        """What is written at a site, where the other run has `donor`."""
         match self.kind:
             case "zero":
                 return Zero()
@@ -83,9 +84,9 @@ class Write:
                 tensor = self.tensors[site.component, site.layer]
                 return Given(tensor if site.unit is None else tensor[site.unit])
             case "subspace":
-                return Subspace(self.tensors[site.component, site.layer], From(donor, site.position))
+                return Subspace(self.tensors[site.component, site.layer], donor)
             case _:
-                return From(donor, site.position)
+                return donor
 
 
 def _check_tensors(kind: str, tensors: Any) -> None:

@@ -101,6 +101,8 @@ def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
     """
     edits = [edit for edit in world.edits if layer in (None, edit.site.layer)]
     first = edits[0] if edits else None
+    if _moves_the_readout(model, world, edits):
+        return True
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
         return False
     donor, component, layer = first.source.run, first.site.component, first.site.layer
@@ -116,6 +118,18 @@ def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
         return False
     must = _must_pass(world, donor, component, layer, model.num_layers)
     return must <= {edit.site.position for edit in edits}
+
+
+def _moves_the_readout(model: Model, world: World, edits: Sequence[Edit]) -> bool:
+    """Whether the last thing that is read is the donor's: its last token's, from another position than the base's."""
+    last, (*others, readout) = model.num_layers - 1, world.readout
+    for edit in edits:
+        site, source = edit.site, edit.source
+        here = (site.layer, site.position) == (last, readout) and site.component in ("resid_mid", "resid_post")
+        read_alone = site.component == "resid_post" or model.anatomy.cut
+        if here and read_alone and not others and isinstance(source, From) and edit.alpha == 1:
+            return source.position == len(source.run.tokens) - 1 != site.position
+    return False
 
 
 def _must_pass(world: World, donor: Run, component: str, layer: int, num_layers: int) -> set[int]:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from causal_tracing.effects import EFFECTS, effects
 from causal_tracing.results import Measurements
+from causal_tracing.rows import UNPAIRED
 
 # These follow from others, or are shown by another switch: they would only lengthen the list of directions.
 NOT_SWITCHED = ("bypass", "bypass_given_restored", "restored_fraction", "lost_fraction")
@@ -55,7 +56,7 @@ def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
         return {"label": name, "spoken": spoken, "differs": False}
     clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
     differs = clean != corrupt
-    both = (clean.strip() or clean, corrupt.strip() or corrupt)
+    both = (clean.strip() or clean, corrupt.strip() or corrupt or UNPAIRED)
     spoken = " | ".join(f'"{text}"' for text in (both if differs else both[:1]))
     return {
         "label": " | ".join(both if differs else both[:1]),

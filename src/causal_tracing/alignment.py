@@ -30,10 +30,10 @@ def aligned(align: str, clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> tu
         return _strict(clean, corrupt, id)
     slots = _suffix(clean, corrupt) if align == "suffix" else _spans(clean, corrupt, id)
     if not slots:
-        raise MisalignedPair(
-            f"pair {id!r}: the prompts end in different tokens, so that there is no right part that they share.\n"
-            f"{_both(clean, corrupt)}"
+        shared = (
+            "no right part that both prompts share" if align == "suffix" else "no token in the same role as another"
         )
+        raise MisalignedPair(f"pair {id!r}: there is {shared}, so that nothing is paired.\n{_both(clean, corrupt)}")
     return tuple(sorted(slots))
 
 

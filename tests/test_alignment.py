@@ -31,11 +31,12 @@ TEMPLATE = (
 
 
 def pair(**fields: Any) -> ct.Pair:
-    return ct.Pair(**(SHORT | LONG | {"answer": " w7", "foil": " w8"} | fields))
+    texts: dict[str, Any] = {"answer": " w7", "foil": " w8"}
+    return ct.Pair(**(SHORT | LONG | texts | fields))
 
 
 def slots(align: str, **fields: Any) -> list[tuple[int, int]]:
-    return [tuple(slot) for slot in tokenize(pair(**fields), WORDS, align=align).slots]
+    return [(slot.clean, slot.corrupt) for slot in tokenize(pair(**fields), WORDS, align=align).slots]
 
 
 def test_a_suffix_is_what_both_prompts_end_in():

@@ -13,7 +13,11 @@ PACKAGE = Path(causal_tracing.__file__).parent
 # From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
 FLOORS = [
     [["errors", "checks", "sites", "edits"]],
-    [["tokens", "alignment", "prompts", "pair_files"], ["metrics"], ["statistics", "flips", "peaks"]],
+    [
+        ["tokens", "alignment", "prompts", "datasets", "datasets.*", "pair_files"],
+        ["metrics"],
+        ["statistics", "flips", "peaks"],
+    ],
     [["anatomy", "model"], ["results", "joined"]],
     [
         [
@@ -46,6 +50,7 @@ def module_name(path: Path) -> str:
 def place(name: str) -> tuple[int, int, int]:
     """A module's floor, row and place in the row."""
     key = "report.*" if name == "report" or name.startswith("report.") else name
+    key = "datasets.*" if name.startswith("datasets.") else key
     for floor, rows in enumerate(FLOORS):
         for row, members in enumerate(rows):
             if key in members:

@@ -98,8 +98,12 @@ def trace(
     ] = None,
     corrupt_subject: Annotated[str | None, typer.Option(help="The same stretch of the corrupt prompt.")] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="A file of pairs, one JSON object a line, instead of one pair.")
+        str | None,
+        typer.Option(help="Many pairs: a file (JSON Lines, CSV, Parquet), or a built-in set such as facts."),
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.")
+    ] = False,
     metric: Annotated[
         str | None, typer.Option(help="logit_diff (default), log_prob (without a foil), logit, prob, neg_kl, neg_rank.")
     ] = None,
@@ -185,7 +189,7 @@ def trace(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject,
     }  # fmt: skip
-    asked = console.pairs(pairs, pair_fields)
+    asked = console.pairs(pairs, pair_fields, chat=chat)
     options = {
         "components": parse.names(components),
         "layers": parse.layers(layers),
@@ -236,6 +240,26 @@ def trace(
         console.show(result, None)
     if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
         raise typer.Exit(PARTLY)
+
+
+@_command
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="A set, or a part of one such as facts:capital.")] = None,
+) -> None:
+    """The built-in sets of pairs; of one that is named, its pairs as JSON Lines."""
+    from causal_tracing.datasets import NAMES, about, kinds, rows
+
+    if name is not None:
+        from causal_tracing import read_pairs
+
+        read_pairs(name)  # says what is wrong with the name
+        for row in rows(name):
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    for each in NAMES:
+        said = about(each)
+        parts = ", ".join(f"{each}:{kind}" for kind in kinds(each))
+        print(f"{each}: {len(rows(each))} pairs\n  {said['what']}\n  {said['source']}\n  Parts: {parts}\n")
 
 
 @_command

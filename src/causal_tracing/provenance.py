@@ -82,7 +82,8 @@ def command(
     if model.dtype != "float32":
         words += ["--dtype", model.dtype]
     fields = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
-    if run is None and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*fields, "id", "cluster"}:
+    if run is None and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*fields, "id", "cluster", "chat"}:
+        words += ["--chat"] if pairs[0].chat else []
         for name in fields:
             value = getattr(pairs[0], name)
             if value is not None:

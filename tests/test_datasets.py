@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import causal_tracing as ct
-from causal_tracing.choosing import chosen, named
+from causal_tracing.choosing import chosen
 from causal_tracing.datasets import NAMES, about, kinds, rows
 from causal_tracing.errors import InvalidPair
 from causal_tracing.jobs import Options
 from causal_tracing.model import Model
-from causal_tracing.prompts import tokenize_pairs
+from causal_tracing.prompts import named, tokenize_pairs
 
 TABLE = Path(__file__).parents[1] / "docs" / "datasets.md"
 

@@ -30,9 +30,9 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "evidence", "rows", "evidence_words", "conditions", "reading", "unit_maps"],
+        ["effects", "evidence", "rows", "conditions", "evidence_words", "reading", "unit_maps"],
         [
-            *("written", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
+            *("written", "controls", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],

@@ -1,7 +1,7 @@
 """Which pairs of a file are traced: those that can be, and, if asked, those that the clean run gets right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from causal_tracing import checks
 from causal_tracing.contrasts import of_clean
@@ -23,17 +23,6 @@ class Choice:
     pairs: Sequence[Pair]
     failed: Mapping[str, str]
     dropped: Mapping[str, str]
-
-
-def named(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs, each with an id: its own, or its place. Raises InvalidPair where two share one."""
-    found = [replace(pair, id=pair.id or f"pair-{n}") for n, pair in enumerate(pairs)]
-    seen: set[str | None] = set()
-    for pair in found:
-        if pair.id in seen:
-            raise InvalidPair(f"Two pairs have the id {pair.id!r}. Give each its own, or leave id out.")
-        seen.add(pair.id)
-    return found
 
 
 def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Choice:

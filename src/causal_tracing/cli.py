@@ -143,6 +143,9 @@ def trace(
         Path | None,
         typer.Option(help="For given and subspace: a safetensors file, tensors named as resid_post.12."),
     ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="The same where there is nothing to find: random-weights or shuffled-pairs.")
+    ] = None,
     window: Annotated[
         str | None, typer.Option(help="Layers patched together: 10, or by component, attn_out=10,mlp_out=10.")
     ] = None,
@@ -198,6 +201,7 @@ def trace(
         "directions": None if directions is None else parse.names(directions),
         "noise": parse.noise(noise, draws=draws, seed=draw_seed, write=write),
         "write": parse.write(write, alpha=alpha, reference=reference, tensors=tensors, draws=draws, seed=draw_seed),
+        "control": control,
         "window": parse.window(window),
         "window_sums": window_sums,
         "sever": parse.names(sever or ""),

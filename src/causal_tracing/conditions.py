@@ -126,6 +126,19 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
     )
 
 
+CONTROLS = {
+    "random-weights": "the model's parameters are in random order, so that nothing here is about the model",
+    "shuffled-pairs": "each pair was asked for another pair's answer and foil, so that nothing here is about its own",
+}
+
+
+def control_sentences(record: Mapping[str, Any]) -> Iterator[str]:
+    """That this is a control, where it is one."""
+    control = record.get("options", {}).get("control")
+    if control:
+        yield f"This is a control: {CONTROLS[control]}. What it shows, the method shows by itself."
+
+
 def pairing_warnings(data: xr.Dataset) -> Iterator[str]:
     """What one pair's tokens being paired otherwise than one by one means for its map."""
     if "corrupt_position" not in data:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.conditions import control_sentences
 from causal_tracing.evidence import Evidence
 from causal_tracing.rows import number, percent
 from causal_tracing.statistics import FEWEST, Interval
@@ -30,7 +31,7 @@ def words(evidence: Evidence, record: Mapping[str, Any]) -> str:
     """The mean over pairs: what it speaks for, the peaks with their intervals, and the caveats that apply."""
     lines = [_share(evidence, record), _total(evidence), ""]
     lines += [*_best(evidence), *_usual(evidence)]
-    lines += [f"Warning: {warning}" for warning in _warnings(evidence)]
+    lines += [f"Warning: {warning}" for warning in (*control_sentences(record), *_warnings(evidence))]
     return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in CAVEATS)])
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from causal_tracing import checks
 from causal_tracing.contrasts import Contrast, of_prompts
+from causal_tracing.controls import CONTROLS, randomised, shuffled
 from causal_tracing.engine.agreement import Choice, choose
 from causal_tracing.errors import InvalidOption
 from causal_tracing.metrics import METRICS
 from causal_tracing.model import Model, require_model
 from causal_tracing.noise import Noise, noised
-from causal_tracing.prompts import Pair, TokenPair, as_pairs, tokenize_pairs
+from causal_tracing.prompts import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.sites import MEDIATORS
 from causal_tracing.sweeps import DIRECTIONS, Column, Sweep, plan_sweep
 from causal_tracing.units import Neurons, UnitSweep, plan_units
@@ -43,6 +44,7 @@ class Options:
     sever: Sequence[str] = ()
     preset: str | None = None
     write: str | Write = "donor"
+    control: str | None = None
     heads: bool | Sequence[str] = False
     head_positions: str | Sequence[Column] = "each"
     neurons: Neurons = False
@@ -67,6 +69,7 @@ class Options:
             "sever": list(sweep.severed),
             "preset": self.preset,
             "write": checked_write(self.write).to_dict(),
+            "control": self.control,
         }
         if self.heads:
             found["heads"] = ["z"] if self.heads is True else self.heads
@@ -90,10 +93,14 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which engine."""
+    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which engine.
+
+    `asked` are the pairs as they were given: a control may trace others.
+    """
 
     model: Model
     options: Options
+    asked: Sequence[Pair]
     pairs: Sequence[TokenPair]
     contrasts: Sequence[Contrast]
     sweep: Sweep
@@ -119,6 +126,7 @@ class Job:
         return replace(
             self,
             options=replace(self.options, metric=self.metric),
+            asked=[self.asked[n] for n in numbers],
             pairs=[self.pairs[n] for n in numbers],
             contrasts=[self.contrasts[n] for n in numbers],
             noise=noise,
@@ -132,7 +140,12 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     options = _preset(options)
     noise, write = options.noise, checked_write(options.write)
     directions = _directions(options, write)
-    tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=options.align, noise=noise is not None)
+    asked = pairs = named(as_pairs(pairs))
+    if options.control == "random-weights":
+        model = randomised(model, options.seed)
+    elif options.control == "shuffled-pairs":
+        pairs = shuffled(asked, options.seed)
+    tokens = tokenize_pairs(pairs, model.tokenizer, align=options.align, noise=noise is not None)
     sweep = plan_sweep(
         model,
         tokens,
@@ -155,8 +168,8 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         layers=options.layers,
         directions=sweep.directions,
     )
-    named = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
-    choice = choose(model, list(dict.fromkeys(named)), options.engine)
+    parts = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
+    choice = choose(model, list(dict.fromkeys(parts)), options.engine)
     for each in (sweep, *units.values()):
         counts = {name: model.units(name) for name in each.components if name in MEDIATORS}
         check_tensors(write, each.components, each.layers, counts)
@@ -164,6 +177,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     return Job(
         model=model,
         options=options,
+        asked=asked,
         pairs=tokens,
         contrasts=contrasts,
         sweep=sweep,
@@ -190,6 +204,8 @@ def _check(options: Options) -> None:
     if options.noise is not None and not isinstance(options.noise, Noise):
         raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {options.noise!r}.")
     checks.one_of("engine", options.engine, ENGINES)
+    if options.control is not None:
+        checks.one_of("control", options.control, CONTROLS)
     if options.budget is not None:
         checks.whole("budget= (bytes)", options.budget, least=1)
     checks.whole("seed=", options.seed, least=0)

@@ -196,18 +196,24 @@ def as_pairs(pairs: Any) -> list[Pair]:
     return listed
 
 
+def named(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, each with an id: its own, or its place. Raises InvalidPair where two share one."""
+    found = [replace(pair, id=pair.id or f"pair-{n}") for n, pair in enumerate(pairs)]
+    seen: set[str | None] = set()
+    for pair in found:
+        if pair.id in seen:
+            raise InvalidPair(f"Two pairs have the id {pair.id!r}. Give each its own, or leave id out.")
+        seen.add(pair.id)
+    return found
+
+
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False
 ) -> list[TokenPair]:
     """Each pair tokenised; a pair without an id is named by its place. Raises InvalidPair where two share an id."""
     if not pairs:
         raise InvalidPair("There is no pair to trace: the list is empty.")
-    tokenized = [tokenize(pair, tokenizer, align=align, noise=noise, id=f"pair-{n}") for n, pair in enumerate(pairs)]
-    ids = [pair.id for pair in tokenized]
-    for id in ids:
-        if ids.count(id) > 1:
-            raise InvalidPair(f"Two pairs have the id {id!r}. Give each its own, or leave id out.")
-    return tokenized
+    return [tokenize(pair, tokenizer, align=align, noise=noise) for pair in named(pairs)]
 
 
 def _tokenize_prompt(

@@ -54,8 +54,8 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "options": options,
         "noise": job.noise,
-        "pairs": [pair_to_dict(pair.pair) for pair in job.pairs],
-        "command": command(model, [pair.pair for pair in job.pairs], options),
+        "pairs": [pair_to_dict(pair) for pair in job.asked],
+        "command": command(model, job.asked, options),
     }
 
 
@@ -96,6 +96,8 @@ def command(
     words += ["--positions", positions if isinstance(positions, str) else ",".join(map(str, positions))]
     if options["align"] != "strict":
         words += ["--align", options["align"]]
+    if options["control"]:
+        words += ["--control", options["control"]]
     words += _changes(options) + _written(options["write"]) + _units(options)
     for name in ("metric", "budget", "engine"):
         if not (name == "metric" and options["preset"]) and options[name] not in (None, "auto"):

@@ -17,6 +17,7 @@ import xarray as xr
 from causal_tracing.conditions import (
     against,
     beside,
+    control_sentences,
     convention_sentences,
     how_to_read,
     noise_sentences,
@@ -319,6 +320,7 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
     first, answer = data.clean_top.values[0], data.answer.item()
     if first != answer:
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
+    yield from control_sentences(measurements.provenance)
     yield from pairing_warnings(data)
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."

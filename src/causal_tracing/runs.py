@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from causal_tracing.choosing import Choice, chosen, named
+from causal_tracing.choosing import Choice, chosen
 from causal_tracing.engine.plan import default_budget
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.jobs import PER_PAIR, Job, Options, plan_job
 from causal_tracing.measuring import Progress, pairs_at_once
 from causal_tracing.model import Model, require_model
-from causal_tracing.prompts import Pair, as_pairs
+from causal_tracing.prompts import Pair, as_pairs, named
 from causal_tracing.provenance import command, pair_to_dict, provenance_of
 from causal_tracing.results import Measurements, to_parts
 from causal_tracing.run_folders import (

@@ -48,6 +48,7 @@ def trace(
     sever: Sequence[str] = (),
     preset: str | None = None,
     write: str | Write = "donor",
+    control: str | None = None,
     heads: bool | Sequence[str] = False,
     head_positions: str | Sequence[Column] = "each",
     neurons: Neurons = False,
@@ -72,6 +73,9 @@ def trace(
     "zero", the mean over reference prompts, a resampled one, a part of it (alpha), a given tensor or subspace. Zeros,
     means and resampled activations go into the clean run: disruption alone.
 
+    `control` measures the same where there is nothing to find: "random-weights" (a copy of the model with each
+    parameter's numbers in random order) or "shuffled-pairs" (each pair with another one's answer and foil).
+
     `heads` adds maps of single heads: True for their outputs z, or names of q, k, v, pattern, z;
     `neurons` of single neurons: True for all of the layers, or a mapping from layer to neurons; both at positions of
     their own. `budget` is in bytes a batch. Raises InputError (pairs, options), ModelError, MachineError.
@@ -89,6 +93,7 @@ def trace(
         sever=sever,
         preset=preset,
         write=write,
+        control=control,
         heads=heads,
         head_positions=head_positions,
         neurons=neurons,

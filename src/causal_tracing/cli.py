@@ -225,7 +225,7 @@ def trace(
         check_target(out, overwrite=overwrite)  # before the work, not after it
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
-        console.estimate(loaded, asked, options, as_json=as_json)
+        console.estimate(loaded, asked, options, keep=keep, as_json=as_json)
         return
     if run_folder is not None:
         result = console.ran(loaded, asked, run_folder, keep=keep, shard=parse.shard(shard), **options)

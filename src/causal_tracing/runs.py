@@ -122,6 +122,8 @@ def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], keep: str, shard: S
         "options": record["options"],
         "keep": keep,
         "pairs_sha256": digest([pair_to_dict(pair) for pair in pairs]),
+        # Another tokenizer, or a chat template that knows the date, makes other prompts of the same pairs.
+        "tokens_sha256": digest([[prompt.tokens for prompt in (pair.clean, pair.corrupt)] for pair in job.pairs]),
         "chunk": pairs_at_once(job.contrasts),
     }
     if not is_run_folder(folder):

@@ -15,8 +15,11 @@ from causal_tracing.errors import EngineNote, InvalidOption
 from causal_tracing.sites import COMPONENTS
 
 INTERRUPTED = 130
+MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from causal_tracing.model import Model
     from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace
@@ -96,21 +99,32 @@ def show(result: "Trace", page: Path | None) -> None:
     """Words, then maps; and the page, if one is wanted."""
     from rich.console import Console
 
-    from causal_tracing.terminal import heat_map
-
     console = Console(highlight=False, markup=False)
     console.print(result.summary(), soft_wrap=True)
-    measured = result.measurements
-    for pair in [str(pair) for pair in measured.data.pair.values]:
-        for component in [str(name) for name in measured.data.component.values]:
-            shown = heat_map(
-                measured, component, measured.directions[0], pair=pair, colour=console.color_system is not None
-            )
-            console.print()
-            console.print(shown, soft_wrap=True)
+    for shown in _maps(result, colour=console.color_system is not None):
+        console.print()
+        console.print(shown, soft_wrap=True)
     if page is not None:
         result.to_html(page)
         console.print(f"\nThe page: {page}", soft_wrap=True)
+
+
+def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
+    """The maps of the mean over pairs, if there is one; else of the first pairs."""
+    from causal_tracing.evidence import NoMean
+    from causal_tracing.terminal import heat_map, mean_map
+
+    measured = result.measurements
+    components = [str(name) for name in measured.data.component.values]
+    try:
+        evidence = result.evidence()
+    except NoMean:
+        for pair in measured.data.pair.values[:MOST_MAPS]:
+            for name in components:
+                yield heat_map(measured, name, measured.directions[0], pair=str(pair), colour=colour)
+        return
+    for name in components:
+        yield mean_map(evidence, name, colour=colour)
 
 
 @contextmanager

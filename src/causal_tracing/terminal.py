@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from causal_tracing.effects import label
+from causal_tracing.evidence import Evidence
 from causal_tracing.reading import select
 from causal_tracing.results import Measurements
 from causal_tracing.rows import UNPAIRED, number
@@ -26,13 +27,24 @@ def heat_map(
 ) -> RenderableType:
     """One component's effect over layers and tokens. Without colour, shades show the size and − a negative effect."""
     found = select(measurements, pair=pair, metric=metric)
+    labels = [_label(found, position) for position in found.position.values.tolist()]
+    return _map(found, component, effect, label(effect), found.unit.item(), labels, colour)
+
+
+def mean_map(evidence: Evidence, component: str, *, colour: bool = True) -> RenderableType:
+    """The mean over pairs of one component's effect, by layers and by positions or roles."""
+    labels = [str(position).replace("_", " ") for position in evidence.cells.position.values]
+    title = f"mean {label(evidence.shown)} over {evidence.pairs} pairs"
+    return _map(evidence.cells, component, evidence.shown, title, evidence.unit, labels, colour)
+
+
+def _map(
+    found: xr.Dataset, component: str, effect: str, title: str, unit: str, labels: list[str], colour: bool
+) -> RenderableType:
     largest = float(np.nanmax(abs(found[effect].values), initial=0)) or 1.0
     here = found.sel(component=component)
-    labels = [_label(here, position) for position in here.position.values.tolist()]
     width = max(map(len, labels))
-    rows = [
-        Text(f"{component}: {label(effect)}, {number(-largest)} to {number(largest)} {found.unit.item()}", style="bold")
-    ]
+    rows = [Text(f"{component}: {title}, {number(-largest)} to {number(largest)} {unit}", style="bold")]
     rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
     for position, name in zip(here.position.values, labels, strict=True):
         row = Text(f"{name:>{width}} ")

@@ -25,6 +25,7 @@ class Trace:
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
+        self._evidence: dict[tuple[str | None, int], Evidence] = {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -92,7 +93,9 @@ class Trace:
 
     def evidence(self, *, metric: str | None = None, seed: int = 0) -> Evidence:
         """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption."""
-        return evidence(self.measurements, metric=metric, seed=seed)
+        if (metric, seed) not in self._evidence:  # thousands of resamples: once is enough
+            self._evidence[metric, seed] = evidence(self.measurements, metric=metric, seed=seed)
+        return self._evidence[metric, seed]
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""

@@ -63,7 +63,7 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     names = [str(name) for name in found.metric.values]
     if metric is not None and metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
-    chosen = _defined(found.sel(metric=metric or names[0]))
+    chosen = defined(found.sel(metric=metric or names[0]))
     codes = clusters(cluster_names(measurements, chosen.pair.values))
     averaged = by_column(chosen)
     units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
@@ -87,7 +87,7 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     )
 
 
-def _defined(chosen: xr.Dataset) -> xr.Dataset:
+def defined(chosen: xr.Dataset) -> xr.Dataset:
     """The pairs that have a total effect by this metric. Raises NoMean where fewer than two do, or one is infinite."""
     if chosen.sizes["pair"] < 2:
         raise NoMean("One pair has no mean over pairs: ask for its own numbers.")

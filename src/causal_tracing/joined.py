@@ -8,6 +8,8 @@ import xarray as xr
 
 from causal_tracing.results import Measurements
 
+PAIRED = "corrupt_position"
+
 
 def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Measurements:
     """The parts' pairs in this order. They have the same components, layers, positions and metrics."""
@@ -21,18 +23,22 @@ def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Meas
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    longest = max(part.sizes.get("token", 0) for part in parts)
+    positions = parts[0].position.values
+    reached = int(positions.max()) + 1 if positions.dtype.kind in "iu" else 0  # by pairs that are not among these
+    longest = max(reached, *(part.sizes.get("token", 0) for part in parts))
     names = {name: variable for part in parts for name, variable in part.data_vars.items()}
     alike = [_completed(_padded(part, longest), names) for part in parts]
     return xr.concat(alike, dim="pair", data_vars="minimal", coords="minimal", compat="equals", join="exact")
 
 
 def _padded(part: xr.Dataset, length: int) -> xr.Dataset:
-    """A prompt's tokens and roles, "" beyond its end."""
+    """A prompt's tokens and roles, "" beyond its end; paired with none there."""
     if part.sizes.get("token", length) == length:
         return part
-    texts: Any = ""
-    return part.pad(token=(0, length - part.sizes["token"]), constant_values=texts)
+    missing, texts = (0, length - part.sizes["token"]), [name for name in part if name != PAIRED]
+    nothing: Any = ""
+    padded = part[texts].pad(token=missing, constant_values=nothing)
+    return padded.merge(part[[PAIRED]].pad(token=missing, constant_values=-1)) if PAIRED in part else padded
 
 
 def _completed(part: xr.Dataset, names: Mapping[Any, xr.DataArray]) -> xr.Dataset:

@@ -14,6 +14,9 @@ from causal_tracing.rows import UNPAIRED
 NOT_SWITCHED = ("bypass", "bypass_given_restored", "restored_fraction", "lost_fraction")
 
 
+MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone
+
+
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     """The pairs' numbers as [component][layer][position], null where undefined, with the labels of the axes."""
     data, found = measurements.data, effects(measurements)
@@ -26,7 +29,10 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "directions": list(measurements.directions),
         "effects": switched(found),
         "windows": _windows(found),
-        "pairs": [_pair(found.sel(pair=pair), metrics) for pair in shown],
+        "pairs": [
+            _pair(found.sel(pair=pair), metrics if n < MOST_IN_FULL else metrics[:1], _asked(data.sel(pair=pair)))
+            for n, pair in enumerate(shown)
+        ],
     }
 
 
@@ -83,12 +89,18 @@ def _windows(found: xr.Dataset) -> dict[str, list[list[int]]]:
     return {str(name): ends.sel(component=name).values.tolist() for name in found.component.values}
 
 
-def _pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
+def _pair(found: xr.Dataset, metrics: list[str], asked: str) -> dict[str, Any]:
     return {
         "id": str(found.pair.item()),
+        "asked": asked,
         "rows": [token_row(found, position) for position in found.position.values.tolist()],
         "metrics": {name: _numbers(found.sel(metric=name)) for name in metrics},
     }
+
+
+def _asked(data: xr.Dataset) -> str:
+    """A pair's clean prompt and its answer, on one line."""
+    return " ".join(visible(f"{data.clean_prompt.item()} →{data.answer.item()}").split())
 
 
 def _numbers(found: xr.Dataset) -> dict[str, Any]:

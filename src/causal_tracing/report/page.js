@@ -14,7 +14,7 @@
     return node;
   };
   const options = {
-    p: data.pairs.map((pair) => pair.id), m: data.metrics.map((metric) => metric.name), c: data.components,
+    p: [...(data.mean ? [data.mean.id] : []), ...data.pairs.map((pair) => pair.id)], m: data.metrics.map((metric) => metric.name), c: data.components,
     d: data.effects, v: ["effect", "fraction"], hc: data.heads?.components ?? [], hp: data.heads?.positions ?? [], n: data.neurons ? ["20", "100"] : [],
   };
   const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", hc: "component", hp: "position", n: "rows" };
@@ -31,7 +31,7 @@
       const found = /^(\d{1,5}),(\d{1,5})$/.exec(asked.get(key) || "");
       if (found && +found[1] < columns && +found[2] < rows) state[key] = [+found[1], +found[2]];
     };
-    place("cell", data.layers.length, data.positions.length);
+    place("cell", data.layers.length, pair().rows.length);
     if (data.heads) place("head", data.heads.layers.length, data.heads.counts[state.hc]);
   };
   const remember = () => {
@@ -41,7 +41,7 @@
     history.replaceState(null, "", "#" + parts);
   };
 
-  const pair = () => data.pairs[options.p.indexOf(state.p)];
+  const pair = () => (data.mean?.id === state.p ? data.mean : data.pairs.find((one) => one.id === state.p));
   const numbers = () => pair().metrics[state.m];
   const fractionReason = () => numbers().fraction_reason;
   const effect = (name, component, layer, position) => {
@@ -52,12 +52,13 @@
   };
   const value = (component, layer, position) => {
     const found = effect(state.d, component, layer, position);
-    return found === null || state.v === "effect" ? found : found / numbers().total;
+    if (found === null || state.v === "effect") return found;
+    return numbers().shares?.[state.d]?.[component]?.[layer]?.[position] ?? found / numbers().total;
   };
   const status = (component, layer, position) => numbers().status[component][layer][position];
   const largest = () => {
     let most = 0;
-    for (const name of options.d) for (const component of data.components) data.layers.forEach((_, layer) => data.positions.forEach((_, position) => {
+    for (const name of options.d) for (const component of data.components) data.layers.forEach((_, layer) => pair().rows.forEach((_, position) => {
       most = Math.max(most, Math.abs(effect(name, component, layer, position) ?? 0));
     }));
     most = most || 1;
@@ -83,14 +84,22 @@
 
   const spoken = (key, option) => (key === "d" ? option.replaceAll("_", " ") : option);
   // A switch may stand in several sections: each has radio buttons of its own, and all show one state.
+  const MOST_RADIOS = 6;
+  const chooser = () => {
+    const select = make("select", { name: "p" }, ...options.p.map((id) => make("option", { value: id, textContent: id === data.mean?.id ? data.mean.name : id, selected: id === state.p })));
+    select.addEventListener("change", () => open(select.value));
+    return make("fieldset", {}, make("label", { className: "choice" }, make("span", { className: "name", textContent: names.p }), select));
+  };
   const switchFor = (key, place = "") => {
+    if (key === "p" && options.p.length > MOST_RADIOS) return chooser();
     const set = make("fieldset", {}, make("legend", { textContent: names[key] }));
     for (const option of options[key]) {
       const input = make("input", { type: "radio", name: place + key, value: option, checked: state[key] === option });
       if (key === "v" && option === "fraction" && fractionReason()) input.disabled = true;
-      input.addEventListener("change", () => { state[key] = option; draw(); });
-      const label = make("label", {}, input, make("span", { textContent: spoken(key, option) }));
-      if (input.disabled) label.title = "Undefined: " + fractionReason();
+      if (key === "m" && !place) input.disabled = !pair().metrics[option];
+      input.addEventListener("change", () => { if (key === "p") open(option); else { state[key] = option; draw(); } });
+      const label = make("label", {}, input, make("span", { textContent: key === "p" && option === data.mean?.id ? data.mean.name : spoken(key, option) }));
+      if (input.disabled && key === "v") label.title = "Undefined: " + fractionReason();
       set.append(label);
     }
     return set;
@@ -101,12 +110,12 @@
     if (options.p.length > 1) { $("pairs").hidden = false; $("pairs").replaceChildren(switchFor("p")); }
     for (const part of document.querySelectorAll("[data-pair]")) part.hidden = part.dataset.pair !== state.p;
   };
-  const SWATCHES = { zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
+  const SWATCHES = { faint: "not told from 0", zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
   const drawLegend = (node, most, kinds, unitName = unit()) => {
     const bar = drawn("svg", { width: 220, height: 14, role: "img", "aria-label": "colour scale" });
     for (let n = 0; n < 44; n++) bar.append(drawn("rect", { x: 5 * n, y: 0, width: 5, height: 14, fill: colour((n - 21.5) / 21.5) }));
     const end = state.v === "fraction" ? percent(most) : `${Number(most.toPrecision(3))} ${unitName}`;
-    const swatch = (kind) => make("span", {}, make("span", { className: `swatch ${kind}`, textContent: kind === "zero" ? "·" : "" }), SWATCHES[kind]);
+    const swatch = (kind) => make("span", {}, make("span", { className: `swatch ${kind}`, textContent: kind === "zero" ? "·" : kind === "faint" ? "○" : "" }), SWATCHES[kind]);
     node.replaceChildren(make("span", {}, `−${end} `, bar, ` +${end}`), ...kinds.map(swatch));
   };
 
@@ -122,10 +131,11 @@
       name.addEventListener("click", () => choose(focusColumn, r));
       row.append(name);
       columns.forEach((_, n) => {
-        const { value: found, status: kind, words: said } = cell(n, r);
+        const { value: found, status: kind, words: said, faint } = cell(n, r);
         const node = make("td", { role: "gridcell", tabIndex: n === focusColumn && r === focusRow ? 0 : -1, ariaLabel: said });
         node.className = found === null ? "none" : kind === "structural_zero" ? "zero" : kind === "cut" ? "cut" : "";
         if (found !== null && kind !== "structural_zero") node.style.backgroundColor = colour(found / most);
+        if (faint && found !== null) node.classList.add("faint");
         node.dataset.at = `${n},${r}`;
         row.append(node);
       });
@@ -164,15 +174,15 @@
   };
   const words = (layer, position) => {
     const kind = status(state.c, layer, position), why = kind === "ok" ? "" : ` · ${kind.replaceAll("_", " ")}`;
-    const shares = sharesInWords(options.d, state.m, (name) => effect(name, state.c, layer, position));
+    const shares = mean.is?.() ? mean.words(state.c, layer, position) : sharesInWords(options.d, state.m, (name) => effect(name, state.c, layer, position));
     return `${state.c} · layer ${data.layers[layer]}${windowOf(layer)} · ${tokenOf(position).spoken}: ${shares}${why}`;
   };
   const drawMap = () => {
     const most = largest();
-    drawLegend($("legend"), most, ["zero", "cut", "none"]);
+    drawLegend($("legend"), most, [...(mean.is?.() ? ["faint"] : []), "zero", "cut", "none"]);
     drawGrid($("map"), {
       corner: "token ↓ layer →", columns: data.layers, rows: pair().rows, most, at: state.cell, choose,
-      cell: (layer, position) => ({ value: value(state.c, layer, position), status: status(state.c, layer, position), words: words(layer, position) }),
+      cell: (layer, position) => ({ value: value(state.c, layer, position), status: status(state.c, layer, position), words: words(layer, position), faint: mean.is?.() && mean.faint(state.c, layer, position) }),
     });
     $("map").setAttribute("aria-label", `${spoken("d", state.d)} of ${state.c} by token and layer`);
   };
@@ -205,9 +215,9 @@
     const shown = ["mlp_out", "attn_out"].filter((name) => data.components.includes(name));
     $("curves-section").hidden = shown.length < 2;
     if (shown.length < 2) return;
-    const strongest = (component, layer) => data.positions.map((_, position) => value(component, layer, position))
+    const strongest = (component, layer) => pair().rows.map((_, position) => value(component, layer, position))
       .filter((one) => one !== null).reduce((most, one) => (Math.abs(one) > Math.abs(most ?? 0) ? one : most), null);
-    const at = state.cell ? state.cell[1] : data.positions.length === 1 ? 0 : null;
+    const at = state.cell ? state.cell[1] : pair().rows.length === 1 ? 0 : null;
     const series = Object.fromEntries(shown.map((name) => [name, data.layers.map((_, layer) => (at === null ? strongest(name, layer) : value(name, layer, at)))]));
     $("curves-note").textContent = `${spoken("d", state.d)} ` + (at === null ? "of the strongest single token in each layer (choose a row of the map for one token)" : `at ${tokenOf(at).spoken}`);
     const most = Math.max(...Object.values(series).flat().map((one) => Math.abs(one ?? 0))) || 1;
@@ -216,12 +226,25 @@
 
   const choose = (...at) => { state.cell = at; draw(); focusOn($("map"), at); };
   const read = (layer, position) => { $("readout").textContent = words(layer, position); };
-  listen($("map"), () => [data.layers.length, data.positions.length], choose, read);
+  listen($("map"), () => [data.layers.length, pair().rows.length], choose, read);
+  const open = (id) => { state.p = id; state.cell = null; draw(); $("map-title").scrollIntoView({ block: "nearest" }); };
+  // The cell that is chosen, or the strongest one.
+  const cellPlace = () => {
+    if (state.cell) return state.cell;
+    let [found, most] = [[0, 0], 0];
+    data.layers.forEach((_, layer) => pair().rows.forEach((_, position) => {
+      const one = status(state.c, layer, position) === "ok" ? Math.abs(value(state.c, layer, position) ?? 0) : 0;
+      if (one > most) [found, most] = [[layer, position], one];
+    }));
+    return found;
+  };
   const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, chartWidth, redraw: () => draw() });
+  const mean = meanSection({ data, $, make, drawn, state, unit, signed, chartWidth, place: cellPlace, open });
   const draw = () => {
+    if (!pair().metrics[state.m]) state.m = Object.keys(pair().metrics)[0];
     if (fractionReason()) state.v = "effect";
     const active = document.activeElement?.name;
-    drawSwitches(); drawMap(); drawCurves(); units.draw(); remember();
+    drawSwitches(); drawMap(); mean.draw(); drawCurves(); units.draw(); remember();
     if (active) document.querySelector(`input[name="${CSS.escape(active)}"]:checked, select[name="${CSS.escape(active)}"]`)?.focus();
     if (state.cell) read(...state.cell);
   };

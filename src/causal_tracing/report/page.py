@@ -19,30 +19,38 @@ import xarray as xr
 
 from causal_tracing.errors import MachineError
 from causal_tracing.reading import Reading, read
-from causal_tracing.report.data import map_data, visible
+from causal_tracing.report.data import MOST_IN_FULL, map_data, visible
+from causal_tracing.report.mean_story import mean_of
 from causal_tracing.report.unit_data import heads_data, neurons_data
 from causal_tracing.results import Measurements
 from causal_tracing.rows import SiteRow, place, site_name, with_share
 
-MOST_PAIRS = 20
+SIDES = (("clean", "answer"), ("corrupt", "foil"))
+MOST_PAIRS = 300  # whose maps go into a page
 
 
 def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
     shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
-    readings = [read(measurements, pair=pair) for pair in shown]
-    style, script = part("page.css"), part("units.js") + part("page.js")
+    readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
+    mean = mean_of(measurements, shown)
+    style, script = part("page.css"), part("units.js") + part("mean.js") + part("page.js")
     page = Template(part("page.html")).substitute(
-        head=head(readings[0].headline, style, script),
+        head=head(mean.title or readings[0].headline, style, script),
         script=script,
         units="".join(part(f"{name}.html") for name in measurements.tables[1:]),
-        stories="\n".join(_story(reading, hidden=n > 0) for n, reading in enumerate(readings))
+        stories=mean.story
+        + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
+        + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
         + _left_out(measurements),
-        tables="\n".join(_tables(measurements, reading, hidden=n > 0) for n, reading in enumerate(readings)),
+        mean=part("mean.html") if mean.data else "",
+        tables="\n".join(
+            _tables(measurements, reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings)
+        ),
         how_to_read=list_of(readings[0].how_to_read),
         caveats=list_of(readings[0].caveats),
         provenance=escape(_provenance(measurements)),
-        data=_json(_data(measurements, shown)),
+        data=_json(_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})),
     )
     if path is not None:
         write(Path(path), page)
@@ -100,6 +108,16 @@ def _story(reading: Reading, *, hidden: bool) -> str:
     )
 
 
+def _short_story(measurements: Measurements, pair: str) -> str:
+    """A pair that is one of many: what is asked, and nothing more."""
+    data = measurements.data.sel(pair=pair)
+    asked = [f"{data[f'{name}_prompt'].item()} →{data[text].item()}" for name, text in SIDES]
+    return (
+        f'<div class="story" data-pair="{escape(pair)}" hidden>'
+        f"<h1>{prompt(asked[0])}<small>against {prompt(asked[1])}</small></h1></div>"
+    )
+
+
 def prompt(text: str) -> str:
     """A prompt, with what follows it set apart."""
     prompt, arrow, answer = visible(text).rpartition(" →")
@@ -108,7 +126,8 @@ def prompt(text: str) -> str:
 
 def _left_out(measurements: Measurements) -> str:
     count = measurements.data.sizes["pair"]
-    return f'<p class="warning">The first {MOST_PAIRS} of {count} pairs are shown.</p>' if count > MOST_PAIRS else ""
+    shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
+    return shown if count > MOST_PAIRS else ""
 
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:

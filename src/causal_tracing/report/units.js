@@ -166,6 +166,8 @@ const unitSections = ({ data, $, make, drawn, options, state, pair, unit, signed
   };
 
   const draw = () => {
+    for (const id of ["heads-section", "neurons-section"]) if ($(id)) $(id).hidden = index() < 0;
+    if (index() < 0) return; // the mean over pairs
     if (heads?.metrics.length) drawHeads();
     if (neurons?.metrics.length) drawNeurons();
   };

@@ -12,7 +12,7 @@ import causal_tracing
 PACKAGE = Path(causal_tracing.__file__).parent
 # From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
 FLOORS = [
-    [["errors", "checks", "sites", "edits"]],
+    [["errors", "checks", "files", "sites", "edits"]],
     [["prompts", "pair_files"], ["metrics"], ["statistics", "flips", "peaks"]],
     [["anatomy", "model"], ["results", "joined"]],
     [
@@ -32,7 +32,13 @@ FLOORS = [
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
-    [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*", "screens", "attribution"]],
+    [
+        ["drawing", "unit_plots", "plots"],
+        ["terminal"],
+        ["documents"],
+        ["exporting"],
+        ["report.*", "screens", "attribution"],
+    ],
     [["run_folders", "run_results", "traces", "tracing", "choosing", "runs"]],
     [["parse", "console", "cli"]],
 ]

@@ -26,7 +26,10 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "evidence", "rows", "evidence_words", "conditions", "reading", "unit_maps"],
+        [
+            *("effects", "evidence", "differences", "rows", "evidence_words", "difference_words"),
+            *("conditions", "reading", "unit_maps"),
+        ],
         [
             *("written", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
@@ -39,7 +42,7 @@ FLOORS = [
         ["exporting"],
         ["report.*", "screens", "attribution"],
     ],
-    [["run_folders", "run_results", "traces", "tracing", "choosing", "runs"]],
+    [["run_folders", "run_results", "traces", "comparing", "tracing", "choosing", "runs"]],
     [["parse", "console", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")

@@ -17,6 +17,7 @@ from causal_tracing.sites import COMPONENTS
 INTERRUPTED = 130
 
 if TYPE_CHECKING:
+    from causal_tracing.comparing import Comparison
     from causal_tracing.model import Model
     from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace
@@ -102,6 +103,24 @@ def show(result: "Trace", page: Path | None) -> None:
     if page is not None:
         result.to_html(page)
         console.print(f"\nThe page: {page}", soft_wrap=True)
+
+
+def show_comparison(found: "Comparison") -> None:
+    """Words, then a map of each component's differences, where effects have any."""
+    from rich.console import Console
+
+    from causal_tracing.terminal import difference_map
+
+    console = Console(highlight=False, markup=False)
+    console.print(found.summary(), soft_wrap=True)
+    if found.reason:
+        return
+    for component in [str(name) for name in found.cells.component.values]:
+        colour = console.color_system is not None
+        console.print()
+        console.print(
+            difference_map(found.cells, component, found.shown, found.units[0], colour=colour), soft_wrap=True
+        )
 
 
 @contextmanager

@@ -26,13 +26,24 @@ def heat_map(
 ) -> RenderableType:
     """One component's effect over layers and tokens. Without colour, shades show the size and − a negative effect."""
     found = select(measurements, pair=pair, metric=metric)
+    labels = [_label(found, position) for position in found.position.values.tolist()]
+    return _map(found, component, effect, label(effect), found.unit.item(), labels, colour=colour)
+
+
+def difference_map(cells: xr.Dataset, component: str, effect: str, unit: str, *, colour: bool = True) -> RenderableType:
+    """One component's mean difference of an effect over layers and columns, as `heat_map` draws effects."""
+    names = [str(position) for position in cells.position.values.tolist()]
+    labels = [f"token {name}" if name.isdigit() else name.replace("_", " ") for name in names]
+    return _map(cells, component, effect, f"difference of {label(effect)}", unit, labels, colour=colour)
+
+
+def _map(
+    found: xr.Dataset, component: str, effect: str, called: str, unit: str, labels: list[str], *, colour: bool
+) -> RenderableType:
+    """A row of blocks for each column, below a scale that all components share."""
     largest = float(np.nanmax(abs(found[effect].values), initial=0)) or 1.0
-    here = found.sel(component=component)
-    labels = [_label(here, position) for position in here.position.values.tolist()]
-    width = max(map(len, labels))
-    rows = [
-        Text(f"{component}: {label(effect)}, {number(-largest)} to {number(largest)} {found.unit.item()}", style="bold")
-    ]
+    here, width = found.sel(component=component), max(map(len, labels))
+    rows = [Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {unit}", style="bold")]
     rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
     for position, name in zip(here.position.values, labels, strict=True):
         row = Text(f"{name:>{width}} ")

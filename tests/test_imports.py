@@ -119,7 +119,9 @@ def test_that_test_can_fail():
     assert "torch" in loaded_by("import causal_tracing as ct; ct.load")
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["trace"], ["check"], ["report"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["demo"], ["trace"], ["check"], ["report"], ["export"], ["compare"]], ids=str
+)
 def test_help_loads_nothing_heavy(arguments: list[str]):
     code = f"""
 import sys
@@ -135,6 +137,7 @@ assert "Usage" in shown.getvalue(), shown.getvalue()
 
 def test_a_saved_trace_is_drawn_without_torch():
     code = "import causal_tracing.reading, causal_tracing.plots, causal_tracing.report, causal_tracing.documents"
+    code += ", causal_tracing.exporting, causal_tracing.comparing"
     loaded = loaded_by(code)
     assert "xarray" in loaded
     assert not loaded & {"torch", "transformers", "nnsight"}

@@ -160,7 +160,7 @@ def _columns(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Data
     """Both with columns that mean the same in every pair of both. Raises InvalidOption where there are none."""
     numbered = [found.position.dtype.kind in "iu" for found in (first, second)]
     if numbered[0] != numbered[1]:
-        kinds = ["token positions" if each else f"roles ({_listed(found.position.values)})"
+        kinds = ["token positions" if each else f"roles ({_listed(found.position.values.tolist())})"
                  for each, found in zip(numbered, (first, second), strict=True)]  # fmt: skip
         raise InvalidOption(
             f"The columns of the first trace are {kinds[0]}, those of the second {kinds[1]}: they do not mean the "

@@ -53,7 +53,7 @@ def synthetic(
         parts.append(Measurements(data=made.data.assign_coords(pair=[f"p{n}"]), provenance={}))
     assert made is not None
     pairs = [
-        {"id": f"p{n}"} | ({"cluster": clusters[n]} if n in (clusters or {}) else {}) for n in range(first + count)
+        {"id": f"p{n}"} | ({"cluster": clusters[n]} if clusters and n in clusters else {}) for n in range(first + count)
     ]
     return ct.Trace(joined(parts, {**made.provenance, "pairs": pairs, **(record or {})}))
 
@@ -146,10 +146,10 @@ def test_fractions_are_ratios_of_means_drawn_together(two: tuple[ct.Trace, ct.Tr
         ]
         kept = tuple(part[~np.isnan(parts[0])] for part in parts)
         cell = cells.isel(component=0, layer=layer, position=position)
-        assert cell[name].item() == pytest.approx(difference(*kept), abs=1e-12)
+        assert cell[name].item() == pytest.approx(difference(kept[0], kept[1], kept[2], kept[3]), abs=1e-12)
         own = stats.bootstrap(kept, difference, paired=True, n_resamples=20_000, rng=1)
         for end, expected in zip(("low", "high"), own.confidence_interval, strict=True):
-            assert cell[f"{name}_{end}"].item() == pytest.approx(expected, abs=0.15 * own.standard_error)
+            assert cell[f"{name}_{end}"].item() == pytest.approx(expected, abs=0.15 * float(own.standard_error))
         assert cell[f"{name}_reason"].item() == ""
 
 
@@ -204,8 +204,8 @@ def test_a_real_difference_is_found_and_shift_is_its_size():
 
 
 def test_what_is_known_in_both_is_tested_in_neither():
-    zero = {"structural_zero": [[1, 1, 0], [0, 0, 0]], "cut": [[0, 0, 0], [1, 0, 1]]}
-    other = {"structural_zero": [[1, 0, 0], [0, 0, 1]], "cut": [[0, 0, 0], [1, 1, 0]]}
+    zero: dict[str, Any] = {"structural_zero": [[1, 1, 0], [0, 0, 0]], "cut": [[0, 0, 0], [1, 0, 1]]}
+    other: dict[str, Any] = {"structural_zero": [[1, 0, 0], [0, 0, 1]], "cut": [[0, 0, 0], [1, 1, 0]]}
     found = ct.compare(synthetic(1, **zero), synthetic(2, **other))
     assert found.cells.status.values[0].tolist() == [["structural_zero", "ok", "ok"], ["cut", "ok", "cut"]]
     assert found.cells.restoration_p.notnull().values[0].tolist() == [[False, True, True], [False, True, False]]

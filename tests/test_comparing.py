@@ -76,7 +76,7 @@ CLUSTERS = {0: "x", 1: "x", 2: "y", 3: "y"}
 
 @pytest.fixture(scope="module")
 def two() -> tuple[ct.Trace, ct.Trace]:
-    return synthetic(1, clusters=CLUSTERS), synthetic(2, clusters=CLUSTERS, missing=[(5, 0, 1)])
+    return synthetic(1, clusters=CLUSTERS), synthetic(2, clusters=CLUSTERS, missing=[(5, 0, 1), (1, 0, 1)])
 
 
 @pytest.mark.parametrize("name", EFFECTS)

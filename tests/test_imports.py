@@ -12,7 +12,7 @@ import causal_tracing
 PACKAGE = Path(causal_tracing.__file__).parent
 # From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
 FLOORS = [
-    [["errors", "checks", "sites", "edits"]],
+    [["errors", "checks", "files", "sites", "edits"]],
     [
         ["tokens", "alignment", "prompts", "datasets", "datasets.*", "pair_files"],
         ["metrics"],
@@ -30,14 +30,23 @@ FLOORS = [
     ],
     [
         ["embedded", "hub", "loading"],
-        ["effects", "evidence", "rows", "conditions", "evidence_words", "reading", "unit_maps"],
+        [
+            *("effects", "evidence", "differences", "rows", "conditions", "evidence_words", "difference_words"),
+            *("reading", "unit_maps"),
+        ],
         [
             *("written", "controls", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
             *("assembly", "measuring", "estimates", "provenance"),
         ],
     ],
-    [["drawing", "unit_plots", "plots"], ["terminal"], ["documents"], ["report.*", "screens", "attribution"]],
-    [["run_folders", "run_results", "traces", "tracing", "choosing", "runs"]],
+    [
+        ["drawing", "unit_plots", "plots"],
+        ["terminal"],
+        ["documents"],
+        ["exporting"],
+        ["report.*", "screens", "attribution"],
+    ],
+    [["run_folders", "run_results", "traces", "comparing", "tracing", "choosing", "runs"]],
     [["parse", "console", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")
@@ -115,7 +124,9 @@ def test_that_test_can_fail():
     assert "torch" in loaded_by("import causal_tracing as ct; ct.load")
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["trace"], ["check"], ["report"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["demo"], ["trace"], ["check"], ["report"], ["export"], ["compare"]], ids=str
+)
 def test_help_loads_nothing_heavy(arguments: list[str]):
     code = f"""
 import sys
@@ -131,6 +142,7 @@ assert "Usage" in shown.getvalue(), shown.getvalue()
 
 def test_a_saved_trace_is_drawn_without_torch():
     code = "import causal_tracing.reading, causal_tracing.plots, causal_tracing.report, causal_tracing.documents"
+    code += ", causal_tracing.exporting, causal_tracing.comparing"
     loaded = loaded_by(code)
     assert "xarray" in loaded
     assert not loaded & {"torch", "transformers", "nnsight"}

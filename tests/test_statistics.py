@@ -20,6 +20,7 @@ from causal_tracing.statistics import (
     cluster_means,
     clusters,
     mean_interval,
+    ratio_difference_interval,
     ratio_interval,
     resample_counts,
     unit_means,
@@ -263,6 +264,76 @@ def test_a_cell_that_no_pair_has_is_undefined_and_disturbs_no_other():
     assert np.isnan([found.estimate[0], found.low[0]]).all()
     assert found.estimate[1] == pytest.approx(2.25)
     assert found.reason.tolist() == [TOO_FEW, ""]
+
+
+# --- differences of ratios
+
+
+def difference_of_ratios(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+    one, total, other, whole = (part.mean(axis) for part in parts)
+    return one / total - other / whole
+
+
+def two_ratios(units: int = 25) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Two numerators [unit, 2, 3] with their denominators, unit by unit alike; some are missing in one of them."""
+    draw = np.random.default_rng(8)
+    tops = several_kinds(units), several_kinds(units) + draw.normal(0, 0.3, (units, 2, 3))
+    bottoms = [draw.lognormal(1, 0.4, (units, 2, 3)) for _ in range(2)]
+    tops[0][:5, 0, 1], tops[1][3:8, 0, 1], bottoms[1][9, 1, 0] = NAN, NAN, NAN
+    return list(zip(tops, bottoms, strict=True))
+
+
+def test_a_difference_of_ratios_is_scipys_from_the_same_resamples():
+    (first, second), resamples = two_ratios(), 999
+    found = ratio_difference_interval(first, second, resamples=resamples, seed=3)
+    draws = drawn_units(resample_counts(25, resamples, seed=3))
+    for cell in np.ndindex(found.estimate.shape):
+        columns = np.stack([part[(slice(None), *cell)] for part in (*first, *second)])
+        there = ~np.isnan(columns).any(0)
+        masked = np.where(there, columns, NAN)
+        drawn = []
+        for units in draws:
+            one, total, other, whole = np.nanmean(masked[:, units], axis=1)
+            drawn.append(one / total - other / whole)
+        kept = tuple(columns[:, there])
+        low, high = scipy_bca(kept, difference_of_ratios, drawn, 0.95)
+        assert found.estimate[cell] == pytest.approx(difference_of_ratios(*kept), rel=1e-9, abs=1e-15)
+        assert (found.low[cell], found.high[cell]) == pytest.approx((low, high), rel=1e-7, abs=1e-15)
+
+
+def test_a_difference_of_ratios_turned_around_is_its_negative_and_of_itself_is_zero():
+    first, second = two_ratios()
+    found = ratio_difference_interval(first, second, resamples=500, seed=3)
+    turned = ratio_difference_interval(second, first, resamples=500, seed=3)
+    np.testing.assert_array_equal(turned.estimate, -found.estimate)
+    np.testing.assert_allclose(turned.low, -found.high, rtol=1e-9)
+    np.testing.assert_allclose(turned.high, -found.low, rtol=1e-9)
+    same = ratio_difference_interval(first, first, resamples=500, seed=3)
+    for end in (same.estimate, same.low, same.high):
+        np.testing.assert_array_equal(end, np.zeros((2, 3)))
+
+
+def test_a_difference_of_ratios_is_as_wide_as_both_together_not_apart():
+    """Ratios that rise and fall with the same pairs differ by less than two that have nothing in common."""
+    draw = np.random.default_rng(0)
+    total = draw.lognormal(1, 0.2, (40, 1))
+    effect = total * draw.uniform(0, 1, (40, 1))
+    close = ratio_difference_interval((effect, total), (effect * 0.9, total), resamples=2000, seed=0)
+    apart = ratio_interval(effect, total[:, 0], resamples=2000, seed=0)
+    assert (close.high - close.low)[0] < 0.3 * (apart.high - apart.low)[0]
+
+
+def test_a_difference_of_ratios_says_which_has_nothing_to_divide_by():
+    ones, zeros = np.ones((12, 1)), np.linspace(-1, 1.2, 12)[:, None]
+    found = ratio_difference_interval((ones, ones * 4), (ones, zeros), resamples=500, seed=0)
+    assert found.reason.tolist() == [f"second: {NEAR_ZERO}"]
+    assert np.isnan([found.estimate, found.low, found.high]).all()
+    turned = ratio_difference_interval((ones, zeros), (ones, ones * 4), resamples=500, seed=0)
+    assert turned.reason.tolist() == [f"first: {NEAR_ZERO}"]
+    few = ratio_difference_interval((ones[:5], ones[:5] * 4), (ones[:5], ones[:5]), resamples=500, seed=0)
+    assert few.reason.tolist() == [TOO_FEW]
+    assert few.estimate[0] == pytest.approx(-0.75)
+    assert np.isnan([few.low[0], few.high[0]]).all()
 
 
 # --- coverage, by simulation

@@ -13,6 +13,7 @@ __all__ = [
     "Write",
     "attribute",
     "check",
+    "compare",
     "estimate",
     "load",
     "open_trace",
@@ -24,6 +25,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from causal_tracing.attribution import attribute
+    from causal_tracing.comparing import compare
     from causal_tracing.engine.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.loading import load
@@ -45,6 +47,7 @@ _HOMES = {
     "Write": "written",
     "attribute": "attribution",
     "check": "engine.check",
+    "compare": "comparing",
     "estimate": "tracing",
     "load": "loading",
     "open_trace": "traces",

@@ -362,12 +362,50 @@ def check(
 
 @_command
 def report(
-    folder: Annotated[Path, typer.Argument(help="A saved trace.")],
+    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
     out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,
 ) -> None:
-    """The page again, from a saved trace."""
+    """The page again, from a saved trace or what a run folder holds so far."""
     from causal_tracing import open_trace
 
     page = out or folder / "report.html"
     open_trace(folder).to_html(page)
     print(page)
+
+
+@_command
+def export(
+    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
+    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
+) -> None:
+    """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
+    from causal_tracing import open_trace
+
+    print(open_trace(folder).export(file, of))
+
+
+@_command
+def compare(
+    first: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another, of the same pairs.")],
+    metric: Annotated[str | None, typer.Option(help="Of both, unless --second-metric is given.")] = None,
+    second_metric: Annotated[str | None, typer.Option(help="The metric of the second.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """The first trace minus the second, pair by pair: where they differ, with intervals and tests."""
+    from causal_tracing import compare as run
+    from causal_tracing import open_trace
+    from causal_tracing.files import write_text
+
+    found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, seed=seed)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    if out is not None:
+        write_text(out, text)
+        console.note(f"wrote {out}")
+    if as_json:
+        print(text)
+    else:
+        console.show_comparison(found)

@@ -20,6 +20,7 @@ MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no m
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from causal_tracing.comparing import Comparison
     from causal_tracing.model import Model
     from causal_tracing.prompts import Pair
     from causal_tracing.traces import Trace
@@ -125,6 +126,24 @@ def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
         return
     for name in components:
         yield mean_map(evidence, name, colour=colour)
+
+
+def show_comparison(found: "Comparison") -> None:
+    """Words, then a map of each component's differences, where effects have any."""
+    from rich.console import Console
+
+    from causal_tracing.terminal import difference_map
+
+    console = Console(highlight=False, markup=False)
+    console.print(found.summary(), soft_wrap=True)
+    if found.reason:
+        return
+    for component in [str(name) for name in found.cells.component.values]:
+        colour = console.color_system is not None
+        console.print()
+        console.print(
+            difference_map(found.cells, component, found.shown, found.units[0], colour=colour), soft_wrap=True
+        )
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """A trace as one JSON document: what `--json` prints. Undefined numbers are null."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from causal_tracing.effects import effects
+from causal_tracing.evidence import AVERAGED, FRACTIONS, NoMean, evidence
+from causal_tracing.peaks import PeakStability, SplitHalfPeak
 from causal_tracing.results import Measurements
 from causal_tracing.rows import BESIDE
+from causal_tracing.statistics import Interval
 
 SCHEMA = 1
 WINDOW = ("window_first", "window_last")
@@ -39,7 +43,70 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
+    if data.sizes["pair"] > 1:
+        texts["evidence"] = _evidence(measurements)
     return texts | {"provenance": dict(record)}
+
+
+def interval(found: Interval) -> dict[str, Any]:
+    """One number with its interval."""
+    return {name: plain(getattr(found, name).item()) for name in ("estimate", "low", "high")}
+
+
+def maps(cells: xr.Dataset) -> dict[str, Any]:
+    """Means over pairs by effect and component, as [layer][position]; statuses are null where a cell is ok."""
+    tested = ("low", "high", "p", "p_adjusted", "q", "first", "second")
+    return {
+        "components": [str(name) for name in cells.component.values],
+        "layers": cells.layer.values.tolist(),
+        "positions": cells.position.values.tolist(),
+        "status": _status(cells),
+        "cells": {name: _map(cells, name, tested) for name in AVERAGED if name in cells},
+        "fractions": {name: _map(cells, name, ("low", "high", "reason")) for name in FRACTIONS if name in cells},
+    }
+
+
+def _map(cells: xr.Dataset, name: str, parts: Iterable[str]) -> dict[str, Any]:
+    """One effect's mean and what belongs to it, by component."""
+    variables = {"mean": name} | {part: f"{name}_{part}" for part in parts if f"{name}_{part}" in cells}
+    return {
+        str(component): {
+            part: plain(cells[variable].sel(component=component).values.tolist())
+            for part, variable in variables.items()
+        }
+        for component in cells.component.values
+    }
+
+
+def _evidence(measurements: Measurements) -> dict[str, Any]:
+    """What all pairs say together by the chosen metric, or why there is no mean of them."""
+    try:
+        found = evidence(measurements)
+    except NoMean as error:
+        return {"reason": str(error)}
+    return {
+        "metric": found.metric,
+        "unit": found.unit,
+        "pairs": found.pairs,
+        "clusters": found.clusters,
+        "undefined": found.undefined,
+        "total": interval(found.total),
+        **maps(found.cells),
+        "peaks": {component: _peak(found.cells, *each) for component, each in found.peaks.items()},
+        "smallest_p": plain(found.smallest_p),
+    }
+
+
+def _peak(cells: xr.Dataset, half: SplitHalfPeak, stable: PeakStability) -> dict[str, Any]:
+    """Where a component's map is strongest, and what that is worth; null where nothing is known."""
+    layer, position = (None, None) if half.index is None else half.index
+    return {
+        "layer": None if layer is None else int(cells.layer.values[layer]),
+        "position": None if position is None else cells.position.values.tolist()[position],
+        "held_out": plain(half.held_out),
+        "within_one_layer": plain(stable.within_one_layer),
+        "reason": half.reason,
+    }
 
 
 def _units(measurements: Measurements, table: str) -> dict[str, Any]:
@@ -67,8 +134,8 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         **tokens,
         "answer": str(data.answer.item()),
         "foil": str(data.foil.item()) or None,
-        **{name: _plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
-        **({"total_effect_deviation": _plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
+        **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **({"total_effect_deviation": plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
     }
 
 
@@ -77,7 +144,7 @@ def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[st
     beside = [name for name in BESIDE if name in found and name not in WINDOW]
     components = found.component.values.tolist()
     return {
-        effect: {name: _plain(found[effect].sel(component=name).values.tolist()) for name in components}
+        effect: {name: plain(found[effect].sel(component=name).values.tolist()) for name in components}
         for effect in (*measurements.directions, *beside)
     }
 
@@ -104,9 +171,10 @@ def _not_ok(status: Any) -> Any:
     return None if status == "ok" else status
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A number as JSON has it, or lists of them of any depth: what is not finite is None."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

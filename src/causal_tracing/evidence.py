@@ -68,10 +68,10 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     averaged = by_column(chosen)
     units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
-    status = _status(averaged)
+    status = status_over_pairs(averaged)
     first = next(iter(units))
-    tested, least = _tested(units, status, seed)
-    cells = tested | _fractions(units, averaged, totals, codes, status.dims, seed)
+    means, least = tested(units, status, seed)
+    cells = means | _fractions(units, averaged, totals, codes, status.dims, seed)
     cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
     return Evidence(
         metric=str(chosen.metric.item()),
@@ -94,10 +94,15 @@ def defined(chosen: xr.Dataset) -> xr.Dataset:
     kept = chosen.sel(pair=chosen.total_effect.notnull())
     if kept.sizes["pair"] < 2:
         raise NoMean(f"fewer than two pairs have {chosen.metric.item()}: {chosen.reason.values[0] or 'not measured'}.")
+    require_finite(kept)
+    return kept
+
+
+def require_finite(kept: xr.Dataset) -> None:
+    """Raises NoMean where a pair's effect by this metric is infinite."""
     for name in ("total_effect", *AVERAGED):
         if name in kept and np.isinf(kept[name]).any():
-            raise NoMean(f"{name} by {chosen.metric.item()} is infinite somewhere. Choose another metric.")
-    return kept
+            raise NoMean(f"{name} by {kept.metric.item()} is infinite somewhere. Choose another metric.")
 
 
 def cluster_names(measurements: Measurements, ids: Iterable[Any]) -> list[str]:
@@ -111,12 +116,24 @@ def by_column(found: xr.Dataset) -> xr.Dataset:
 
     Token positions where all pairs have the same length and roles; else roles, each pair's tokens of a role averaged.
     """
-    names = [name for name in AVERAGED if name in found]
-    kept = found[[*names, "status"]].transpose("pair", "component", "layer", "position")
-    numbered = found.position.dtype.kind in "iu"
+    return by_role(found) if roles_differ(found) else by_position(found)
+
+
+def roles_differ(found: xr.Dataset) -> bool:
+    """Whether the columns are token positions, and the same position has another role in another pair."""
     roles = found.clean_role.transpose("pair", "token").values
-    if not numbered or (roles == roles[:1]).all():
-        return kept
+    return found.position.dtype.kind in "iu" and not (roles == roles[:1]).all()
+
+
+def by_position(found: xr.Dataset) -> xr.Dataset:
+    """The effects with the columns that were measured."""
+    names = [name for name in AVERAGED if name in found]
+    return found[[*names, "status"]].transpose("pair", "component", "layer", "position")
+
+
+def by_role(found: xr.Dataset) -> xr.Dataset:
+    """The effects of token positions by role, each pair's tokens of a role averaged. Raises NoMean without subjects."""
+    kept, roles = by_position(found), found.clean_role.transpose("pair", "token").values
     present = [role for role in ROLES if (roles == role).any()]
     if "subject_last" not in present:
         raise NoMean(
@@ -148,7 +165,7 @@ def _shared(status: np.ndarray) -> np.ndarray:
     return np.where(same, status[..., 0], "ok").astype(object)
 
 
-def _status(averaged: xr.Dataset) -> xr.DataArray:
+def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
     """Over pairs: what is a cut or a structural zero in every pair that has the cell is one; ok else."""
     status = averaged.status
     there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
@@ -158,17 +175,17 @@ def _status(averaged: xr.Dataset) -> xr.DataArray:
     return shared.where(there.any("pair"), "unpaired")
 
 
-def _tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
+def tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
     """Each effect's mean, interval and tests, by name; and the smallest p that so many clusters can reach."""
     dims, family, least = status.dims, status.values == "ok", np.nan
     cells: dict[str, Any] = {}
     for name, values in units.items():
         interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
-        tested = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
-        least = tested.smallest_p
+        flipped = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
+        least = flipped.smallest_p
         found = {
             name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
-            f"{name}_p": tested.p, f"{name}_p_adjusted": tested.p_adjusted, f"{name}_q": tested.q,
+            f"{name}_p": flipped.p, f"{name}_p_adjusted": flipped.p_adjusted, f"{name}_q": flipped.q,
         }  # fmt: skip
         cells |= {each: (dims, numbers) for each, numbers in found.items()}
     return cells, least

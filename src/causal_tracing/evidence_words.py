@@ -52,15 +52,17 @@ def _share(evidence: Evidence, record: Mapping[str, Any]) -> str:
 
 
 def _total(evidence: Evidence) -> str:
-    return f"total effect {_with_interval(evidence.total)} {evidence.unit}"
+    return f"total effect {with_interval(evidence.total)} {evidence.unit}"
 
 
-def _with_interval(interval: Interval) -> str:
+def with_interval(interval: Interval) -> str:
+    """One estimate and, where there is one, its interval: `1.20 [0.90, 1.50]`."""
     estimate, low, high = (float(each) for each in (interval.estimate, interval.low, interval.high))
-    return number(estimate) + _between(low, high)
+    return number(estimate) + between(low, high)
 
 
-def _between(low: float, high: float) -> str:
+def between(low: float, high: float) -> str:
+    """An interval behind its estimate; "" where there is none."""
     return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
 
 
@@ -73,14 +75,14 @@ def _best(evidence: Evidence) -> Iterator[str]:
         cell = evidence.cells.sel(component=component).isel(layer=layer, position=position)
         parts = [_effect(cell, name, evidence.unit) for name in VERBS if name in cell]
         adjusted = float(cell[f"{evidence.shown}_p_adjusted"])
-        test = "" if np.isnan(adjusted) else f" (p {_p(adjusted)} over the whole map)"
-        said = f"Strongest {component} site: layer {int(cell.layer)} at {_where(cell)}; {'; '.join(parts)}{test}."
+        test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
+        said = f"Strongest {component} site: layer {int(cell.layer)} at {where(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(evidence, half.held_out, stable.within_one_layer)
 
 
 def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
     fraction = {"restoration": "restored_fraction", "disruption": "lost_fraction"}[name]
-    mean = f"{number(float(cell[name]))}{_between(float(cell[f'{name}_low']), float(cell[f'{name}_high']))} {unit}"
+    mean = f"{number(float(cell[name]))}{between(float(cell[f'{name}_low']), float(cell[f'{name}_high']))} {unit}"
     share = float(cell[fraction])
     if np.isnan(share):
         return f"{VERBS[name]} {mean}"
@@ -89,11 +91,13 @@ def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
     return f"{VERBS[name]} {mean}, {percent(share)}{interval} of the total effect"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p behind the letter: `= 0.03`."""
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _where(cell: xr.Dataset) -> str:
+def where(cell: xr.Dataset) -> str:
+    """A cell's column: a token by its number, or by its role."""
     position = cell.position.item()
     if isinstance(position, int):
         return f"token {position}"
@@ -128,7 +132,7 @@ def _usual(evidence: Evidence) -> Iterator[str]:
         layer = int(mean.sel(position=role).fillna(-np.inf).idxmax("layer"))
         cell = stream.sel(layer=layer, position=role)
         shown = evidence.shown
-        size = number(float(cell[shown])) + _between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
+        size = number(float(cell[shown])) + between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
         fits = "as usual" if role in expected else "not as usual"
         seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits}; up to {size} in layer {layer})")
     if seen:
@@ -169,5 +173,5 @@ def _disagreement(evidence: Evidence, component: str, index: tuple[int, ...]) ->
         kind = "AND-like: the site needs partners" if low > 0 else "OR-like: others can do without it"
         yield (
             f"Restoration and disruption disagree at the peak of {component}: interaction "
-            f"{number(float(cell.interaction))}{_between(low, high)} {evidence.unit} ({kind})."
+            f"{number(float(cell.interaction))}{between(low, high)} {evidence.unit} ({kind})."
         )

@@ -13,6 +13,7 @@ Tests: `flips.py`. Peaks: `peaks.py`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -122,6 +123,44 @@ def ratio_interval(
     return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
 
 
+def ratio_difference_interval(
+    first: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
+    second: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int,
+) -> Interval:
+    """The first ratio of means minus the second, and its BCa interval for each cell: all four means drawn together.
+
+    Each is (numerator, denominator), both one number a unit and cell; the means are over the units that have all four.
+    NaN as for `ratio_interval`, by either denominator: `reason` says which. Raises InvalidOption.
+    """
+    parts, shape = (*first, *second), first[0].shape[1:]
+    for part in parts:
+        require_values(part)
+    present = ~np.isnan(np.stack(parts)).any(0).reshape(len(parts[0]), -1)
+    top, bottom, other, base = (np.where(present, part.reshape(present.shape), 0.0) for part in parts)
+    counts = resample_counts(len(top), resamples, seed)
+    both = [_denominator_reasons(each, present, level, counts) for each in (bottom, base)]
+    first_bad, second_bad = (np.isin(each, (NEAR_ZERO, ZERO)) for each in both)
+    reason = np.where(first_bad, "first: " + both[0], np.where(second_bad, "second: " + both[1], both[0]))
+    ratios = [(_divided(each.sum(0), whole.sum(0)), each, whole) for each, whole in ((top, bottom), (other, base))]
+    estimate = ratios[0][0] - ratios[1][0]
+    low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+    enough = np.flatnonzero((present.sum(0) >= FEWEST) & (reason == ""))
+    for some in slices(len(enough), len(counts)):
+        cells = enough[some]
+        one, two = (
+            _resampled(ratio[cells], each[:, cells], whole[:, cells], present[:, cells], counts)
+            for ratio, each, whole in ratios
+        )
+        low[cells], high[cells] = _bca(one - two, present[:, cells], level)
+    estimate[first_bad | second_bad] = np.nan
+    estimate, low, high, reason = (each.reshape(shape) for each in (estimate, low, high, reason))
+    return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
+
+
 def require_values(values: np.ndarray) -> None:
     """Raises InvalidOption where there are no units, or an infinite value."""
     if not len(values):
@@ -172,32 +211,55 @@ def _intervals(
     enough = np.flatnonzero(present.sum(0) >= FEWEST)
     for some in slices(len(enough), len(counts)):
         cells = enough[some]
-        parts = top[:, cells], bottom[:, cells], present[:, cells]
-        low[cells], high[cells] = _bca(estimate[cells], *parts, level, counts)
+        drawn = _resampled(estimate[cells], top[:, cells], bottom[:, cells], present[:, cells], counts)
+        low[cells], high[cells] = _bca(drawn, present[:, cells], level)
     return estimate, low, high
 
 
-def _bca(
+class _Resampled(NamedTuple):
+    """An estimate by cell, in each resample, and without each unit; and how far apart numbers may be and be equal."""
+
+    estimate: Float[np.ndarray, " cell"]
+    drawn: Float[np.ndarray, "cell resample"]
+    left_out: Float[np.ndarray, "unit cell"]
+    tie: Float[np.ndarray, " cell"]
+
+    def __sub__(self, other: "_Resampled") -> "_Resampled":
+        """The difference of two estimates, resample by resample."""
+        parts = (mine - its for mine, its in zip(self[:3], other[:3], strict=True))
+        return _Resampled(*parts, tie=self.tie + other.tie)
+
+
+def _resampled(
     estimate: Float[np.ndarray, " cell"],
     top: Float[np.ndarray, "unit cell"],
     bottom: Float[np.ndarray, "unit cell"],
     present: Bool[np.ndarray, "unit cell"],
-    level: float,
     counts: Float[np.ndarray, "resample unit"],
+) -> _Resampled:
+    """An estimate, Σ top / Σ bottom of each resample, and without each unit (NaN for those without the cell)."""
+    shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
+    left_out = _divided(top.sum(0) - top, bottom.sum(0) - bottom)
+    scale = np.abs(top).max(0) + np.abs(estimate) * np.abs(bottom).max(0)
+    return _Resampled(
+        estimate=estimate,
+        drawn=np.ascontiguousarray(_divided(counts @ top, counts @ shared).T),
+        left_out=np.where(present, left_out, np.nan),
+        tie=ROUNDING * scale / np.abs(bottom.sum(0) / present.sum(0)),
+    )
+
+
+def _bca(
+    found: _Resampled, present: Bool[np.ndarray, "unit cell"], level: float
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """BCa as scipy.stats.bootstrap has it (the tests hold it to that), which is one cell at a time and far slower."""
-    shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
-    drawn = np.ascontiguousarray(_divided(counts @ top, counts @ shared).T)
+    estimate, drawn, left_out, tie = found
     drawn.sort(axis=1)  # NaN, a resample without any unit that has the cell, comes last
     defined = np.maximum((~np.isnan(drawn)).sum(1), 1)
-    scale = np.abs(top).max(0) + np.abs(estimate) * np.abs(bottom).max(0)
-    tie = ROUNDING * scale / np.abs(bottom.sum(0) / present.sum(0))
     below = (drawn < (estimate - tie)[:, None]).sum(1) + (drawn <= (estimate + tie)[:, None]).sum(1)
     bias = ndtri(np.clip(below / 2, 0.5, defined - 0.5) / defined)
-    left_out = _divided(top.sum(0) - top, bottom.sum(0) - bottom)
-    left_out = np.where(present, left_out, np.nan)
     pull = np.nan_to_num(unit_means(left_out) - left_out)
-    alike = np.abs(pull).max(0) * len(top) <= tie
+    alike = np.abs(pull).max(0) * len(present) <= tie
     acceleration = (pull**3).sum(0) / 6 / np.where(alike, 1.0, (pull**2).sum(0)) ** 1.5
     ends = []
     for z in (ndtri((1 - level) / 2), ndtri((1 + level) / 2)):

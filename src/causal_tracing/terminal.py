@@ -28,23 +28,30 @@ def heat_map(
     """One component's effect over layers and tokens. Without colour, shades show the size and − a negative effect."""
     found = select(measurements, pair=pair, metric=metric)
     labels = [_label(found, position) for position in found.position.values.tolist()]
-    return _map(found, component, effect, label(effect), found.unit.item(), labels, colour)
+    return _map(found, component, effect, label(effect), found.unit.item(), labels, colour=colour)
 
 
 def mean_map(evidence: Evidence, component: str, *, colour: bool = True) -> RenderableType:
     """The mean over pairs of one component's effect, by layers and by positions or roles."""
     labels = [str(position).replace("_", " ") for position in evidence.cells.position.values]
     title = f"mean {label(evidence.shown)} over {evidence.pairs} pairs"
-    return _map(evidence.cells, component, evidence.shown, title, evidence.unit, labels, colour)
+    return _map(evidence.cells, component, evidence.shown, title, evidence.unit, labels, colour=colour)
+
+
+def difference_map(cells: xr.Dataset, component: str, effect: str, unit: str, *, colour: bool = True) -> RenderableType:
+    """One component's mean difference of an effect over layers and columns, as `heat_map` draws effects."""
+    names = [str(position) for position in cells.position.values.tolist()]
+    labels = [f"token {name}" if name.isdigit() else name.replace("_", " ") for name in names]
+    return _map(cells, component, effect, f"difference of {label(effect)}", unit, labels, colour=colour)
 
 
 def _map(
-    found: xr.Dataset, component: str, effect: str, title: str, unit: str, labels: list[str], colour: bool
+    found: xr.Dataset, component: str, effect: str, called: str, unit: str, labels: list[str], *, colour: bool
 ) -> RenderableType:
+    """A row of blocks for each column, below a scale that all components share."""
     largest = float(np.nanmax(abs(found[effect].values), initial=0)) or 1.0
-    here = found.sel(component=component)
-    width = max(map(len, labels))
-    rows = [Text(f"{component}: {title}, {number(-largest)} to {number(largest)} {unit}", style="bold")]
+    here, width = found.sel(component=component), max(map(len, labels))
+    rows = [Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {unit}", style="bold")]
     rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
     for position, name in zip(here.position.values, labels, strict=True):
         row = Text(f"{name:>{width}} ")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
-from causal_tracing import evidence_words, reading, results
+from causal_tracing import evidence_words, exporting, reading, results
 from causal_tracing.effects import effects, require_effect
 from causal_tracing.evidence import Evidence, NoMean, evidence
 from causal_tracing.results import Measurements
@@ -115,6 +115,21 @@ class Trace:
         from causal_tracing.report import to_html
 
         return to_html(self.measurements, path)
+
+    def to_dataframe(self, of: str = "blocks") -> pd.DataFrame:
+        """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
+
+        NaN where undefined; see `exporting.to_dataframe` for the columns. Raises InvalidOption.
+        """
+        return exporting.to_dataframe(self.measurements, of)
+
+    def export(self, path: str | Path, of: str = "blocks") -> Path:
+        """Writes .csv or .parquet (the long table) or .nc (netCDF, every effect), whole or not at all.
+
+        In CSV, text that a spreadsheet would take for a formula gets an apostrophe in front. Raises InvalidOption for
+        another ending, MachineError where the disk refuses or the extra [export] is not installed.
+        """
+        return exporting.export(self.measurements, path, of)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a folder that `open_trace` reads back without loss. Raises InvalidResults, MachineError."""

@@ -7,8 +7,6 @@ allows the page's own style and script by their hashes and nothing else.
 import base64
 import hashlib
 import json
-import os
-import tempfile
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 
-from causal_tracing.errors import MachineError
+from causal_tracing.files import write_text
 from causal_tracing.reading import Reading, read
 from causal_tracing.report.data import MOST_IN_FULL, map_data, visible
 from causal_tracing.report.mean_story import mean_of
@@ -81,18 +79,7 @@ def _hash(text: str) -> str:
 
 def write(path: Path, page: str) -> None:
     """Writes a page, whole or not at all. Raises MachineError."""
-    try:
-        handle, scratch = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error}. Choose another place with --out.") from error
+    write_text(path, page, otherwise="Choose another place with --out.")
 
 
 def _story(reading: Reading, *, hidden: bool) -> str:

@@ -1,0 +1,44 @@
+"""Files that appear whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from causal_tracing.errors import MachineError
+
+
+def write_whole(path: Path, fill: Callable[[Path], None], *, otherwise: str = "Choose another place.") -> None:
+    """Has `fill` write a new file beside the path, then puts it there; what was there stays until then.
+
+    `otherwise` says what to do where the disk refuses. Raises MachineError; any other error passes, and leaves nothing.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
+        scratch = Path(name)
+        try:
+            os.close(handle)
+            fill(scratch)
+            _sync(scratch)
+            scratch.chmod(0o644)
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MachineError(f"{path} could not be written: {error}. {otherwise}") from error
+
+
+def write_text(path: Path, text: str, *, otherwise: str = "Choose another place.") -> None:
+    """Writes a text as UTF-8, whole or not at all. Raises MachineError."""
+
+    def fill(scratch: Path) -> None:
+        scratch.write_bytes(text.encode())
+
+    write_whole(path, fill, otherwise=otherwise)
+
+
+def _sync(path: Path) -> None:
+    """Has the disk hold what was written, before it gets its name."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

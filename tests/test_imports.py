@@ -40,7 +40,7 @@ FLOORS = [
         ],
     ],
     [
-        ["drawing", "unit_plots", "plots"],
+        ["drawing", "unit_plots", "mean_plots", "plots"],
         ["terminal"],
         ["documents"],
         ["exporting"],

@@ -1,7 +1,6 @@
 """Figures with matplotlib, from Measurements alone: maps, bars by layer, MLP against attention, heads, neurons."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,14 +9,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from causal_tracing.conditions import WITH_NOISE
-from causal_tracing.drawing import cells, drawable, largest_size, number_ticks, where
+from causal_tracing.drawing import drawable, maps, number_ticks, where
 from causal_tracing.effects import label, require_effect
 from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.evidence import evidence
+from causal_tracing.mean_plots import mean_curves, mean_maps
 from causal_tracing.reading import known, select
 from causal_tracing.results import Measurements
 from causal_tracing.unit_plots import head_maps, neuron_ranks
 
-KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons")
+KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons", "mean", "mean_curves")
 ORIENTATIONS = ("layers_right", "layers_down")
 
 
@@ -36,7 +37,8 @@ def plot(
     """A figure of one pair by one metric; `kind` is one of
 
     "map", "layers" (bars by layer), "mlp_vs_attention" (curves by layer), "heads" (maps of layers and heads) or
-    "neurons" (all of them, ranked). `effect` is one effect's name (default: all directions that were measured).
+    "neurons" (all of them, ranked); or, of all pairs, "mean" (maps of the mean over pairs) or "mean_curves" (by layer,
+    with 95 % intervals). `effect` is one effect's name (default: all directions that were measured).
     `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also "sum", the sum
     over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
     """
@@ -46,10 +48,18 @@ def plot(
         raise InvalidOption(f"orient={orient!r} is not known. {nearest(orient, ORIENTATIONS)}")
     if layer is not None and kind != "neurons":
         raise InvalidOption(f'layer={layer} chooses the neurons of plot("neurons"); {kind!r} shows every layer.')
+    if kind in ("mean", "mean_curves"):
+        if pair is not None:
+            raise InvalidOption(f"A mean is over all pairs: leave out pair={pair!r}, or choose another plot.")
+        means = evidence(measurements, metric=metric)
+        shown = [require_effect(effect, means.cells)] if effect else list(measurements.directions)
+        if kind == "mean":
+            return mean_maps(means, shown, orient, vocabulary)
+        return mean_curves(means, shown, position, vocabulary)
     found = select(measurements, pair=pair, metric=metric, of=kind if kind in ("heads", "neurons") else "blocks")
     shown = [require_effect(effect, found)] if effect else list(measurements.directions)
     if kind == "map":
-        figure = _maps(found, shown, orient, vocabulary)
+        figure = maps(found, shown, orient, vocabulary)
     elif kind == "heads":
         figure = head_maps(found, shown, position=position, orient=orient, vocabulary=vocabulary)
     elif kind == "neurons":
@@ -75,34 +85,6 @@ def _column(found: xr.Dataset, effect: str, position: int | str | None) -> int |
         strength = abs(found[effect].where(found.status == "ok")).max(["component", "layer"])
         return valid[int(strength.fillna(-1).argmax("position"))]
     return known("position", position, valid)
-
-
-def _maps(found: xr.Dataset, shown: Sequence[str], orient: str, vocabulary: str | None) -> Figure:
-    components, across = found.component.values, (len(found.layer), len(found.position))
-    wide, high = across if orient == "layers_right" else across[::-1]
-    size = (1.2 + len(components) * max(2.6, 0.13 * wide), 1.1 + len(shown) * max(1.6, 0.26 * high))
-    figure, panels = plt.subplots(
-        len(shown), len(components), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
-    )
-    largest = largest_size([found[name] for name in shown])
-    images = []
-    for row, effect in zip(panels, shown, strict=True):
-        for axes, component in zip(row, components, strict=True):
-            images.append(_map(axes, found.sel(component=component), effect, orient, largest))
-            axes.set_title(f"{component}: {label(effect, vocabulary)}", fontsize=9)
-    figure.colorbar(images[0], ax=panels, label=f"{found.unit.item()} of {found.metric.item()}", shrink=0.8)
-    return figure
-
-
-def _map(axes: Axes, found: xr.Dataset, effect: str, orient: str, largest: float) -> Any:
-    down = orient == "layers_down"
-    image = cells(axes, found, effect, ("layer", "position") if down else ("position", "layer"), largest)
-    tokens, layers = (axes.set_xticks, axes.set_yticks) if down else (axes.set_yticks, axes.set_xticks)
-    labels = [where(found, position) for position in found.position.values.tolist()]
-    tokens(range(len(labels)), labels, fontsize=7, rotation=90 if down else 0)
-    number_ticks(layers, found.layer.values)
-    (axes.set_ylabel if down else axes.set_xlabel)("layer", fontsize=8)
-    return image
 
 
 def _bars(found: xr.Dataset, shown: Sequence[str], position: int | str, vocabulary: str | None) -> Figure:

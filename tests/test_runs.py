@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from causal_tracing.cli import app
 from causal_tracing.engine.check import accept
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.model import Model
-from causal_tracing.run_folders import MANIFEST, RESULTS, merge
+from causal_tracing.run_folders import MANIFEST, RESULTS, Store, merge
 from families import FAMILIES, build
 from tiny import tiny_folder
 from tokenizers_for_tests import words
@@ -444,3 +445,49 @@ def test_what_a_run_cannot_be(asked, options, message):
     assert message in str(done.exception)
     single = ["trace", "--model", "model", "--clean", "a", "--corrupt", "b", "--answer", " c", "--shard", "0/2"]
     assert "give --pairs and --out too" in str(CliRunner().invoke(app, single).exception)
+
+
+def test_law_31_order_neighbours_and_duplicates_change_no_pair_and_no_mean(model, tmp_path):
+    """Each pair by its own id; a duplicate in its cluster changes no mean either."""
+    pairs = [pair(n, id=f"p{n}", cluster=f"fact {n}", subject=f"w{20 + n}") for n in range(10)]
+    copy = pair(3, id="copy", cluster="fact 3", subject="w23")
+    first = ct.run(model, pairs, tmp_path / "first")
+    other = ct.run(model, [copy, LONGER, *pairs[::-1]], tmp_path / "other")
+    for name in ("restoration", "disruption", "total_effect"):
+        there = first.effects[name].sel(metric="logit_diff")
+        here = other.effects[name].sel(metric="logit_diff", pair=there.pair)
+        here = here.sel(position=there.position) if "position" in there.dims else here
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+        copied_ = other.effects[name].sel(metric="logit_diff", pair="copy")
+        np.testing.assert_allclose(copied_, other.effects[name].sel(metric="logit_diff", pair="p3"), rtol=0, atol=1e-5)
+    again = ct.run(model, [copy, *pairs[::-1]], tmp_path / "again").evidence()
+    np.testing.assert_allclose(again.cells.restoration, first.evidence().cells.restoration, rtol=0, atol=1e-5)
+    assert (again.clusters, again.pairs) == (10, 11)
+
+
+def test_a_run_whose_longest_pairs_are_not_done_yet_has_its_page(model, tmp_path, monkeypatch):
+    """Columns are those of all pairs, tokens those of the pairs that are there."""
+    pairs = [*(pair(n, subject=f"w{20 + n}") for n in range(8)), LONGER]
+    stopped = Store.add
+
+    def stop(self: Store, chunk: int, *given: Any) -> None:
+        if chunk == 1:
+            raise KeyboardInterrupt
+        stopped(self, chunk, *given)
+
+    monkeypatch.setattr(Store, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ct.run(model, pairs, tmp_path / "run")
+    trace = ct.open_trace(tmp_path / "run")
+    assert trace.effects.sizes["position"] == 5
+    assert trace.effects.sizes["token"] == 5
+    assert (trace.measurements.data.corrupt_position.values == [[0, 1, 2, 3, -1]] * 8).all()
+    assert "Mean over 8 of 9 pairs (1 not done)" in trace.to_html()
+    assert "resid_post" in trace.summary(pair="pair-0")
+
+
+def test_another_tokenizer_is_another_run(model, tmp_path):
+    ct.run(model, PAIRS[:2], tmp_path / "run")
+    others = words("x", *(f" w{n}" for n in range(96)))
+    with pytest.raises(InvalidResults, match="begun with something else: tokens_sha256"):
+        ct.run(replace(model, tokenizer=others), PAIRS[:2], tmp_path / "run")

@@ -32,6 +32,7 @@ bench:
 	.venv-bench/bin/python benchmarks/noise.py
 	.venv-bench/bin/python benchmarks/mediators.py
 	.venv-bench/bin/python benchmarks/mediators.py --only neurons --position 2
+	.venv-bench/bin/python benchmarks/throughput.py
 
 clean:
 	rm -rf .venv .venv-bench

@@ -139,7 +139,7 @@ def select(
     for name, asked in (("pair", pair), ("metric", metric)):
         valid = [str(value) for value in data[name].values]
         chosen[name] = valid[0] if asked is None else known(name, asked, valid)
-    return effects(measurements, of).sel(chosen)
+    return effects(measurements.of_pair(chosen["pair"]), of).sel(chosen)  # of many pairs, effects take seconds
 
 
 def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:

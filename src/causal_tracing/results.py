@@ -29,7 +29,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Measurements:
             raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {of}=True).")
         shared = [name for name, variable in self.data.variables.items() if not {*variable.dims} & {*CELL}]
         return found.merge(self.data[shared].drop_dims([*CELL], errors="ignore"))
+
+    def of_pair(self, pair: str) -> "Measurements":
+        """One pair alone: arrays keep their axis of pairs."""
+        tables = {name: getattr(self, name) for name in ("data", "heads", "neurons")}
+        return replace(self, **{name: each if each is None else each.sel(pair=[pair]) for name, each in tables.items()})
 
     @property
     def tables(self) -> tuple[str, ...]:

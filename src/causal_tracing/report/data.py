@@ -14,7 +14,9 @@ from causal_tracing.rows import UNPAIRED
 NOT_SWITCHED = ("bypass", "bypass_given_restored", "restored_fraction", "lost_fraction")
 
 
-MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone
+MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone, and shorter
+DIGITS, FEW_DIGITS = 7, 4
+STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed")
 
 
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
@@ -29,10 +31,8 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "directions": list(measurements.directions),
         "effects": switched(found),
         "windows": _windows(found),
-        "pairs": [
-            _pair(found.sel(pair=pair), metrics if n < MOST_IN_FULL else metrics[:1], _asked(data.sel(pair=pair)))
-            for n, pair in enumerate(shown)
-        ],
+        "statuses": STATUSES,
+        "pairs": [_pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n) for n, pair in enumerate(shown)],
     }
 
 
@@ -71,7 +71,17 @@ def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
     }
 
 
-def plain(value: Any, digits: int = 7) -> Any:
+def by_component(values: xr.DataArray, digits: int = DIGITS) -> dict[str, Any]:
+    """Numbers of each component as [layer][position], null where undefined."""
+    return {str(name): plain(values.sel(component=name).values.tolist(), digits) for name in values.component.values}
+
+
+def coded(status: xr.DataArray) -> xr.DataArray:
+    """Statuses as their places in STATUSES: there is one for every cell of a page."""
+    return status.copy(data=np.vectorize(STATUSES.index, otypes=[int])(status.values))
+
+
+def plain(value: Any, digits: int = DIGITS) -> Any:
     """Numbers as JSON can hold them, null where undefined."""
     if isinstance(value, list):
         return [plain(item, digits) for item in value]
@@ -89,12 +99,19 @@ def _windows(found: xr.Dataset) -> dict[str, list[list[int]]]:
     return {str(name): ends.sel(component=name).values.tolist() for name in found.component.values}
 
 
-def _pair(found: xr.Dataset, metrics: list[str], asked: str) -> dict[str, Any]:
+def _pair(found: xr.Dataset, data: xr.Dataset, metrics: list[str], number: int) -> dict[str, Any]:
+    """One pair's map, as long as its own prompt; of pairs beyond the first ones, by the first metric alone."""
+    few = number >= MOST_IN_FULL
+    if found.position.dtype.kind in "iu":
+        found = found.sel(position=found.position < data.clean_length)
     return {
         "id": str(found.pair.item()),
-        "asked": asked,
+        "asked": _asked(data),
         "rows": [token_row(found, position) for position in found.position.values.tolist()],
-        "metrics": {name: _numbers(found.sel(metric=name)) for name in metrics},
+        "metrics": {
+            name: _numbers(found.sel(metric=name), FEW_DIGITS if few else DIGITS)
+            for name in (metrics[:1] if few else metrics)
+        },
     }
 
 
@@ -103,13 +120,10 @@ def _asked(data: xr.Dataset) -> str:
     return " ".join(visible(f"{data.clean_prompt.item()} →{data.answer.item()}").split())
 
 
-def _numbers(found: xr.Dataset) -> dict[str, Any]:
-    def by_component(values: xr.DataArray) -> dict[str, Any]:
-        return {str(name): plain(values.sel(component=name).values.tolist()) for name in values.component.values}
-
+def _numbers(found: xr.Dataset, digits: int) -> dict[str, Any]:
     return {
         "total": plain(found.total_effect.item()),
         "fraction_reason": found.fraction_reason.item() or found.reason.item(),
-        "status": by_component(found.status),
-        **{name: by_component(found[name]) for name in switched(found) if name != "interaction"},
+        "status": by_component(coded(found.status)),
+        **{name: by_component(found[name], digits) for name in switched(found) if name != "interaction"},
     }

@@ -12,7 +12,7 @@ const meanSection = ({ data, $, make, drawn, state, unit, signed, chartWidth, pl
     return { low: at("low"), high: at("high"), p: at("p") };
   };
   const words = (component, layer, position) => {
-    const said = Object.keys(mean.values).map((name) => {
+    const said = data.effects.filter((name) => name in numbers).map((name) => {
       const found = numbers[name][component][layer][position];
       if (found === null) return null;
       const { low, high, p } = interval(name, component, layer, position);
@@ -30,7 +30,10 @@ const meanSection = ({ data, $, make, drawn, state, unit, signed, chartWidth, pl
 
   const valuesAt = () => {
     const [layer, position] = place();
-    return mean.values[state.d]?.[state.c]?.[layer]?.[position] ?? [];
+    const at = (name) => mean.values[name]?.[state.c]?.[layer]?.[position] ?? [];
+    if (state.d !== "interaction") return at(state.d);
+    const back = at("restoration");
+    return at("disruption").map((lost, n) => (lost === null || back[n] === null ? null : lost - back[n]));
   };
   const drawSpread = () => {
     const [layer, position] = place(), values = valuesAt();

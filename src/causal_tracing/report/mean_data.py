@@ -4,20 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from causal_tracing.effects import effects
 from causal_tracing.evidence import AVERAGED, FRACTIONS, Evidence, by_column, defined
-from causal_tracing.report.data import plain
+from causal_tracing.report.data import FEW_DIGITS, by_component, coded, plain
 from causal_tracing.results import Measurements
-
-DIGITS = 4  # of each pair's values: they are points of a drawing
 
 
 def mean_data(measurements: Measurements, evidence: Evidence, ids: Sequence[str]) -> dict[str, Any]:
     """The averaged map as [component][layer][position], with intervals and p over the map, and the pairs' own values.
 
-    Its `id` is none of the pairs'; `values` are [component][layer][position][pair], pairs in the order of `pairs`.
+    Its `id` is none of the pairs'; `values` are [component][layer][position][pair], pairs in the order of `pairs`; of the
+    interaction there are none, for it is the difference of the others.
     """
     cells = evidence.cells
     names = [name for name in AVERAGED if name in cells]
@@ -25,13 +23,13 @@ def mean_data(measurements: Measurements, evidence: Evidence, ids: Sequence[str]
     numbers = {
         "total": plain(float(evidence.total.estimate)),
         "fraction_reason": _fraction_reason(evidence),
-        "status": _by_component(cells.status),
-        **{name: _by_component(cells[name]) for name in names},
-        "low": {name: _by_component(cells[f"{name}_low"]) for name in names},
-        "high": {name: _by_component(cells[f"{name}_high"]) for name in names},
-        "p": {name: _by_component(cells[f"{name}_p_adjusted"]) for name in names},
-        "shares": {effect: _by_component(cells[name]) for name, effect in FRACTIONS.items() if name in cells},
-        "clusters": _by_component(cells.clusters),
+        "status": by_component(coded(cells.status)),
+        **{name: by_component(cells[name]) for name in names},
+        "low": {name: by_component(cells[f"{name}_low"]) for name in names},
+        "high": {name: by_component(cells[f"{name}_high"]) for name in names},
+        "p": {name: by_component(cells[f"{name}_p_adjusted"]) for name in names},
+        "shares": {effect: by_component(cells[name]) for name, effect in FRACTIONS.items() if name in cells},
+        "clusters": by_component(cells.clusters),
     }
     return {
         "id": unused("mean", ids),
@@ -39,7 +37,9 @@ def mean_data(measurements: Measurements, evidence: Evidence, ids: Sequence[str]
         "rows": [_row(position) for position in cells.position.values.tolist()],
         "metrics": {evidence.metric: numbers},
         "pairs": [str(pair) for pair in columns.pair.values],
-        "values": {name: _by_component(columns[name].transpose(..., "pair"), DIGITS) for name in names},
+        "values": {
+            name: by_component(columns[name].transpose(..., "pair"), FEW_DIGITS) for name in measurements.directions
+        },
     }
 
 
@@ -64,7 +64,3 @@ def _fraction_reason(evidence: Evidence) -> str:
     reasons = [str(text) for name in FRACTIONS if f"{name}_reason" in evidence.cells
                for text in evidence.cells[f"{name}_reason"].values.ravel() if text]  # fmt: skip
     return reasons[0] if reasons else "the total effect is not known to differ from 0"
-
-
-def _by_component(values: xr.DataArray, digits: int = 7) -> dict[str, Any]:
-    return {str(name): plain(values.sel(component=name).values.tolist(), digits) for name in values.component.values}

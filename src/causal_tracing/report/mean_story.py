@@ -18,6 +18,7 @@ class MeanPart:
 
     title: str = ""
     story: str = ""
+    caveats: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -42,11 +43,11 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
         f'<p class="total">{escape(total)}</p>'
         + "".join(f"<p>{escape(visible(text))}</p>" for text in sentences[1:])
         + "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in warnings)
-        + f"<details><summary>What the mean does not show</summary>{_list(CAVEATS)}</details>"
         + _not_measured(measurements.provenance)
         + "</div>"
     )
-    return MeanPart(title=title, story=story, data=data)
+    caveats = f'<div data-pair="{escape(data["id"])}">{_list(CAVEATS)}</div>'
+    return MeanPart(title=title, story=story, caveats=caveats, data=data)
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@
     if (found === null || state.v === "effect") return found;
     return numbers().shares?.[state.d]?.[component]?.[layer]?.[position] ?? found / numbers().total;
   };
-  const status = (component, layer, position) => numbers().status[component][layer][position];
+  const status = (component, layer, position) => data.statuses[numbers().status[component][layer][position]];
   const largest = () => {
     let most = 0;
     for (const name of options.d) for (const component of data.components) data.layers.forEach((_, layer) => pair().rows.forEach((_, position) => {
@@ -109,6 +109,7 @@
     switches($("switches"), ["d", "c", "v", "m"]);
     if (options.p.length > 1) { $("pairs").hidden = false; $("pairs").replaceChildren(switchFor("p")); }
     for (const part of document.querySelectorAll("[data-pair]")) part.hidden = part.dataset.pair !== state.p;
+    $("of-pairs").hidden = state.p === data.mean?.id;
   };
   const SWATCHES = { faint: "not told from 0", zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
   const drawLegend = (node, most, kinds, unitName = unit()) => {

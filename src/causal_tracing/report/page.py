@@ -24,7 +24,7 @@ from causal_tracing.results import Measurements
 from causal_tracing.rows import SiteRow, place, site_name, with_share
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
-MOST_PAIRS = 300  # whose maps go into a page
+MOST_PAIRS = 250  # whose maps go into a page
 
 
 def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
@@ -46,7 +46,8 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
             _tables(measurements, reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings)
         ),
         how_to_read=list_of(readings[0].how_to_read),
-        caveats=list_of(readings[0].caveats),
+        caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
+        mean_caveats=mean.caveats,
         provenance=escape(_provenance(measurements)),
         data=_json(_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})),
     )

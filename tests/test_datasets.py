@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from causal_tracing.jobs import Options
 from causal_tracing.model import Model
 from causal_tracing.prompts import named, tokenize_pairs
 
+COMMAND = str(Path(sys.executable).parent / "causal-tracing")
 TABLE = Path(__file__).parents[1] / "docs" / "datasets.md"
 
 
@@ -93,3 +96,12 @@ def test_a_file_comes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "facts").write_text(json.dumps({"clean": "a", "answer": " b"}))
     assert [pair.clean for pair in ct.read_pairs("facts")] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["fact", "facts:cities", "pairs.jsonl", "../facts"])
+def test_a_set_that_is_not_there_is_one_clear_error(name: str, tmp_path: Path):
+    (tmp_path / "pairs.jsonl").write_text('{"clean": "a", "answer": " b"}\n')
+    done = subprocess.run([COMMAND, "datasets", name], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"InvalidOption: There is no built-in set {name!r}. Valid: facts, ioi,")
+    assert "facts:capital" in done.stderr

@@ -47,7 +47,7 @@ FLOORS = [
         ["report.*", "screens", "attribution"],
     ],
     [["run_folders", "run_results", "traces", "comparing", "tracing", "choosing", "runs"]],
-    [["parse", "console", "cli"]],
+    [["parse", "console", "commands", "cli_results", "cli"]],
 ]
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")
 

@@ -215,12 +215,20 @@ def test_any_file_is_pairs_or_one_clear_error(content: bytes, name: str):
             assert ct.read_pairs(path)
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12), min_size=2, max_size=2))
-@settings(deadline=None, max_examples=200)
-def test_any_texts_are_tokenised_or_one_clear_error(texts: Any):
-    clean, subject = texts
+ANY = st.text(st.characters(codec="utf-8") | st.sampled_from(" Rome city"), max_size=12)
+
+
+@given(ANY, ANY.filter(bool), ANY)
+@settings(deadline=None, max_examples=300)
+def test_any_texts_are_tokenised_whole_or_one_clear_error(before: Any, subject: Any, after: Any):
+    clean = before + subject + after
+    pair = ct.Pair(clean=clean, corrupt=clean, answer=" Rome", foil=" Paris", subject=subject)
     with pairs_or_an_error("p"):
-        tokenize(ct.Pair(clean=clean, corrupt=clean, answer=" Rome", foil=" Paris", subject=subject), TOKENIZER)
+        prompt = tokenize(pair, TOKENIZER).clean
+        assert "".join(prompt.strings) == clean
+        first, last = prompt.subject[0], prompt.subject[-1]
+        assert prompt.subject == tuple(range(first, last + 1))
+        assert subject in "".join(prompt.strings[first : last + 1])
 
 
 def test_a_file_with_bad_pairs_writes_nothing_outside_its_folder(tmp_path: Path):

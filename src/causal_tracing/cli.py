@@ -3,17 +3,14 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from causal_tracing import __version__, console, parse
+from causal_tracing import __version__, cli_results, commands, console, parse
 from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
 
-PARTLY = 5
 DEMO: dict[str, Any] = {
     "clean": "The Colosseum is located in the city of",
     "corrupt": "The Eiffel Tower is located in the city of",
@@ -30,12 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelName = Annotated[str, typer.Option("--model", help='"demo", a hub id, a folder, or a GGUF file.')]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16, float64 or auto.")]
-Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:0 (default: the GPU if there is one).")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code that comes with the repository.")]
-
 
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
@@ -44,20 +35,6 @@ def main() -> None:
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends on Ctrl-C with a word and the usual exit code (typer would print "Aborted" and exit 1)."""
-
-    @wraps(function)
-    def interruptible(*arguments: Any, **options: Any) -> None:
-        try:
-            function(*arguments, **options)
-        except KeyboardInterrupt:
-            console.note("Interrupted. Nothing was written.")
-            raise typer.Exit(console.INTERRUPTED) from None
-
-    return app.command()(interruptible)
 
 
 def _version(asked: bool | None) -> None:
@@ -74,7 +51,7 @@ def _common(
 ) -> None: ...
 
 
-@_command
+@commands.command(app)
 def demo(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
@@ -84,9 +61,9 @@ def demo(
     console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
 
 
-@_command
+@commands.command(app)
 def trace(
-    model: ModelName,
+    model: commands.ModelName,
     clean: Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.")] = None,
     corrupt: Annotated[str | None, typer.Option(help="The corrupt prompt, with equally many tokens.")] = None,
     answer: Annotated[
@@ -163,10 +140,10 @@ def trace(
     ] = None,
     neuron_positions: Annotated[str, typer.Option(help="Where neurons are patched; as --positions.")] = "last",
     engine: Annotated[str, typer.Option(help="auto, packed or replay.")] = "auto",
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    dtype: commands.Dtype = None,
+    device: commands.Device = None,
+    revision: commands.Revision = None,
+    trust_remote_code: commands.Trust = False,
     seed: Annotated[int, typer.Option(help="Chooses the cells that are checked again.")] = 0,
     budget: Annotated[str | None, typer.Option(help="Memory that a batch may take, such as 512MB.")] = None,
     spot_checks: Annotated[int, typer.Option(help="How many random cells are run again alone; 0 turns it off.")] = 8,
@@ -186,8 +163,6 @@ def trace(
     all_metrics: Annotated[bool, typer.Option("--all-metrics", help="With --json: every metric's effects.")] = False,
 ) -> None:
     """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
-    from causal_tracing.results import check_target
-
     pair_fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject,
@@ -216,23 +191,17 @@ def trace(
         "budget": parse.size(budget),
         "spot_checks": spot_checks,
     }
-    run_folder = out if pairs is not None else None
-    if run_folder is None and (shard is not None or keep != "all"):
-        raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
-    if run_folder is not None and overwrite:
-        raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
-    if out is not None and run_folder is None:
-        check_target(out, overwrite=overwrite)  # before the work, not after it
+    _check_folder(out, many=pairs is not None, in_part=shard is not None or keep != "all", overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
         console.estimate(loaded, asked, options, keep=keep, as_json=as_json)
         return
-    if run_folder is not None:
-        result = console.ran(loaded, asked, run_folder, keep=keep, shard=parse.shard(shard), **options)
+    if out is not None and pairs is not None:
+        result = console.ran(loaded, asked, out, keep=keep, shard=parse.shard(shard), **options)
     else:
         result = console.traced(loaded, asked, **options)
-    if out is not None and run_folder is None:
-        result.save(out, overwrite=overwrite)
+        if out is not None:
+            result.save(out, overwrite=overwrite)
     if out is not None:
         result.to_html(out / "report.html")
         console.note(f"wrote {out} (the trace) and {out / 'report.html'} (its page)")
@@ -243,50 +212,24 @@ def trace(
     else:
         console.show(result, None)
     if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
-        raise typer.Exit(PARTLY)
+        raise typer.Exit(commands.PARTLY)
 
 
-@_command
-def datasets(
-    name: Annotated[str | None, typer.Argument(help="A set, or a part of one such as facts:capital.")] = None,
-) -> None:
-    """The built-in sets of pairs; of one that is named, its pairs as JSON Lines."""
-    from causal_tracing.datasets import NAMES, about, kinds, rows
+def _check_folder(out: Path | None, *, many: bool, in_part: bool, overwrite: bool) -> None:
+    """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
+    from causal_tracing.results import check_target
 
-    if name is not None:
-        from causal_tracing import read_pairs
-
-        read_pairs(name)  # says what is wrong with the name
-        for row in rows(name):
-            print(json.dumps(row, ensure_ascii=False))
-        return
-    for each in NAMES:
-        said = about(each)
-        parts = ", ".join(f"{each}:{kind}" for kind in kinds(each))
-        print(f"{each}: {len(rows(each))} pairs\n  {said['what']}\n  {said['source']}\n  Parts: {parts}\n")
+    if in_part and not (many and out is not None):
+        raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
+    if out is not None and many and overwrite:
+        raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
+    if out is not None and not many:
+        check_target(out, overwrite=overwrite)
 
 
-@_command
-def merge(
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
-    shards: Annotated[list[Path], typer.Argument(help="The folders of the shards.")],
-) -> None:
-    """Puts the shards of one run together."""
-    from causal_tracing import open_trace
-    from causal_tracing.run_folders import listed
-    from causal_tracing.run_folders import merge as run
-
-    missing = run(out, shards)
-    open_trace(out).to_html(out / "report.html")
-    console.note(f"wrote {out}")
-    if missing:
-        console.note(f"{len(missing)} chunks are in none of the shards: {listed(map(str, missing))}")
-        raise typer.Exit(PARTLY)
-
-
-@_command
+@commands.command(app)
 def attribute(
-    model: ModelName,
+    model: commands.ModelName,
     clean: Annotated[str, typer.Option(help="The clean prompt.")],
     corrupt: Annotated[str, typer.Option(help="The corrupt prompt, with equally many tokens.")],
     answer: Annotated[str, typer.Option(help="What follows the clean prompt, leading space included.")],
@@ -302,10 +245,10 @@ def attribute(
     sample: Annotated[int, typer.Option(help="How many of the rest, at random.")] = 100,
     engine: Annotated[str, typer.Option(help="Of the exact patches: auto, packed or replay.")] = "auto",
     seed: Annotated[int, typer.Option(help="Chooses the random ones.")] = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
+    dtype: commands.Dtype = None,
+    device: commands.Device = None,
+    revision: commands.Revision = None,
+    trust_remote_code: commands.Trust = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
     page: Annotated[Path | None, typer.Option(help="A page to write: agreement, scatter, sites.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -340,13 +283,13 @@ def attribute(
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
 
 
-@_command
+@commands.command(app)
 def check(
-    model: ModelName,
-    revision: Revision = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    trust_remote_code: Trust = False,
+    model: commands.ModelName,
+    revision: commands.Revision = None,
+    dtype: commands.Dtype = None,
+    device: commands.Device = None,
+    trust_remote_code: commands.Trust = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
     """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey."""
@@ -360,52 +303,4 @@ def check(
         print(checkup)
 
 
-@_command
-def report(
-    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
-    out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,
-) -> None:
-    """The page again, from a saved trace or what a run folder holds so far."""
-    from causal_tracing import open_trace
-
-    page = out or folder / "report.html"
-    open_trace(folder).to_html(page)
-    print(page)
-
-
-@_command
-def export(
-    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
-    file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
-    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
-) -> None:
-    """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
-    from causal_tracing import open_trace
-
-    print(open_trace(folder).export(file, of))
-
-
-@_command
-def compare(
-    first: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
-    second: Annotated[Path, typer.Argument(help="Another, of the same pairs.")],
-    metric: Annotated[str | None, typer.Option(help="Of both, unless --second-metric is given.")] = None,
-    second_metric: Annotated[str | None, typer.Option(help="The metric of the second.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
-) -> None:
-    """The first trace minus the second, pair by pair: where they differ, with intervals and tests."""
-    from causal_tracing import compare as run
-    from causal_tracing import open_trace
-    from causal_tracing.files import write_text
-
-    found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, seed=seed)
-    text = json.dumps(found.to_dict(), allow_nan=False)
-    if out is not None:
-        write_text(out, text)
-        console.note(f"wrote {out}")
-    if as_json:
-        print(text)
-    else:
-        console.show_comparison(found)
+app.add_typer(cli_results.app)

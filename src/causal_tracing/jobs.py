@@ -140,12 +140,9 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     options = _preset(options)
     noise, write = options.noise, checked_write(options.write)
     directions = _directions(options, write)
-    asked = pairs = named(as_pairs(pairs))
-    if options.control == "random-weights":
-        model = randomised(model, options.seed)
-    elif options.control == "shuffled-pairs":
-        pairs = shuffled(asked, options.seed)
-    tokens = tokenize_pairs(pairs, model.tokenizer, align=options.align, noise=noise is not None)
+    asked = named(as_pairs(pairs))
+    model, traced = _controlled(model, asked, options)
+    tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
     sweep = plan_sweep(
         model,
         tokens,
@@ -185,6 +182,15 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         choice=choice,
         noise=record,
     )
+
+
+def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:
+    """The model and the pairs that are traced: a control puts others in their place."""
+    if options.control == "random-weights":
+        return randomised(model, options.seed), pairs
+    if options.control == "shuffled-pairs":
+        return model, shuffled(pairs, options.seed)
+    return model, pairs
 
 
 def _contrasts(

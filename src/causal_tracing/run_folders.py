@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.files import sync_folder, write_text
 from causal_tracing.results import PAIRS
 
 SCHEMA = 1
@@ -54,21 +55,10 @@ def is_run_folder(folder: str | Path) -> bool:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes it, and the pairs as a file of their own, each whole or not at all. Raises MachineError."""
     content = dict(manifest)
-    _write(folder, MANIFEST, json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1))
-    _write(folder, PAIRS, "".join(json.dumps(pair) + "\n" for pair in content["pairs"]))
-
-
-def _write(folder: Path, name: str, text: str) -> None:
-    try:
-        handle, scratch = tempfile.mkstemp(dir=folder, prefix=f".{name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, folder / name)
-        _sync(folder)
-    except OSError as error:
-        raise MachineError(f"{folder / name} could not be written: {error}.") from error
+    document = json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1)
+    pairs = "".join(json.dumps(pair) + "\n" for pair in content["pairs"])
+    for name, text in ((MANIFEST, document), (PAIRS, pairs)):
+        write_text(folder / name, text, otherwise="Free what is missing and run the same command again.")
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -231,7 +221,7 @@ def _create(path: Path) -> None:
         with closing(_connected(new)) as connection:
             connection.executescript(f"{TABLES} PRAGMA user_version={SCHEMA};")
         os.replace(new, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
 
 
 def merge(target: Path, sources: Sequence[Path]) -> list[int]:
@@ -280,16 +270,6 @@ def _sha256(*parts: str | bytes) -> str:
         data = part if isinstance(part, bytes) else part.encode()
         found.update(len(data).to_bytes(8, "big") + data)
     return found.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Makes a new name in a folder last through a power cut, where the system can."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,7 +13,8 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.errors import InvalidResults
+from causal_tracing.files import write_text
 from causal_tracing.sites import HEADS, MEDIATORS, Site
 
 if TYPE_CHECKING:
@@ -209,14 +208,7 @@ class Attribution:
         """Writes one JSON file, whole or not at all. Raises MachineError."""
         path = Path(path)
         found = self.to_dict()
-        content = json.dumps(found | {"sha256": _digest(found)}, allow_nan=False)
-        try:
-            with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=f".{path.name}-") as scratch:
-                written = Path(scratch) / path.name
-                written.write_text(content, encoding="utf-8")
-                os.replace(written, path)
-        except OSError as error:
-            raise MachineError(f"{path} could not be written: {error}.") from error
+        write_text(path, json.dumps(found | {"sha256": _digest(found)}, allow_nan=False))
         return path
 
     @classmethod

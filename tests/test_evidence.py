@@ -221,3 +221,68 @@ def test_all_metrics_but_entropy_have_evidence(trace):
     for metric in ("log_prob", "prob", "neg_kl"):
         assert trace.evidence(metric=metric).cells.restoration.notnull().all()
     assert isinstance(trace.evidence().cells, xr.Dataset)
+
+
+@pytest.fixture(scope="module")
+def units(model) -> ct.Trace:
+    """Heads of each kind at every position, some neurons at the last; nine pairs, of which two are one fact."""
+    pairs = [pair(n, cluster="fact" if n < 2 else None) for n in range(9)]
+    return ct.trace(model, pairs, components=["mlp_out"], heads=["z", "k"], neurons={1: [0, 3, 5], 3: [2, 4, 7]})
+
+
+@pytest.mark.parametrize("of", ["heads", "neurons"])
+@pytest.mark.parametrize("name", ["restoration", "disruption", "interaction"])
+def test_single_heads_and_neurons_have_means_and_intervals(units, of, name):
+    found = units.evidence(of)
+    assert (found.of, found.pairs, found.clusters) == (of, 9, 8)
+    values = getattr(units, of)[name].sel(metric="logit_diff").transpose("pair", ..., "position").values
+    clusters = np.concatenate([values[:2].mean(0)[None], values[2:]])
+    assert found.cells[name].dims == ("component", "layer", of[:-1], "position")
+    assert_allclose(found.cells[name], clusters.mean(0), rtol=0, atol=1e-12)
+    here = tuple(np.argwhere((found.cells.status == "ok").values)[-1])
+    column = clusters[(slice(None), *here)]
+    low, high = stats.bootstrap((column,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
+    assert_allclose(found.cells[f"{name}_low"].values[here], low, rtol=0.1, atol=2e-3)
+    assert_allclose(found.cells[f"{name}_high"].values[here], high, rtol=0.1, atol=2e-3)
+
+
+def test_the_family_of_heads_is_their_whole_map(units):
+    """Max-T over all heads, layers and positions, by every flip of the eight clusters' signs."""
+    found = units.evidence("heads")
+    values = units.heads.restoration.sel(metric="logit_diff").transpose("pair", ..., "position").values
+    family = (found.cells.status == "ok").values
+    columns = np.concatenate([values[:2].mean(0)[None], values[2:]])[:, family]
+    signs = np.array(np.meshgrid(*[[1, -1]] * 8)).reshape(8, -1).T
+
+    def t(flipped: np.ndarray) -> np.ndarray:
+        return np.abs(flipped.mean(0) / flipped.std(0, ddof=1))
+
+    observed, strongest = t(columns), np.array([t(columns * each[:, None]).max() for each in signs])
+    top = observed.argmax()
+    p = found.cells.restoration_p_adjusted.values
+    assert_allclose(p[family][top], (strongest >= observed[top] - 1e-9).mean(), rtol=0, atol=1e-12)
+    assert np.isnan(p[~family]).all()
+
+
+def test_the_words_name_the_strongest_head_and_neuron(units):
+    said = units.summary()
+    for of, one in (("heads", "z"), ("heads", "k"), ("neurons", "neurons")):
+        found = units.evidence(of)
+        cells = found.cells.sel(component=one)
+        mean = abs(cells.restoration.where(cells.status == "ok"))
+        layer, unit, position = np.unravel_index(int(mean.fillna(-1).values.argmax()), mean.shape)
+        place = f"layer {int(cells.layer[layer])}, {of[:-1]} {int(cells[of[:-1]][unit])}"
+        column = cells.position.values.tolist()[position]
+        where = f"token {column}" if isinstance(column, int) else f"the {column} token"
+        size = number(float(cells.restoration[layer, unit, position]))
+        assert f"Strongest {one} site: {place} at {where}; restoring it brings back {size} [" in said
+
+
+def test_heads_without_a_mean_are_said_to_have_none(model):
+    pairs = [pair(n, subject=None, corrupt_subject=None) for n in range(8)]
+    pairs.append(ct.Pair(clean=" w11 w14 w9", corrupt=" w11 w13 w9", **ANSWERS))
+    found = ct.trace(model, pairs, positions=["last"], components=["mlp_out"], heads=["z"])
+    assert "Strongest mlp_out site: layer" in found.summary()
+    assert "There is no mean of heads over these pairs: These prompts have different lengths" in found.summary()
+    with pytest.raises(NoMean, match="no column means the same"):
+        found.evidence("heads")

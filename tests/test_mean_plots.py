@@ -53,3 +53,27 @@ def test_a_mean_is_of_all_pairs(trace):
         trace.plot("mean", pair="pair-0")
     with pytest.raises(InvalidOption, match="There is no position"):
         trace.plot("mean_curves", position=77)
+
+
+@pytest.fixture(scope="module")
+def units(model):
+    return ct.trace(model, [pair(n) for n in range(8)], components=["mlp_out"], heads=["z"], neurons={1: [0, 3]})
+
+
+def test_the_map_of_heads_draws_their_means_and_marks_what_cannot_be_told_from_zero(units):
+    figure = units.plot("mean_heads", position=3)
+    assert figure.get_suptitle() == "mean over 8 pairs"
+    cells = units.evidence("heads").cells.sel(component="z", position=3)
+    axes = figure.axes[0]
+    assert axes.get_title().startswith("z: restoration")
+    assert_allclose(axes.images[0].get_array(), cells.restoration.transpose("head", "layer").values)
+    rings = {tuple(point) for line in axes.lines if line.get_marker() == "o" for point in line.get_xydata().tolist()}
+    p = cells.restoration_p_adjusted.transpose("layer", "head").values
+    assert rings == {(float(a), float(b)) for a, b in np.argwhere(p >= 0.05)}
+
+
+def test_neurons_are_ranked_by_their_means(units):
+    axes = units.plot("mean_neurons", effect="restoration", layer=1).axes[0]
+    drawn = sorted(value for line in axes.lines[1:] for value in line.get_ydata())
+    means = units.neurons.restoration.sel(metric="logit_diff", layer=1, neuron=[0, 3]).mean("pair").values.ravel()
+    assert_allclose(drawn, sorted(means), atol=1e-12)

@@ -8,8 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.effects import effects
-from causal_tracing.evidence import AVERAGED, FRACTIONS, NoMean, evidence
-from causal_tracing.peaks import PeakStability, SplitHalfPeak
+from causal_tracing.evidence import AVERAGED, FRACTIONS, Evidence, NoMean, evidence
 from causal_tracing.results import Measurements
 from causal_tracing.rows import BESIDE
 from causal_tracing.statistics import Interval
@@ -40,6 +39,8 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
     }
     for table in measurements.tables[1:]:
         texts[table] = _units(measurements, table)
+        if data.sizes["pair"] > 1:
+            texts[table]["evidence"] = _evidence(measurements, table)
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
@@ -54,7 +55,10 @@ def interval(found: Interval) -> dict[str, Any]:
 
 
 def maps(cells: xr.Dataset) -> dict[str, Any]:
-    """Means over pairs by effect and component, as [layer][position]; statuses are null where a cell is ok."""
+    """Means over pairs by effect and component, as [layer][position]; statuses are null where a cell is ok.
+
+    Of heads and neurons as [layer][head or neuron][position].
+    """
     tested = ("low", "high", "p", "p_adjusted", "q", "first", "second")
     return {
         "components": [str(name) for name in cells.component.values],
@@ -78,10 +82,10 @@ def _map(cells: xr.Dataset, name: str, parts: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _evidence(measurements: Measurements) -> dict[str, Any]:
+def _evidence(measurements: Measurements, of: str = "blocks") -> dict[str, Any]:
     """What all pairs say together by the chosen metric, or why there is no mean of them."""
     try:
-        found = evidence(measurements)
+        found = evidence(measurements, of=of)
     except NoMean as error:
         return {"reason": str(error)}
     return {
@@ -92,17 +96,17 @@ def _evidence(measurements: Measurements) -> dict[str, Any]:
         "undefined": found.undefined,
         "total": interval(found.total),
         **maps(found.cells),
-        "peaks": {component: _peak(found.cells, *each) for component, each in found.peaks.items()},
+        "peaks": {component: _peak(found, component) for component in found.peaks},
         "smallest_p": plain(found.smallest_p),
     }
 
 
-def _peak(cells: xr.Dataset, half: SplitHalfPeak, stable: PeakStability) -> dict[str, Any]:
+def _peak(found: Evidence, component: str) -> dict[str, Any]:
     """Where a component's map is strongest, and what that is worth; null where nothing is known."""
-    layer, position = (None, None) if half.index is None else half.index
+    cell, (half, stable) = found.peak(component), found.peaks[component]
+    dims = [str(name) for name in found.cells.status.dims if name != "component"]
     return {
-        "layer": None if layer is None else int(cells.layer.values[layer]),
-        "position": None if position is None else cells.position.values.tolist()[position],
+        **{name: None if cell is None else cell[name].item() for name in dims},
         "held_out": plain(half.held_out),
         "within_one_layer": plain(stable.within_one_layer),
         "reason": half.reason,

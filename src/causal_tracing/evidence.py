@@ -3,6 +3,7 @@
 1. Columns: token positions where all pairs have the same roles in the same places, roles else; a pair's cells of one
    role are averaged first, and a role that it lacks is missing, never 0.
 2. Units: pairs of one cluster are one (`statistics.py`).
+   Maps of single heads and neurons have an axis for them between layer and position, and are maps of their own.
 3. Means with intervals, sign-flip tests over the map (`flips.py`), the peak (`peaks.py`). What is known beforehand
    (structural zeros, cuts) is in no test, no ranking and no peak.
 """
@@ -35,13 +36,14 @@ class NoMean(InvalidOption):
 class Evidence:
     """Means over pairs for one metric.
 
-    `cells` holds over (component, layer, position) each effect's mean with `_low` and `_high` (95 %), `_p`,
-    `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means, with their intervals; `clusters`, how
-    many have the cell; `status`. `total` is the mean total effect with its interval. `peaks` has, by component, the
-    peak's honest size and stability. `pairs`, `clusters`: how many there are; `undefined` more pairs have no number by
-    this metric.
+    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
+    with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means,
+    with their intervals; `clusters`, how many have the cell; `status`. `total` is the mean total effect with its
+    interval. `peaks` has, by component, the peak's honest size and stability. `pairs`, `clusters`: how many there are;
+    `undefined` more pairs have no number by this metric.
     """
 
+    of: str
     metric: str
     unit: str
     shown: str
@@ -53,13 +55,21 @@ class Evidence:
     peaks: Mapping[str, tuple[SplitHalfPeak, PeakStability]]
     smallest_p: float
 
+    def peak(self, component: str) -> xr.Dataset | None:
+        """The cell where a component's map is strongest; None where no cell can be."""
+        half, _ = self.peaks[component]
+        if half.index is None:
+            return None
+        dims = [name for name in self.cells.status.dims if name != "component"]
+        return self.cells.sel(component=component).isel(dict(zip(dims, half.index, strict=True)))
 
-def evidence(measurements: Measurements, *, metric: str | None = None, seed: int = 0) -> Evidence:
-    """What all pairs say together, by one metric (default: the first). Raises InvalidOption.
 
-    The interval of a mean needs 8 clusters; with fewer there are values alone.
+def evidence(measurements: Measurements, *, metric: str | None = None, seed: int = 0, of: str = "blocks") -> Evidence:
+    """What all pairs say together of "blocks", "heads" or "neurons", by one metric (default: the first).
+
+    The interval of a mean needs 8 clusters; with fewer there are values alone. Raises InvalidOption.
     """
-    found = effects(measurements)
+    found = effects(measurements, of)
     names = [str(name) for name in found.metric.values]
     if metric is not None and metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
@@ -74,6 +84,7 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     cells = means | _fractions(units, averaged, totals, codes, status.dims, seed)
     cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
     return Evidence(
+        of=of,
         metric=str(chosen.metric.item()),
         unit=str(chosen.unit.item()),
         shown=first,
@@ -85,6 +96,19 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
         peaks=dict(_peaks(units[first], status, seed)),
         smallest_p=least,
     )
+
+
+def evidence_of_units(
+    measurements: Measurements, *, metric: str | None = None, seed: int = 0
+) -> dict[str, Evidence | NoMean]:
+    """The same of single heads and neurons where they were measured, or why there is no mean of them."""
+    found: dict[str, Evidence | NoMean] = {}
+    for name in measurements.tables[1:]:
+        try:
+            found[name] = evidence(measurements, metric=metric, seed=seed, of=name)
+        except NoMean as error:
+            found[name] = error
+    return found
 
 
 def defined(chosen: xr.Dataset) -> xr.Dataset:
@@ -112,7 +136,7 @@ def cluster_names(measurements: Measurements, ids: Iterable[Any]) -> list[str]:
 
 
 def by_column(found: xr.Dataset) -> xr.Dataset:
-    """The effects with columns that mean the same in every pair: (pair, component, layer, position).
+    """The effects with columns that mean the same in every pair: (pair, component, layer, ..., position).
 
     Token positions where all pairs have the same length and roles; else roles, each pair's tokens of a role averaged.
     """
@@ -128,7 +152,7 @@ def roles_differ(found: xr.Dataset) -> bool:
 def by_position(found: xr.Dataset) -> xr.Dataset:
     """The effects with the columns that were measured."""
     names = [name for name in AVERAGED if name in found]
-    return found[[*names, "status"]].transpose("pair", "component", "layer", "position")
+    return found[[*names, "status"]].transpose("pair", "component", "layer", ..., "position")
 
 
 def by_role(found: xr.Dataset) -> xr.Dataset:

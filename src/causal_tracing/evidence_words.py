@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.conditions import control_sentences
-from causal_tracing.evidence import Evidence
+from causal_tracing.evidence import Evidence, NoMean
 from causal_tracing.rows import number, percent
 from causal_tracing.statistics import FEWEST, Interval
 
@@ -27,11 +27,22 @@ CAVEATS = (
 )
 
 
-def words(evidence: Evidence, record: Mapping[str, Any]) -> str:
-    """The mean over pairs: what it speaks for, the peaks with their intervals, and the caveats that apply."""
+def words(evidence: Evidence, record: Mapping[str, Any], units: Mapping[str, Evidence | NoMean] | None = None) -> str:
+    """The mean over pairs: what it speaks for, the peaks with their intervals, and the caveats that apply.
+
+    `units` are what there is of single heads and neurons, each a map of its own.
+    """
     lines = [_share(evidence, record), _total(evidence), ""]
     lines += [*_best(evidence), *_usual(evidence)]
-    lines += [f"Warning: {warning}" for warning in (*control_sentences(record), *_warnings(evidence))]
+    maps = [evidence]
+    for name, found in (units or {}).items():
+        if isinstance(found, NoMean):
+            lines.append(f"There is no mean of {name} over these pairs: {found}")
+        else:
+            lines += _best(found)
+            maps.append(found)
+    warnings = (*control_sentences(record), *_warnings(evidence), *(each for one in maps for each in _of_peaks(one)))
+    lines += [f"Warning: {warning}" for warning in warnings]
     return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in CAVEATS)])
 
 
@@ -69,15 +80,20 @@ def between(low: float, high: float) -> str:
 def _best(evidence: Evidence) -> Iterator[str]:
     """The strongest site of each component: mean, interval, fraction, test, and how far its place can be trusted."""
     for component, (half, stable) in evidence.peaks.items():
-        if half.index is None:
+        cell = evidence.peak(component)
+        if cell is None:
             continue
-        layer, position = half.index
-        cell = evidence.cells.sel(component=component).isel(layer=layer, position=position)
         parts = [_effect(cell, name, evidence.unit) for name in VERBS if name in cell]
         adjusted = float(cell[f"{evidence.shown}_p_adjusted"])
         test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
-        said = f"Strongest {component} site: layer {int(cell.layer)} at {where(cell)}; {'; '.join(parts)}{test}."
+        said = f"Strongest {component} site: {where_peak(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(evidence, half.held_out, stable.within_one_layer)
+
+
+def where_peak(cell: xr.Dataset) -> str:
+    """A cell's layer, head or neuron if it is of one, and column."""
+    unit = "".join(f", {name} {int(cell[name])}" for name in ("head", "neuron") if name in cell.coords)
+    return f"layer {int(cell.layer)}{unit} at {where(cell)}"
 
 
 def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
@@ -154,19 +170,22 @@ def _warnings(evidence: Evidence) -> Iterator[str]:
     low, high = float(evidence.total.low), float(evidence.total.high)
     if low <= 0 <= high:
         yield "The total effect's interval contains 0: there is nothing that fractions could be fractions of."
-    for component, (half, stable) in evidence.peaks.items():
-        if half.index is None:
+
+
+def _of_peaks(evidence: Evidence) -> Iterator[str]:
+    """The caveats that apply to the peaks of a map."""
+    for component, (_, stable) in evidence.peaks.items():
+        cell = evidence.peak(component)
+        if cell is None:
             continue
         if stable.within_one_layer < STABLE:
             yield f"The peak of {component} is unstable: other pairs would put it elsewhere."
-        yield from _disagreement(evidence, component, half.index)
+        if "interaction" in cell:
+            yield from _disagreement(evidence, component, cell)
 
 
-def _disagreement(evidence: Evidence, component: str, index: tuple[int, ...]) -> Iterator[str]:
+def _disagreement(evidence: Evidence, component: str, cell: xr.Dataset) -> Iterator[str]:
     """Where restoration and disruption at the peak cannot be the same number."""
-    if "interaction" not in evidence.cells:
-        return
-    cell = evidence.cells.sel(component=component).isel(layer=index[0], position=index[1])
     low, high = float(cell.interaction_low), float(cell.interaction_high)
     least = min(abs(low), abs(high)) if low * high > 0 else 0.0
     if least > OF_INTEREST * abs(float(evidence.total.estimate)):

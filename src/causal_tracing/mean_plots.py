@@ -1,4 +1,4 @@
-"""Figures of the mean over pairs: maps, and curves by layer with their intervals."""
+"""Figures of the mean over pairs: maps, curves by layer with their intervals, heads, neurons."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from causal_tracing.drawing import maps, number_ticks, where
 from causal_tracing.effects import label
 from causal_tracing.evidence import Evidence
 from causal_tracing.reading import known
+from causal_tracing.unit_plots import head_maps, neuron_ranks
 
 
 def mean_maps(evidence: Evidence, shown: Sequence[str], orient: str, vocabulary: str | None) -> Figure:
@@ -41,6 +42,22 @@ def mean_curves(evidence: Evidence, shown: Sequence[str], position: int | str | 
         axes.label_outer()
     panels[0][0].legend(fontsize=8)
     return _titled(figure, evidence)
+
+
+def mean_head_maps(
+    evidence: Evidence, shown: Sequence[str], position: int | str | None, orient: str, vocabulary: str | None
+) -> Figure:
+    """The averaged maps of layers and heads at one position, marked as the others; of their sum nothing was tested."""
+    found = _labelled(evidence)
+    return _titled(head_maps(found, shown, position=position, orient=orient, vocabulary=vocabulary), evidence)
+
+
+def mean_neuron_ranks(
+    evidence: Evidence, shown: Sequence[str], position: int | str | None, layer: int | None, vocabulary: str | None
+) -> Figure:
+    """Neurons by the size of their mean effect."""
+    found = _labelled(evidence)
+    return _titled(neuron_ranks(found, shown, position=position, layer=layer, vocabulary=vocabulary), evidence)
 
 
 def _labelled(evidence: Evidence) -> xr.Dataset:

@@ -13,12 +13,13 @@ from causal_tracing.drawing import drawable, maps, number_ticks, where
 from causal_tracing.effects import label, require_effect
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.evidence import evidence
-from causal_tracing.mean_plots import mean_curves, mean_maps
+from causal_tracing.mean_plots import mean_curves, mean_head_maps, mean_maps, mean_neuron_ranks
 from causal_tracing.reading import known, select
 from causal_tracing.results import Measurements
 from causal_tracing.unit_plots import head_maps, neuron_ranks
 
-KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons", "mean", "mean_curves")
+MEANS = {"mean": "blocks", "mean_curves": "blocks", "mean_heads": "heads", "mean_neurons": "neurons"}
+KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons", *MEANS)
 ORIENTATIONS = ("layers_right", "layers_down")
 
 
@@ -37,25 +38,21 @@ def plot(
     """A figure of one pair by one metric; `kind` is one of
 
     "map", "layers" (bars by layer), "mlp_vs_attention" (curves by layer), "heads" (maps of layers and heads) or
-    "neurons" (all of them, ranked); or, of all pairs, "mean" (maps of the mean over pairs) or "mean_curves" (by layer,
-    with 95 % intervals). `effect` is one effect's name (default: all directions that were measured).
-    `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also "sum", the sum
-    over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
+    "neurons" (all of them, ranked); or, of all pairs, "mean" (maps of the mean over pairs), "mean_curves" (by layer,
+    with 95 % intervals), "mean_heads" or "mean_neurons". `effect` is one effect's name (default: all directions that
+    were measured). `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also
+    "sum", the sum over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
     """
     if kind not in KINDS:
         raise InvalidOption(f"There is no plot {kind!r}. {nearest(kind, KINDS)}")
     if orient not in ORIENTATIONS:
         raise InvalidOption(f"orient={orient!r} is not known. {nearest(orient, ORIENTATIONS)}")
-    if layer is not None and kind != "neurons":
+    if layer is not None and kind not in ("neurons", "mean_neurons"):
         raise InvalidOption(f'layer={layer} chooses the neurons of plot("neurons"); {kind!r} shows every layer.')
-    if kind in ("mean", "mean_curves"):
+    if kind in MEANS:
         if pair is not None:
             raise InvalidOption(f"A mean is over all pairs: leave out pair={pair!r}, or choose another plot.")
-        means = evidence(measurements, metric=metric)
-        shown = [require_effect(effect, means.cells)] if effect else list(measurements.directions)
-        if kind == "mean":
-            return mean_maps(means, shown, orient, vocabulary)
-        return mean_curves(means, shown, position, vocabulary)
+        return _of_mean(measurements, kind, effect, position, layer, metric, orient, vocabulary)
     found = select(measurements, pair=pair, metric=metric, of=kind if kind in ("heads", "neurons") else "blocks")
     shown = [require_effect(effect, found)] if effect else list(measurements.directions)
     if kind == "map":
@@ -71,6 +68,29 @@ def plot(
     corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
     figure.suptitle(f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}", fontsize=10)
     return figure
+
+
+def _of_mean(
+    measurements: Measurements,
+    kind: str,
+    effect: str | None,
+    position: int | str | None,
+    layer: int | None,
+    metric: str | None,
+    orient: str,
+    vocabulary: str | None,
+) -> Figure:
+    means = evidence(measurements, metric=metric, of=MEANS[kind])
+    shown = [require_effect(effect, means.cells)] if effect else list(measurements.directions)
+    match kind:
+        case "mean":
+            return mean_maps(means, shown, orient, vocabulary)
+        case "mean_curves":
+            return mean_curves(means, shown, position, vocabulary)
+        case "mean_heads":
+            return mean_head_maps(means, shown, position, orient, vocabulary)
+        case _:
+            return mean_neuron_ranks(means, shown, position, layer, vocabulary)
 
 
 def curves(found: xr.Dataset, effect: str, position: int | str) -> xr.DataArray:

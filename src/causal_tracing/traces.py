@@ -10,7 +10,7 @@ import xarray as xr
 
 from causal_tracing import evidence_words, exporting, reading, results
 from causal_tracing.effects import effects, require_effect
-from causal_tracing.evidence import Evidence, NoMean, evidence
+from causal_tracing.evidence import Evidence, NoMean, evidence, evidence_of_units
 from causal_tracing.results import Measurements
 from causal_tracing.rows import BESIDE, SiteRow
 from causal_tracing.run_folders import is_run_folder
@@ -25,7 +25,7 @@ class Trace:
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
-        self._evidence: dict[tuple[str | None, int], Evidence] = {}
+        self._evidence: dict[tuple[str, str | None, int], Evidence] = {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -91,16 +91,21 @@ class Trace:
             return reading.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
         return reading.in_words(reading.read(self.measurements, pair=pair, metric=metric))
 
-    def evidence(self, *, metric: str | None = None, seed: int = 0) -> Evidence:
-        """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption."""
-        if (metric, seed) not in self._evidence:  # thousands of resamples: once is enough
-            self._evidence[metric, seed] = evidence(self.measurements, metric=metric, seed=seed)
-        return self._evidence[metric, seed]
+    def evidence(self, of: str = "blocks", *, metric: str | None = None, seed: int = 0) -> Evidence:
+        """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption.
+
+        `of` is "blocks", "heads" or "neurons": each a map of its own, with its own family of tests.
+        """
+        key = (of, metric, seed)
+        if key not in self._evidence:  # thousands of resamples: once is enough
+            self._evidence[key] = evidence(self.measurements, metric=metric, seed=seed, of=of)
+        return self._evidence[key]
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""
         try:
-            return evidence_words.words(self.evidence(metric=metric), self.provenance)
+            units = evidence_of_units(self.measurements, metric=metric)
+            return evidence_words.words(self.evidence(metric=metric), self.provenance, units)
         except NoMean as error:
             return f"There is no mean over these pairs: {error}"
 

@@ -57,9 +57,7 @@ def visible(text: str) -> str:
 def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
     """A row's label (both tokens where the prompts differ), and how it is spoken."""
     if not str(position).isdigit():
-        name = str(position).replace("_", " ")
-        spoken = "all tokens together" if name == "together" else f"the {name} token"
-        return {"label": name, "spoken": spoken, "differs": False}
+        return role_row(position)
     clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
     differs = clean != corrupt
     both = (clean.strip() or clean, corrupt.strip() or corrupt or UNPAIRED)
@@ -69,6 +67,13 @@ def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
         "spoken": f"position {position} {spoken}",
         "differs": differs,
     }
+
+
+def role_row(position: int | str) -> dict[str, Any]:
+    """A row's label and how it is spoken, where there is no one token: a role, or a position of several pairs."""
+    name = str(position).replace("_", " ")
+    spoken = f"position {name}" if name.isdigit() else f"the {name} token"
+    return {"label": name, "spoken": "all tokens together" if name == "together" else spoken, "differs": False}
 
 
 def by_component(values: xr.DataArray, digits: int = DIGITS) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 // The mean over pairs: how far the pairs are apart in a cell, and a table from which each of them can be chosen.
-const meanSection = ({ data, $, make, drawn, state, unit, signed, chartWidth, place, open }) => {
+const meanSection = ({ data, $, make, drawn, state, unit, signed, meanInWords, chartWidth, place, open }) => {
   const mean = data.mean;
   if (!mean) return { draw: () => {}, words: () => "" };
   const shown = new Map(data.pairs.map((pair) => [pair.id, pair]));
@@ -7,24 +7,16 @@ const meanSection = ({ data, $, make, drawn, state, unit, signed, chartWidth, pl
   const is = () => state.p === mean.id;
   let order = "total", upwards = false;
 
-  const interval = (name, component, layer, position) => {
-    const at = (kind) => numbers[kind][name]?.[component]?.[layer]?.[position] ?? null;
-    return { low: at("low"), high: at("high"), p: at("p") };
-  };
+  const interval = (name, component, layer, position) => (
+    ["low", "high", "p"].map((kind) => numbers[kind][name]?.[component]?.[layer]?.[position] ?? null)
+  );
   const words = (component, layer, position) => {
-    const said = data.effects.filter((name) => name in numbers).map((name) => {
-      const found = numbers[name][component][layer][position];
-      if (found === null) return null;
-      const { low, high, p } = interval(name, component, layer, position);
-      const between = low === null ? "" : ` [${signed(low)}, ${signed(high)}]`;
-      const test = p === null ? "" : ` (p ${p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`} over the map)`;
-      return `${name} ${signed(found)}${between} ${unit(metric)}${test}`;
-    }).filter(Boolean);
-    return `${said.join(", ") || "undefined"} · ${numbers.clusters[component][layer][position]} clusters`;
+    const at = (name) => numbers[name]?.[component]?.[layer]?.[position] ?? null;
+    return meanInWords(data.effects, at, (name) => interval(name, component, layer, position), numbers.clusters[component][layer][position]);
   };
   // Whether the mean cannot be told from 0, by the test over the whole map.
   const faint = (component, layer, position) => {
-    const { p } = interval(state.d, component, layer, position);
+    const [, , p] = interval(state.d, component, layer, position);
     return p !== null && p >= 0.05;
   };
 
@@ -50,7 +42,7 @@ const meanSection = ({ data, $, make, drawn, state, unit, signed, chartWidth, pl
       if (shown.has(mean.pairs[n])) { dot.style.cursor = "pointer"; dot.addEventListener("click", () => open(mean.pairs[n])); }
       svg.append(dot);
     });
-    const { low, high } = interval(state.d, state.c, layer, position), middle = numbers[state.d]?.[state.c]?.[layer]?.[position] ?? null;
+    const [low, high] = interval(state.d, state.c, layer, position), middle = numbers[state.d]?.[state.c]?.[layer]?.[position] ?? null;
     if (low !== null) svg.append(drawn("line", { class: "between", x1: x(low), x2: x(high), y1: 66, y2: 66 }));
     if (middle !== null) svg.append(drawn("line", { class: "between", x1: x(middle), x2: x(middle), y1: 58, y2: 74 }));
     $("spread").replaceChildren(svg);

@@ -7,15 +7,15 @@ import numpy as np
 
 from causal_tracing.effects import effects
 from causal_tracing.evidence import AVERAGED, FRACTIONS, Evidence, by_column, defined
-from causal_tracing.report.data import FEW_DIGITS, by_component, coded, plain
+from causal_tracing.report.data import FEW_DIGITS, by_component, coded, plain, role_row
 from causal_tracing.results import Measurements
 
 
 def mean_data(measurements: Measurements, evidence: Evidence, ids: Sequence[str]) -> dict[str, Any]:
     """The averaged map as [component][layer][position], with intervals and p over the map, and the pairs' own values.
 
-    Its `id` is none of the pairs'; `values` are [component][layer][position][pair], pairs in the order of `pairs`; of the
-    interaction there are none, for it is the difference of the others.
+    Its `id` is none of the pairs'; `values` are [component][layer][position][pair], pairs in the order of `pairs`; the
+    interaction has none, for it is the difference of the others.
     """
     cells = evidence.cells
     names = [name for name in AVERAGED if name in cells]
@@ -34,7 +34,7 @@ def mean_data(measurements: Measurements, evidence: Evidence, ids: Sequence[str]
     return {
         "id": unused("mean", ids),
         "name": f"mean over {evidence.pairs} pairs",
-        "rows": [_row(position) for position in cells.position.values.tolist()],
+        "rows": [role_row(position) for position in cells.position.values.tolist()],
         "metrics": {evidence.metric: numbers},
         "pairs": [str(pair) for pair in columns.pair.values],
         "values": {
@@ -48,12 +48,6 @@ def unused(name: str, ids: Sequence[str]) -> str:
     while name in ids:
         name += "*"
     return name
-
-
-def _row(position: int | str) -> dict[str, Any]:
-    name = str(position).replace("_", " ")
-    spoken = f"position {name}" if name.isdigit() else f"the {name} token"
-    return {"label": name, "spoken": "all tokens together" if name == "together" else spoken, "differs": False}
 
 
 def _fraction_reason(evidence: Evidence) -> str:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from causal_tracing.evidence import NoMean, evidence
+from causal_tracing.evidence import Evidence, NoMean, evidence, evidence_of_units
 from causal_tracing.evidence_words import CAVEATS, words
 from causal_tracing.report.data import visible
 from causal_tracing.report.mean_data import mean_data
+from causal_tracing.report.unit_data import heads_mean, neurons_mean
 from causal_tracing.results import Measurements
 
 
@@ -20,6 +21,7 @@ class MeanPart:
     story: str = ""
     caveats: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of heads and neurons, where they have a mean
 
 
 def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
@@ -33,7 +35,8 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
             story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(error)))}</p>'
         )
     data = mean_data(measurements, found, shown)
-    title, total, *said = (line for line in words(found, measurements.provenance).split("\n") if line)
+    units = evidence_of_units(measurements)
+    title, total, *said = (line for line in words(found, measurements.provenance, units).split("\n") if line)
     told = said[: said.index("What this does not show")]
     warnings = [text for text in told if text.startswith("Warning: ")]
     sentences = [text for text in told if text not in warnings]
@@ -47,7 +50,12 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
         + "</div>"
     )
     caveats = f'<div data-pair="{escape(data["id"])}">{_list(CAVEATS)}</div>'
-    return MeanPart(title=title, story=story, caveats=caveats, data=data)
+    return MeanPart(title=title, story=story, caveats=caveats, data=data, units=_units(units))
+
+
+def _units(found: Mapping[str, Evidence | NoMean]) -> dict[str, dict[str, Any]]:
+    laid_out = {"heads": heads_mean, "neurons": neurons_mean}
+    return {name: laid_out[name](each) for name, each in found.items() if isinstance(each, Evidence)}
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@
   };
   const options = {
     p: [...(data.mean ? [data.mean.id] : []), ...data.pairs.map((pair) => pair.id)], m: data.metrics.map((metric) => metric.name), c: data.components,
-    d: data.effects, v: ["effect", "fraction"], hc: data.heads?.components ?? [], hp: data.heads?.positions ?? [], n: data.neurons ? ["20", "100"] : [],
+    d: data.effects, v: ["effect", "fraction"], hc: data.heads?.components ?? [], hp: [...new Set([...(data.heads?.positions ?? []), ...(data.heads?.mean?.positions ?? [])])], n: data.neurons ? ["20", "100"] : [],
   };
   const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", hc: "component", hp: "position", n: "rows" };
   const state = Object.fromEntries(Object.keys(options).map((key) => [key, options[key][0]]));
@@ -112,10 +112,10 @@
     $("of-pairs").hidden = state.p === data.mean?.id;
   };
   const SWATCHES = { faint: "not told from 0", zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
-  const drawLegend = (node, most, kinds, unitName = unit()) => {
+  const drawLegend = (node, most, kinds, unitName = unit(), asShare = state.v === "fraction") => {
     const bar = drawn("svg", { width: 220, height: 14, role: "img", "aria-label": "colour scale" });
     for (let n = 0; n < 44; n++) bar.append(drawn("rect", { x: 5 * n, y: 0, width: 5, height: 14, fill: colour((n - 21.5) / 21.5) }));
-    const end = state.v === "fraction" ? percent(most) : `${Number(most.toPrecision(3))} ${unitName}`;
+    const end = asShare ? percent(most) : `${Number(most.toPrecision(3))} ${unitName}`;
     const swatch = (kind) => make("span", {}, make("span", { className: `swatch ${kind}`, textContent: kind === "zero" ? "·" : kind === "faint" ? "○" : "" }), SWATCHES[kind]);
     node.replaceChildren(make("span", {}, `−${end} `, bar, ` +${end}`), ...kinds.map(swatch));
   };
@@ -167,6 +167,17 @@
     const share = reason || total === null || name === "interaction" ? "" : ` (${percent(found / total)} of the total effect)`;
     return `${spoken("d", name)} ${signed(found)} ${unit(metric)}${share}`;
   }).filter(Boolean).join(", ");
+
+  // A mean's interval and its p over the map, behind its estimate.
+  const tested = (low, high, p, name = unit()) => {
+    const between = low === null ? "" : ` [${signed(low)}, ${signed(high)}]`;
+    const test = p === null ? "" : ` (p ${p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`} over the map)`;
+    return between + (name ? ` ${name}` : "") + test;
+  };
+  const meanInWords = (effects, at, testedAt, clusters) => {
+    const said = effects.filter((name) => at(name) !== null).map((name) => `${name} ${signed(at(name))}${tested(...testedAt(name))}`);
+    return `${said.join(", ") || "undefined"} · ${clusters} clusters`;
+  };
 
   const tokenOf = (position) => pair().rows[position];
   const windowOf = (layer) => {
@@ -239,8 +250,8 @@
     }));
     return found;
   };
-  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, chartWidth, redraw: () => draw() });
-  const mean = meanSection({ data, $, make, drawn, state, unit, signed, chartWidth, place: cellPlace, open });
+  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, tested, chartWidth, redraw: () => draw() });
+  const mean = meanSection({ data, $, make, drawn, state, unit, signed, meanInWords, chartWidth, place: cellPlace, open });
   const draw = () => {
     if (!pair().metrics[state.m]) state.m = Object.keys(pair().metrics)[0];
     if (fractionReason()) state.v = "effect";

@@ -18,7 +18,7 @@ import xarray as xr
 from causal_tracing.files import write_text
 from causal_tracing.reading import Reading, read
 from causal_tracing.report.data import MOST_IN_FULL, map_data, visible
-from causal_tracing.report.mean_story import mean_of
+from causal_tracing.report.mean_story import MeanPart, mean_of
 from causal_tracing.report.unit_data import heads_data, neurons_data
 from causal_tracing.results import Measurements
 from causal_tracing.rows import SiteRow, place, site_name, with_share
@@ -49,7 +49,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
         caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
         mean_caveats=mean.caveats,
         provenance=escape(_provenance(measurements)),
-        data=_json(_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})),
+        data=_json(_data(measurements, shown, mean)),
     )
     if path is not None:
         write(Path(path), page)
@@ -166,13 +166,13 @@ def _provenance(measurements: Measurements) -> str:
     return "\n".join([f"made by: {visible(command)}", *lines])
 
 
-def _data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
+def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
     """All that the script draws from."""
-    data = map_data(measurements, shown)
-    if "heads" in measurements.tables:
-        data["heads"] = heads_data(measurements, shown)
-    if "neurons" in measurements.tables:
-        data["neurons"] = neurons_data(measurements, shown)
+    data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
+    for name, laid_out in (("heads", heads_data), ("neurons", neurons_data)):
+        if name in measurements.tables:
+            of_mean = {"mean": mean.units[name]} if name in mean.units else {}
+            data[name] = laid_out(measurements, shown) | of_mean
     return data
 
 

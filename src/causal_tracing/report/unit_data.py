@@ -4,13 +4,15 @@
 2. Neurons: the strongest by each effect, and every effect's curve by rank at logarithmically spaced ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from causal_tracing.effects import effects
-from causal_tracing.report.data import metrics_with_effects, plain, switched, token_row
+from causal_tracing.evidence import AVERAGED, Evidence
+from causal_tracing.report.data import metrics_with_effects, plain, role_row, switched, token_row
 from causal_tracing.results import Measurements
 from causal_tracing.unit_maps import SUM, half_of_all, has_sum, heads_of, ranked, strongest_position, summed
 
@@ -19,6 +21,7 @@ STRONGEST = 200  # neurons, by each effect
 MOST_VIEWS = 12  # pairs times metrics of neurons
 CURVE_POINTS = 120
 DIGITS = 5
+TESTED = ("low", "high", "p_adjusted")
 LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f"}
 
 
@@ -62,6 +65,33 @@ def neurons_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]
     }
 
 
+def heads_mean(evidence: Evidence) -> dict[str, Any]:
+    """The mean over pairs, laid out as a pair of `heads_data`, with its intervals and its p over the map."""
+    found = evidence.cells.expand_dims(metric=[evidence.metric])
+    names = [name for name in AVERAGED if name in found]
+    parts = [*names, *(f"{name}_{part}" for name in names for part in TESTED), "clusters"]
+    each = len(parts) * int(np.prod([found.sizes[name] for name in ("component", "layer", "head")]))
+    kept = _kept_positions(found, [evidence.metric], max(1, MOST_NUMBERS // each))
+    numbers = _head_numbers(found.sel(metric=evidence.metric), parts, kept, with_sum=False)
+    return {
+        "positions": [*map(str, kept)],
+        "measured": found.sizes["position"],
+        "strongest": str(strongest_position(evidence.cells, names[0])),
+        "rows": [role_row(position) for position in kept],
+        "metrics": {evidence.metric: numbers},
+    }
+
+
+def neurons_mean(evidence: Evidence) -> dict[str, Any]:
+    """The mean over pairs, laid out as a pair of `neurons_data`; rows end with low, high, p of each effect."""
+    cells = evidence.cells
+    tested = [f"{name}_{part}" for name in switched(cells) for part in TESTED]
+    return {
+        "rows": [role_row(position) for position in cells.position.values.tolist()],
+        "metrics": {evidence.metric: _neuron_numbers(cells, tested)},
+    }
+
+
 def _strongest(found: xr.Dataset, metrics: list[str], shown: list[str]) -> int | str:
     """The position that is shown first: that of the first pair's strongest head."""
     if not metrics:
@@ -93,7 +123,7 @@ def _heads_of_pair(
 
 
 def _head_numbers(found: xr.Dataset, names: list[str], kept: list[int | str], with_sum: bool) -> dict[str, Any]:
-    found = found.drop_vars("readers")
+    found = found.drop_vars("readers", errors="ignore")
     parts = {name: _at_positions(found[[name, "status"]], name, kept, with_sum) for name in names}
     status, counts = parts[names[0]].status, {str(name): heads_of(found, name) for name in found.component.values}
     return {
@@ -130,11 +160,12 @@ def _neurons_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
     }
 
 
-def _neuron_numbers(found: xr.Dataset) -> dict[str, Any]:
+def _neuron_numbers(found: xr.Dataset, beside: Sequence[str] = ()) -> dict[str, Any]:
     order = {name: ranked(found, name) for name in switched(found)}
     sites = {site: None for effect in order.values() for site in effect[:STRONGEST].site.values}
     indices = [found.indexes[name] for name in ("layer", "position", "neuron")]
-    numbers = [found[name].sel(component="neurons").transpose("layer", "position", "neuron").values for name in order]
+    numbers = [found[name].sel(component="neurons").transpose("layer", "position", "neuron").values
+               for name in (*order, *beside)]  # fmt: skip
     top = []
     for _, layer, position, neuron in sites:
         at = tuple(index.get_loc(one) for index, one in zip(indices, (layer, position, neuron), strict=True))

@@ -435,6 +435,40 @@ def test_the_same_prompts_in_other_tokens_are_said(traces: tuple[ct.Trace, ct.Tr
 # --- the command
 
 
+@pytest.mark.parametrize("of", ["heads", "neurons"])
+def test_single_heads_and_neurons_are_compared_pair_by_pair(model: Model, of: str):
+    asked: dict[str, Any] = {"components": ["mlp_out"], "heads": ["z", "k"]}
+    pairs, others = [pair(n, id=f"p{n}") for n in range(9)], [pair(n, id=f"p{n}", foil=" w9") for n in range(9)]
+    first = ct.trace(model, pairs, neurons={1: [0, 3, 5]}, **asked)
+    second = ct.trace(model, others, neurons={1: [0, 3, 4]}, **asked)
+    found = ct.compare(first, second, of=of)
+    unit, same = of[:-1], [0, 3] if of == "neurons" else [0, 1, 2, 3]
+    for name in EFFECTS:
+        one, other = (
+            getattr(trace, of)[name].sel(metric="logit_diff").sel({unit: same}).transpose("pair", ..., "position")
+            for trace in (first, second)
+        )
+        if of == "neurons":
+            one, other = one.sel(layer=[1]), other.sel(layer=[1])
+        assert found.cells[name].dims == ("component", "layer", unit, "position")
+        assert_allclose(found.cells[name], (one - other).mean("pair"), atol=1e-12)
+        assert_allclose(found.cells[f"{name}_second"], other.mean("pair"), atol=1e-12)
+    component = str(found.cells.component.values[0])
+    here = found.cells.sel(component=component)
+    size = abs(here.restoration.where(here.status == "ok"))
+    layer, one, _ = np.unravel_index(int(size.fillna(-1).values.argmax()), size.shape)
+    place = f"layer {int(size.layer[layer])}, {unit} {int(size[unit][one])}"
+    assert f"Largest difference of {component}: {place} at " in found.summary()
+    assert json.loads(json.dumps(found.to_dict()))["of"] == of
+    if of == "neurons":
+        assert found.only_first[of] == (5,)
+        assert found.only_second[of] == (4,)
+    with pytest.raises(InvalidOption, match=f"The second trace has no {of}. It has blocks"):
+        ct.compare(first, ct.trace(model, others, components=["mlp_out"]), of=of)
+    with pytest.raises(InvalidOption, match="There is nothing called 'head'"):
+        ct.compare(first, second, of="head")
+
+
 def test_the_command_compares_both_kinds_of_folder(model: Model, traces: tuple[ct.Trace, ct.Trace], tmp_path: Path):
     traces[1].save(tmp_path / "saved")
     ct.run(model, [pair(n, id=f"p{n}") for n in range(10)], tmp_path / "run")

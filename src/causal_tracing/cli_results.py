@@ -81,6 +81,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another, of the same pairs.")],
     metric: Annotated[str | None, typer.Option(help="Of both, unless --second-metric is given.")] = None,
     second_metric: Annotated[str | None, typer.Option(help="The metric of the second.")] = None,
+    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
     seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
@@ -90,7 +91,7 @@ def compare(
     from causal_tracing import open_trace
     from causal_tracing.files import write_text
 
-    found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, seed=seed)
+    found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, of=of, seed=seed)
     text = json.dumps(found.to_dict(), allow_nan=False)
     if out is not None:
         write_text(out, text)

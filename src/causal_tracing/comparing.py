@@ -24,6 +24,7 @@ class Comparison(Differences):
                 for model, metric, unit, total in sides]  # fmt: skip
         return {
             "schema": SCHEMA,
+            "of": self.of,
             "first": both[0],
             "second": both[1],
             "differing": {name: list(values) for name, values in self.differing.items()},
@@ -45,13 +46,20 @@ class Comparison(Differences):
 
 
 def compare(
-    first: Trace, second: Trace, *, metric: str | None = None, second_metric: str | None = None, seed: int = 0
+    first: Trace,
+    second: Trace,
+    *,
+    metric: str | None = None,
+    second_metric: str | None = None,
+    of: str = "blocks",
+    seed: int = 0,
 ) -> Comparison:
     """The first trace minus the second on the pairs (by id) and cells that both have, with intervals and tests.
 
-    `metric` is of both unless `second_metric` is given (default: the first trace's first). Differences of effects are
-    in the metric's unit, and NaN where the two units differ; fractions of the total effect are compared then too.
+    `of` is "blocks", "heads" or "neurons". `metric` is of both unless `second_metric` is given (default: the first
+    trace's first). Differences of effects are in the metric's unit, and NaN where the two units differ; fractions of
+    the total effect are compared then too.
     Raises InvalidOption where the two share fewer than two pairs, or no cells that mean the same.
     """
-    found = differences(first.measurements, second.measurements, metric=metric, second_metric=second_metric, seed=seed)
-    return Comparison(**found)
+    both = first.measurements, second.measurements
+    return Comparison(**differences(*both, metric=metric, second_metric=second_metric, seed=seed, of=of))

@@ -129,14 +129,14 @@ def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
 
 
 def show_comparison(found: "Comparison") -> None:
-    """Words, then a map of each component's differences, where effects have any."""
+    """Words, then a map of each component's differences, where effects have any and columns are all there is to it."""
     from rich.console import Console
 
     from causal_tracing.terminal import difference_map
 
     console = Console(highlight=False, markup=False)
     console.print(found.summary(), soft_wrap=True)
-    if found.reason:
+    if found.reason or found.of != "blocks":
         return
     for component in [str(name) for name in found.cells.component.values]:
         colour = console.color_system is not None

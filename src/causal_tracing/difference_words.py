@@ -9,7 +9,7 @@ import xarray as xr
 
 from causal_tracing.differences import Differences
 from causal_tracing.evidence import AVERAGED, FRACTIONS
-from causal_tracing.evidence_words import SIGNIFICANT, between, p_value, where, with_interval
+from causal_tracing.evidence_words import SIGNIFICANT, between, p_value, where_peak, with_interval
 from causal_tracing.rows import number, percent
 from causal_tracing.statistics import FEWEST, NEAR_ZERO, ZERO
 
@@ -76,9 +76,9 @@ def _largest(found: Differences) -> Iterator[str]:
         size = abs(here[by]).where(here.status == "ok")
         if not size.notnull().any():
             continue
-        layer, position = np.unravel_index(int(size.fillna(-1).values.argmax()), size.shape)
-        cell = here.isel(layer=int(layer), position=int(position))
-        yield f"Largest difference of {component}: layer {int(cell.layer)} at {where(cell)}; {_said(found, cell)}."
+        at = np.unravel_index(int(size.fillna(-1).values.argmax()), size.shape)
+        cell = here.isel(dict(zip(size.dims, map(int, at), strict=True)))
+        yield f"Largest difference of {component}: {where_peak(cell)}; {_said(found, cell)}."
 
 
 def _measure(found: Differences) -> str:

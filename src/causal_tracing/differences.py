@@ -1,5 +1,7 @@
 """Where two traces of the same pairs differ: the first minus the second, pair by pair, over the cells that both have.
 
+It is made of blocks, of single heads or of single neurons (`of`): each is a map of its own.
+
 1. Pairs: those that both have, by id, with a number by each one's metric. Pairs of one cluster in either are one unit.
 2. Cells: components, layers and columns that both have. Columns mean the same in every pair of both (`evidence.py`).
 3. Means of the paired differences with intervals and tests, as for one trace; differences of the restored and lost
@@ -30,7 +32,7 @@ from causal_tracing.evidence import (
     status_over_pairs,
     tested,
 )
-from causal_tracing.results import Measurements
+from causal_tracing.results import TABLES, Measurements
 from causal_tracing.statistics import Interval, cluster_means, clusters, mean_interval, ratio_difference_interval
 
 KNOWN = ("structural_zero", "cut")
@@ -41,14 +43,16 @@ LISTED = 8
 class Differences:
     """The first trace minus the second, on the pairs and cells that both have, by one metric of each.
 
-    `cells` holds over (component, layer, position) each effect's mean paired difference with `_low` and `_high` (95 %),
-    `_p`, `_p_adjusted` (max-T over the map), `_q`, and both means as `_first` and `_second`; the differences of
-    fractions with `_low`, `_high` and `_reason`; `clusters`, how many have the cell; `status`. `total` is the mean
+    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
+    paired difference with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map), `_q`, and both means as
+    `_first` and `_second`; the differences of fractions with `_low`, `_high` and `_reason`; `clusters`, how many have
+    the cell; `status`. `total` is the mean
     difference of the total effects, `totals` are both. Where the units differ, effects have no difference (NaN), and
     `reason` says so. `only_first` and `only_second` list what one alone has, by kind; `undefined` the pairs without a
     number by one of the metrics; `differing` what the two records say differently.
     """
 
+    of: str
     models: tuple[str, str]
     metrics: tuple[str, str]
     units: tuple[str, str]
@@ -70,11 +74,11 @@ class Differences:
 
 
 def differences(
-    first: Measurements, second: Measurements, *, metric: str | None, second_metric: str | None, seed: int
+    first: Measurements, second: Measurements, *, metric: str | None, second_metric: str | None, seed: int, of: str
 ) -> dict[str, Any]:
     """The fields of `Differences`. Raises InvalidOption where fewer than two pairs, or no cells, are in both."""
     metric = metric or first.metric
-    tables = _chosen(first, metric, "first"), _chosen(second, second_metric or metric, "second")
+    tables = _chosen(first, metric, "first", of), _chosen(second, second_metric or metric, "second", of)
     ids, undefined = _shared_pairs(*tables)
     one, other = (found.sel(pair=ids) for found in tables)
     for found in (one, other):
@@ -88,6 +92,7 @@ def differences(
     apart = cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0)
     total = _mean(apart, seed)
     return {
+        "of": of,
         "models": tuple(str(each.provenance.get("model", "")) for each in (first, second)),
         "metrics": (metric, second_metric or metric),
         "units": units,
@@ -109,9 +114,11 @@ def differences(
     }
 
 
-def _chosen(measurements: Measurements, metric: str, which: str) -> xr.Dataset:
+def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:
     """The effects by one metric. Raises InvalidOption."""
-    found = effects(measurements)
+    if of in TABLES and of not in measurements.tables:
+        raise InvalidOption(f"The {which} trace has no {of}. It has {', '.join(measurements.tables)}.")
+    found = effects(measurements, of)
     names = [str(name) for name in found.metric.values]
     if metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in the {which} trace. {nearest(metric, names)}")
@@ -183,8 +190,9 @@ def _shared_cells(
 ) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
     dims = {"components": "component", "layers": "layer", "positions": "position"}
+    dims |= {f"{name}s": name for name in ("head", "neuron") if name in first.dims}
     labels = tuple(
-        {kind: found[dim].values.tolist() for kind, dim in dims.items()}
+        {kind: _measured(found, dim) for kind, dim in dims.items()}
         | {"effects": [name for name in AVERAGED if name in found]}
         for found in (first, second)
     )
@@ -198,6 +206,15 @@ def _shared_cells(
     at = {dim: shared[kind] for kind, dim in dims.items()}
     both = (first.sel(at)[[*shared["effects"], "status"]], second.sel(at)[[*shared["effects"], "status"]])
     return both, (labels[0], labels[1])
+
+
+def _measured(found: xr.Dataset, dim: str) -> list[Any]:
+    """The labels along a dimension; of heads and neurons, which have room for all, those that were measured."""
+    labels = found[dim].values.tolist()
+    if dim not in ("head", "neuron"):
+        return labels
+    there = (found.status != "unpaired").any([name for name in found.status.dims if name != dim]).values
+    return [label for label, measured in zip(labels, there, strict=True) if measured]
 
 
 def _cells(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,21 @@ def test_heads_of_the_mean_have_their_numbers_and_intervals(page: Page, trace: c
 
 
 @needs_browser
-def test_heads_that_cannot_be_told_from_zero_are_marked(page: Page, trace: ct.Trace):
-    cells = trace.evidence("heads").cells.sel(component="z", position=1)
-    page.locator('input[name="heads-hc"][value="z"]').check()
-    page.locator('select[name="hp"]').select_option("1")
-    expected = {(n, m) for n, m in np.argwhere(cells.restoration_p_adjusted.transpose("layer", "head").values >= 0.05)}
-    found = page.locator("#heads td.faint").evaluate_all("cells => cells.map((cell) => cell.dataset.at)")
-    assert {tuple(map(int, at.split(","))) for at in found} == expected
+def test_heads_that_cannot_be_told_from_zero_are_marked(browser: Browser, model, tmp_path: Path):
+    """The same change of the subject in other surroundings: some heads differ from 0, some may, some do not."""
+    said = [(f" w{20 + n} w30 w13 w14", f" w{20 + n} w50 w13 w14") for n in range(9)]
+    pairs = [ct.Pair(clean=clean, corrupt=corrupt, answer=" w7", foil=" w8") for clean, corrupt in said]
+    same = ct.trace(model, pairs, components=["resid_post"], heads=["z"])
+    cells, seen = same.evidence("heads").cells.sel(component="z"), []
+    with opened(browser, tmp_path / "report.html", same.measurements) as page:
+        for position, direction in product((1, 2, 3), EFFECTS):
+            page.locator('select[name="hp"]').select_option(str(position))
+            page.locator(f'input[name="heads-d"][value="{direction}"]').check()
+            p = cells[f"{direction}_p_adjusted"].sel(position=position).transpose("layer", "head").values
+            found = page.locator("#heads td.faint").evaluate_all("cells => cells.map((cell) => cell.dataset.at)")
+            assert {tuple(map(int, at.split(","))) for at in found} == {(n, m) for n, m in np.argwhere(p >= 0.05)}
+            seen += p[~np.isnan(p)].tolist()
+    assert {*np.digitize(seen, [0.05, 0.5]).tolist()} == {0, 1, 2}
 
 
 @needs_browser

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import causal_tracing as ct
+from causal_tracing.documents import document
 from causal_tracing.engine.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.evidence import NoMean, evidence
@@ -276,6 +277,26 @@ def test_the_words_name_the_strongest_head_and_neuron(units):
         where = f"token {column}" if isinstance(column, int) else f"the {column} token"
         size = number(float(cells.restoration[layer, unit, position]))
         assert f"Strongest {one} site: {place} at {where}; restoring it brings back {size} [" in said
+
+
+@pytest.mark.parametrize("of", ["heads", "neurons"])
+def test_the_document_has_the_evidence_of_heads_and_neurons(units, of):
+    found, said = units.evidence(of), document(units.measurements)[of]["evidence"]
+    for component in map(str, found.cells.component.values):
+        cells, written = found.cells.sel(component=component), said["cells"]["disruption"][component]
+        for part, name in (("mean", "disruption"), ("low", "disruption_low"), ("p_adjusted", "disruption_p_adjusted")):
+            assert_allclose(np.array(written[part], dtype=float), cells[name])
+        peak = found.peak(component)
+        place = {name: said["peaks"][component][name] for name in ("layer", of[:-1], "position")}
+        assert place == {name: peak[name].item() for name in place}
+        assert abs(peak.restoration.item()) == abs(cells.restoration.where(cells.status == "ok")).max().item()
+
+
+def test_words_are_resampled_once(units, monkeypatch):
+    said = units.summary()
+    monkeypatch.setattr("causal_tracing.traces.evidence_of_units", None)
+    monkeypatch.setattr("causal_tracing.traces.evidence", None)
+    assert units.summary() == said
 
 
 def test_heads_without_a_mean_are_said_to_have_none(model):

@@ -72,6 +72,14 @@ def test_the_map_of_heads_draws_their_means_and_marks_what_cannot_be_told_from_z
     assert rings == {(float(a), float(b)) for a, b in np.argwhere(p >= 0.05)}
 
 
+def test_the_sum_over_positions_is_of_the_means_and_was_not_tested(units):
+    axes = units.plot("mean_heads", position="sum", effect="disruption").axes[0]
+    cells = units.evidence("heads").cells.sel(component="z")
+    expected = cells.disruption.sum("position").transpose("head", "layer").values
+    assert_allclose(axes.images[0].get_array(), expected, atol=1e-12)
+    assert not [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xydata())]
+
+
 def test_neurons_are_ranked_by_their_means(units):
     axes = units.plot("mean_neurons", effect="restoration", layer=1).axes[0]
     drawn = sorted(value for line in axes.lines[1:] for value in line.get_ydata())

@@ -117,6 +117,18 @@ def test_a_pair_has_its_own_heads_and_neurons(page: Page, trace: ct.Trace):
 
 
 @needs_browser
+def test_heads_without_a_mean_have_no_section_until_a_pair_is_chosen(browser: Browser, model, tmp_path: Path):
+    pairs = [pair(n, subject=None, corrupt_subject=None, id=f"p{n}") for n in range(8)]
+    pairs.append(ct.Pair(clean=" w11 w14 w9", corrupt=" w11 w13 w9", answer=" w7", foil=" w8", id="short"))
+    mixed = ct.trace(model, pairs, components=["resid_post"], positions=["last"], heads=["z"])
+    with opened(browser, tmp_path / "report.html", mixed.measurements) as page:
+        assert page.get_by_text("There is no mean of heads over these pairs").is_visible()
+        assert page.locator("#heads-section").is_hidden()
+        page.locator("select[name=p]").select_option("p3")
+        assert page.locator("#heads-section").is_visible()
+
+
+@needs_browser
 def test_means_by_role_have_roles_to_choose_from(browser: Browser, model, tmp_path: Path):
     pairs = [longer(n) if n % 2 else pair(n) for n in range(9)]
     mixed = ct.trace(model, pairs, components=["resid_post"], heads=["z"])

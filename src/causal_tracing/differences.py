@@ -46,10 +46,10 @@ class Differences:
     `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
     paired difference with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map), `_q`, and both means as
     `_first` and `_second`; the differences of fractions with `_low`, `_high` and `_reason`; `clusters`, how many have
-    the cell; `status`. `total` is the mean
-    difference of the total effects, `totals` are both. Where the units differ, effects have no difference (NaN), and
-    `reason` says so. `only_first` and `only_second` list what one alone has, by kind; `undefined` the pairs without a
-    number by one of the metrics; `differing` what the two records say differently.
+    the cell; `status`. `total` is the mean difference of the total effects, `totals` are both. Where the units differ,
+    effects have no difference (NaN), and `reason` says so. `only_first` and `only_second` list what one alone has, by
+    kind; `undefined` the pairs without a number by one of the metrics; `differing` what the two records say
+    differently.
     """
 
     of: str

@@ -26,6 +26,7 @@ class Trace:
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
         self._evidence: dict[tuple[str, str | None, int], Evidence] = {}
+        self._units: dict[str | None, dict[str, Evidence | NoMean]] = {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -104,13 +105,19 @@ class Trace:
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""
         try:
-            units = evidence_of_units(self.measurements, metric=metric)
-            return evidence_words.words(self.evidence(metric=metric), self.provenance, units)
+            averaged = self.evidence(metric=metric)
         except NoMean as error:
             return f"There is no mean over these pairs: {error}"
+        if metric not in self._units:
+            self._units[metric] = evidence_of_units(self.measurements, metric=metric)
+        return evidence_words.words(averaged, self.provenance, self._units[metric])
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
-        """A matplotlib figure: "map", "layers", "mlp_vs_attention", "heads" or "neurons"; options of `plots.plot`."""
+        """A matplotlib figure; `kind` and the options are those of `plots.plot`.
+
+        Of one pair "map", "layers", "mlp_vs_attention", "heads" or "neurons"; of all "mean", "mean_curves",
+        "mean_heads" or "mean_neurons".
+        """
         from causal_tracing.plots import plot
 
         return plot(self.measurements, kind, **options)

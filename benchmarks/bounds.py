@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causal_tracing.model import Model
+from causal_tracing.models.model import Model
 
 Product = tuple[nn.Linear, int]  # a linear projection, and how many tokens it was called with
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from causal_tracing.statistics import Interval, mean_interval, ratio_interval
+from causal_tracing.results.statistics.bootstrap import Interval, mean_interval, ratio_interval
 
 UNITS = (8, 12, 20, 50, 200)
 REPETITIONS = 4000

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import causal_tracing as ct
-from causal_tracing.datasets.facts import COLUMNS, TEMPLATES
+from causal_tracing.prompts.datasets.facts import COLUMNS, TEMPLATES
 
 TABLE = Path(ct.__file__).parent / "datasets" / "facts.csv"
 Fact = tuple[str, str, str]  # relation, subject, object

@@ -19,9 +19,9 @@ from peers import Task
 from speed import demo_task, evaluated, seconds
 
 import causal_tracing as ct
-from causal_tracing.edits import Edit, From, Run, World
-from causal_tracing.model import Model
-from causal_tracing.sites import Site
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
 
 FORWARDS = 100
 AT_ONCE = 8192

@@ -17,9 +17,9 @@ from bounds import large_product, operations, products
 from speed import seconds
 
 import causal_tracing as ct
-from causal_tracing.model import Model
-from causal_tracing.noise import draws
-from causal_tracing.prompts import tokenize
+from causal_tracing.models.model import Model
+from causal_tracing.patching.noise import draws
+from causal_tracing.prompts.pairs import tokenize
 
 PROMPTS = {
     "Colosseum": ("The Colosseum is located in the city of", "The Colosseum", " Rome"),

@@ -6,10 +6,10 @@ python benchmarks/sets.py        prints the table of docs/datasets.md
 from collections import Counter
 
 import causal_tracing as ct
-from causal_tracing.choosing import chosen
-from causal_tracing.datasets import NAMES
-from causal_tracing.jobs import Options
-from causal_tracing.prompts import named
+from causal_tracing.experiments.filter import chosen
+from causal_tracing.patching.options import Options
+from causal_tracing.prompts.datasets import NAMES
+from causal_tracing.prompts.pairs import named
 
 
 def main() -> None:

@@ -26,13 +26,14 @@ from peers import PEERS, Task, agreement, all_cells
 from torch import Tensor
 
 import causal_tracing as ct
-from causal_tracing.cli import DEMO
-from causal_tracing.edits import Edit, From, Run, World
-from causal_tracing.engine.evaluate import Evaluation, evaluate
-from causal_tracing.model import Model
-from causal_tracing.prompts import tokenize_pairs
-from causal_tracing.sites import Site
-from causal_tracing.tracing import COMPONENTS
+from causal_tracing.cli.app import DEMO
+from causal_tracing.engine.backend import Evaluation
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.experiments.trace import COMPONENTS
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+from causal_tracing.prompts.pairs import tokenize_pairs
 
 SUBSETS = {
     "nnsight_loop": 30,

@@ -18,8 +18,8 @@ import numpy as np
 from peers import PEERS, Task
 
 import causal_tracing as ct
-from causal_tracing.prompts import tokenize_pairs
-from causal_tracing.run_folders import Store, read_manifest
+from causal_tracing.prompts.pairs import tokenize_pairs
+from causal_tracing.results.storage.run_folder import Store, read_manifest
 
 CELLS_EACH = 3  # of every pair, that the loop runs
 COMPONENTS, DIRECTIONS = 3, 2

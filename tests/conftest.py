@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import causal_tracing
-from causal_tracing.model import Model
+from causal_tracing.models.model import Model
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 

@@ -149,7 +149,7 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 sys.path.insert(0, {tests!r})
 from causal_tracing.errors import CausalTracingError
-from causal_tracing.loading import open_model
+from causal_tracing.models.open import open_model
 from tiny import logits
 
 def seen(job):

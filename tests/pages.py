@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
-from causal_tracing.report import to_html
-from causal_tracing.results import Measurements
-from test_effects import measurements
+from causal_tracing.report.page.page import to_html
+from causal_tracing.results.measurements import Measurements
+from made import measurements
 
 EVIL = " </script><img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

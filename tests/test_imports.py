@@ -1,4 +1,4 @@
-"""The house: which module may import which, and what importing the package may load."""
+"""The house: which folder may import which, and what importing the package may load."""
 
 import ast
 import subprocess
@@ -10,102 +10,62 @@ import pytest
 import causal_tracing
 
 PACKAGE = Path(causal_tracing.__file__).parent
-# From the ground up. A module imports lower floors, or modules to its left on its own floor's row.
-FLOORS = [
-    [["errors", "checks", "files", "sites", "edits"]],
-    [
-        ["tokens", "alignment", "prompts", "datasets", "datasets.*", "pair_files"],
-        ["metrics"],
-        ["statistics", "flips", "peaks"],
-    ],
-    [["anatomy", "model"], ["results", "joined"]],
-    [
-        [
-            *("engine.taps", "engine.attention", "engine.writes", "engine.forward", "engine.record", "engine.plan"),
-            *("engine.replay", "engine.tape", "engine.packing", "engine.blocks", "engine.wave", "engine.tail"),
-            *("engine.packed", "engine.evaluate", "engine.agreement"),
-            *("engine.findings", "engine.mediators", "engine.check", "engine.gradients"),
-        ],
-        ["testing"],
-    ],
-    [
-        ["embedded", "hub", "loading"],
-        [
-            *("effects", "evidence", "differences", "rows", "conditions", "evidence_words", "difference_words"),
-            *("reading", "unit_maps"),
-        ],
-        [
-            *("written", "controls", "contrasts", "previews", "windows", "noise", "scoring", "sweeps", "units", "jobs"),
-            *("assembly", "measuring", "estimates", "provenance"),
-        ],
-    ],
-    [
-        ["drawing", "unit_plots", "mean_plots", "plots"],
-        ["terminal"],
-        ["documents"],
-        ["exporting"],
-        ["report.*", "screens", "attribution"],
-    ],
-    [["run_folders", "run_results", "traces", "comparing", "tracing", "choosing", "runs"]],
-    [["parse", "console", "commands", "cli_results", "cli"]],
-]
+# From the ground up: a folder imports from floors below its own, and no other of its floor.
+FLOORS = (
+    ("errors", "validation"),
+    ("prompts", "interventions"),
+    ("models", "results"),
+    ("engine", "report", "testing"),
+    ("patching",),
+    ("experiments",),
+    ("cli",),
+)
+FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
 HEAVY = ("torch", "transformers", "xarray", "pandas", "scipy", "matplotlib", "numpy", "nnsight")
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-
-
-def place(name: str) -> tuple[int, int, int]:
-    """A module's floor, row and place in the row."""
-    key = "report.*" if name == "report" or name.startswith("report.") else name
-    key = "datasets.*" if name.startswith("datasets.") else key
-    for floor, rows in enumerate(FLOORS):
-        for row, members in enumerate(rows):
-            if key in members:
-                return floor, row, members.index(key)
-    raise AssertionError(f"{name} lives on no floor: give it one")
+def folder(module: str) -> str:
+    """The folder (or the module beside them) that a module of the package lives in."""
+    return module.removeprefix("causal_tracing.").split(".")[0]
 
 
 def imports(path: Path) -> set[str]:
-    """The package's own modules that a file imports, anywhere in it."""
+    """The folders that a file imports from, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            inner = name.removeprefix("causal_tracing").lstrip(".")
-            file = PACKAGE / (inner.replace(".", "/") + ".py")
-            if name.startswith("causal_tracing") and inner and (file.exists() or inner == "report"):
-                found.add(inner)
-    return found
+            inside = node.module == "causal_tracing"  # public names stand for the folders they come from
+            names = [f"causal_tracing.{alias.name}" for alias in node.names] if inside else [node.module]
+        found |= {folder(name) for name in names if name.startswith("causal_tracing.")}
+    return found & {*FLOOR}
 
 
-def breaks_the_house(name: str, imported: str) -> bool:
-    floor, row, order = place(name)
-    other = place(imported)
-    if other[0] != floor:
-        return other[0] > floor
-    same_room = name.split(".")[0] == imported.split(".")[0] == "report"
-    return not same_room and not (other[1] == row and other[2] < order)
+def breaks_the_house(importing: str, imported: str) -> bool:
+    return importing != imported and FLOOR[imported] >= FLOOR[importing] and (importing, imported) != INSIDE
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
-def test_a_module_imports_only_from_below_or_from_its_left(path: Path):
-    name = module_name(path)
-    if name.endswith("__init__") and not name.startswith("report"):
-        return
-    name = name.removesuffix(".__init__")
-    wrong = [imported for imported in imports(path) if imported != name and breaks_the_house(name, imported)]
-    assert not wrong, f"{name} imports {wrong}"
+INSIDE = ("validation", "errors")  # the ground floor's own order
+
+
+@pytest.mark.parametrize("name", list(FLOOR))
+def test_a_folder_imports_only_from_below(name: str):
+    files = sorted((PACKAGE / name).rglob("*.py")) or [PACKAGE / f"{name}.py"]
+    wrong = {str(file): [each for each in imports(file) if breaks_the_house(name, each)] for file in files}
+    assert not any(wrong.values()), {file: each for file, each in wrong.items() if each}
+
+
+def test_every_folder_has_its_floor():
+    there = {path.stem for path in PACKAGE.iterdir() if path.name[0] != "_" and path.name != "py.typed"}
+    assert there == {*FLOOR}
 
 
 def test_the_house_would_notice():
-    assert breaks_the_house("errors", "sites")
-    assert breaks_the_house("effects", "tracing")
-    assert breaks_the_house("results", "model")
-    assert not breaks_the_house("tracing", "traces")
+    assert breaks_the_house("errors", "prompts")
+    assert breaks_the_house("results", "experiments")
+    assert breaks_the_house("results", "models")
+    assert breaks_the_house("report", "engine")
+    assert not breaks_the_house("experiments", "results")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -132,7 +92,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
 import sys
 sys.argv = ["causal-tracing", *{arguments}, "--help"]
 import io, contextlib
-from causal_tracing import cli
+from causal_tracing.cli import app as cli
 with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
     cli.main()
 assert "Usage" in shown.getvalue(), shown.getvalue()
@@ -141,8 +101,8 @@ assert "Usage" in shown.getvalue(), shown.getvalue()
 
 
 def test_a_saved_trace_is_drawn_without_torch():
-    code = "import causal_tracing.reading, causal_tracing.plots, causal_tracing.report, causal_tracing.documents"
-    code += ", causal_tracing.exporting, causal_tracing.comparing"
+    names = ("words.one_pair", "figures.plot", "page.page", "document", "export")
+    code = f"import {', '.join(f'causal_tracing.report.{name}' for name in names)}, causal_tracing.results.comparison"
     loaded = loaded_by(code)
     assert "xarray" in loaded
     assert not loaded & {"torch", "transformers", "nnsight"}

@@ -24,37 +24,37 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from causal_tracing.attribution import attribute
-    from causal_tracing.comparing import compare
-    from causal_tracing.engine.check import check
+    from causal_tracing.engine.checks.check import check
     from causal_tracing.errors import CausalTracingError
-    from causal_tracing.loading import load
-    from causal_tracing.noise import Noise
-    from causal_tracing.pair_files import read_pairs
-    from causal_tracing.previews import preview
-    from causal_tracing.prompts import Pair
-    from causal_tracing.runs import run
-    from causal_tracing.traces import Trace, open_trace
-    from causal_tracing.tracing import estimate, trace
-    from causal_tracing.written import Write
+    from causal_tracing.experiments.attribute import attribute
+    from causal_tracing.experiments.compare import compare
+    from causal_tracing.experiments.load import load
+    from causal_tracing.experiments.run import run
+    from causal_tracing.experiments.trace import estimate, trace
+    from causal_tracing.experiments.trace_result import Trace, open_trace
+    from causal_tracing.patching.ablation import Write
+    from causal_tracing.patching.noise import Noise
+    from causal_tracing.patching.preview import preview
+    from causal_tracing.prompts.files import read_pairs
+    from causal_tracing.prompts.pairs import Pair
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
     "CausalTracingError": "errors",
-    "Noise": "noise",
-    "Pair": "prompts",
-    "Trace": "traces",
-    "Write": "written",
-    "attribute": "attribution",
-    "check": "engine.check",
-    "compare": "comparing",
-    "estimate": "tracing",
-    "load": "loading",
-    "open_trace": "traces",
-    "preview": "previews",
-    "read_pairs": "pair_files",
-    "run": "runs",
-    "trace": "tracing",
+    "Noise": "patching.noise",
+    "Pair": "prompts.pairs",
+    "Trace": "experiments.trace_result",
+    "Write": "patching.ablation",
+    "attribute": "experiments.attribute",
+    "check": "engine.checks.check",
+    "compare": "experiments.compare",
+    "estimate": "experiments.trace",
+    "load": "experiments.load",
+    "open_trace": "experiments.trace_result",
+    "preview": "patching.preview",
+    "read_pairs": "prompts.files",
+    "run": "experiments.run",
+    "trace": "experiments.trace",
 }
 
 

@@ -19,10 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from causal_tracing.anatomy import Anatomy, Layout
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
-from causal_tracing.model import Model
-from causal_tracing.prompts import Pair
+from causal_tracing.models.architectures import Anatomy, Layout
+from causal_tracing.models.model import Model
+from causal_tracing.prompts.pairs import Pair
 
 Number = int | float
 

@@ -5,49 +5,23 @@
 3. Measure each batch's logits at once, so that they are never held together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.edits import World
-from causal_tracing.engine.packed import Packed
-from causal_tracing.engine.plan import default_budget, plan
-from causal_tracing.engine.replay import Replay
+from causal_tracing.engine.backend import Engine, Evaluation, Measure, Progress
+from causal_tracing.engine.hooks.replay import Replay
+from causal_tracing.engine.memory import default_budget, is_out_of_memory
+from causal_tracing.engine.packed.engine import Packed
+from causal_tracing.engine.prune import plan
 from causal_tracing.errors import InvalidEdit, OutOfMemory
-from causal_tracing.model import Model
-
-Measure = Callable[[Float[Tensor, "world readout vocab"], Sequence[World]], Float[Tensor, "world metric"]]
-Progress = Callable[[int, int], None]
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """How worlds become logits."""
-
-    def batches(self, rows: int | None) -> Iterator[list[int]]:
-        """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
-        ...
-
-    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The logits at the worlds' readouts, some worlds at a time."""
-        ...
-
+from causal_tracing.interventions.edits import World
+from causal_tracing.models.model import Model
 
 ENGINES: dict[str, Callable[[Model, Sequence[World], int], Engine]] = {"packed": Packed, "replay": Replay}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evaluation:
-    """Each world's numbers, whether it was known to equal its base run, and how many worlds were really run."""
-
-    values: Float[np.ndarray, "world metric"]
-    structural_zero: Bool[np.ndarray, " world"]
-    worlds_run: int
 
 
 def evaluate(
@@ -105,11 +79,3 @@ def _measured(
         if part:
             done |= _measured(model, run, worlds, part, measure)
     return done
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; CPU and GPU say it in different words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -1,5 +1,1 @@
-"""The report: one HTML page that needs no network, and what a notebook shows."""
-
-from causal_tracing.report.page import to_html
-
-__all__ = ["to_html"]
+"""Results as people see them: words, figures, the terminal, the page, documents and exports. Needs no torch."""

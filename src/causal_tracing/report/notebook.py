@@ -4,10 +4,11 @@ from html import escape
 
 import numpy as np
 
-from causal_tracing.reading import read, select
-from causal_tracing.report.data import visible
-from causal_tracing.results import Measurements
-from causal_tracing.rows import number
+from causal_tracing.report.labels import number
+from causal_tracing.report.page.text import visible
+from causal_tracing.report.words.one_pair import read
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import select
 
 SIZE = 12  # of a cell, in pixels
 POSITIVE, NEGATIVE, NEUTRAL = (94, 60, 153), (230, 97, 1), (246, 245, 248)

@@ -1,0 +1,190 @@
+"""What the commands share: models and pairs as they are named, a trace with what is said around it, the screen."""
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from causal_tracing.errors import EngineNote, InvalidOption
+from causal_tracing.interventions.sites import COMPONENTS
+
+INTERRUPTED = 130
+MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from causal_tracing.experiments.compare import Comparison
+    from causal_tracing.experiments.trace_result import Trace
+    from causal_tracing.models.model import Model
+    from causal_tracing.prompts.pairs import Pair
+
+
+def load(name: str, **options: Any) -> "Model":
+    """The model by its name; what it does not offer is said."""
+    from causal_tracing import load as open_model
+
+    model = open_model(name, **options)
+    for component, reason in model.anatomy.refused:
+        if component in COMPONENTS:  # heads and neurons are an error where they are asked for
+            note(f"{component} is not offered on this model: {reason}")
+    return model
+
+
+def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
+    """The trace, with what was understood shown before it and progress while it runs."""
+    from causal_tracing import preview
+    from causal_tracing import trace as run
+
+    noise = options.get("noise") or options.get("preset")
+    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
+        note(str(shown))
+    with progress() as report_progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+        result = run(model, pairs, **options, progress=report_progress)
+    if result.provenance["engine_note"]:
+        note(f"note: {result.provenance['engine_note']}")
+    checked = result.provenance["spot_checks"]
+    if checked["cells"]:
+        note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
+    return result
+
+
+def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "Trace":
+    """The trace of a run folder, begun or gone on with, with what became of the pairs."""
+    from causal_tracing import run
+
+    try:
+        with progress() as report_progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+            result = run(model, pairs, folder, **options, progress=report_progress)
+    except KeyboardInterrupt:
+        note(f"Interrupted. What is done is kept in {folder}; go on with:\n{shlex.join(sys.argv)}")
+        raise typer.Exit(INTERRUPTED) from None
+    record = result.provenance
+    if record["engine_note"]:
+        note(f"note: {record['engine_note']}")
+    for id, reason in record["failed"].items():
+        note(f"pair {id} failed: {reason}")
+    note(
+        f"{len(record['pairs'])} of {record['pairs_asked']} pairs measured; {len(record['dropped'])} left out "
+        f"(keep={record['keep']}), {len(record['failed'])} failed, {record['pairs_missing']} not done"
+    )
+    return result
+
+
+def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, keep: str, as_json: bool) -> None:
+    """Prints what a trace would take: of many pairs, of those that can be traced and are kept."""
+    from causal_tracing import estimate as run
+    from causal_tracing.experiments.filter import chosen
+    from causal_tracing.patching.options import Options
+    from causal_tracing.prompts.pairs import named
+
+    if len(pairs) > 1:
+        choice = chosen(model, named(pairs), Options(**options), keep)
+        for id, reason in choice.failed.items():
+            note(f"pair {id} cannot be traced: {reason}")
+        note(f"{len(choice.pairs)} of {len(pairs)} pairs: {len(choice.dropped)} left out, {len(choice.failed)} fail")
+        pairs = list(choice.pairs) or pairs
+    found = run(model, pairs, **options)
+    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
+
+
+def show(result: "Trace", page: Path | None) -> None:
+    """Words, then maps; and the page, if one is wanted."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.print(result.summary(), soft_wrap=True)
+    for shown in _maps(result, colour=console.color_system is not None):
+        console.print()
+        console.print(shown, soft_wrap=True)
+    if page is not None:
+        result.to_html(page)
+        console.print(f"\nThe page: {page}", soft_wrap=True)
+
+
+def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
+    """The maps of the mean over pairs, if there is one; else of the first pairs."""
+    from causal_tracing.report.terminal import heat_map, mean_map
+    from causal_tracing.results.means import NoMean
+
+    measured = result.measurements
+    components = [str(name) for name in measured.data.component.values]
+    try:
+        evidence = result.evidence()
+    except NoMean:
+        for pair in measured.data.pair.values[:MOST_MAPS]:
+            for name in components:
+                yield heat_map(measured, name, measured.directions[0], pair=str(pair), colour=colour)
+        return
+    for name in components:
+        yield mean_map(evidence, name, colour=colour)
+
+
+def show_comparison(found: "Comparison") -> None:
+    """Words, then a map of each component's differences, where effects have any and columns are all there is to it."""
+    from rich.console import Console
+
+    from causal_tracing.report.terminal import difference_map
+
+    console = Console(highlight=False, markup=False)
+    console.print(found.summary(), soft_wrap=True)
+    if found.reason or found.of != "blocks":
+        return
+    for component in [str(name) for name in found.cells.component.values]:
+        colour = console.color_system is not None
+        console.print()
+        console.print(
+            difference_map(found.cells, component, found.shown, found.units[0], colour=colour), soft_wrap=True
+        )
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line for every tenth of the work."""
+    if not sys.stderr.isatty():
+        reached = -1
+
+        def line(done: int, total: int) -> None:
+            nonlocal reached
+            if (tenth := 10 * done // total) > reached:
+                reached = tenth
+                note(f"tracing, {10 * tenth} %")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tracing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def note(text: str) -> None:
+    """A line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def pairs(source: str | None, given: dict[str, str | None], *, chat: bool) -> "list[Pair]":
+    """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
+    from causal_tracing import Pair, read_pairs
+
+    named = {name: value for name, value in given.items() if value is not None}
+    if source is not None:
+        if named:
+            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
+        return read_pairs(source, chat=chat)
+    missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
+    if missing:
+        raise InvalidOption(
+            f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
+        )
+    return [Pair(**named, chat=chat)]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,102 @@
+"""The commands that need no model: the built-in sets, and what saved traces and run folders hold."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from causal_tracing.cli import commands, console
+from causal_tracing.errors import InvalidOption
+
+app = typer.Typer()
+
+
+@commands.command(app)
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="A set, or a part of one such as facts:capital.")] = None,
+) -> None:
+    """The built-in sets of pairs; of one that is named, its pairs as JSON Lines."""
+    from causal_tracing.prompts.datasets import NAMES, about, is_name, kinds, rows
+
+    if name is not None:
+        if not is_name(name):
+            parts = (f"{each}:{kind}" for each in NAMES for kind in kinds(each))
+            raise InvalidOption(f"There is no built-in set {name!r}. Valid: {', '.join([*NAMES, *parts])}.")
+        for row in rows(name):
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    for each in NAMES:
+        said = about(each)
+        parts = ", ".join(f"{each}:{kind}" for kind in kinds(each))
+        print(f"{each}: {len(rows(each))} pairs\n  {said['what']}\n  {said['source']}\n  Parts: {parts}\n")
+
+
+@commands.command(app)
+def merge(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    shards: Annotated[list[Path], typer.Argument(help="The folders of the shards.")],
+) -> None:
+    """Puts the shards of one run together."""
+    from causal_tracing import open_trace
+    from causal_tracing.results.storage.run_folder import listed
+    from causal_tracing.results.storage.run_folder import merge as run
+
+    missing = run(out, shards)
+    open_trace(out).to_html(out / "report.html")
+    console.note(f"wrote {out}")
+    if missing:
+        console.note(f"{len(missing)} chunks are in none of the shards: {listed(map(str, missing))}")
+        raise typer.Exit(commands.PARTLY)
+
+
+@commands.command(app)
+def report(
+    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,
+) -> None:
+    """The page again, from a saved trace or what a run folder holds so far."""
+    from causal_tracing import open_trace
+
+    page = out or folder / "report.html"
+    open_trace(folder).to_html(page)
+    print(page)
+
+
+@commands.command(app)
+def export(
+    folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
+    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
+) -> None:
+    """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
+    from causal_tracing import open_trace
+
+    print(open_trace(folder).export(file, of))
+
+
+@commands.command(app)
+def compare(
+    first: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
+    second: Annotated[Path, typer.Argument(help="Another, of the same pairs.")],
+    metric: Annotated[str | None, typer.Option(help="Of both, unless --second-metric is given.")] = None,
+    second_metric: Annotated[str | None, typer.Option(help="The metric of the second.")] = None,
+    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
+    seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+) -> None:
+    """The first trace minus the second, pair by pair: where they differ, with intervals and tests."""
+    from causal_tracing import compare as run
+    from causal_tracing import open_trace
+    from causal_tracing.results.storage.atomic import write_text
+
+    found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, of=of, seed=seed)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    if out is not None:
+        write_text(out, text)
+        console.note(f"wrote {out}")
+    if as_json:
+        print(text)
+    else:
+        console.show_comparison(found)

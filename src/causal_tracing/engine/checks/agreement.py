@@ -1,0 +1,120 @@
+"""Which engine runs a trace: decided by what both of them give on this model, never by its name.
+
+Short worlds of every kind (single cells, windows, several edits; some and all positions read) run on both engines. The
+packed one is used for the components on which it gives what replay gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracing.engine.evaluate import ENGINES
+from causal_tracing.engine.memory import default_budget, is_out_of_memory
+from causal_tracing.errors import CannotPack, UnsupportedModel
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Agreement, Model
+
+LENGTH = 6
+SEED = 0
+CELLS = 6  # a component
+# The largest difference, relative to the largest value compared, that rounding explains.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engine that runs a trace, and why it is not the packed one (None where it is, or where replay was asked)."""
+
+    engine: str
+    note: str | None = None
+
+
+def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Choice:
+    """The packed engine where it is known to agree with replay on these components, and replay elsewhere.
+
+    A model that has changed since it was loaded (hooks, attention implementation) is compared again. Raises CannotPack
+    where "packed" is asked for and does not agree.
+    """
+    if asked == "replay":
+        return Choice("replay")
+    agreement = model.agreement
+    known = agreement.differences if agreement else {}
+    if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
+        agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
+    against = agreement.against(components)
+    if against is None:
+        return Choice("packed")
+    if asked == "packed":
+        raise CannotPack(f"The packed engine does not run {model.name}: {against} Use engine='replay'.")
+    return Choice("replay", f"The packed engine is not used on {model.name}: {against} Replay is, which is slower.")
+
+
+def compare(model: Model, components: Sequence[str], one: Run, other: Run) -> Agreement:
+    """The largest difference between the engines' logits for each component, in shares of the largest logit."""
+    common = {"bound": TOLERANCE[model.dtype], "circumstances": circumstances(model)}
+    differences: dict[str, float] = {}
+    for component in components:
+        worlds = _worlds(model, component, one, other)
+        try:
+            packed = _logits(model, worlds, "packed")
+        except (CannotPack, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            why = str(error) if isinstance(error, CannotPack) else f"it fails with {type(error).__name__}: {error}."
+            return Agreement(differences=dict.fromkeys(components, float("nan")), reason=why, **common)
+        replayed = _logits(model, worlds, "replay")
+        largest = max(logits.abs().max().item() for logits in replayed)
+        apart = torch.stack([(one - two).abs().max() for one, two in zip(packed, replayed, strict=True)])
+        differences[component] = (apart.max() / max(largest, 1e-30)).item()
+    return Agreement(differences=differences, reason="", **common)
+
+
+def circumstances(model: Model) -> tuple[Any, ...]:
+    """What can change how the layers behave after a model has been loaded: its attention, and hooks."""
+    modules = list(model.network.modules())
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+    return model.attention, hooks, sum("forward" in module.__dict__ for module in modules)
+
+
+def random_prompts(network: nn.Module, tokenizer: Any) -> tuple[Run, Run]:
+    """Two prompts of random ordinary tokens that differ everywhere but in the first."""
+    known = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
+    picks = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(SEED))[: 2 * LENGTH - 1]
+    tokens = ordinary[picks].tolist()
+    if len(tokens) < 2 * LENGTH - 1:
+        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs {2 * LENGTH - 1}.")
+    return Run(tuple(tokens[:LENGTH])), Run((tokens[0], *tokens[LENGTH:]))
+
+
+def _worlds(model: Model, component: str, one: Run, other: Run) -> list[World]:
+    """The first and the last cell that can matter, random ones, and a window at two positions."""
+    random, last = Random(SEED), model.num_layers - 1
+    cells = [(0, 1), (last, LENGTH - 1)]
+    cells += [(random.randint(0, last), random.randrange(1, LENGTH)) for _ in range(CELLS)]
+    written = [[cell] for cell in cells]
+    middle = last // 2
+    written.append([(layer, position) for layer in range(middle, min(middle + 3, last + 1)) for position in (2, 4)])
+    worlds = []
+    for number, sites in enumerate(written):
+        base, donor = (one, other) if number % 2 else (other, one)
+        edits = tuple(Edit(Site(component, layer, position), From(donor, position)) for layer, position in sites)
+        readout = tuple(range(LENGTH)) if number % 3 else (LENGTH - 1,)
+        worlds.append(World(base, edits, readout))
+    return worlds
+
+
+def _logits(model: Model, worlds: Sequence[World], engine: str) -> list[Tensor]:
+    """Each world's logits [readout, vocab], nothing pruned."""
+    run = ENGINES[engine](model, worlds, default_budget(model))
+    found: dict[int, Tensor] = {}
+    for batch in run.batches(None):
+        for numbers, logits in run.logits(batch):
+            found.update(zip(numbers, logits.float(), strict=True))
+    return [found[number] for number in range(len(worlds))]

@@ -1,0 +1,70 @@
+"""Checks of patching on one model: what each measured, and the bound that it was held against."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from causal_tracing.engine.checks.agreement import LENGTH, SEED
+from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.interventions.edits import Edit, From, Given, Run
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+
+REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check: the difference that was measured, the bound that it was held against, and whether it held."""
+
+    name: str
+    component: str
+    difference: float
+    bound: float
+    holds: bool
+
+
+def bounded(name: str, component: str, difference: float, bound: float) -> Finding:
+    """A check that holds up to its bound."""
+    return Finding(name=name, component=component, difference=difference, bound=bound, holds=difference <= bound)
+
+
+def write_all(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
+    """The donor's activations at every position of one layer, or of all."""
+    layers = range(model.num_layers) if layer is None else [layer]
+    positions = range(len(donor.tokens))
+    return tuple(Edit(Site(component, one, p), From(donor, p)) for one in layers for p in positions)
+
+
+def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run, Recording]) -> Finding:
+    """A run's own activations, at every position of every layer, change nothing: to the bit.
+
+    One run at a time, as recorded: batches of other sizes differ in the last bits.
+    """
+    itself = Run(run.tokens, write_all(model, component, run))
+    logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
+    change = (logits[0] - donors[run].logits).abs().max().item()
+    return bounded("its own activations change nothing", component, change, 0.0)
+
+
+def random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
+    """The positive control: a large write in the middle changes the logits there, and not before."""
+    layer, position = model.num_layers // 2, LENGTH // 2
+    stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
+    width = recording.activations[component, layer].shape[-1]
+    noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED))
+    given = Given(noise.to(stream.device) * stream.float().abs().max() * 3)
+    edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
+    logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
+    change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()
+    yield bounded("nothing before an edit changes", component, change[:position].max().item(), bound)
+    moved = change[position].item()
+    yield Finding(
+        name="a large random write changes the logits",
+        component=component,
+        difference=moved,
+        bound=REAL_CHANGE,
+        holds=moved >= REAL_CHANGE,
+    )

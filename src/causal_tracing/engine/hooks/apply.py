@@ -1,0 +1,103 @@
+"""What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.errors import InvalidEdit
+from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, Zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recording:
+    """What one run left behind: its activations at places [token, width], and logits [readout, vocab].
+
+    The width is d_model in the stream, units · size of a unit for heads and neurons. Activations are the module's own
+    outputs, before the layer's scale.
+    """
+
+    activations: Mapping[Place, Float[Tensor, "token width"]] = field(default_factory=dict)
+    logits: Float[Tensor, "readout vocab"]
+
+
+Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
+
+
+def rewritten(
+    value: Float[Tensor, "row width"],
+    writes: Sequence[Write],
+    donors: Mapping[Run, Recording],
+    *,
+    units: int = 1,
+    scale: float = 1.0,
+) -> Float[Tensor, "row width"]:
+    """A copy of the value with the edits made; a row holds so many `units` side by side.
+
+    What a tensor gives is before the layer's `scale`, as donors are. Raises InvalidEdit where it has another size.
+    """
+    whole = [(row, edit) for row, edit in writes if edit.site.unit is None]
+    single = [(row * units + edit.site.unit, edit) for row, edit in writes if edit.site.unit is not None]
+    if whole:
+        value = _rewritten(value, whole, donors, 1, scale)
+    if single:
+        value = _rewritten(value.unflatten(1, (units, -1)).flatten(0, 1), single, donors, units, scale).view_as(value)
+    return value
+
+
+def _rewritten(
+    value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording], units: int, scale: float
+) -> Tensor:
+    rows = torch.tensor([row for row, _ in writes], device=value.device)
+    current = value[rows]
+    new = torch.stack([_source(there, edit, donors, units, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
+    if any(edit.alpha != 1 for _, edit in writes):
+        alpha = torch.tensor([[edit.alpha] for _, edit in writes], dtype=value.dtype, device=value.device)
+        new = torch.where(alpha == 1, new, (1 - alpha) * current + alpha * new)
+    return value.index_copy(0, rows, new)
+
+
+def _source(
+    current: Tensor, edit: Edit, donors: Mapping[Run, Recording], units: int, scale: float
+) -> Float[Tensor, " size"]:
+    site, source = edit.site, edit.source
+    match source:
+        case From():
+            return _donor(current, edit, source, donors, units)
+        case Mean():
+            return torch.stack([_donor(current, edit, one, donors, units) for one in source.donors]).mean(0)
+        case Zero():
+            return torch.zeros_like(current)
+        case Given():
+            return _given(current, site, source.tensor, current.shape) / scale
+        case Plus():
+            return current + _given(current, site, source.tensor, current.shape) / scale
+        case Subspace():
+            basis = _given(current, site, source.basis, (len(source.basis), *current.shape))
+            orthonormal = torch.linalg.qr(basis.float().T)[0].to(current.dtype)
+            apart = _donor(current, edit, source.donor, donors, units) - current
+            return current + orthonormal @ (orthonormal.T @ apart)
+
+
+def _donor(
+    current: Tensor, edit: Edit, source: From, donors: Mapping[Run, Recording], units: int
+) -> Float[Tensor, " size"]:
+    found = donors[source.run].activations[edit.site.component, edit.site.layer][source.position]
+    if edit.site.unit is not None:
+        found = found.view(units, -1)[edit.site.unit]
+    if found.shape != current.shape:
+        raise InvalidEdit(
+            f"{edit.site} holds {len(current)} numbers and the donor's {len(found)}: patterns can be exchanged "
+            "between prompts of equally many tokens only."
+        )
+    return found.to(current)
+
+
+def _given(current: Tensor, site: object, tensor: object, shape: tuple[int, ...]) -> Tensor:
+    given = torch.as_tensor(tensor)
+    if given.shape != shape:
+        raise InvalidEdit(f"{site} holds {len(current)} numbers; the tensor given has shape {tuple(given.shape)}.")
+    return given.to(current)

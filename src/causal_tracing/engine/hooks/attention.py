@@ -1,0 +1,159 @@
+"""Attention: the one thing in a decoder layer that mixes tokens, and the one function that is put in its place.
+
+Nearly every transformers model asks `ALL_ATTENTION_FUNCTIONS` for its attention by name. While the engine works, the
+model's own name gives a function of ours, so that model, configuration and masks stay as they are; inside it the
+model's own attention is called. The one place that knows transformers' interface.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from causal_tracing.engine.hooks.modules import Place, Visit
+from causal_tracing.errors import CannotPack
+from causal_tracing.models.model import Model
+
+SEEN = ("q", "k", "v", "pattern")  # the components that only the attention function sees
+
+Attention = Callable[..., tuple[Tensor, Any]]  # (module, query, key, value, mask, **options) -> (output, weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """What a layer asks of its attention: queries, keys and values are [batch, head, token, size]."""
+
+    own: Attention
+    layer: int
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    options: Mapping[str, Any]
+
+    def answer(self) -> tuple[Float[Tensor, "batch token head size"], Any]:
+        """What the model's own attention gives: its output, and the weights if it has them."""
+        return self.own(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+    def pattern(self) -> Float[Tensor, "batch head token key"]:
+        """What the model's eager attention makes of the same queries and keys. Raises CannotPack."""
+        mask, like = self.mask, self.query
+        if mask is None:
+            mask = causal_rows(like.shape[2], like, eager=True)
+        elif not isinstance(mask, Tensor):
+            raise CannotPack(f"layer {self.layer} has an attention mask of a form that eager attention cannot read.")
+        elif mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
+        return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.options)[1]
+
+
+Attend = Callable[[Asked], tuple[Tensor, Any]]
+
+
+@contextmanager
+def attention_by(model: Model, attend: Attend) -> Iterator[None]:
+    """The model's layers attend by `attend` while the context is open; other models are left alone. Not for threads."""
+    name = model.attention
+    layers = {id(part): number for number, layer in enumerate(model.layers) for part in layer.modules()}
+    registered: dict[str, Any] = ALL_ATTENTION_FUNCTIONS._local_mapping
+    before = registered.get(name)
+    ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, ALL_ATTENTION_FUNCTIONS.get(name), attend)
+    try:
+        yield
+    finally:
+        if before is None:
+            del ALL_ATTENTION_FUNCTIONS[name]
+        else:
+            ALL_ATTENTION_FUNCTIONS[name] = before
+
+
+@contextmanager
+def attention_shown(model: Model, places: Collection[Place], visit: Visit) -> Iterator[None]:
+    """Shows queries, keys, values and patterns to `visit` as [batch, token, width], like any other component."""
+    for component, _ in places:
+        model.anatomy.require(component)
+    if not places:
+        yield
+        return
+    with attention_by(model, partial(_attend_shown, frozenset(places), visit)):
+        yield
+
+
+def _attend_shown(places: Collection[Place], visit: Visit, asked: Asked) -> tuple[Tensor, Any]:
+    def see(component: str, tensor: Tensor) -> Tensor:
+        place = component, asked.layer
+        return by_token(partial(visit, *place), tensor) if place in places else tensor
+
+    asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
+    output, weights = asked.answer()
+    if ("pattern", asked.layer) in places:
+        output = with_patterns(output, partial(see, "pattern"), asked)
+    return output, weights
+
+
+def by_token(
+    see: Callable[[Tensor], Tensor], value: Float[Tensor, "batch head token size"]
+) -> Float[Tensor, "batch head token size"]:
+    """Shows a tensor of heads as [batch, token, head · size]."""
+    shaped = value.transpose(1, 2).flatten(2)
+    seen = see(shaped)
+    return value if seen is shaped else seen.unflatten(2, (value.shape[1], -1)).transpose(1, 2)
+
+
+def with_patterns(
+    output: Float[Tensor, "batch token head size"], see: Callable[[Tensor], Tensor], asked: Asked
+) -> Float[Tensor, "batch token head size"]:
+    """Attention's output where `see` has changed a row of the pattern [batch, head, token, key]; elsewhere as it is."""
+    pattern = asked.pattern()
+    new = see(pattern)
+    if new is pattern:
+        return output
+    made = (new @ asked.value.repeat_interleave(new.shape[1] // asked.value.shape[1], 1)).transpose(1, 2)
+    if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
+        output = output.detach() + (made - made.detach())
+    changed = (new != pattern).any(-1).transpose(1, 2)
+    return torch.where(changed[..., None], made, output)
+
+
+def _dispatch(
+    layers: Mapping[int, int],
+    found: Attention | None,
+    attend: Attend,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    **options: Any,
+) -> tuple[Tensor, Any]:
+    own = found or _eager(module)
+    layer = layers.get(id(module))
+    if layer is None:
+        return own(module, query, key, value, mask, **options)
+    asked = Asked(own=own, layer=layer, module=module, query=query, key=key, value=value, mask=mask, options=options)
+    return attend(asked)
+
+
+def _eager(module: nn.Module) -> Attention:
+    """The eager attention that lies beside the module's class, or beside the class that it was made from."""
+    for kind in type(module).__mro__:
+        eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if eager is not None:
+            return eager
+    raise CannotPack(f"{type(module).__name__} has no eager attention function of its own.")
+
+
+def causal_rows(length: int, like: Tensor, *, eager: bool) -> Tensor:
+    """A causal mask [1, 1, query, key] in full, where the model left it to be understood."""
+    seen = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()[None, None]
+    if not eager:
+        return seen
+    return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)

@@ -1,0 +1,105 @@
+"""One batch of runs of equal length, in one whole forward of the model. Plain, and the oracle of all that is faster.
+
+1. Every place that an edit writes at, or that is wanted, gets a hook.
+2. At each, the rows' edits are applied to the current value, in computation order.
+3. What is wanted is copied; the logits of the last `keep` positions come back.
+"""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.apply import Recording, rewritten
+from causal_tracing.engine.hooks.attention import SEEN, attention_shown
+from causal_tracing.engine.hooks.modules import Place, attached
+from causal_tracing.errors import InvalidEdit
+from causal_tracing.interventions.edits import Edit, Run
+from causal_tracing.models.model import Model
+
+
+def forward(
+    model: Model,
+    runs: Sequence[Run],
+    donors: Mapping[Run, Recording],
+    *,
+    keep: int,
+    wanted: Collection[Place] = (),
+) -> tuple[Float[Tensor, "run keep vocab"], Mapping[Place, Float[Tensor, "run token width"]]]:
+    """The runs' logits at the last `keep` positions, and their activations at the wanted places [run, token, width].
+
+    `donors` holds a recording of every run that an edit reads from.
+    """
+    captured: dict[Place, Tensor] = {}
+
+    def capture(place: Place, value: Tensor) -> Tensor:
+        captured[place] = value.clone()  # falcon adds to its MLP's output in place
+        return value
+
+    with model.at_rest():
+        return watched(model, runs, donors, wanted, capture, keep=keep), captured
+
+
+def watched(
+    model: Model,
+    runs: Sequence[Run],
+    donors: Mapping[Run, Recording],
+    wanted: Collection[Place],
+    watch: Callable[[Place, Tensor], Tensor],
+    *,
+    keep: int,
+) -> Float[Tensor, "run keep vocab"]:
+    """The runs' logits; at each wanted place `watch` is given the value [run, token, width], and gives what flows on.
+
+    Gradients are as they are where it is called.
+    """
+    edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
+    for row, run in enumerate(runs):
+        for edit in run.edits:
+            check_layer(model, edit)
+            edits[edit.site.component, edit.site.layer].append((row, edit))
+
+    def visit(component: str, layer: int, value: Tensor) -> Tensor:
+        place = component, layer
+        if place in edits:
+            value = _edited(model, place, value, edits[place], donors)
+        return watch(place, value) if place in wanted else value
+
+    tokens = torch.tensor([run.tokens for run in runs], device=model.device)
+    places = edits.keys() | set(wanted)
+    inside = {place for place in places if place[0] in SEEN}
+    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):
+        logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
+    return logits[:, -keep:]
+
+
+def _edited(
+    model: Model, place: Place, value: Tensor, edits: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording]
+) -> Tensor:
+    """The value with the rows' edits made."""
+    writes = [(row * value.shape[1] + edit.site.position, edit) for row, edit in edits]
+    units, scale = model.units(place[0]), scale_at(model, place)
+    return rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
+
+
+def scale_at(model: Model, place: Place) -> float:
+    """What the layer multiplies a place's value by before it is added to the stream."""
+    component, layer = place
+    return model.scale(layer) if component.endswith("_out") else 1.0
+
+
+def _only_last(model: Model, keep: int) -> dict[str, int]:
+    """Asks for few logits where the model can: the rest would be most of the memory."""
+    known = "logits_to_keep" in inspect.signature(model.network.forward).parameters
+    return {"logits_to_keep": keep} if known else {}
+
+
+def check_layer(model: Model, edit: Edit) -> None:
+    """Raises InvalidEdit where the model has no such layer."""
+    if not 0 <= edit.site.layer < model.num_layers:
+        raise InvalidEdit(
+            f"An edit is at {edit.site}, but {model.name} has {model.num_layers} layers: 0 to {model.num_layers - 1}."
+        )

@@ -1,0 +1,72 @@
+"""How a metric would move with an activation: gradients at every place of a run, in one forward and one backward.
+
+A probe of zeros is added at each place. It changes no number, and the metric's gradient with respect to it is the
+gradient with respect to the activation, everything behind it included.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.hooks.forward import watched
+from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.engine.hooks.record import donor_recordings
+from causal_tracing.interventions.edits import Run
+from causal_tracing.models.model import Model
+
+Differentiable = Callable[[Float[Tensor, "run vocab"]], Float[Tensor, " run"]]  # logits after the last token
+
+
+def gradients(
+    model: Model, runs: Sequence[Run], places: Collection[Place], measure: Differentiable
+) -> Mapping[Place, Float[Tensor, "run token width"]]:
+    """d measure / d activation at each place, for runs of equal length.
+
+    Activations are the modules' own outputs, before a layer's scale. Raises ComponentNotOffered.
+    """
+    return linearised(model, runs, places, measure)[1]
+
+
+def linearised(
+    model: Model,
+    runs: Sequence[Run],
+    places: Collection[Place],
+    measure: Differentiable,
+    *,
+    donors: Mapping[Run, Recording] | None = None,
+) -> tuple[Mapping[Place, Tensor], Mapping[Place, Tensor]]:
+    """The activations at each place, and the gradients there, of the same forward; both [run, token, width].
+
+    `donors` holds a recording of every run that an edit reads from; without it they are recorded.
+    """
+    donors = donor_recordings(model, runs) if donors is None else donors
+    values: dict[Place, Tensor] = {}
+    probes: dict[Place, Tensor] = {}
+
+    def probe(place: Place, value: Tensor) -> Tensor:
+        values[place], probes[place] = value.detach(), torch.zeros_like(value, requires_grad=True)
+        return value + probes[place]
+
+    # A caller's inference mode would make tensors that autograd refuses.
+    with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
+        measured = measure(watched(model, runs, donors, places, probe, keep=1)[:, -1]).sum()
+        # What nothing depends on, such as a place behind a constant, has the gradient zero.
+        found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
+    return values, dict(zip(places, found, strict=True))
+
+
+@contextmanager
+def _without_weights(model: Model) -> Iterator[None]:
+    """No gradients of the weights: they would take most of the memory. What they were is put back."""
+    wanted = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,50 @@
+"""Activations and logits of runs: what donors leave behind, and what methods look at."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.hooks.forward import check_layer, forward
+from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.interventions.edits import Run, donors_of
+from causal_tracing.models.model import Model
+
+ROWS = 16  # donors are few; what they leave is kept, so that a larger batch would save little
+
+
+def record(model: Model, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
+    """Each distinct run's activations at the places (component, layer), and its logits at the last `keep` positions.
+
+    Activations are the modules' own outputs: a layer's scale is not applied. Donors of the runs' own edits are
+    recorded first.
+    """
+    donors = donor_recordings(model, runs)
+    recordings: dict[Run, Recording] = {}
+    by_length: dict[int, list[Run]] = {}
+    for run in dict.fromkeys(runs):
+        by_length.setdefault(len(run.tokens), []).append(run)
+    for alike in by_length.values():
+        for start in range(0, len(alike), ROWS):
+            batch = alike[start : start + ROWS]
+            logits, captured = forward(model, batch, donors, keep=keep, wanted=places)
+            for row, run in enumerate(batch):
+                activations = {place: values[row].clone() for place, values in captured.items()}
+                recordings[run] = Recording(activations=activations, logits=logits[row].clone())
+    return recordings
+
+
+def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
+    """A recording of every run that an edit of these runs reads from, at the places that are read."""
+    places: dict[Run, set[Place]] = {}
+    for run in runs:
+        for edit in run.edits:
+            check_layer(model, edit)  # before the donor is recorded there
+            for donor in donors_of(edit.source):
+                place = edit.site.component, edit.site.layer
+                places.setdefault(donor.run, set()).add(place)
+    alike: dict[frozenset[Place], list[Run]] = {}
+    for donor, wanted in places.items():
+        alike.setdefault(frozenset(wanted), []).append(donor)
+    recordings: dict[Run, Recording] = {}
+    for wanted, donors in alike.items():
+        recordings |= record(model, donors, wanted)
+    return recordings

@@ -1,0 +1,40 @@
+"""The plain engine: batches of whole forwards with hooks. Slow, obviously right, and works on every model."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.record import donor_recordings
+from causal_tracing.engine.memory import alike, rows_that_fit
+from causal_tracing.interventions.edits import World
+from causal_tracing.models.model import Model
+
+
+class Replay:
+    """Worlds on whole forwards: batches of equal length, each in one forward."""
+
+    def __init__(self, model: Model, worlds: Sequence[World], budget: int) -> None:
+        self.model = model
+        self.worlds = worlds
+        self.budget = budget
+        self.donors = donor_recordings(model, (world.run for world in worlds))
+
+    def batches(self, rows: int | None = None) -> Iterator[list[int]]:
+        """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
+        for numbers in alike(self.worlds):
+            first = self.worlds[numbers[0]]
+            fit = rows_that_fit(self.model, len(first.base.tokens), len(first.readout), self.budget)
+            size = min(fit, rows or fit)
+            for start in range(0, len(numbers), size):
+                yield numbers[start : start + size]
+
+    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, all at once."""
+        worlds = [self.worlds[number] for number in batch]
+        keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
+        logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
+        wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
+        yield list(batch), logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)]

@@ -1,0 +1,79 @@
+"""How much runs at once: sizes of batches, waves and calls that fit the memory."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from causal_tracing.interventions.edits import World
+from causal_tracing.models.model import Model
+
+# Above some hundred tokens a batch, larger matrix products are no faster on a CPU, and memory is better left free.
+SHARE_OF_FREE_MEMORY = 1 / 8
+LARGEST_DEFAULT = {"cpu": 256 * 2**20}
+CALL_TOKENS = {"cpu": 1024, "cuda": 16384}
+HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched anew each time
+
+
+def default_budget(model: Model) -> int:
+    """Bytes that a batch may take unless said otherwise: a share of what is free on the model's device."""
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return min(int(free * SHARE_OF_FREE_MEMORY), LARGEST_DEFAULT.get(model.device.type, 2**62))
+
+
+def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
+    """How many runs of `length` tokens fit the budget, by an estimate that errs on the high side; at least one."""
+    config = model.config
+    size = torch.finfo(getattr(torch, model.dtype)).bits // 8
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    heads = getattr(config, "num_attention_heads", 1)
+    token = (12 * width + 3 * inner) * size
+    scores = 2 * heads * length * max(size, 4)
+    logits = keep * config.vocab_size * (size + 6 * 4)
+    return max(1, budget // (length * (token + scores) + logits))
+
+
+def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
+    """The worlds' numbers, in groups that can share a forward: equally many tokens, equally many readouts."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, world in enumerate(worlds):
+        groups.setdefault((len(world.base.tokens), len(world.readout)), []).append(number)
+    yield from groups.values()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; CPU and GPU say it in different words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What fits into memory: tokens in a wave, tokens in one call of a layer, rows of logits at once."""
+
+    wave: int
+    call: int
+    head: int
+
+
+def sizes(model: Model, budget: int) -> Sizes:
+    """Three quarters of the budget for a layer's work and the logits (never held together), one for the wave's states.
+
+    Calls of more tokens than a processor's caches hold are no faster, so they are capped there.
+    """
+    config, size = model.config, torch.finfo(getattr(torch, model.dtype)).bits // 8
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    largest = CALL_TOKENS.get(model.device.type, CALL_TOKENS["cuda"])
+    return Sizes(
+        wave=max(1, budget // 4 // (3 * width * size)),
+        call=max(1, min(largest, budget * 3 // 4 // ((12 * width + 3 * inner) * size))),
+        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (config.vocab_size * (size + 6 * 4)))),
+    )

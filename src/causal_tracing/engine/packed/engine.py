@@ -1,0 +1,79 @@
+"""The fast engine: never computes what a patch cannot change, and packs what is left into a few large products.
+
+1. Record every base run once: the stream before each layer, and each layer's keys and values (`base_runs.py`).
+2. Plan where each world joins, and with which tokens (`schedule.py`).
+3. Walk the layers once (`layer_loop.py`). The tokens of all worlds lie in one sequence [1, token, d_model], so that the
+   model's own layers run as long matrix products without padding. Only attention looks at worlds: each sees the keys
+   and values of its base run before its first edit, and its own from there on.
+4. In the last layer only what is read is computed, and the head is applied to that alone (`unembed.py`).
+
+Layers are called as they are, with what they were called with in the base run; no model code is written again.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.hooks.forward import check_layer
+from causal_tracing.engine.memory import sizes
+from causal_tracing.engine.packed.base_runs import Tape, tapes
+from causal_tracing.engine.packed.layer_loop import Wave
+from causal_tracing.engine.packed.schedule import groups
+from causal_tracing.engine.packed.unembed import logits_of
+from causal_tracing.interventions.edits import Run, World, donors_of
+from causal_tracing.models.model import Model
+
+
+class Packed:
+    """Worlds on the packed engine: batches of them (waves), and a wave's logits."""
+
+    def __init__(self, model: Model, worlds: Sequence[World], budget: int) -> None:
+        self.model = model
+        self.worlds = worlds
+        self.sizes = sizes(model, budget)
+        self.tapes, self.donors = _recorded(model, worlds)
+
+    def batches(self, rows: int | None = None) -> Iterator[list[int]]:
+        """The worlds' numbers, in waves that fit the memory; `rows` caps their number."""
+        batch, tokens = [], 0
+        for number, world in enumerate(self.worlds):
+            own = len(world.base.tokens)
+            if batch and (tokens + own > self.sizes.wave or len(batch) == rows):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(number)
+            tokens += own
+        yield batch
+
+    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, some worlds at a time."""
+        order = {tape: number for number, tape in enumerate(dict.fromkeys(self.tapes.values()))}
+        by_run = {run: order[tape] for run, tape in self.tapes.items()}
+        planned = groups(self.worlds, batch, by_run, self.model.num_layers)
+        with self.model.at_rest():
+            ends = Wave(self.model, [*order], planned, self.donors, self.sizes.call).run()
+        tuples = next(iter(order)).calls[-1].tuples
+        for numbers, states in ends:
+            _, readout, width = states.shape
+            at_once = max(1, self.sizes.head // readout)
+            for start in range(0, len(numbers), at_once):
+                part = states[start : start + at_once]
+                token = self.worlds[numbers[start]].base.tokens[0]
+                with self.model.at_rest():
+                    logits = logits_of(self.model, part.reshape(-1, width), token=token, tuples=tuples)
+                yield numbers[start : start + at_once], logits.view(len(part), readout, -1)
+
+
+def _recorded(model: Model, worlds: Sequence[World]) -> tuple[dict[Run, Tape], dict[Run, Recording]]:
+    """A tape of every base run, and a recording of every donor."""
+    bases = dict.fromkeys(world.base for world in worlds)
+    sources, places = {}, set()
+    for edit in (edit for world in worlds for edit in world.run.edits):
+        check_layer(model, edit)
+        for donor in donors_of(edit.source):
+            sources[donor.run] = True
+            places.add((edit.site.component, edit.site.layer))
+    found = tapes(model, list(bases | sources), places)
+    return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}

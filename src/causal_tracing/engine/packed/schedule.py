@@ -1,0 +1,135 @@
+"""Which tokens of a world must be computed in which layer: the plan of a wave. Pure; runs nothing.
+
+A world changes nothing before its first edited layer, and no token before its first edited position. So it joins the
+wave there, with the tokens from that position to the last one read. Edits inside a layer change in that layer their
+own tokens only: those are computed alone (its *points*), and the world joins at the next layer.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter, itemgetter
+
+from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.interventions.edits import Edit, Run, World
+
+# Components whose edits change in their own layer no other token than the edited one.
+INSIDE = ("q", "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One world of a wave. `joins` is the layer at whose input it joins; `points` are computed in the layer before."""
+
+    number: int
+    base: Run
+    readout: tuple[int, ...]
+    first: int
+    joins: int
+    points: tuple[int, ...]
+    writes: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Worlds whose base runs share a tape and whose first edited position is the same, in the order that they join.
+
+    Each has the tokens `first` to `stop` − 1 in the wave.
+    """
+
+    tape: int
+    first: int
+    stop: int
+    members: Sequence[Member]
+
+    @property
+    def length(self) -> int:
+        """How many tokens each of its worlds has in the wave."""
+        return max(0, self.stop - self.first)
+
+    @cached_property
+    def _joins(self) -> list[int]:
+        return [member.joins for member in self.members]
+
+    def joined(self, layer: int) -> int:
+        """How many of its worlds are in the wave when the layer runs: its first so many members."""
+        return bisect_right(self._joins, layer)
+
+    @cached_property
+    def writes(self) -> Mapping[Place, Sequence[tuple[int, Edit]]]:
+        """At each place, the members that are written to there, in order, and the edits."""
+        found: dict[Place, list[tuple[int, Edit]]] = {}
+        for index, member in enumerate(self.members):
+            for edit in member.writes:
+                if edit.site.position < self.stop:
+                    found.setdefault(_place(edit), []).append((index, edit))
+        return found
+
+    def rows(self, layer: int, last: int) -> int:
+        """How many tokens of its worlds the layer must compute, the points of the next layer's joiners included."""
+        joined, joining = self.joined(layer), self.joined(layer + 1)
+        points = sum(point < self.stop for member in self.members[joined:joining] for point in member.points)
+        if layer < last:
+            return joined * self.length + points
+        return points + sum(len(self.read(member)) for member in self.members[:joined])
+
+    def read(self, member: Member) -> tuple[int, ...]:
+        """The member's readout positions that are in the wave; at those before, it is its base run."""
+        return tuple(position for position in member.readout if position >= self.first)
+
+
+def groups(worlds: Sequence[World], numbers: Sequence[int], tapes: Mapping[Run, int], num_layers: int) -> list[Group]:
+    """The worlds of these numbers by tape and first edited position; groups of one tape lie together.
+
+    `tapes` says on which tape each base run lies.
+    """
+    stops: dict[int, int] = {}
+    gathered: dict[tuple[int, int], list[Member]] = {}
+    for number in numbers:
+        tape = tapes[worlds[number].base]
+        member = joining(worlds[number], number, num_layers)
+        stops[tape] = max(stops.get(tape, 0), max(member.readout) + 1)
+        gathered.setdefault((tape, member.first), []).append(member)
+    return [
+        Group(tape=tape, first=first, stop=stops[tape], members=sorted(members, key=attrgetter("joins")))
+        for (tape, first), members in sorted(gathered.items(), key=itemgetter(0))
+    ]
+
+
+def joining(world: World, number: int, num_layers: int) -> Member:
+    """Where a world joins the wave. One without edits never does: it is its base run."""
+    first = min((edit.site.position for edit in world.edits), default=len(world.base.tokens))
+    layer = min((edit.site.place.layer for edit in world.edits), default=num_layers)
+    here = [edit for edit in world.edits if edit.site.place.layer == layer]
+    inside = bool(here) and all(edit.site.component in INSIDE for edit in here)
+    points = tuple(sorted({edit.site.position for edit in here})) if inside else ()
+    return Member(
+        number=number,
+        base=world.base,
+        readout=world.readout,
+        first=first,
+        joins=layer + inside,
+        points=points,
+        writes=(*_again(world.base.edits, first, layer, points), *world.edits),
+    )
+
+
+def _again(edits: Sequence[Edit], first: int, layer: int, points: Sequence[int]) -> Iterator[Edit]:
+    """The base run's own edits that are made anew: those at tokens that the wave computes, from there on.
+
+    What was taken from the base run's tape has them already.
+    """
+    for edit in edits:
+        component, at = _place(edit)
+        position = edit.site.position
+        if points and (at == layer or (at == layer + 1 and component == "resid_pre")):
+            computed = position in points and (at > layer or component not in ("embed", "resid_pre"))
+        else:
+            computed = at > layer or (at == layer and component not in ("embed", "resid_pre"))
+        if computed and position >= first:
+            yield edit
+
+
+def _place(edit: Edit) -> Place:
+    return edit.site.place.component, edit.site.place.layer

@@ -1,0 +1,203 @@
+"""The states of worlds on their way through the layers, and the blocks of tokens that they send to a layer."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_tracing.engine.hooks.apply import Recording, Write, rewritten
+from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.engine.packed.base_runs import Attended, Tape
+from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
+from causal_tracing.interventions.edits import Run
+
+Writes = Mapping[Place, Sequence[Write]]
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(kw_only=True, eq=False)
+class Block:
+    """Worlds of one group that send the same tokens to a layer, one world after the other.
+
+    They attend to their base run's keys before `first`, and from there to `stop` to their own: those that the layer
+    computes of these tokens, or `own`. The layer's output goes to `out`; `arrives` says which rows of the group's
+    states it then replaces (None: `out` is a part of the states).
+    """
+
+    states: "States"
+    members: Sequence[int]
+    rows: Int[Tensor, " world"]
+    positions: Int[Tensor, " token"]
+    first: int
+    stop: int
+    hidden: Float[Tensor, "world token d_model"]
+    out: Float[Tensor, "world token d_model"]
+    writes: Writes
+    arrives: Int[Tensor, " row"] | None = None
+    own: KeysValues | None = None
+
+    @property
+    def tape(self) -> Tape:
+        """The tape of its base runs."""
+        return self.states.tape
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the block has in a packed call."""
+        return len(self.rows) * len(self.positions)
+
+    def part(
+        self, value: Float[Tensor, "1 head packed d_head"], start: int
+    ) -> Float[Tensor, "world head token d_head"]:
+        """The block's tokens of packed queries, keys or values; it begins at token `start`."""
+        mine = value[0, :, start : start + self.tokens]
+        return mine.unflatten(1, (len(self.rows), len(self.positions))).transpose(0, 1)
+
+    def seen(self, base: Tensor, own: Tensor) -> Float[Tensor, "world kv_head key d"]:
+        """The keys or values that the worlds attend to."""
+        if not self.first:
+            return own
+        before = base[:, :, : self.first]
+        before = before.expand(len(self.rows), -1, -1, -1) if len(base) == 1 else before[self.rows]
+        return before if self.first == self.stop else torch.cat([before, own], 2)
+
+    def mask(self, attended: Attended) -> Tensor:
+        """The rows of the model's own mask."""
+        mask = attended.mask[:, :, self.positions, : self.stop]
+        return mask if len(mask) == 1 else mask[self.rows]
+
+
+class States:
+    """The states of a group's worlds on their way [world, token, d_model]."""
+
+    def __init__(self, group: Group, tape: Tape) -> None:
+        self.group = group
+        self.tape = tape
+        stream = tape.streams[0]
+        self.rows = torch.tensor([tape.rows[member.base] for member in group.members], device=stream.device)
+        self.positions = torch.arange(group.first, group.first + group.length, device=stream.device)
+        self.values = stream.new_empty(len(group.members), group.length, stream.shape[-1])
+
+    def to(self, device: torch.device) -> None:
+        """States follow the layers over devices."""
+        self.rows, self.positions = self.rows.to(device), self.positions.to(device)
+        self.values = self.values.to(device)
+
+    def join(self, layer: int) -> None:
+        """The worlds that join at this layer's input start with their base run's stream."""
+        new = slice(self.group.joined(layer - 1), self.group.joined(layer))
+        if new.start < new.stop and self.group.length:
+            self.values[new] = self.tape.streams[layer][:, self.group.first : self.group.stop][self.rows[new]]
+
+    def put(self, block: Block) -> None:
+        """Takes over what a layer computed for single tokens."""
+        if block.arrives is not None:
+            self._flat[block.arrives.to(self.values.device)] = block.out.flatten(0, 1).to(self.values)
+
+    def write(self, layer: int, donors: Mapping[Run, Recording]) -> None:
+        """Makes the edits of the stream at this layer's input."""
+        edits = self.group.writes.get(("resid_pre", layer), ())
+        if edits:
+            rows = self._row_numbers([(member, edit.site.position) for member, edit in edits])
+            numbered = [(number, edit) for number, (_, edit) in enumerate(edits)]
+            self._flat[rows] = rewritten(self._flat[rows], numbered, donors)
+
+    def whole(self, layer: int, limit: int) -> Iterator[Block]:
+        """All tokens of the worlds that have joined, in blocks of about `limit` tokens."""
+        joined, length = self.group.joined(layer), self.group.length
+        size = max(1, limit // max(1, length))
+        for start in range(0, joined if length else 0, size):
+            members = range(start, min(start + size, joined))
+            values = self.values[members.start : members.stop]
+            yield self._block(layer, members, self.positions, values, out=values)
+
+    def read(self, layer: int, block: Block, own: KeysValues) -> Iterator[Block]:
+        """The tokens of a whole block that are read behind the last layer; their keys and values are known."""
+        for read, members in _alike(block.members, lambda member: self.group.read(self._member(member))):
+            if read:
+                positions = torch.tensor(read, device=self.values.device)
+                hidden = self.values[members][:, positions - self.group.first]
+                at = [member - block.members[0] for member in members]
+                yield self._block(layer, members, positions, hidden, own=(own[0][at], own[1][at]))
+
+    def points(self, layer: int) -> Iterator[Block]:
+        """The tokens edited inside this layer, of worlds that join behind it: until then they are the base run's."""
+        joining = range(self.group.joined(layer), self.group.joined(layer + 1))
+        for points, members in _alike(joining, lambda member: self._member(member).points):
+            positions = torch.tensor([point for point in points if point < self.group.stop], device=self.values.device)
+            if len(positions):
+                hidden = self.tape.streams[layer][self.rows[members]][:, positions]
+                yield self._block(layer, members, positions, hidden, first=self.group.stop)
+
+    def final(self) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
+        """Worlds' numbers and their states behind the last layer, for each set of readout positions."""
+        everyone = range(len(self.group.members))
+        for readout, members in _alike(everyone, lambda member: self._member(member).readout):
+            states = self.tape.streams[-1][self.rows[members]][:, list(readout)]
+            for number, position in enumerate(readout):
+                if position >= self.group.first:
+                    states[:, number] = self.values[members, position - self.group.first]
+            yield [self._member(member).number for member in members], states
+
+    def _block(
+        self,
+        layer: int,
+        members: Sequence[int],
+        positions: Tensor,
+        hidden: Tensor,
+        *,
+        out: Tensor | None = None,
+        own: KeysValues | None = None,
+        first: int | None = None,
+    ) -> Block:
+        listed = positions.tolist()
+        picked = slice(members.start, members.stop) if isinstance(members, range) else members
+        arrives = [(member, position) for member in members for position in listed] if out is None else None
+        return Block(
+            states=self,
+            members=members,
+            rows=self.rows[picked],
+            positions=positions,
+            first=self.group.first if first is None else first,
+            stop=self.group.stop,
+            hidden=hidden,
+            out=torch.empty_like(hidden) if out is None else out,
+            writes=self._writes(layer, members, listed),
+            arrives=None if arrives is None else self._row_numbers(arrives),
+            own=own,
+        )
+
+    def _writes(self, layer: int, members: Sequence[int], positions: Sequence[int]) -> Writes:
+        """The edits inside the layer, by their rows of [member · position]."""
+        found: dict[Place, list[Write]] = {}
+        row_of = {member: row for row, member in enumerate(members)}
+        column_of = {position: column for column, position in enumerate(positions)}
+        for component in (*INSIDE, "k", "v"):
+            for member, edit in self.group.writes.get((component, layer), ()):
+                row, column = row_of.get(member), column_of.get(edit.site.position)
+                if row is not None and column is not None:
+                    found.setdefault((component, layer), []).append((row * len(positions) + column, edit))
+        return found
+
+    @property
+    def _flat(self) -> Float[Tensor, "row d_model"]:
+        return self.values.flatten(0, 1)
+
+    def _row_numbers(self, tokens: Iterable[tuple[int, int]]) -> Int[Tensor, " row"]:
+        """The rows of [member · token] of these (member, position)."""
+        length, first = self.group.length, self.group.first
+        rows = [member * length + position - first for member, position in tokens]
+        return torch.tensor(rows, device=self.values.device)
+
+    def _member(self, number: int) -> Member:
+        return self.group.members[number]
+
+
+def _alike(members: Iterable[int], by: Callable[[int], tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+    """The members in parts that agree."""
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for member in members:
+        parts.setdefault(by(member), []).append(member)
+    yield from parts.items()

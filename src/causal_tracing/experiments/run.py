@@ -1,0 +1,257 @@
+"""Many pairs, in a folder: a run that can be stopped, killed and gone on with, and ends with the same arrays.
+
+1. The manifest: what is asked for, on which model, and all that fixes the numbers (`results/storage/run_folder.py`). A
+   folder that was begun with anything else is refused.
+2. Chunks: consecutive pairs of the file, by a size that the options fix. Each is a job of its own (`trace.measured`),
+   whose rows are committed together.
+3. A pair that cannot be measured is a row with its reason, and the rest goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from causal_tracing.engine.memory import default_budget
+from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.experiments.filter import Choice, chosen
+from causal_tracing.experiments.provenance import command, pair_to_dict, provenance_of
+from causal_tracing.experiments.trace import measured
+from causal_tracing.experiments.trace_result import Trace, open_trace
+from causal_tracing.models.model import Model, require_model
+from causal_tracing.patching.job import PER_PAIR, Job, plan_job
+from causal_tracing.patching.measure import Progress, pairs_at_once
+from causal_tracing.patching.options import Options
+from causal_tracing.prompts.pairs import Pair, as_pairs, named
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.storage.run_folder import (
+    DROPPED,
+    FAILED,
+    OK,
+    Row,
+    Store,
+    differences,
+    digest,
+    is_run_folder,
+    locked,
+    read_manifest,
+    write_manifest,
+)
+from causal_tracing.results.storage.saved import to_parts
+
+SAMPLED = 1024  # numbers of each parameter that a model's fingerprint reads
+RECORDED = ("started", "seconds", "worlds", "worlds_skipped", "spot_checks")
+NOT_FINITE = "an unedited run's logits are not finite"
+
+
+def run(
+    model: Model,
+    pairs: Pair | Sequence[Pair],
+    folder: str | Path,
+    *,
+    keep: str = "all",
+    shard: Sequence[int] = (0, 1),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Trace:
+    """Traces many pairs into a folder, goes on where an earlier call stopped, and gives the trace of all that is done.
+
+    `keep` is "all", or what the clean run must get right for a pair to be traced: "first_choice" (its most likely
+    token is the answer's first) or "preferred" (the answer's logit is above the foil's). `shard` = (i, n) takes every
+    n-th chunk from the i-th on (from 0), for a folder of its own. The other options are those of `trace`.
+
+    A pair that cannot be traced is marked with its reason, and the rest goes on. Raises what `trace` raises,
+    InvalidResults for a folder that was begun with something else, MachineError where another process works in it.
+    """
+    require_model(model)
+    _check_shard(shard)
+    folder = _prepared(Path(folder))  # before the work, not after it
+    asked = named(as_pairs(pairs))
+    chosen_options = _options(options)
+    choice = chosen(model, asked, chosen_options, keep)
+    if not choice.pairs:
+        reasons = {**choice.failed, **choice.dropped}
+        raise InvalidPair(
+            f"None of the {len(asked)} pairs can be traced. The first: {next(iter(reasons.values()), '')}"
+        )
+    job = plan_job(model, choice.pairs, chosen_options)
+    with locked(folder):
+        manifest = _manifest(folder, job, asked, keep, shard)
+        with _threads(manifest["threads"]):
+            job = replace(job, options=replace(job.options, budget=manifest["budget"]))
+            _fill(Store(folder, manifest["spec_sha256"]), job, asked, choice, manifest, progress)
+    return open_trace(folder)
+
+
+def _check_shard(shard: Any) -> None:
+    parts = list(shard) if isinstance(shard, Sequence) else []
+    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
+        raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {shard!r}.")
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    unknown = [name for name in given if name not in Options.__dataclass_fields__]
+    if unknown:
+        raise InvalidOption(f"There is no option {unknown[0]!r}. Valid: {', '.join(Options.__dataclass_fields__)}.")
+    return Options(**given)
+
+
+def _prepared(folder: Path) -> Path:
+    """The folder, made if need be. Raises InvalidResults where something else is in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(path.name for path in folder.iterdir() if path.name != "lock" and path.name[0] != ".")
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error}.") from error
+    if foreign and not is_run_folder(folder):
+        raise InvalidResults(f"{folder} holds {foreign[0]} and is no run folder. Choose another name.")
+    return folder
+
+
+def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], keep: str, shard: Sequence[int]) -> dict[str, Any]:
+    """The folder's manifest, written if there is none. Raises InvalidResults where another run was begun in it."""
+    record = provenance_of(job)
+    spec = {
+        "model": {name: record[name] for name in ("family", "layers", "dtype", "attention", "engine")}
+        | {"fingerprint": fingerprint(job.model), "device": job.model.device.type},
+        "versions": {name: record["versions"].get(name) for name in ("causal-tracing", "torch", "transformers")},
+        "options": record["options"],
+        "keep": keep,
+        "pairs_sha256": digest([pair_to_dict(pair) for pair in pairs]),
+        # Another tokenizer, or a chat template that knows the date, makes other prompts of the same pairs.
+        "tokens_sha256": digest([[prompt.tokens for prompt in (pair.clean, pair.corrupt)] for pair in job.pairs]),
+        "chunk": pairs_at_once(job.contrasts),
+    }
+    if not is_run_folder(folder):
+        part = {} if tuple(shard) == (0, 1) else {"shard": f"{shard[0]}/{shard[1]}"}
+        record["command"] = command(job.model, pairs, record["options"], {"keep": keep, **part, "out": folder.name})
+        manifest = {
+            "spec": spec,
+            "spec_sha256": digest(spec),
+            "pairs": [pair_to_dict(pair) for pair in pairs],
+            "shard": list(shard),
+            "threads": torch.get_num_threads(),
+            "budget": job.options.budget or default_budget(job.model),
+            "provenance": {name: value for name, value in record.items() if name not in ("pairs", "noise")}
+            | {"noise": record["noise"] and {n: v for n, v in record["noise"].items() if n not in PER_PAIR}},
+        }
+        write_manifest(folder, manifest)
+        return manifest
+    found = read_manifest(folder)
+    differ = [
+        *differences(found["spec"], json.loads(json.dumps(spec))),
+        *differences(found["shard"], list(shard), "shard"),
+    ]
+    if differ:
+        raise InvalidResults(f"{folder} was begun with something else: {'; '.join(differ)}. Give --out another name.")
+    return found
+
+
+def fingerprint(model: Model) -> str:
+    """What tells a model's weights from others': names, shapes, and some numbers of every parameter."""
+    found = hashlib.sha256()
+    for name, parameter in model.network.named_parameters():
+        flat = parameter.detach().flatten()
+        step = max(1, len(flat) // SAMPLED)
+        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        found.update(flat[::step][:SAMPLED].float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads, as the run was begun with: other numbers add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fill(
+    store: Store,
+    job: Job,
+    pairs: Sequence[Pair],
+    choice: Choice,
+    manifest: Mapping[str, Any],
+    progress: Progress | None,
+) -> None:
+    """Measures every chunk that is not there yet."""
+    size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
+    places = {pair.id: number for number, pair in enumerate(choice.pairs)}
+    chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    mine, done = range(first, len(chunks), shards), store.chunks()
+    for at, chunk in enumerate(mine):
+        if chunk not in done:
+            rest = [_left_out(pair, choice) for pair in chunks[chunk] if pair.id not in places]
+            numbers = [places[pair.id] for pair in chunks[chunk] if pair.id in places]
+            rows, record = _measured(job, numbers, _within(progress, at, len(mine)))
+            store.add(chunk, [*rows, *rest], record)
+        if progress:
+            progress(1000 * (at + 1), 1000 * len(mine))
+
+
+def _within(progress: Progress | None, at: int, of: int) -> Progress | None:
+    """A chunk's progress, told as the run's."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(round(1000 * (at + done / max(1, total))), 1000 * of)
+
+
+def _left_out(pair: Pair, choice: Choice) -> Row:
+    id = pair.id or ""
+    if id in choice.failed:
+        return Row(pair=id, status=FAILED, reason=choice.failed[id])
+    return Row(pair=id, status=DROPPED, reason=choice.dropped[id])
+
+
+def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tuple[list[Row], dict[str, Any]]:
+    """A chunk's rows, and what is recorded of it. Where memory runs out for one world, each pair is tried alone."""
+    if not numbers:
+        return [], {}
+    part = job.part(numbers)
+    try:
+        found = measured(part, progress)
+    except OutOfMemory as error:
+        if len(numbers) == 1:
+            return [Row(pair=part.pairs[0].id, status=FAILED, reason=str(error))], {}
+        apart = [_measured(job, [number], None) for number in numbers]
+        return [row for rows, _ in apart for row in rows], _added([record for _, record in apart if record])
+    rows = [_row(found, n) for n in range(len(numbers))]
+    return rows, {name: found.provenance[name] for name in RECORDED}
+
+
+def _row(found: Measurements, number: int) -> Row:
+    """One pair of a chunk."""
+    tables = {name: getattr(found, name) for name in ("data", "heads", "neurons")}
+    one = replace(found, **{name: None if each is None else each.isel(pair=[number]) for name, each in tables.items()})
+    id = str(one.data.pair.values[0])
+    unedited = one.data[["clean", "corrupt"]].sel(metric="log_prob").to_array()
+    if not np.isfinite(unedited.values).all():
+        return Row(pair=id, status=FAILED, reason=NOT_FINITE)
+    tables, arrays = to_parts(one)
+    noise = found.provenance["noise"]
+    drawn = None if noise is None else {name: noise[name][number] for name in PER_PAIR}
+    return Row(pair=id, status=OK, texts={"tables": tables, "noise": drawn}, arrays=arrays)
+
+
+def _added(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is recorded of pairs that were measured alone, as one record."""
+    if not records:
+        return {}
+    worst = [record["spot_checks"]["largest_difference"] for record in records]
+    return {
+        "started": records[0]["started"],
+        **{name: sum(record[name] for record in records) for name in ("seconds", "worlds", "worlds_skipped")},
+        "spot_checks": {
+            "cells": sum(record["spot_checks"]["cells"] for record in records),
+            "largest_difference": max((each for each in worst if each is not None), default=None),
+        },
+    }

@@ -1,0 +1,166 @@
+"""The result of a trace: effects, words, figures and files, all made from the same Measurements."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import xarray as xr
+
+from causal_tracing.report.export import export, to_dataframe
+from causal_tracing.report.words import many_pairs, one_pair
+from causal_tracing.results.effects import effects, require_effect
+from causal_tracing.results.means import Evidence, NoMean, evidence, evidence_of_units
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
+from causal_tracing.results.storage.open_run import open_run
+from causal_tracing.results.storage.run_folder import is_run_folder
+from causal_tracing.results.storage.saved import open_measurements, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Trace:
+    """How much of each pair's behaviour came back (restoration) and was lost (disruption), cell by cell."""
+
+    def __init__(self, measurements: Measurements) -> None:
+        self.measurements = measurements
+        self._evidence: dict[tuple[str, str | None, int], Evidence] = {}
+        self._units: dict[str | None, dict[str, Evidence | NoMean]] = {}
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the numbers come from: model, versions, options, prompts, and the command that makes them again."""
+        return self.measurements.provenance
+
+    @cached_property
+    def effects(self) -> xr.Dataset:
+        """Every effect over (metric, pair, component, layer, position), in the metric's unit, with `status`."""
+        return effects(self.measurements)
+
+    @cached_property
+    def heads(self) -> xr.Dataset:
+        """The same for single heads, over (metric, pair, component, layer, head, position).
+
+        `readers` names the query heads that read a key or value head. Raises InvalidOption where none were measured.
+        """
+        return effects(self.measurements, "heads")
+
+    @cached_property
+    def neurons(self) -> xr.Dataset:
+        """The same for single neurons, over (metric, pair, component, layer, neuron, position). Raises as `heads`."""
+        return effects(self.measurements, "neurons")
+
+    def top(
+        self,
+        count: int = 10,
+        *,
+        of: str = "blocks",
+        by: str | None = None,
+        component: str | None = None,
+        pair: str | None = None,
+        metric: str | None = None,
+    ) -> pd.DataFrame:
+        """The sites with the largest effects (by size), strongest first; cuts and structural zeros are left out.
+
+        `of` is "blocks", "heads" or "neurons"; `by` is an effect's name (default: restoration). Raises InvalidOption.
+        """
+        found = select(self.measurements, pair=pair, metric=metric, of=of)
+        by = require_effect(by, found) if by else None
+        if component is not None:
+            component = known("component", component, found.component.values.tolist())
+        rows = strongest(found, count, by=by, component=component)
+        table = pd.DataFrame(rows, columns=list(SiteRow.__dataclass_fields__))
+        return table.drop(columns=[name for name in BESIDE if name not in found])
+
+    def curve(
+        self,
+        position: int | str,
+        effect: str = "restoration",
+        *,
+        pair: str | None = None,
+        metric: str | None = None,
+    ) -> xr.DataArray:
+        """One effect by component and layer, at one position or role of the trace. Raises InvalidOption."""
+        found = select(self.measurements, pair=pair, metric=metric)
+        position = known("position", position, found.position.values.tolist())
+        return found[require_effect(effect, found)].sel(position=position)
+
+    def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
+        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
+        if pair is None and self.measurements.data.sizes["pair"] > 1:
+            return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
+        return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
+
+    def evidence(self, of: str = "blocks", *, metric: str | None = None, seed: int = 0) -> Evidence:
+        """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption.
+
+        `of` is "blocks", "heads" or "neurons": each a map of its own, with its own family of tests.
+        """
+        key = (of, metric, seed)
+        if key not in self._evidence:  # thousands of resamples: once is enough
+            self._evidence[key] = evidence(self.measurements, metric=metric, seed=seed, of=of)
+        return self._evidence[key]
+
+    def _averaged(self, metric: str | None) -> str:
+        """What all pairs say together, or why there is no mean of them."""
+        try:
+            averaged = self.evidence(metric=metric)
+        except NoMean as error:
+            return f"There is no mean over these pairs: {error}"
+        if metric not in self._units:
+            self._units[metric] = evidence_of_units(self.measurements, metric=metric)
+        return many_pairs.words(averaged, self.provenance, self._units[metric])
+
+    def plot(self, kind: str = "map", **options: Any) -> "Figure":
+        """A matplotlib figure; `kind` and the options are those of `plots.plot`.
+
+        Of one pair "map", "layers", "mlp_vs_attention", "heads" or "neurons"; of all "mean", "mean_curves",
+        "mean_heads" or "mean_neurons".
+        """
+        from causal_tracing.report.figures.plot import plot
+
+        return plot(self.measurements, kind, **options)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report page, one self-contained file; written to `path` if there is one. Raises MachineError."""
+        from causal_tracing.report.page.page import to_html
+
+        return to_html(self.measurements, path)
+
+    def to_dataframe(self, of: str = "blocks") -> pd.DataFrame:
+        """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
+
+        NaN where undefined; see `report.export.to_dataframe` for the columns. Raises InvalidOption.
+        """
+        return to_dataframe(self.measurements, of)
+
+    def export(self, path: str | Path, of: str = "blocks") -> Path:
+        """Writes .csv or .parquet (the long table) or .nc (netCDF, every effect), whole or not at all.
+
+        In CSV, text that a spreadsheet would take for a formula gets an apostrophe in front. Raises InvalidOption for
+        another ending, MachineError where the disk refuses or the extra [export] is not installed.
+        """
+        return export(self.measurements, path, of)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a folder that `open_trace` reads back without loss. Raises InvalidResults, MachineError."""
+        return save(self.measurements, folder, overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+    def _repr_html_(self) -> str:
+        from causal_tracing.report.notebook import notebook_html
+
+        return notebook_html(self.measurements)
+
+
+def open_trace(folder: str | Path) -> Trace:
+    """A trace that was saved, or what a run folder holds so far (its provenance says what is missing).
+
+    Raises InvalidResults for a folder that is missing, damaged, or of a newer version, or where nothing is done yet.
+    """
+    return Trace(open_run(folder) if is_run_folder(folder) else open_measurements(folder))

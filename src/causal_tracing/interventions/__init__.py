@@ -1,0 +1,1 @@
+"""What-ifs as values: sites, edits, runs and worlds. Nothing here runs anything."""

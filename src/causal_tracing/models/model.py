@@ -1,0 +1,125 @@
+"""A model that can be traced: the network as it is, its tokenizer, and what is known about its parts."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.models.architectures import Anatomy
+
+
+def require_model(model: object) -> None:
+    """Raises InvalidOption for what has not been loaded: a name, or a bare network."""
+    if not isinstance(model, Model):
+        raise InvalidOption(
+            f"A model that was loaded is needed, and this is a {type(model).__name__}. Load it first: "
+            "model = causal_tracing.load(...)."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far the packed engine's logits are from replay's, by component, in shares of the largest logit.
+
+    `reason` says why it cannot run at all; `circumstances` are those under which it was measured.
+    """
+
+    differences: Mapping[str, float]
+    bound: float
+    reason: str
+    circumstances: tuple[Any, ...]
+
+    def against(self, components: Iterable[str]) -> str | None:
+        """What speaks against the packed engine for these components; None where nothing does."""
+        if self.reason:
+            return self.reason
+        for component in components:
+            difference = self.differences.get(component, float("nan"))
+            if not difference <= self.bound:
+                return (
+                    f"on a short prompt its logits differ from replay's by {difference:.1e} of the largest "
+                    f"({component}; {self.bound:.0e} would be rounding)."
+                )
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A causal language model whose anatomy has been checked. `source` says where it came from.
+
+    `agreement` says on which components the packed engine may be used.
+    """
+
+    network: Any
+    tokenizer: Any
+    name: str
+    anatomy: Anatomy
+    source: Mapping[str, str] = field(default_factory=dict)
+    agreement: Agreement | None = None
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, first to last."""
+        return self.network.get_submodule(self.anatomy.layers)
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers there are."""
+        return len(self.layers)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text decoder."""
+        return self.network.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return self.network.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> str:
+        """The parameters' type, such as "float32"."""
+        return str(self.network.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation in use, such as "sdpa"."""
+        return str(getattr(self.config, "_attn_implementation", None) or "own")
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt that the model takes, in tokens; None where its configuration does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def part(self, layer: int, path: str) -> nn.Module:
+        """A module inside a layer, by its path."""
+        return self.layers[layer].get_submodule(path)
+
+    def units(self, component: str) -> int:
+        """How many heads or neurons a layer has; 1 for the components that have no such parts.
+
+        Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered.
+        """
+        return self.anatomy.count(component)
+
+    def scale(self, layer: int) -> float:
+        """What attention and MLP outputs are multiplied by before they are added to the residual stream."""
+        name = self.anatomy.layout.scale
+        return float(getattr(self.layers[layer], name)) if name else 1.0
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Evaluation mode without gradients; every module's own mode is put back afterwards."""
+        training = [module for module in self.network.modules() if module.training]
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True

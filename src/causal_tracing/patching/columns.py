@@ -1,0 +1,71 @@
+"""What is patched together: a token position, a role, or all positions."""
+
+from collections.abc import Sequence
+
+from causal_tracing import validation
+from causal_tracing.errors import InvalidOption, InvalidPair, nearest
+from causal_tracing.prompts.alignment import Slot
+from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.tokens import ROLES
+
+Column = int | str
+
+
+def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
+    """The worlds of a column: for each, the slots that it patches. Empty where the pair has none.
+
+    A column that is a position is one of the clean prompt's.
+    """
+    if column == "together":
+        return [pair.slots]
+    positions = (column,) if isinstance(column, int) else pair.clean.positions(column)
+    return [(slot,) for slot in pair.slots if slot.clean in positions]
+
+
+def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
+    """The columns that `positions` asks for, as positions from the left, roles, or "together". Raises InvalidOption."""
+    validation.columns("positions=", positions)
+    if positions == "each":
+        return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
+    named = (positions,) if isinstance(positions, str) else dict.fromkeys(positions)
+    columns: tuple[Column, ...] = tuple(column if isinstance(column, str) else int(column) for column in named)
+    if not columns:
+        raise InvalidOption('positions= is empty. Use "each", "together", token positions, or roles.')
+    lengths = {len(pair.clean.tokens) for pair in pairs}
+    if len(lengths) == 1:  # positions from the right mean the same token in every pair
+        columns = tuple(
+            column + min(lengths) if isinstance(column, int) and column < 0 else column for column in columns
+        )
+    for column in columns:
+        if isinstance(column, str):
+            _check_role(pairs, column)
+        elif not any(patched_together(pair, column) for pair in pairs):
+            hint = ' Prompts of different lengths share no positions from the right but "last".' if column < 0 else ""
+            raise InvalidOption(f"There is no position {column}: the longest prompt has {max(lengths)} tokens.{hint}")
+    return columns
+
+
+def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
+    spans = {name for pair in pairs for name in pair.clean.spans}
+    if column == "together":
+        return
+    if column not in (*ROLES, *spans):
+        raise InvalidOption(f"There is no position {column!r}. {nearest(column, ('each', 'together', *ROLES, *spans))}")
+    if not any(pair.clean.positions(column) for pair in pairs):
+        hint = " Give the pairs a subject=." if "subject" in column or column in ("next", "further") else ""
+        raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
+    for pair in pairs:
+        if not pair.corrupt.positions(column):
+            continue
+        here = tuple(slot.clean for slot in pair.slots if slot.corrupt in pair.corrupt.positions(column))
+        there = tuple(slot.clean for slot in pair.slots if slot.clean in pair.clean.positions(column))
+        if here != there:
+            raise InvalidPair(
+                f"pair {pair.id!r}: the role {column!r} is at {_listed(pair.clean.positions(column))} in the clean "
+                f"prompt and at {_listed(pair.corrupt.positions(column))} in the corrupt one, and these tokens are "
+                "not paired with each other. Ask for positions by number, or pair equal roles (align='spans')."
+            )
+
+
+def _listed(positions: tuple[int, ...]) -> str:
+    return "position " + ", ".join(map(str, positions)) if positions else "no position"

@@ -1,0 +1,54 @@
+"""The runs that a pair compares, a clean one and corrupt ones, and what one of them gives to the other."""
+
+from dataclasses import dataclass, field
+
+from causal_tracing.interventions.edits import Edit, From, Run
+from causal_tracing.interventions.sites import Site
+from causal_tracing.patching.ablation import Write
+from causal_tracing.prompts.alignment import Slot
+from causal_tracing.prompts.pairs import TokenPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contrast:
+    """A pair's clean run, and its corrupt runs: one, or one a draw where noise corrupts.
+
+    `write` is what patched sites get, and `reference` the runs that it is read from where it is not the other run.
+    """
+
+    clean: Run
+    corrupt: tuple[Run, ...]
+    write: Write = field(default_factory=Write)
+    reference: tuple[Run, ...] = ()
+
+    @property
+    def draws(self) -> int:
+        """How many worlds measure one cell, whose mean it is."""
+        return len(self.reference) if self.write.kind == "resample" else len(self.corrupt)
+
+    def sides(self, draw: int, *, restores: bool) -> tuple[Run, Run]:
+        """The base run and the donor of one draw."""
+        corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0]
+        if restores:
+            return corrupt, self.clean
+        return self.clean, self.reference[draw] if self.write.kind == "resample" else corrupt
+
+    def edit(
+        self, component: str, layer: int, slot: Slot, donor: Run, *, restores: bool, unit: int | None = None
+    ) -> Edit:
+        """What is written at a slot of the base run."""
+        here, there = (slot.corrupt, slot.clean) if restores else slot
+        if self.write.kind == "resample":  # its donors stand in for the clean prompt, token by token
+            there = here
+        site = Site(component, layer, here, unit)
+        return Edit(site, self.write.source(site, From(donor, there), self.reference), float(self.write.alpha))
+
+
+def of_clean(pair: TokenPair) -> Run:
+    """The run of the clean prompt."""
+    return Run(pair.clean.tokens)
+
+
+def of_prompts(pair: TokenPair) -> Contrast:
+    """The runs of the pair's own two prompts."""
+    return Contrast(clean=Run(pair.clean.tokens), corrupt=(Run(pair.corrupt.tokens),))

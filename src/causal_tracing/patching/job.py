@@ -1,0 +1,199 @@
+"""What was asked for, checked and made complete: the options of a trace, and the job that they describe."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from causal_tracing import validation
+from causal_tracing.engine.checks.agreement import Choice, choose
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.sites import MEDIATORS
+from causal_tracing.models.model import Model, require_model
+from causal_tracing.patching.ablation import (
+    ABLATIONS,
+    Write,
+    check_tensors,
+    checked_write,
+    reference_runs,
+    reference_tokens,
+)
+from causal_tracing.patching.contrast import Contrast, of_prompts
+from causal_tracing.patching.controls import CONTROLS, randomised, shuffled
+from causal_tracing.patching.grid import DIRECTIONS, Sweep, plan_sweep
+from causal_tracing.patching.metrics import METRICS
+from causal_tracing.patching.noise import Noise, noised
+from causal_tracing.patching.options import ENGINES, PRESETS, ROME_NOISE, ROME_WINDOWS, Options
+from causal_tracing.patching.units import UnitSweep, plan_units
+from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
+
+PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which engine.
+
+    `asked` are the pairs as they were given: a control may trace others.
+    """
+
+    model: Model
+    options: Options
+    asked: Sequence[Pair]
+    pairs: Sequence[TokenPair]
+    contrasts: Sequence[Contrast]
+    sweep: Sweep
+    units: Mapping[str, UnitSweep]
+    choice: Choice
+    noise: Mapping[str, Any] | None
+
+    @property
+    def metric(self) -> str:
+        """The metric that is shown first."""
+        foils = all(pair.foil_tokens for pair in self.pairs)
+        return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+    def part(self, numbers: Sequence[int]) -> "Job":
+        """The same job for some of its pairs: the same columns, the same metric first."""
+        noise = (
+            None
+            if self.noise is None
+            else {
+                name: [value[n] for n in numbers] if name in PER_PAIR else value for name, value in self.noise.items()
+            }
+        )
+        return replace(
+            self,
+            options=replace(self.options, metric=self.metric),
+            asked=[self.asked[n] for n in numbers],
+            pairs=[self.pairs[n] for n in numbers],
+            contrasts=[self.contrasts[n] for n in numbers],
+            noise=noise,
+        )
+
+
+def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
+    """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
+    require_model(model)
+    _check(options)
+    options = _preset(options)
+    noise, write = options.noise, checked_write(options.write)
+    directions = _directions(options, write)
+    asked = named(as_pairs(pairs))
+    model, traced = _controlled(model, asked, options)
+    tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
+    sweep = plan_sweep(
+        model,
+        tokens,
+        components=options.components,
+        layers=options.layers,
+        positions=options.positions,
+        directions=directions,
+        window=options.window,
+        window_sums=options.window_sums,
+        sever=options.sever,
+        rome=options.preset == "rome",
+    )
+    model, units = plan_units(
+        model,
+        tokens,
+        heads=options.heads,
+        head_positions=options.head_positions,
+        neurons=options.neurons,
+        neuron_positions=options.neuron_positions,
+        layers=options.layers,
+        directions=sweep.directions,
+    )
+    parts = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
+    choice = choose(model, list(dict.fromkeys(parts)), options.engine)
+    for each in (sweep, *units.values()):
+        counts = {name: model.units(name) for name in each.components if name in MEDIATORS}
+        check_tensors(write, each.components, each.layers, counts)
+    contrasts, record = _contrasts(model, tokens, noise, write)
+    return Job(
+        model=model,
+        options=options,
+        asked=asked,
+        pairs=tokens,
+        contrasts=contrasts,
+        sweep=sweep,
+        units=units,
+        choice=choice,
+        noise=record,
+    )
+
+
+def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:
+    """The model and the pairs that are traced: a control puts others in their place."""
+    if options.control == "random-weights":
+        return randomised(model, options.seed), pairs
+    if options.control == "shuffled-pairs":
+        return model, shuffled(pairs, options.seed)
+    return model, pairs
+
+
+def _contrasts(
+    model: Model, pairs: Sequence[TokenPair], noise: Noise | None, write: Write
+) -> tuple[list[Contrast], Mapping[str, Any] | None]:
+    """What each pair compares and writes, and what is recorded of noise. Raises InvalidPair."""
+    contrasts, record = noised(model, pairs, noise) if noise else ([of_prompts(pair) for pair in pairs], None)
+    tokens = reference_tokens(model, write)
+    both = zip(contrasts, pairs, strict=True)
+    return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record
+
+
+def _check(options: Options) -> None:
+    ranked = [name for name in METRICS if name != "entropy"]
+    if options.metric is not None:
+        validation.one_of("metric", options.metric, ranked, " to trace by")
+    if options.noise is not None and not isinstance(options.noise, Noise):
+        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {options.noise!r}.")
+    validation.one_of("engine", options.engine, ENGINES)
+    if options.control is not None:
+        validation.one_of("control", options.control, CONTROLS)
+    if options.budget is not None:
+        validation.whole("budget= (bytes)", options.budget, least=1)
+    validation.whole("seed=", options.seed, least=0)
+    validation.whole("spot_checks= (cells)", options.spot_checks, least=0)
+
+
+def _preset(options: Options) -> Options:
+    """The options with what the preset sets. Raises InvalidOption where both say something."""
+    if options.preset is None:
+        if options.noise is not None and options.noise.rome:
+            raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
+        return options
+    validation.one_of("preset", options.preset, PRESETS)
+    windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
+    same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
+    wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]
+    if wrong:
+        raise InvalidOption(
+            'preset="rome" sets noise (3 σ, 10 draws, its own seed), windows of 10 layers for attn_out and mlp_out, '
+            f'and metric="prob" by itself: leave out {", ".join(wrong)} or the preset.'
+        )
+    return replace(options, noise=ROME_NOISE, window=windows, metric="prob")
+
+
+def _directions(options: Options, write: Write) -> Sequence[str]:
+    """Both directions, or the one that is defined: of noise restoration, of an ablation disruption."""
+    if write.kind in ABLATIONS:
+        return _ablated(options, write)
+    if options.noise is None:
+        return DIRECTIONS if options.directions is None else options.directions
+    if options.directions is not None and "disruption" in options.directions:
+        raise InvalidOption(
+            "With noise only restoration is measured: what a disruption by noise would mean is not defined. "
+            'Use directions=["restoration"], or a corrupt prompt.'
+        )
+    return ("restoration",) if options.directions is None else options.directions
+
+
+def _ablated(options: Options, write: Write) -> Sequence[str]:
+    if options.noise is not None or options.preset is not None:
+        raise InvalidOption(f"write={write.kind!r} takes from the clean run, and noise corrupts: ask for one of them.")
+    if options.sever or (options.directions is not None and "restoration" in options.directions):
+        raise InvalidOption(
+            f"With write={write.kind!r} only disruption is measured: nothing clean is written that could bring "
+            'anything back. Use directions=["disruption"], without sever=.'
+        )
+    return ("disruption",) if options.directions is None else options.directions

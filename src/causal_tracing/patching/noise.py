@@ -1,0 +1,113 @@
+"""ROME's corruption: Gaussian noise on the embeddings of the subject's tokens (Meng et al. 2022, section 2.1).
+
+The noised runs are made once: the baseline and every cell have the same draws (common random numbers), and so does a
+repeated run, whatever else is in the batch or the file.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing import validation
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.edits import Edit, Plus, Run
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+from causal_tracing.patching.contrast import Contrast
+from causal_tracing.prompts.pairs import TokenPair
+
+EMBED = ("embed", 0)
+ROME_SEED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Noise of standard deviation `scale` · σ on the subject's embeddings, in so many draws.
+
+    σ is the standard deviation of all numbers that the embedding gives for the tokens of the pair's own prompt, as
+    measured where the noise is added; `sigma` sets it instead. Each draw has a seed of its own, made of `seed`, the
+    prompt's and the noised tokens and the draw's number. `rome` belongs to preset="rome": σ is measured over all
+    pairs' subjects tokenised alone, and all prompts share the draws of numpy's RandomState(1), as in ROME's code.
+    """
+
+    scale: float = 3.0
+    draws: int = 10
+    seed: int = 0
+    sigma: float | None = None
+    rome: bool = False
+
+    def __post_init__(self) -> None:
+        strengths = (self.scale, 0 if self.sigma is None else self.sigma)
+        if not all(isinstance(strength, Real) and 0 <= strength < float("inf") for strength in strengths):
+            raise InvalidOption(f"Noise needs a finite strength of 0 or more: scale={self.scale}, sigma={self.sigma}.")
+        validation.whole("The number of draws", self.draws, least=1)
+        validation.whole("The seed of noise", self.seed, least=0)
+
+
+def noised(model: Model, pairs: Sequence[TokenPair], noise: Noise) -> tuple[list[Contrast], dict[str, Any]]:
+    """Each pair's clean run and its noised runs, one a draw; and what is to be known of the noise.
+
+    The noised positions are the tokens of the pair's span "subject".
+    """
+    shared = _sigma(model, [_subject_alone(model, pair) for pair in pairs]) if noise.rome else None
+    contrasts, sigmas = [], []
+    for pair in pairs:
+        sigma = noise.sigma if noise.sigma is not None else shared
+        sigma = _sigma(model, [Run(pair.clean.tokens)]) if sigma is None else sigma
+        sigmas.append(sigma)
+        contrasts.append(_contrast(model, pair, noise, sigma))
+    return contrasts, {**asdict(noise), "sigmas": sigmas, "positions": [list(pair.noised) for pair in pairs]}
+
+
+def _contrast(model: Model, pair: TokenPair, noise: Noise, sigma: float) -> Contrast:
+    clean = Run(pair.clean.tokens)
+    width = _embedded(model, clean).shape[-1]
+    return Contrast(
+        clean=clean,
+        corrupt=tuple(
+            Run(
+                clean.tokens,
+                tuple(
+                    Edit(Site("embed", 0, position), Plus(noise.scale * sigma * row))
+                    for position, row in zip(pair.noised, rows, strict=True)
+                ),
+            )
+            for rows in draws(pair, noise, width)
+        ),
+    )
+
+
+def draws(pair: TokenPair, noise: Noise, width: int) -> Float[Tensor, "draw token width"]:
+    """Standard normal numbers for the pair's noised tokens."""
+    shape = (len(pair.noised), width)
+    if noise.rome:
+        return torch.from_numpy(np.random.RandomState(ROME_SEED).randn(noise.draws, *shape)).float()
+    named = f"{noise.seed} {pair.clean.tokens} {pair.noised}"
+    rows = []
+    for number in range(noise.draws):
+        digest = hashlib.sha256(f"{named} {number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows)
+
+
+def _sigma(model: Model, runs: Sequence[Run]) -> float:
+    """The standard deviation of all numbers that the embedding gives for these runs."""
+    return torch.cat([_embedded(model, run).flatten() for run in runs]).double().std().item()
+
+
+def _embedded(model: Model, run: Run) -> Float[Tensor, "token width"]:
+    return record(model, [run], [EMBED])[run].activations[EMBED]
+
+
+def _subject_alone(model: Model, pair: TokenPair) -> Run:
+    """The subject as ROME's code tokenises it: no space before it, and special tokens where the tokenizer adds them."""
+    return Run(tuple(model.tokenizer(pair.pair.subject)["input_ids"]))

@@ -1,0 +1,153 @@
+"""What was understood, before anything is patched: tokens, positions, the model's first choices, warnings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import InvalidPair
+from causal_tracing.interventions.edits import Run
+from causal_tracing.models.model import Model, require_model
+from causal_tracing.patching.contrast import Contrast, of_prompts
+from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
+
+CHOICES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A next token that the model considers, and its probability."""
+
+    token: str
+    prob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Preview:
+    """A pair's tokens, the model's first choices after both prompts, and what is worth a warning.
+
+    After noise, the choices are by their mean probability over draws; there are none where noise was not drawn.
+    """
+
+    pair: TokenPair
+    clean_top: tuple[Choice, ...]
+    corrupt_top: tuple[Choice, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"pair {self.pair.id}"]
+        for name in ("clean",) if self.pair.noised else ("clean", "corrupt"):
+            prompt, top = getattr(self.pair, name), getattr(self, f"{name}_top")
+            shown = "|".join(token.replace("\n", "\\n") for token in prompt.strings)
+            lines.append(f"  {name:8}{len(prompt.tokens)} tokens  {shown}")
+            lines.append("          then      " + "  ".join(f"{choice.token!r} {choice.prob:.2f}" for choice in top))
+        if self.pair.noised:
+            strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
+            where = "position" if len(strings) == 1 else "positions"
+            return "\n".join([*lines, f"  noise   at {where} {', '.join(strings)}", *self._warned])
+        return "\n".join([*lines, *self._paired, *self._warned])
+
+    @property
+    def _paired(self) -> list[str]:
+        """Where the paired tokens differ; and how they are paired, where that is not simply position by position."""
+        clean, corrupt = self.pair.clean.strings, self.pair.corrupt.strings
+        differing = self.pair.differing
+        shown = [f"{here} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots if here in differing]
+        lines = [f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}"]
+        if self.pair.remarks:
+            paired = (f"{here}={there} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots)
+            lines.append(f"  paired  clean=corrupt {', '.join(paired)}".replace("\n", "\\n"))
+        return lines
+
+    @property
+    def _warned(self) -> list[str]:
+        return [f"  warning: {warning}" for warning in self.warnings]
+
+
+def preview(
+    model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None
+) -> list[Preview]:
+    """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair.
+
+    With noise, only the clean prompt is run.
+    """
+    require_model(model)
+    return preview_tokens(model, tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None))
+
+
+def preview_tokens(
+    model: Model, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast] | None = None
+) -> list[Preview]:
+    """The same for pairs that are tokenised already; with their runs, noised ones too."""
+    for pair in pairs:
+        check_length(model, pair)
+    if contrasts is None:
+        contrasts = [
+            Contrast(clean=Run(pair.clean.tokens), corrupt=()) if pair.noised else of_prompts(pair) for pair in pairs
+        ]
+    return [_preview(model, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
+
+
+def check_length(model: Model, pair: TokenPair) -> None:
+    """Raises InvalidPair where the model cannot take so many tokens."""
+    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
+    length = longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+    if model.context and length > model.context:
+        raise InvalidPair(
+            f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
+        )
+
+
+def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:
+    clean, *corrupt = log_probs(model, [contrast.clean, *contrast.corrupt])
+    after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
+    return Preview(
+        pair=pair,
+        clean_top=_choices(model, clean),
+        corrupt_top=() if after is None else _choices(model, after),
+        warnings=(*pair.notes, *pair.remarks, *_warnings(model, pair, clean, after)),
+    )
+
+
+def log_probs(model: Model, runs: Sequence[Run]) -> list[Float[Tensor, " vocab"]]:
+    """What the model expects after each run, in nats."""
+    recordings = record(model, runs)
+    return [recordings[run].logits[-1].float().log_softmax(-1) for run in runs]
+
+
+def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
+    best = log_probs.topk(min(CHOICES, len(log_probs)))
+    both = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+    return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob) for token, prob in both)
+
+
+def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:
+    warnings = []
+    first = int(clean.argmax())
+    for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
+        if len(tokens) > 1:
+            shown = "|".join(model.tokenizer.decode([token]) for token in tokens)
+            warnings.append(
+                f"the {what} is {len(tokens)} tokens ({shown}): scored by the sum of their log-probabilities, each "
+                "given those before it."
+            )
+    if first != pair.answer:
+        rank = int((clean > clean[pair.answer]).sum()) + 1
+        warnings.append(
+            f"the clean run's first choice is {model.tokenizer.decode([first])!r}, not the answer {pair.pair.answer!r} "
+            f"(choice {rank}): what is traced is not what the model would say."
+        )
+    if pair.same_tokens and not pair.noised:
+        warnings.append("the two prompts have the same tokens: every effect is zero.")
+    # With noise there is no other prompt whose answer the foil would be.
+    if corrupt is None or pair.noised or pair.foil is None or pair.several_tokens:
+        return warnings
+    if corrupt[pair.answer] > corrupt[pair.foil]:
+        warnings.append(
+            f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
+            f"{pair.pair.foil!r}."
+        )
+    return warnings

@@ -1,0 +1,154 @@
+"""Worlds to numbers: every metric, by the answer and foil of each world's own pair.
+
+An answer or foil of several tokens is scored teacher-forced: each world is run twice, with the answer behind the
+prompt and with the foil, with the same edits (which are in the prompt). Then log_prob is the sum over the answer's
+tokens, and logit_diff the sum over the answer's minus the sum over the foil's: for single tokens, that is the
+difference of their logits. What depends on the prediction right after the prompt (neg_kl, entropy) stays as it is;
+a logit or a rank of several tokens is undefined.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from causal_tracing.engine.backend import Evaluation
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.prune import is_cut
+from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
+from causal_tracing.interventions.sites import RESIDUAL
+from causal_tracing.models.model import Model
+from causal_tracing.patching.metrics import METRICS, measure_logits
+from causal_tracing.patching.preview import log_probs
+from causal_tracing.prompts.pairs import TokenPair
+
+LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
+
+
+class Scoring:
+    """How the worlds of some pairs are measured. A world's `pair` is a key of `pairs`."""
+
+    def __init__(self, model: Model, pairs: Mapping[int, TokenPair]) -> None:
+        self.model = model
+        self.pairs = pairs
+        references = log_probs(model, [Run(pair.clean.tokens) for pair in pairs.values()])
+        self.clean = dict(zip(pairs, references, strict=True))
+
+    def evaluate(self, worlds: Sequence[World], **options: Any) -> Evaluation:
+        """Each world's numbers, in the order of METRICS; options and errors as `engine.evaluate.evaluate` has them."""
+        taken = [self._runs(world) for world in worlds]
+        flat = [world for runs in taken for world in runs]
+        found = evaluate(self.model, flat, self._measure, **options)
+        if len(flat) == len(worlds):
+            return found
+        firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
+        values, zero = found.values[firsts], found.structural_zero[firsts]
+        for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
+            if len(runs) > 1:
+                values[place, LOGIT_DIFF] = values[place, LOG_PROB] - found.values[first + 1, LOG_PROB]
+                zero[place] &= found.structural_zero[first + 1]
+        return replace(found, values=values, structural_zero=zero)
+
+    def is_cut(self, world: World) -> bool:
+        """Whether the whole difference must pass the edited sites, in all that is run for a world.
+
+        A window of layers is a cut where one of its layers is: the others write what is there, or what is replaced.
+        """
+        runs = self._runs(world)
+        layers = dict.fromkeys(edit.site.layer for edit in world.edits if edit.site.component in RESIDUAL)
+        return any(all(is_cut(self.model, run, layer) for run in runs) for layer in layers)
+
+    def spread(self, worlds: Sequence[World], *, sizes: Sequence[int] = (1, 2, 4, 8)) -> np.ndarray:
+        """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].
+
+        What remains when nothing changes but the shape of the computation: no effect can be told from less.
+        """
+        repeats = []
+        for size in sizes:
+            repeated = [world for world in worlds for _ in range(size)]
+            values = self.evaluate(repeated, prune=False, rows=size).values
+            repeats.append(values.reshape(len(worlds), size, -1))
+        return np.concatenate(repeats, axis=1).std(axis=1)
+
+    def _runs(self, world: World) -> tuple[World, ...]:
+        """What is run for a world: itself, or the prompt with the answer behind it and with the foil (if any)."""
+        pair = self.pairs[world.pair]
+        if not pair.several_tokens:
+            return (world,)
+        answered = _continued(world, pair.answer_tokens, -1 - 2 * world.pair)
+        if not pair.foil_tokens:
+            return (answered,)
+        return answered, _continued(world, pair.foil_tokens, -2 - 2 * world.pair)
+
+    def _measure(
+        self, logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]
+    ) -> Float[Tensor, "world metric"]:
+        """All of these read equally many positions, the prompt's last one first.
+
+        The numbers of a world with an answer or foil behind the prompt are of that text alone: its `pair` is negative.
+        """
+        here, numbers = logits.device, [_number(world) for world in worlds]
+        pairs = [self.pairs[number] for number in numbers]
+        answers = torch.tensor([pair.answer for pair in pairs], device=here)
+        foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs], device=here)
+        same = numbers[:1] if len(set(numbers)) == 1 else numbers
+        clean = torch.stack([self.clean[number] for number in same]).to(here)
+        values = measure_logits(logits[:, 0], answers, foils, clean)
+        continued = [place for place, world in enumerate(worlds) if world.pair < 0]
+        if continued:
+            tokens = torch.tensor([_text(pairs[place], worlds[place]) for place in continued], device=here)
+            values[continued] = _of_text(values[continued], logits[continued], tokens)
+        return values
+
+
+def _of_text(
+    values: Float[Tensor, "world metric"],
+    logits: Float[Tensor, "world token vocab"],
+    tokens: Int[Tensor, "world token"],
+) -> Float[Tensor, "world metric"]:
+    """The numbers with those of a text of several tokens in the place of its first token's."""
+    expected = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_prob = expected.gather(-1, tokens[..., None]).squeeze(-1).double().sum(-1)
+    values = values.clone()
+    values[:, LOG_PROB], values[:, METRICS.index("prob")] = log_prob, log_prob.exp()
+    values[:, LOGIT_DIFF] = torch.nan
+    if tokens.shape[1] > 1:
+        values[:, [METRICS.index("logit"), METRICS.index("neg_rank")]] = torch.nan
+    return values
+
+
+def _number(world: World) -> int:
+    """The pair that a world belongs to: −1 − 2n is the answer of pair n, −2 − 2n its foil."""
+    return world.pair if world.pair >= 0 else (-1 - world.pair) // 2
+
+
+def _text(pair: TokenPair, world: World) -> tuple[int, ...]:
+    return pair.answer_tokens if world.pair % 2 else pair.foil_tokens
+
+
+def _continued(world: World, text: tuple[int, ...], pair: int) -> World:
+    """The same what-if with a text behind the prompt, read where each of its tokens is predicted."""
+    length, behind = len(world.base.tokens), text[:-1]
+
+    def longer(run: Run) -> Run:
+        return Run((*run.tokens, *behind), run.edits) if len(run.tokens) == length else run
+
+    edits = tuple(Edit(edit.site, _with_donors(edit.source, longer), edit.alpha) for edit in world.edits)
+    return World(longer(world.base), edits, tuple(range(length - 1, length - 1 + len(text))), pair)
+
+
+def _with_donors(source: Source, change: Callable[[Run], Run]) -> Source:
+    """The source with its donors' runs changed."""
+    match source:
+        case From():
+            return From(change(source.run), source.position)
+        case Mean():
+            return Mean(tuple(From(change(donor.run), donor.position) for donor in source.donors))
+        case Subspace():
+            return Subspace(source.basis, From(change(source.donor.run), source.donor.position))
+        case _:
+            return source

@@ -1,0 +1,281 @@
+"""A pair is text; `tokenize` finds its tokens, its spans and the token of its answer.
+
+1. Each prompt is tokenised once, with offsets: where every token lies in the text.
+2. Spans (subject, and any others) are found in the text, then mapped to tokens by offsets.
+3. Answer and foil are the tokens that follow the prompt when prompt + answer is tokenised.
+4. Tokens of the clean prompt are paired with tokens of the corrupt one (`alignment.py`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from causal_tracing.errors import InvalidOption, InvalidPair, nearest
+from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
+from causal_tracing.prompts.tokens import (
+    ROLES,
+    TokenPrompt,
+    Written,
+    as_message,
+    encode,
+    find_span,
+    roles_of,
+    span_positions,
+    token_strings,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A clean prompt with its answer, and a corrupt prompt with its foil.
+
+    `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
+    `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
+    from the left (0-based; negative: from the right). `spans` names further stretches, which can be asked for as
+    positions. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's messages, put through the
+    tokenizer's chat template, and answer and foil begin the model's reply. Raises InvalidPair.
+    """
+
+    clean: str
+    answer: str
+    corrupt: str | None = None
+    foil: str | None = None
+    subject: str | None = None
+    corrupt_subject: str | None = None
+    occurrence: int = 0
+    spans: Mapping[str, str] = field(default_factory=dict)
+    cluster: str | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "answer", "corrupt", "foil", "subject", "corrupt_subject", "cluster", "id"):
+            value = getattr(self, name)
+            if value is None and name not in ("clean", "answer"):
+                continue
+            if not isinstance(value, str):
+                raise InvalidPair(f"{self._who}: {name} must be a text, and is {value!r}.")
+            if not value:
+                raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
+            _check_letters(f"{self._who}: {name}", value)
+        if type(self.occurrence) is not int:
+            raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
+        if type(self.chat) is not bool:
+            raise InvalidPair(f"{self._who}: chat must be true or false, and is {self.chat!r}.")
+        if not isinstance(self.spans, Mapping) or not all(
+            isinstance(part, str) and part for part in self.spans.values()
+        ):
+            raise InvalidPair(f"{self._who}: spans must map names to texts, and is {self.spans!r}.")
+        for name, part in self.spans.items():
+            _check_letters(f"{self._who}: span {name!r}", part)
+            if name in ROLES or name in ("each", "together"):
+                raise InvalidPair(f"{self._who}: a span cannot be called {name!r}: the word has a meaning here.")
+
+    @property
+    def _who(self) -> str:
+        return f"pair {self.id!r}" if isinstance(self.id, str) else "this pair"
+
+
+def _check_letters(what: str, text: str) -> None:
+    """Raises InvalidPair for halves of letters (lone surrogates), which no tokenizer can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidPair(f"{what} has half a letter (U+{ord(text[error.start]):04X}) at {error.start}.") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPair:
+    """A pair as the model sees it. `foil_tokens` is empty where the pair has no foil.
+
+    `slots` are the tokens that are patched for each other; `remarks`, what is to be known of how they were paired.
+    """
+
+    id: str
+    pair: Pair
+    clean: TokenPrompt
+    corrupt: TokenPrompt
+    slots: tuple[Slot, ...]
+    answer_tokens: tuple[int, ...]
+    foil_tokens: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
+
+    @property
+    def answer(self) -> int:
+        """The answer's first token."""
+        return self.answer_tokens[0]
+
+    @property
+    def foil(self) -> int | None:
+        """The foil's first token; None where there is no foil."""
+        return self.foil_tokens[0] if self.foil_tokens else None
+
+    @property
+    def several_tokens(self) -> bool:
+        """Whether answer or foil are more than one token, so that they are scored teacher-forced."""
+        return max(len(self.answer_tokens), len(self.foil_tokens)) > 1
+
+    @property
+    def differing(self) -> tuple[int, ...]:
+        """The clean prompt's positions whose token in the corrupt prompt is another one."""
+        return tuple(here for here, there in self.slots if self.clean.tokens[here] != self.corrupt.tokens[there])
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether the two prompts are the same to the model."""
+        return self.clean.tokens == self.corrupt.tokens
+
+
+def tokenize(
+    pair: Pair, tokenizer: Any, *, align: str = "strict", noise: bool = False, id: str = "pair-0"
+) -> TokenPair:
+    """The pair's tokens, spans, roles, and the ids of answer and foil.
+
+    `align` is "strict" (token by token), "suffix" (the right part that both prompts share) or "spans" (equal roles).
+    Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
+    (prompts that do not match in this way), UnsupportedTokenizer (no offsets, no chat template).
+    """
+    id = pair.id or id
+    pair = replace(pair, id=id)
+    if align not in ALIGNMENTS:
+        raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
+    _check_corruption(pair, noise=noise)
+    clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if pair.corrupt is not None:
+        corrupt_subject = pair.corrupt_subject
+        if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
+            corrupt_subject = pair.subject
+        corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
+    slots = aligned(align, clean, corrupt, id)
+    answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
+    foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
+    if answer == foil:
+        what = "token" if len(answer) == 1 else "tokens"
+        raise InvalidPair(f"pair {id!r}: answer and foil are the same {what} ({pair.answer!r}): nothing to tell apart.")
+    return TokenPair(
+        id=id,
+        pair=pair,
+        clean=clean,
+        corrupt=corrupt,
+        slots=slots,
+        answer_tokens=answer,
+        foil_tokens=foil,
+        remarks=remarks(slots, clean, corrupt),
+        notes=_notes(pair, clean, corrupt),
+        noised=clean.subject if noise else (),
+    )
+
+
+def _check_corruption(pair: Pair, *, noise: bool) -> None:
+    """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
+    if noise and not pair.subject:
+        raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")
+    if noise and pair.corrupt is not None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has a corrupt prompt, and noise was asked for: only one of them can corrupt. "
+            "Leave out corrupt=, or the noise."
+        )
+    if not noise and pair.corrupt is None:
+        raise InvalidPair(
+            f"pair {pair.id!r} has no corrupt prompt. Give corrupt= (and foil=), or corrupt the clean prompt by "
+            "noise on its subject (subject= and noise=)."
+        )
+
+
+def as_pairs(pairs: Any) -> list[Pair]:
+    """One pair or several, as a list. Raises InvalidPair for what is no Pair."""
+    listed: list[Any] = (
+        list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, (str, Mapping)) else [pairs]
+    )
+    for pair in listed:
+        if not isinstance(pair, Pair):
+            raise InvalidPair(f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {pair!r}.")
+    return listed
+
+
+def named(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, each with an id: its own, or its place. Raises InvalidPair where two share one."""
+    found = [replace(pair, id=pair.id or f"pair-{n}") for n, pair in enumerate(pairs)]
+    seen: set[str | None] = set()
+    for pair in found:
+        if pair.id in seen:
+            raise InvalidPair(f"Two pairs have the id {pair.id!r}. Give each its own, or leave id out.")
+        seen.add(pair.id)
+    return found
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False
+) -> list[TokenPair]:
+    """Each pair tokenised; a pair without an id is named by its place. Raises InvalidPair where two share an id."""
+    if not pairs:
+        raise InvalidPair("There is no pair to trace: the list is empty.")
+    return [tokenize(pair, tokenizer, align=align, noise=noise) for pair in named(pairs)]
+
+
+def _tokenize_prompt(
+    text: str, pair: Pair, subject: str | None, tokenizer: Any, *, clean_side: bool = True
+) -> TokenPrompt:
+    written = as_message(text, tokenizer) if pair.chat else Written(text=text)
+    ids, offsets = encode(written.text, tokenizer, special=written.special)
+
+    def positions(part: str) -> tuple[int, ...]:
+        try:
+            start, end = find_span(text, part, pair.occurrence if part == subject else 0)
+        except InvalidPair as error:
+            raise InvalidPair(f"pair {pair.id!r}: {error}") from None
+        return span_positions(offsets, (start + written.start, end + written.start))
+
+    # A span may be worded otherwise in the corrupt prompt: there it is named only where it is found.
+    spans = {name: positions(part) for name, part in pair.spans.items() if clean_side or part in text}
+    subject_positions, special = positions(subject) if subject else (), {*tokenizer.all_special_ids}
+    return TokenPrompt(
+        text=written.text,
+        tokens=tuple(ids),
+        strings=token_strings(written.text, ids, offsets, tokenizer),
+        special=tuple(token in special for token in ids),
+        roles=roles_of(len(ids), subject_positions),
+        subject=subject_positions,
+        spans=spans,
+    )
+
+
+def _tokens_after(
+    pair: Pair, what: str, text: str, prompts: tuple[TokenPrompt, TokenPrompt], tokenizer: Any
+) -> tuple[int, ...]:
+    """The tokens that `text` is after both prompts: found by tokenising prompt + text, never the text alone."""
+    found = []
+    for prompt in prompts:
+        ids, offsets = encode(prompt.text + text, tokenizer, special=not pair.chat)
+        strings = token_strings(prompt.text + text, ids, offsets, tokenizer)
+        length = len(prompt.tokens)
+        if tuple(ids[:length]) != prompt.tokens:
+            raise InvalidPair(
+                f"pair {pair.id!r}: {what} {text!r} changes the last tokens of the prompt that it follows: "
+                f"{'|'.join(strings)} (the prompt alone: {'|'.join(prompt.strings)}). What would be scored is not "
+                f"{text!r}. Move the white space: end the prompt without a space and begin the {what} with one."
+            )
+        if len(ids) == length:
+            raise InvalidPair(f"pair {pair.id!r}: {what} {text!r} is no token after {prompt.text!r}: nothing to score.")
+        found.append(tuple(ids[length:]))
+    if found[0] != found[1]:
+        shown = ", ".join("|".join(tokenizer.decode([token]) for token in tokens) for tokens in found)
+        raise InvalidPair(
+            f"pair {pair.id!r}: {what} {text!r} is other tokens after the clean prompt than after the corrupt one "
+            f"({shown}): the two runs could not be compared."
+        )
+    return found[0]
+
+
+def _notes(pair: Pair, clean: TokenPrompt, corrupt: TokenPrompt) -> tuple[str, ...]:
+    """What is legal, but probably not meant."""
+    notes = []
+    for what, text, prompt in (("answer", pair.answer, clean.text), ("foil", pair.foil, corrupt.text)):
+        if text and not text[0].isspace() and text[0].isalnum() and prompt[-1].isalnum():
+            notes.append(
+                f"{what} {text!r} is scored glued to the prompt: '…{prompt[-10:]}{text}'. Did you mean {' ' + text!r}?"
+            )
+    return tuple(notes)

@@ -1,0 +1,184 @@
+"""A trace as one JSON document: what `--json` prints. Undefined numbers are null."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.results.effects import effects
+from causal_tracing.results.means import AVERAGED, FRACTIONS, Evidence, NoMean, evidence
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import BESIDE
+from causal_tracing.results.statistics.bootstrap import Interval
+
+SCHEMA = 1
+WINDOW = ("window_first", "window_last")
+DEVIATION = "total_effect_deviation"  # over draws of noise
+
+
+def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[str, Any]:
+    """The chosen metric's numbers as nested lists (pair, layer, position), with all metrics' beside them on request."""
+    record, data = measurements.provenance, measurements.data
+    found = effects(measurements)
+    chosen = found.sel(metric=measurements.metric)
+    texts = {
+        "schema": SCHEMA,
+        **{name: record[name] for name in ("model", "engine", "dtype")},
+        "metric": measurements.metric,
+        "unit": chosen.unit.item(),
+        "pairs": [_pair(data.isel(pair=n), chosen.isel(pair=n)) for n in range(data.sizes["pair"])],
+        "components": [str(name) for name in data.component.values],
+        "layers": [int(layer) for layer in data.layer.values],
+        "positions": data.position.values.tolist(),
+        "effects": _effects(measurements, chosen),
+        "status": _status(chosen),
+        **_windows(chosen),
+        **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
+    }
+    for table in measurements.tables[1:]:
+        texts[table] = _units(measurements, table)
+        if data.sizes["pair"] > 1:
+            texts[table]["evidence"] = _evidence(measurements, table)
+    if all_metrics:
+        names = [str(name) for name in data.metric.values if name != "entropy"]
+        texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
+    if data.sizes["pair"] > 1:
+        texts["evidence"] = _evidence(measurements)
+    return texts | {"provenance": dict(record)}
+
+
+def interval(found: Interval) -> dict[str, Any]:
+    """One number with its interval."""
+    return {name: plain(getattr(found, name).item()) for name in ("estimate", "low", "high")}
+
+
+def maps(cells: xr.Dataset) -> dict[str, Any]:
+    """Means over pairs by effect and component, as [layer][position]; statuses are null where a cell is ok.
+
+    Of heads and neurons as [layer][head or neuron][position].
+    """
+    tested = ("low", "high", "p", "p_adjusted", "q", "first", "second")
+    return {
+        "components": [str(name) for name in cells.component.values],
+        "layers": cells.layer.values.tolist(),
+        "positions": cells.position.values.tolist(),
+        "status": _status(cells),
+        "cells": {name: _map(cells, name, tested) for name in AVERAGED if name in cells},
+        "fractions": {name: _map(cells, name, ("low", "high", "reason")) for name in FRACTIONS if name in cells},
+    }
+
+
+def _map(cells: xr.Dataset, name: str, parts: Iterable[str]) -> dict[str, Any]:
+    """One effect's mean and what belongs to it, by component."""
+    variables = {"mean": name} | {part: f"{name}_{part}" for part in parts if f"{name}_{part}" in cells}
+    return {
+        str(component): {
+            part: plain(cells[variable].sel(component=component).values.tolist())
+            for part, variable in variables.items()
+        }
+        for component in cells.component.values
+    }
+
+
+def _evidence(measurements: Measurements, of: str = "blocks") -> dict[str, Any]:
+    """What all pairs say together by the chosen metric, or why there is no mean of them."""
+    try:
+        found = evidence(measurements, of=of)
+    except NoMean as error:
+        return {"reason": str(error)}
+    return {
+        "metric": found.metric,
+        "unit": found.unit,
+        "pairs": found.pairs,
+        "clusters": found.clusters,
+        "undefined": found.undefined,
+        "total": interval(found.total),
+        **maps(found.cells),
+        "peaks": {component: _peak(found, component) for component in found.peaks},
+        "smallest_p": plain(found.smallest_p),
+    }
+
+
+def _peak(found: Evidence, component: str) -> dict[str, Any]:
+    """Where a component's map is strongest, and what that is worth; null where nothing is known."""
+    cell, (half, stable) = found.peak(component), found.peaks[component]
+    dims = [str(name) for name in found.cells.status.dims if name != "component"]
+    return {
+        **{name: None if cell is None else cell[name].item() for name in dims},
+        "held_out": plain(half.held_out),
+        "within_one_layer": plain(stable.within_one_layer),
+        "reason": half.reason,
+    }
+
+
+def _units(measurements: Measurements, table: str) -> dict[str, Any]:
+    """The chosen metric's numbers of heads or neurons (pair, layer, head or neuron, position)."""
+    chosen = effects(measurements, table).sel(metric=measurements.metric)
+    labels = {
+        "components": [str(name) for name in chosen.component.values],
+        "layers": chosen.layer.values.tolist(),
+        "positions": chosen.position.values.tolist(),
+    }
+    if "readers" in chosen.coords:
+        labels["readers"] = {
+            str(name): chosen.readers.sel(component=name).values.tolist() for name in chosen.component.values
+        }
+    return labels | {"effects": _effects(measurements, chosen), "status": _status(chosen)}
+
+
+def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
+    tokens = {
+        f"{name}_tokens": [str(token) for token in data[f"{name}_token"].values[: data[f"{name}_length"].item()]]
+        for name in ("clean", "corrupt")
+    }
+    return {
+        "id": str(data.pair.item()),
+        **tokens,
+        "answer": str(data.answer.item()),
+        "foil": str(data.foil.item()) or None,
+        **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **({"total_effect_deviation": plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
+    }
+
+
+def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Each direction's numbers, and those that windows, noise and severing add, by component."""
+    beside = [name for name in BESIDE if name in found and name not in WINDOW]
+    components = found.component.values.tolist()
+    return {
+        effect: {name: plain(found[effect].sel(component=name).values.tolist()) for name in components}
+        for effect in (*measurements.directions, *beside)
+    }
+
+
+def _windows(found: xr.Dataset) -> dict[str, Any]:
+    """The first and last layer that each component's cells patch, by layer; null where there is no whole window."""
+    if WINDOW[0] not in found:
+        return {}
+    ends = {
+        str(name): np.stack([found[end].sel(component=name).values for end in WINDOW], axis=-1).tolist()
+        for name in found.component.values
+    }
+    return {"windows": {name: [None if pair[0] < 0 else pair for pair in pairs] for name, pairs in ends.items()}}
+
+
+def _status(found: xr.Dataset) -> dict[str, Any]:
+    """Each component's statuses in the shape of its effects; null where a cell is ok."""
+    return {str(name): _not_ok(found.status.sel(component=name).values.tolist()) for name in found.component.values}
+
+
+def _not_ok(status: Any) -> Any:
+    if isinstance(status, list):
+        return [_not_ok(item) for item in status]
+    return None if status == "ok" else status
+
+
+def plain(value: Any) -> Any:
+    """A number as JSON has it, or lists of them of any depth: what is not finite is None."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value

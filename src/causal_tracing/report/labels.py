@@ -1,0 +1,44 @@
+"""Sites as people read them: one site's numbers as a row, its name, and what its numbers mean together."""
+
+from causal_tracing.results.select import SiteRow
+
+UNPAIRED = "–"  # stands where a clean token has no corrupt one
+
+
+def number(value: float) -> str:
+    """A number for people: three significant digits or two decimals, with a real minus sign."""
+    text = f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+    return text.replace("-", "−")
+
+
+def percent(fraction: float) -> str:
+    """A fraction in per cent, with a real minus sign."""
+    return f"{round(100 * fraction)} %".replace("-", "−")
+
+
+def place(row: SiteRow) -> str:
+    """A site for people: `token 2 (osse | iffel)`."""
+    if isinstance(row.position, str):
+        return "all tokens together" if row.position == "together" else f"the {row.position.replace('_', ' ')} token"
+    clean, corrupt = (
+        row.clean_token.strip() or repr(row.clean_token),
+        row.corrupt_token.strip() or (repr(row.corrupt_token) if row.corrupt_token else UNPAIRED),
+    )
+    shown = clean if row.clean_token == row.corrupt_token else f"{clean} | {corrupt}"
+    return f"the last token ({shown})" if row.role == "last" else f"token {row.position} ({shown})"
+
+
+def site_name(row: SiteRow) -> str:
+    """A site's component, layer and unit for people: `z layer 3 head 1`."""
+    if row.unit is None:
+        return f"{row.component} layer {row.layer}" + (f" ({row.window})" if row.window else "")
+    if row.component == "neurons":
+        return f"neuron {row.unit} of layer {row.layer}"
+    return f"{row.component} layer {row.layer} head {row.unit}"
+
+
+def with_share(effect: float | None, fraction: float | None) -> str:
+    """An effect with its share of the total effect, for people; a dash where it was not measured."""
+    if effect is None:
+        return "–"
+    return number(effect) + (f" ({percent(fraction)})" if fraction is not None else "")

@@ -1,0 +1,73 @@
+"""The mean over pairs on the page: its story in words, and what is drawn of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from causal_tracing.report.page.maps import heads_mean, neurons_mean
+from causal_tracing.report.page.mean_data import mean_data
+from causal_tracing.report.page.text import visible
+from causal_tracing.report.words.many_pairs import CAVEATS, words
+from causal_tracing.results.means import Evidence, NoMean, evidence, evidence_of_units
+from causal_tracing.results.measurements import Measurements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanPart:
+    """What of a page is about the mean: empty where there is one pair, a reason alone where there is no mean."""
+
+    title: str = ""
+    story: str = ""
+    caveats: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of heads and neurons, where they have a mean
+
+
+def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
+    """The mean's part of the page."""
+    if measurements.data.sizes["pair"] < 2:
+        return MeanPart()
+    try:
+        found = evidence(measurements)
+    except NoMean as error:
+        return MeanPart(
+            story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(error)))}</p>'
+        )
+    data = mean_data(measurements, found, shown)
+    units = evidence_of_units(measurements)
+    title, total, *said = (line for line in words(found, measurements.provenance, units).split("\n") if line)
+    told = said[: said.index("What this does not show")]
+    warnings = [text for text in told if text.startswith("Warning: ")]
+    sentences = [text for text in told if text not in warnings]
+    story = (
+        f'<div class="story" data-pair="{escape(data["id"])}"><h1>{escape(title)}</h1>'
+        f'<p class="finding">{escape(visible(sentences[0] if sentences else "No effect could be measured."))}</p>'
+        f'<p class="total">{escape(total)}</p>'
+        + "".join(f"<p>{escape(visible(text))}</p>" for text in sentences[1:])
+        + "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in warnings)
+        + _not_measured(measurements.provenance)
+        + "</div>"
+    )
+    caveats = f'<div data-pair="{escape(data["id"])}">{_list(CAVEATS)}</div>'
+    return MeanPart(title=title, story=story, caveats=caveats, data=data, units=_units(units))
+
+
+def _units(found: Mapping[str, Evidence | NoMean]) -> dict[str, dict[str, Any]]:
+    laid_out = {"heads": heads_mean, "neurons": neurons_mean}
+    return {name: laid_out[name](each) for name, each in found.items() if isinstance(each, Evidence)}
+
+
+def _not_measured(record: Mapping[str, Any]) -> str:
+    """The pairs that were left out and those that failed, with their reasons."""
+    found = ""
+    for name, said in (("dropped", "left out by the clean run"), ("failed", "failed")):
+        pairs = record.get(name) or {}
+        if pairs:
+            texts = [f"{id}: {reason}" for id, reason in pairs.items()]
+            found += f"<details><summary>{len(pairs)} pairs {said}</summary>{_list(texts)}</details>"
+    return found
+
+
+def _list(texts: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li>{escape(visible(text))}</li>" for text in texts)}</ul>'

@@ -1,0 +1,183 @@
+"""The page: words and tables from the reading, numbers as data, and one small script that draws them.
+
+Token text is data, never markup: it is escaped in the words, and the script sets it as text. The content policy
+allows the page's own style and script by their hashes and nothing else.
+"""
+
+import base64
+import hashlib
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import xarray as xr
+
+from causal_tracing.report.labels import place, site_name, with_share
+from causal_tracing.report.page.maps import MOST_IN_FULL, heads_data, map_data, neurons_data
+from causal_tracing.report.page.mean_story import MeanPart, mean_of
+from causal_tracing.report.page.text import visible
+from causal_tracing.report.words.one_pair import Reading, read
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import SiteRow
+from causal_tracing.results.storage.atomic import write_text
+
+SIDES = (("clean", "answer"), ("corrupt", "foil"))
+MOST_PAIRS = 250  # whose maps go into a page
+
+
+def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
+    """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
+    shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
+    readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
+    mean = mean_of(measurements, shown)
+    style, script = part("page.css"), part("units.js") + part("mean.js") + part("page.js")
+    page = Template(part("page.html")).substitute(
+        head=head(mean.title or readings[0].headline, style, script),
+        script=script,
+        units="".join(part(f"{name}.html") for name in measurements.tables[1:]),
+        stories=mean.story
+        + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
+        + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
+        + _left_out(measurements),
+        mean=part("mean.html") if mean.data else "",
+        tables="\n".join(
+            _tables(measurements, reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings)
+        ),
+        how_to_read=list_of(readings[0].how_to_read),
+        caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
+        mean_caveats=mean.caveats,
+        provenance=escape(_provenance(measurements)),
+        data=_json(_data(measurements, shown, mean)),
+    )
+    if path is not None:
+        write(Path(path), page)
+    return page
+
+
+def part(name: str) -> str:
+    """A file of this folder, as text."""
+    return files("causal_tracing.report.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def head(title: str, style: str, script: str = "") -> str:
+    """The head of a page with this style and this script, and no other."""
+    return Template(part("head.html")).substitute(
+        policy=_policy(style, script), title=escape(visible(title)), style=style
+    )
+
+
+def _policy(style: str, script: str) -> str:
+    """A content policy that allows this style and this script, by their hashes, and nothing else."""
+    allowed = "; ".join(f"{name}-src '{_hash(text)}'" for name, text in (("style", style), ("script", script)) if text)
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def write(path: Path, page: str) -> None:
+    """Writes a page, whole or not at all. Raises MachineError."""
+    write_text(path, page, otherwise="Choose another place with --out.")
+
+
+def _story(reading: Reading, *, hidden: bool) -> str:
+    """The finding, before anything else; what else the words say comes with the table of sites."""
+    finding = reading.sentences[0] if reading.sentences else "No effect could be measured."
+    clean, _, corrupt = reading.headline.partition("   against   ")
+    warnings = "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in reading.warnings)
+    return (
+        f'<div class="story" data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
+        f"<h1>{prompt(clean)}<small>against {prompt(corrupt)}</small></h1>"
+        f'<p class="finding">{escape(visible(finding))}</p>'
+        f'<p class="total">{escape(reading.total)} · {escape(reading.run)}</p>{warnings}</div>'
+    )
+
+
+def _short_story(measurements: Measurements, pair: str) -> str:
+    """A pair that is one of many: what is asked, and nothing more."""
+    data = measurements.data.sel(pair=pair)
+    asked = [f"{data[f'{name}_prompt'].item()} →{data[text].item()}" for name, text in SIDES]
+    return (
+        f'<div class="story" data-pair="{escape(pair)}" hidden>'
+        f"<h1>{prompt(asked[0])}<small>against {prompt(asked[1])}</small></h1></div>"
+    )
+
+
+def prompt(text: str) -> str:
+    """A prompt, with what follows it set apart."""
+    prompt, arrow, answer = visible(text).rpartition(" →")
+    return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
+
+
+def _left_out(measurements: Measurements) -> str:
+    count = measurements.data.sizes["pair"]
+    shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
+    return shown if count > MOST_PAIRS else ""
+
+
+def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
+    data = measurements.data.sel(pair=reading.pair)
+    unit = data.unit.sel(metric=measurements.metric).item()
+    rows = "".join(_site(row) for row in reading.sites)
+    words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
+    noised = bool(measurements.provenance.get("noise"))
+    choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
+    return (
+        f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
+        f'<section><h2>Strongest sites</h2>{words}<div class="scroll"><table class="sites"><thead><tr><th>site</th>'
+        f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
+        f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        '<p class="quiet">Cuts and structural zeros are left out.</p></section>'
+        f'<section><h2>What the model would say</h2><div class="choices">{choices}</div></section></div>'
+    )
+
+
+def _site(row: SiteRow) -> str:
+    shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
+    cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
+    layers = f" ({row.window})" if row.window else ""
+    site = f"{site_name(row)}{layers}, {place(row)}"
+    return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
+
+
+def _choices(data: xr.Dataset, name: str, called: str) -> str:
+    both = zip(data[f"{name}_top"].values, data[f"{name}_top_prob"].values, strict=True)
+    items = "".join(
+        f"<li><code>{escape(visible(repr(str(token))))}</code> {prob:.2f}</li>" for token, prob in both if prob == prob
+    )
+    prompt = escape(visible(str(data[f"{name}_prompt"].item())))
+    return f"<div><p><strong>{called}</strong> <code>{prompt}</code> →</p><ol>{items}</ol></div>"
+
+
+def list_of(texts: tuple[str, ...]) -> str:
+    """Texts as a list; they are escaped here."""
+    return f'<ul class="notes">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
+
+
+def _provenance(measurements: Measurements) -> str:
+    """The command first, then a line for each entry; what is not ASCII is escaped, so that nothing hides in it."""
+    record = dict(measurements.provenance)
+    command = record.pop("command", None) or "none: the model was handed in from memory"
+    lines = [f"{name}: {json.dumps(value)}" for name, value in record.items()]
+    return "\n".join([f"made by: {visible(command)}", *lines])
+
+
+def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
+    """All that the script draws from."""
+    data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
+    for name, laid_out in (("heads", heads_data), ("neurons", neurons_data)):
+        if name in measurements.tables:
+            of_mean = {"mean": mean.units[name]} if name in mean.units else {}
+            data[name] = laid_out(measurements, shown) | of_mean
+    return data
+
+
+def _json(content: Any) -> str:
+    """JSON that cannot end the script element it stands in, whatever its texts say."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,1 @@
+"""Numbers in sentences that claim no more than was measured."""

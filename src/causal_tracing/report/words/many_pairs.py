@@ -1,0 +1,196 @@
+"""Evidence in words: each number with its interval, the pairs it speaks for, and the caveats that apply."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.report.labels import number, percent
+from causal_tracing.report.words.method import control_sentences
+from causal_tracing.results.means import Evidence, NoMean
+from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
+
+VERBS = {"restoration": "restoring it brings back", "disruption": "disrupting it takes away"}
+USUAL = (
+    ("early", ("subject_first", "subject_middle", "subject_last")),
+    ("middle", ("subject_last",)),
+    ("late", ("last",)),
+)
+STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
+CAVEATS = (
+    "The unit is the pair, and pairs of one cluster are one. The templates are fixed, not sampled: nothing here speaks "
+    "for prompts of another kind.",
+    "Intervals are 95 % by bootstrap over clusters; of few clusters they cover less (docs/statistics.md).",
+    "An effect says that a site carries the difference between the two prompts of a pair. It does not say that the "
+    "site stores a fact, and where tracing peaks does not predict where editing the weights works.",
+)
+
+
+def words(evidence: Evidence, record: Mapping[str, Any], units: Mapping[str, Evidence | NoMean] | None = None) -> str:
+    """The mean over pairs: what it speaks for, the peaks with their intervals, and the caveats that apply.
+
+    `units` are what there is of single heads and neurons, each a map of its own.
+    """
+    lines = [_share(evidence, record), _total(evidence), ""]
+    lines += [*_best(evidence), *_usual(evidence)]
+    maps = [evidence]
+    for name, found in (units or {}).items():
+        if isinstance(found, NoMean):
+            lines.append(f"There is no mean of {name} over these pairs: {found}")
+        else:
+            lines += _best(found)
+            maps.append(found)
+    warnings = (*control_sentences(record), *_warnings(evidence), *(each for one in maps for each in _of_peaks(one)))
+    lines += [f"Warning: {warning}" for warning in warnings]
+    return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in CAVEATS)])
+
+
+def _share(evidence: Evidence, record: Mapping[str, Any]) -> str:
+    """How many pairs this speaks for, of how many."""
+    clusters = "" if evidence.clusters == evidence.pairs else f" in {evidence.clusters} clusters"
+    asked = record.get("pairs_asked", evidence.pairs + evidence.undefined)
+    if asked == evidence.pairs:
+        return f"Mean over {evidence.pairs} pairs{clusters}"
+    left = {
+        "left out by the clean run": len(record.get("dropped", ())),
+        "failed": len(record.get("failed", ())),
+        "not done": record.get("pairs_missing", 0),
+        f"without {evidence.metric}": evidence.undefined,
+    }
+    said = ", ".join(f"{count} {why}" for why, count in left.items() if count)
+    return f"Mean over {evidence.pairs} of {asked} pairs{clusters} ({said})"
+
+
+def _total(evidence: Evidence) -> str:
+    return f"total effect {with_interval(evidence.total)} {evidence.unit}"
+
+
+def with_interval(interval: Interval) -> str:
+    """One estimate and, where there is one, its interval: `1.20 [0.90, 1.50]`."""
+    estimate, low, high = (float(each) for each in (interval.estimate, interval.low, interval.high))
+    return number(estimate) + between(low, high)
+
+
+def between(low: float, high: float) -> str:
+    """An interval behind its estimate; "" where there is none."""
+    return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
+
+
+def _best(evidence: Evidence) -> Iterator[str]:
+    """The strongest site of each component: mean, interval, fraction, test, and how far its place can be trusted."""
+    for component, (half, stable) in evidence.peaks.items():
+        cell = evidence.peak(component)
+        if cell is None:
+            continue
+        parts = [_effect(cell, name, evidence.unit) for name in VERBS if name in cell]
+        adjusted = float(cell[f"{evidence.shown}_p_adjusted"])
+        test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
+        said = f"Strongest {component} site: {where_peak(cell)}; {'; '.join(parts)}{test}."
+        yield said + _trust(evidence, half.held_out, stable.within_one_layer)
+
+
+def where_peak(cell: xr.Dataset) -> str:
+    """A cell's layer, head or neuron if it is of one, and column."""
+    unit = "".join(f", {name} {int(cell[name])}" for name in ("head", "neuron") if name in cell.coords)
+    return f"layer {int(cell.layer)}{unit} at {where(cell)}"
+
+
+def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
+    fraction = {"restoration": "restored_fraction", "disruption": "lost_fraction"}[name]
+    mean = f"{number(float(cell[name]))}{between(float(cell[f'{name}_low']), float(cell[f'{name}_high']))} {unit}"
+    share = float(cell[fraction])
+    if np.isnan(share):
+        return f"{VERBS[name]} {mean}"
+    low, high = float(cell[f"{fraction}_low"]), float(cell[f"{fraction}_high"])
+    interval = "" if np.isnan(low) else f" [{percent(low)}, {percent(high)}]"
+    return f"{VERBS[name]} {mean}, {percent(share)}{interval} of the total effect"
+
+
+def p_value(value: float) -> str:
+    """A p behind the letter: `= 0.03`."""
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def where(cell: xr.Dataset) -> str:
+    """A cell's column: a token by its number, or by its role."""
+    position = cell.position.item()
+    if isinstance(position, int):
+        return f"token {position}"
+    return "all tokens together" if position == "together" else f"the {str(position).replace('_', ' ')} token"
+
+
+def _trust(evidence: Evidence, held_out: float, near: float) -> str:
+    """What the peak is worth in pairs that did not choose it, and how often resamples have it there."""
+    if np.isnan(held_out):
+        return ""
+    return (
+        f" In pairs that did not choose it: {number(held_out)} {evidence.unit}; within one layer of it in "
+        f"{percent(near)} of resamples."
+    )
+
+
+def _usual(evidence: Evidence) -> Iterator[str]:
+    """The usual picture of factual recall, held against the averaged map, with intervals; where roles are known."""
+    cells = evidence.cells
+    component = next((name for name in ("resid_post", "resid_pre") if name in cells.component), None)
+    named = [str(position) for position in cells.position.values]
+    if component is None or "subject_last" not in named or len(cells.layer) < 3:
+        return
+    stream = cells.sel(component=component)
+    effect = (stream[evidence.shown] * np.sign(float(evidence.total.estimate))).where(stream.status == "ok")
+    seen = []
+    for (part, expected), layers in zip(USUAL, np.array_split(cells.layer.values, 3), strict=True):
+        mean = effect.sel(layer=layers)
+        if not (mean > 0).any():
+            continue
+        role = named[int(mean.mean("layer").fillna(-np.inf).argmax("position"))]
+        layer = int(mean.sel(position=role).fillna(-np.inf).idxmax("layer"))
+        cell = stream.sel(layer=layer, position=role)
+        shown = evidence.shown
+        size = number(float(cell[shown])) + between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
+        fits = "as usual" if role in expected else "not as usual"
+        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits}; up to {size} in layer {layer})")
+    if seen:
+        yield (
+            "The usual picture of factual recall is early layers at the subject, middle layers at its last token, late "
+            f"layers at the last token. Here the strongest tokens are, on average over each third, {'; '.join(seen)}."
+        )
+
+
+def _warnings(evidence: Evidence) -> Iterator[str]:
+    """The caveats that apply to this result."""
+    if evidence.clusters < FEWEST:
+        yield f"Fewer than {FEWEST} clusters: means without intervals, and nothing can be said of their stability."
+    if evidence.smallest_p > SIGNIFICANT:
+        yield (
+            f"With {evidence.clusters} clusters the smallest p that can be is {evidence.smallest_p:.2g}: no test can "
+            f"reach {SIGNIFICANT}."
+        )
+    low, high = float(evidence.total.low), float(evidence.total.high)
+    if low <= 0 <= high:
+        yield "The total effect's interval contains 0: there is nothing that fractions could be fractions of."
+
+
+def _of_peaks(evidence: Evidence) -> Iterator[str]:
+    """The caveats that apply to the peaks of a map."""
+    for component, (_, stable) in evidence.peaks.items():
+        cell = evidence.peak(component)
+        if cell is None:
+            continue
+        if stable.within_one_layer < STABLE:
+            yield f"The peak of {component} is unstable: other pairs would put it elsewhere."
+        if "interaction" in cell:
+            yield from _disagreement(evidence, component, cell)
+
+
+def _disagreement(evidence: Evidence, component: str, cell: xr.Dataset) -> Iterator[str]:
+    """Where restoration and disruption at the peak cannot be the same number."""
+    low, high = float(cell.interaction_low), float(cell.interaction_high)
+    least = min(abs(low), abs(high)) if low * high > 0 else 0.0
+    if least > OF_INTEREST * abs(float(evidence.total.estimate)):
+        kind = "AND-like: the site needs partners" if low > 0 else "OR-like: others can do without it"
+        yield (
+            f"Restoration and disruption disagree at the peak of {component}: interaction "
+            f"{number(float(cell.interaction))}{between(low, high)} {evidence.unit} ({kind})."
+        )

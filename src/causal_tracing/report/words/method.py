@@ -1,0 +1,224 @@
+"""What was done, in words: how noise corrupts, what is written at a site, what a window holds, what is severed."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.report.labels import number
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import SiteRow
+
+WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
+
+HOW_TO_READ = (
+    "Restoration: the clean activation is put into the corrupt run at one site; shown is how much of the behaviour "
+    "comes back. Disruption: the corrupt activation is put into the clean run; shown is how much is lost. Positive "
+    "always means: supports the clean behaviour.",
+    "Interaction = disruption - restoration. Above 0: the site needs partners (AND-like). Below 0: others can do "
+    "without it (OR-like).",
+    "A cut is a site through which the whole difference must pass: its effect is the total effect by construction, "
+    "so it is marked and never ranked. A structural zero is a site that cannot matter: nothing differs there yet, or "
+    "nothing reads it any more.",
+)
+NOT_SHOWN = (
+    "An effect says that this site carries the difference between these two prompts. It does not say that the site "
+    "stores a fact, and where tracing peaks does not predict where editing the weights works.",
+    "The corrupt prompt decides what is measured: what both prompts share is invisible.",
+    "A site with no effect may be backed up by others, and effects of different sites do not add up to the total.",
+)
+HOW_TO_READ_WITH_NOISE = (
+    "Restoration: the clean activation is put into the noised run at one site; shown is how much of the behaviour "
+    "comes back, as the mean over draws. Positive always means: supports the clean behaviour. Disruption by noise is "
+    "not defined, and not measured.",
+    HOW_TO_READ[-1],
+)
+NOT_SHOWN_WITH_NOISE = (
+    "An effect says that this site carries what the noise takes away. It does not say that the site stores a fact, "
+    "and where tracing peaks does not predict where editing the weights works.",
+    "The noise decides what is measured: what it leaves intact is invisible, and it brings the model into states that "
+    "no text does. A corrupt prompt, or other noise, can rank sites otherwise.",
+    NOT_SHOWN[-1],
+)
+HOW_TO_READ_ABLATED = (
+    "Disruption: {written} at one site of the clean run; shown is how much of the behaviour is lost. Positive always "
+    "means: supports the clean behaviour. Shares are of the total effect between the two prompts: an ablation can "
+    "take away more than that.",
+    HOW_TO_READ[-1],
+)
+NOT_SHOWN_ABLATED = (
+    "An effect says that the clean run does worse (or better) without what is at this site, not that the site carries "
+    "the difference between the prompts, nor that it stores a fact.",
+    "What is written decides what is measured: zeros, means and activations of other texts can bring the model into "
+    "states that no text does, and each of them can rank sites otherwise.",
+    NOT_SHOWN[-1],
+)
+WINDOWED = (
+    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
+    "the sum of what each layer does alone. Where there is no whole window, nothing is measured."
+)
+WINDOWED_ROME = (
+    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
+    "the sum of what each layer does alone. At the edges of the model windows are cut, so they are narrower there."
+)
+PARTS = {"attn_out": "attention", "mlp_out": "MLPs"}
+SEVERED = (
+    "A severed effect is what a restored state still brings back while the outputs of all later {parts} at its token "
+    "are held as in the corrupt run."
+)
+
+
+def how_to_read(measurements: Measurements) -> tuple[str, ...]:
+    """What the numbers of this trace are."""
+    data, record = measurements.data, measurements.provenance
+    texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
+    if ablates(measurements):
+        texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
+    if "window_first" in data:
+        text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
+        if not {"restored_sum", "disrupted_sum"} & {*data}:
+            text = text.replace("; beside its joint effect stands the sum of what each layer does alone", "")
+        texts.append(text)
+    parts = [name for part, name in PARTS.items() if f"restored_severed_{part}" in data]
+    if parts:
+        texts.append(SEVERED.format(parts=", or ".join(parts)))
+    return tuple(texts)
+
+
+def _preset(measurements: Measurements) -> str | None:
+    return measurements.provenance.get("options", {}).get("preset")
+
+
+def not_shown(measurements: Measurements) -> tuple[str, ...]:
+    """What no trace of this kind shows."""
+    noise = measurements.provenance.get("noise")
+    shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
+    few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
+    return (f"{few}and there is no interval.", *shown)
+
+
+def against(measurements: Measurements, data: xr.Dataset) -> str:
+    """What one pair's clean prompt is compared with."""
+    foil = data.foil.item()
+    if measurements.provenance.get("noise"):
+        return WITH_NOISE + (f" (foil{foil})" if foil else "")
+    return data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
+
+
+def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:
+    """What corrupted one pair's prompt, and how far the draws are apart."""
+    noise = measurements.provenance.get("noise")
+    if not noise:
+        return
+    pair = measurements.data.pair.values.tolist().index(found.pair.item())
+    sigma, positions = noise["sigmas"][pair], noise["positions"][pair]
+    tokens = ", ".join(repr(str(found.clean_token.values[position])) for position in positions)
+    strength = f"standard deviation {number(noise['scale'] * sigma)}"
+    if noise["sigma"] is None:
+        strength += f" ({noise['scale']:g} σ, σ = {number(sigma)})"
+    said = f"The corrupt run is the same prompt with Gaussian noise of {strength} added to the embeddings of {tokens}"
+    if noise["draws"] == 1:
+        yield f"{said}. One draw: nothing is known about others."
+        return
+    yield (
+        f"{said}: means of {noise['draws']} draws, the same for every cell. The total effect varies by "
+        f"{number(found.total_effect_deviation.item())} {found.unit.item()} over draws (standard deviation)."
+    )
+
+
+CONTROLS = {
+    "random-weights": "the model's parameters are in random order, so that nothing here is about the model",
+    "shuffled-pairs": "each pair was asked for another pair's answer and foil, so that nothing here is about its own",
+}
+
+
+def control_sentences(record: Mapping[str, Any]) -> Iterator[str]:
+    """That this is a control, where it is one."""
+    control = record.get("options", {}).get("control")
+    if control:
+        yield f"This is a control: {CONTROLS[control]}. What it shows, the method shows by itself."
+
+
+def pairing_warnings(data: xr.Dataset) -> Iterator[str]:
+    """What one pair's tokens being paired otherwise than one by one means for its map."""
+    if "corrupt_position" not in data:
+        return
+    length = int(data.clean_length)
+    there = data.corrupt_position.values[:length]
+    alone = [f"{n} ({data.clean_token.values[n]})" for n in range(length) if there[n] < 0]
+    left = int(data.corrupt_length) - (length - len(alone))
+    if alone or left:
+        named = f": {', '.join(alone)}" if alone else ""
+        yield (
+            f"{len(alone)} of {length} clean tokens and {left} of {int(data.corrupt_length)} corrupt ones are paired "
+            f"with none, and not patched{named}."
+        )
+    moved = int((there[there >= 0] != np.flatnonzero(there >= 0)).sum())
+    if moved:
+        yield (
+            f"{moved} tokens stand at another position in the other prompt: their activations carry the old position "
+            "with them, so that effects there mix content and position."
+        )
+
+
+def ablates(measurements: Measurements) -> bool:
+    """Whether what is at a site is taken away, and nothing of the other prompt put there."""
+    return measurements.write["kind"] in ("zero", "mean", "resample")
+
+
+def _written(measurements: Measurements) -> str:
+    """What an ablation writes."""
+    write = measurements.write
+    among = f"the reference prompts ({len(write.get('prompts', ()))} in all) that have as many tokens"
+    return {
+        "zero": "zeros are written",
+        "mean": f"the mean activation of {among} is written",
+        "resample": f"the activation of one of {among} is written, at most {_draws(write)} of them in turn,",
+    }[write["kind"]]
+
+
+def _draws(write: Mapping[str, Any]) -> int:
+    return min(write.get("draws", 0), len(write.get("prompts", ())))
+
+
+def write_sentences(measurements: Measurements) -> Iterator[str]:
+    """What is written at a site, where it is not the other run's activation, whole."""
+    write = measurements.write
+    part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
+    if ablates(measurements):
+        yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."
+    elif write["kind"] == "given":
+        yield f"Not the other run's activation but a given tensor is written at each site{part}."
+    elif write["kind"] == "subspace":
+        yield f"Only the part of the other run's activation inside a given subspace is written at each site{part}."
+    elif part:
+        yield f"The other run's activation is written at each site{part}."
+
+
+def convention_sentences(measurements: Measurements) -> Iterator[str]:
+    """Whose conventions were followed, where they are not ours."""
+    if _preset(measurements) != "rome":
+        return
+    windows = " and ".join(measurements.provenance["options"]["window"])
+    cut = f", windows of 10 layers of {windows} from 5 before to 4 behind, cut at the model's edges" if windows else ""
+    yield (
+        "By the conventions of ROME's code (Meng et al. 2022): σ over all subjects tokenised alone, one set of draws "
+        f"(numpy's RandomState(1)) for all prompts, probability as the metric{cut}."
+    )
+
+
+def beside(row: SiteRow, unit: str) -> str:
+    """What belongs to a site's effect: its window and the sum of single layers, the spread, what severing leaves."""
+    parts = []
+    total = row.restoration_sum if row.restoration is not None else row.disruption_sum
+    if row.window:
+        alone = "" if total is None else f"; one at a time they add up to {number(total)} {unit}"
+        parts.append(f"It is {row.window} patched together{alone}")
+    deviation = row.disruption_deviation if row.restoration_deviation is None else row.restoration_deviation
+    if deviation is not None:
+        parts.append(f"Over draws it varies by {number(deviation)} {unit} (standard deviation)")
+    for name, left in ((PARTS["attn_out"], row.severed_attn_out), (PARTS["mlp_out"], row.severed_mlp_out)):
+        if left is not None:
+            parts.append(f"With the later {name} at its token frozen, it brings back {number(left)} {unit}")
+    return "".join(f" {part}." for part in parts)

@@ -1,0 +1,302 @@
+"""Numbers to sentences that claim no more than was measured.
+
+1. The finding: where the residual stream carries the difference, layer by layer, and its strongest site.
+2. The strongest sites of each component, with what restoration and disruption mean together (`pattern`).
+3. How the usual picture of factual recall compares, where a subject is known.
+4. Warnings about this result, and what no result of this kind shows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.report.labels import number, percent, place, site_name, with_share
+from causal_tracing.report.words.method import (
+    against,
+    beside,
+    control_sentences,
+    convention_sentences,
+    how_to_read,
+    noise_sentences,
+    not_shown,
+    pairing_warnings,
+    write_sentences,
+)
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
+
+SITES_EACH = 3  # a component
+
+
+PAIRS_EACH = 10  # that an overview shows alone
+
+
+LARGE_SPOT_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One pair's result in words: the finding first, then the sites, then what it does not show."""
+
+    pair: str
+    headline: str
+    total: str
+    run: str
+    sentences: tuple[str, ...]
+    sites: tuple[SiteRow, ...]
+    warnings: tuple[str, ...]
+    caveats: tuple[str, ...]
+    how_to_read: tuple[str, ...]
+
+
+def read(measurements: Measurements, *, pair: str | None = None, metric: str | None = None) -> Reading:
+    """What one pair's numbers say (default: the first pair, the first metric). Raises InvalidOption."""
+    found = select(measurements, pair=pair, metric=metric)
+    data = measurements.data.sel(pair=found.pair.item())
+    parts = [select(measurements, pair=pair, metric=metric, of=of) for of in measurements.tables[1:]]
+    rows = tuple(
+        row
+        for each in (found, *parts)
+        for name in each.component.values
+        for row in strongest(each, SITES_EACH, component=name)
+    )
+    return Reading(
+        pair=str(found.pair.item()),
+        headline=_headline(measurements, data),
+        total=_total(found),
+        run=_run(measurements),
+        sentences=(
+            *(_carried(found) if found.attrs["write"] == "donor" else ()),
+            *_best(found),
+            *_together(found),
+            *noise_sentences(measurements, found),
+            *write_sentences(measurements),
+            *convention_sentences(measurements),
+            *(_usual(found) if found.attrs["write"] == "donor" else ()),
+            *_units(parts),
+        ),
+        sites=rows,
+        warnings=tuple(_warnings(measurements, data, found)),
+        caveats=not_shown(measurements),
+        how_to_read=how_to_read(measurements),
+    )
+
+
+def in_words(reading: Reading) -> str:
+    """A reading as plain text: the finding first, then the strongest sites, then what it does not show."""
+    lines = [reading.headline, f"{reading.total}     {reading.run}", "", *reading.sentences]
+    lines += [f"Warning: {warning}" for warning in reading.warnings]
+    names = [f"{site_name(row)}, {place(row)}" for row in reading.sites]
+    width = max([42, *map(len, names)]) + 2
+    lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
+    for name, row in zip(names, reading.sites, strict=True):
+        cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
+        cells.append(with_share(row.interaction, None))
+        lines.append(f"{name:{width}}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
+    lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
+    return "\n".join(lines)
+
+
+def overview(measurements: Measurements, *, metric: str | None = None, averaged: str) -> str:
+    """Several pairs: what they say together, then each alone by its total effect and strongest site."""
+    pairs = [str(pair) for pair in measurements.data.pair.values]
+    lines = [f"{len(pairs)} pairs     {_run(measurements)}", "", averaged, "", "Each pair alone"]
+    for pair in pairs[:PAIRS_EACH]:
+        found = select(measurements, pair=pair, metric=metric)
+        rows = strongest(found, 1)
+        lines.append(f"{pair}: {_total(found)}")
+        lines += [f"    {_site_sentence(row, found.unit.item())}" for row in rows]
+        warnings = _warnings(measurements, measurements.data.sel(pair=pair), found)
+        lines += [f"    Warning: {warning}" for warning in warnings]
+        lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
+    said = (*write_sentences(measurements), *convention_sentences(measurements))
+    lines += [f"\n{sentence}" for sentence in said]
+    if len(pairs) > PAIRS_EACH:
+        lines.append(f"and {len(pairs) - PAIRS_EACH} more. Choose one with pair=.")
+    return "\n".join(lines)
+
+
+def _headline(measurements: Measurements, data: xr.Dataset) -> str:
+    return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {against(measurements, data)}"
+
+
+def _total(found: xr.Dataset) -> str:
+    clean, corrupt, total = (found[name].item() for name in ("clean", "corrupt", "total_effect"))
+    if np.isnan(total):
+        return f"total effect undefined: {found.reason.item()}"
+    return f"total effect {number(total)} {found.unit.item()} (clean {number(clean)}, corrupt {number(corrupt)})"
+
+
+def _run(measurements: Measurements) -> str:
+    record = measurements.provenance
+    worlds = record["worlds"] - record["worlds_skipped"]
+    words = f"{worlds:,} worlds in {record['seconds']:.0f} s"
+    return " · ".join([record["model"], record["dtype"], record["engine"], words])
+
+
+def _carried(found: xr.Dataset) -> Iterator[str]:
+    """Which position has the largest effect in the residual stream, as stretches of layers with their range."""
+    component = next((name for name in ("resid_post", "resid_pre", "resid_mid") if name in found.component), None)
+    if component is None or len(found.position) < 2 or len(found.layer) < 2:
+        return
+    stream = found.sel(component=component)
+    effect = _towards(found, stream).where(stream.status.isin(["ok", "cut"]))
+    layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
+    peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
+    parts = []
+    for position, group in groupby(peaks, key=lambda peak: peak[1]):
+        stretch = [layer for layer, _ in group]
+        span = f"layers {stretch[0]} to {stretch[-1]}" if len(stretch) > 1 else f"layer {stretch[0]}"
+        where = place(site_row(found, component, stretch[0], position))
+        here = stream.sel(position=position, layer=stretch)
+        parts.append(f"on {where} in {span}{_range(here, found.unit.item())}")
+    if parts:
+        listed = ", ".join(parts[:-1]) + f", and {parts[-1]}" if len(parts) > 1 else parts[0]
+        yield f"In the residual stream ({component}), the difference rides most strongly {listed}."
+
+
+def _towards(found: xr.Dataset, stream: xr.Dataset) -> xr.DataArray:
+    """The effects as they go the way of the total effect, which is negative where the clean run does worse."""
+    return stream[shown_first(found)] * np.sign(found.total_effect.item())
+
+
+def _peak(effect: xr.DataArray) -> int | str:
+    """The position with the largest effect."""
+    return effect.position.values.tolist()[int(effect.fillna(-np.inf).argmax("position"))]
+
+
+def _range(here: xr.Dataset, unit: str) -> str:
+    """What one layer at a time brings back (or loses) in a stretch of layers, cuts left out."""
+    values = here[shown_first(here)].where(here.status == "ok")
+    if not values.notnull().any():
+        return ""
+    low, high = number(values.min().item()), number(values.max().item())
+    what = (
+        "a window of layers" if "window_first" in here and (here.window_last > here.window_first).any() else "a layer"
+    )
+    restores = shown_first(here) == "restoration"
+    verb = f"restoring {what} there brings back" if restores else f"disrupting {what} there loses"
+    return f" ({verb} {low if low == high else f'{low} to {high}'} {unit})"
+
+
+def _best(found: xr.Dataset) -> Iterator[str]:
+    """The strongest site of each component, with its numbers."""
+    for component in found.component.values:
+        rows = strongest(found, 1, component=component)
+        if rows and rows[0].position != "together":
+            yield _site_sentence(rows[0], found.unit.item())
+
+
+def _site_sentence(row: SiteRow, unit: str) -> str:
+    parts = []
+    for verb, effect, fraction in (
+        ("restoring it brings back", row.restoration, row.restored_fraction),
+        ("disrupting it takes away", row.disruption, row.lost_fraction),
+    ):
+        if effect is not None:
+            share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
+            parts.append(f"{verb} {number(effect)} {unit}{share}")
+    meaning = f": {row.pattern}" if row.pattern else ""
+    said = f"Strongest {_kind(row)}: {_address(row)} at {place(row)}; {'; '.join(parts)}{meaning}."
+    return said + beside(row, unit)
+
+
+def _kind(row: SiteRow) -> str:
+    if row.unit is None:
+        return f"{row.component} site"
+    return "neuron" if row.component == "neurons" else f"head by its {row.component}"
+
+
+def _address(row: SiteRow) -> str:
+    if row.unit is None:
+        return f"layer {row.layer}"
+    return f"{'neuron' if row.component == 'neurons' else 'head'} {row.unit} of layer {row.layer}"
+
+
+def _together(found: xr.Dataset) -> Iterator[str]:
+    """MLP against attention where whole layers were patched; whole layers of the stream are cuts, and said to be."""
+    if "together" not in found.position.values:
+        return
+    column = found.sel(position="together")
+    cuts = [str(name) for name in found.component.values if (column.status.sel(component=name) == "cut").all()]
+    if cuts:
+        yield (
+            f"With all tokens patched at once, every layer of {' and '.join(cuts)} is a complete cut: it gives the "
+            "other run's answer by construction, so these bars say nothing about the layers."
+        )
+    for component in (name for name in ("mlp_out", "attn_out") if name in found.component):
+        rows = [row for row in strongest(found, 1, component=component) if row.position == "together"]
+        for row in rows:
+            yield _site_sentence(row, found.unit.item())
+
+
+def _units(parts: Sequence[xr.Dataset]) -> Iterator[str]:
+    """The strongest head of each component, the strongest neuron, and how few carry how much."""
+    for found in parts:
+        for component in found.component.values:
+            for row in strongest(found, 1, component=component):
+                yield _site_sentence(row, found.unit.item()) + _readers(found, row)
+
+
+def _readers(found: xr.Dataset, row: SiteRow) -> str:
+    """Which query heads read a head of keys or values."""
+    if row.component not in ("k", "v"):
+        return ""
+    return f" (It is read by query heads {found.readers.sel(component=row.component, head=row.unit).item()}.)"
+
+
+def _usual(found: xr.Dataset) -> Iterator[str]:
+    """The usual picture of factual recall, held against the map; only where every token has its own column."""
+    roles = [str(role) for role in found.clean_role.values if role]
+    component = next((name for name in ("resid_post", "resid_pre") if name in found.component), None)
+    by_token = all(str(position).isdigit() for position in found.position.values)
+    if "subject_last" not in roles or component is None or not by_token or len(found.layer) < 3:
+        return
+    stream = found.sel(component=component)
+    effect = _towards(found, stream).where(stream.status == "ok")
+    seen = []
+    usual = (("early", ("subject",)), ("middle", ("subject_last",)), ("late", ("last",)))
+    for (part, expected), layers in zip(usual, np.array_split(found.layer.values, 3), strict=True):
+        mean = effect.sel(layer=layers).mean("layer")
+        if not (mean > 0).any():
+            continue
+        role = str(found.clean_role.values[int(_peak(mean))])
+        fits = any(role == name or role.startswith(f"{name}_") for name in expected)
+        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({'as usual' if fits else 'not as usual'})")
+    if seen:
+        yield (
+            "The usual picture of factual recall is early layers at the subject, middle layers at its last token, late "
+            f"layers at the last token. Here the strongest tokens are, on average over each third, {'; '.join(seen)}. "
+            "One pair, so without an interval."
+        )
+
+
+def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+    first, answer = data.clean_top.values[0], data.answer.item()
+    if first != answer:
+        yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
+    yield from control_sentences(measurements.provenance)
+    yield from pairing_warnings(data)
+    if found.fraction_reason.item():
+        yield f"Fractions are undefined: {found.fraction_reason.item()}."
+    difference = measurements.provenance["spot_checks"]["largest_difference"]
+    if difference is not None and difference > LARGE_SPOT_DIFFERENCE:
+        yield f"Cells that were run again alone differ by up to {difference:.2g}: do not trust digits beyond that."
+    if measurements.provenance["dtype"] in ("bfloat16", "float16"):
+        yield (
+            f"The model ran in {measurements.provenance['dtype']}: repeats of the unedited runs differ by "
+            f"{data.spread.sel(metric=found.metric.item()).item():.2g} {found.unit.item()} (standard deviation)."
+        )
+    failed = int((found.status == "failed").sum())
+    if failed:
+        yield f"{failed} cells gave numbers that are not finite; they are left out."
+    if "damage_like" in found:
+        damaged = int((found.damage_like & (found.status == "ok") & (found.restored_fraction > NEARLY_ZERO)).sum())
+        if damaged:
+            yield (
+                f"{damaged} cells look damaged rather than restored: the answer gains on the foil, but does not become "
+                "likelier, and the prediction becomes less certain."
+            )

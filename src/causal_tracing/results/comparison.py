@@ -1,0 +1,349 @@
+"""Where two traces of the same pairs differ: the first minus the second, pair by pair, over the cells that both have.
+
+It is made of blocks, of single heads or of single neurons (`of`): each is a map of its own.
+
+1. Pairs: those that both have, by id, with a number by each one's metric. Pairs of one cluster in either are one unit.
+2. Cells: components, layers and columns that both have. Columns mean the same in every pair of both (`means.py`).
+3. Means of the paired differences with intervals and tests, as for one trace; differences of the restored and lost
+   fractions, each a ratio of means, with all four means drawn together (`statistics/bootstrap.py`).
+
+What is known beforehand in both (structural zeros, cuts) is in no test. What only one of them has is listed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.results.effects import effects
+from causal_tracing.results.means import (
+    AVERAGED,
+    FRACTIONS,
+    LEVEL,
+    RESAMPLES,
+    by_position,
+    by_role,
+    cluster_names,
+    require_finite,
+    roles_differ,
+    status_over_pairs,
+    tested,
+)
+from causal_tracing.results.measurements import TABLES, Measurements
+from causal_tracing.results.statistics.bootstrap import (
+    Interval,
+    cluster_means,
+    clusters,
+    mean_interval,
+    ratio_difference_interval,
+)
+
+KNOWN = ("structural_zero", "cut")
+LISTED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Differences:
+    """The first trace minus the second, on the pairs and cells that both have, by one metric of each.
+
+    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
+    paired difference with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map), `_q`, and both means as
+    `_first` and `_second`; the differences of fractions with `_low`, `_high` and `_reason`; `clusters`, how many have
+    the cell; `status`. `total` is the mean difference of the total effects, `totals` are both. Where the units differ,
+    effects have no difference (NaN), and `reason` says so. `only_first` and `only_second` list what one alone has, by
+    kind; `undefined` the pairs without a number by one of the metrics; `differing` what the two records say
+    differently.
+    """
+
+    of: str
+    models: tuple[str, str]
+    metrics: tuple[str, str]
+    units: tuple[str, str]
+    shown: str
+    ids: tuple[str, ...]
+    pairs: int
+    clusters: int
+    undefined: tuple[str, ...]
+    only_first: Mapping[str, tuple[Any, ...]]
+    only_second: Mapping[str, tuple[Any, ...]]
+    differing: Mapping[str, tuple[Any, Any]]
+    warnings: tuple[str, ...]
+    cells: xr.Dataset
+    total: Interval
+    totals: tuple[Interval, Interval]
+    reason: str
+    smallest_p: float
+    seed: int
+
+
+def differences(
+    first: Measurements, second: Measurements, *, metric: str | None, second_metric: str | None, seed: int, of: str
+) -> dict[str, Any]:
+    """The fields of `Differences`. Raises InvalidOption where fewer than two pairs, or no cells, are in both."""
+    metric = metric or first.metric
+    tables = _chosen(first, metric, "first", of), _chosen(second, second_metric or metric, "second", of)
+    ids, undefined = _shared_pairs(*tables)
+    one, other = (found.sel(pair=ids) for found in tables)
+    for found in (one, other):
+        require_finite(found)
+    codes = _units(first, second, ids)
+    both, labels = _shared_cells(*_columns(one, other))
+    units = str(one.unit.item()), str(other.unit.item())
+    reason = "" if units[0] == units[1] else f"the first is in {units[0]}, the second in {units[1]}"
+    totals = one.total_effect.values, other.total_effect.values
+    cells, least = _cells(both, totals, codes, reason, seed)
+    apart = cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0)
+    total = _mean(apart, seed)
+    return {
+        "of": of,
+        "models": tuple(str(each.provenance.get("model", "")) for each in (first, second)),
+        "metrics": (metric, second_metric or metric),
+        "units": units,
+        "shown": next(name for name in AVERAGED if name in cells),
+        "ids": tuple(ids),
+        "pairs": len(ids),
+        "clusters": int(codes.max()) + 1,
+        "undefined": tuple(undefined),
+        "only_first": _only(_ids(tables[0]), _ids(tables[1]), labels[0], labels[1]),
+        "only_second": _only(_ids(tables[1]), _ids(tables[0]), labels[1], labels[0]),
+        "differing": _differing(first, second, ids),
+        "warnings": tuple(_warnings(first, second, one, other)),
+        "cells": cells,
+        "total": replace(total, reason=np.array(reason, dtype=object)) if reason else total,
+        "totals": tuple(_mean(cluster_means(each, codes), seed) for each in totals),
+        "reason": reason,
+        "smallest_p": least,
+        "seed": seed,
+    }
+
+
+def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:
+    """The effects by one metric. Raises InvalidOption."""
+    if of in TABLES and of not in measurements.tables:
+        raise InvalidOption(f"The {which} trace has no {of}. It has {', '.join(measurements.tables)}.")
+    found = effects(measurements, of)
+    names = [str(name) for name in found.metric.values]
+    if metric not in names:
+        raise InvalidOption(f"There is no metric {metric!r} in the {which} trace. {nearest(metric, names)}")
+    return found.sel(metric=metric)
+
+
+def _ids(found: xr.Dataset) -> list[str]:
+    return [str(id) for id in found.pair.values]
+
+
+def _shared_pairs(first: xr.Dataset, second: xr.Dataset) -> tuple[list[str], list[str]]:
+    """The ids of pairs that both have, with a total effect and without one, in their order. Raises InvalidOption."""
+    shared = sorted({*_ids(first)} & {*_ids(second)})
+    there = [id for id in shared if all(found.total_effect.sel(pair=id).notnull() for found in (first, second))]
+    undefined = [id for id in shared if id not in there]
+    if len(there) < 2:
+        without = f" Without a number by the metric: {_listed(undefined)}." if undefined else ""
+        raise InvalidOption(
+            f"Two traces are compared on the pairs that both have, at least two; these share {len(there)}."
+            f"\n  the first has   {_listed(_ids(first))}\n  the second has  {_listed(_ids(second))}\n"
+            f"Give the same pairs the same id= in both.{without}"
+        )
+    return there, undefined
+
+
+def _listed(names: Sequence[Any]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(map(str, names[:LISTED])) + more
+
+
+def _units(first: Measurements, second: Measurements, ids: Sequence[str]) -> np.ndarray:
+    """Each pair's unit as a number: pairs that share a cluster in either trace are one."""
+    unit = {id: id for id in ids}
+    for measurements in (first, second):
+        members: dict[str, list[str]] = {}
+        for id, name in zip(ids, cluster_names(measurements, ids), strict=True):
+            members.setdefault(name, []).append(id)
+        for named in members.values():
+            together = {unit[id] for id in named}
+            if len(together) > 1:
+                unit = {id: min(together) if its in together else its for id, its in unit.items()}
+    return clusters([unit[id] for id in ids])
+
+
+def _columns(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Both with columns that mean the same in every pair of both. Raises InvalidOption where there are none."""
+    numbered = [found.position.dtype.kind in "iu" for found in (first, second)]
+    if numbered[0] != numbered[1]:
+        kinds = ["token positions" if each else f"roles ({_listed(found.position.values.tolist())})"
+                 for each, found in zip(numbered, (first, second), strict=True)]  # fmt: skip
+        raise InvalidOption(
+            f"The columns of the first trace are {kinds[0]}, those of the second {kinds[1]}: they do not mean the "
+            "same. Trace both with the same positions=."
+        )
+    alike = np.array_equal(_roles(first), _roles(second))
+    if all(numbered) and (not alike or roles_differ(first) or roles_differ(second)):
+        return by_role(first), by_role(second)
+    return by_position(first), by_position(second)
+
+
+def _roles(found: xr.Dataset) -> np.ndarray:
+    """The roles of each pair's tokens, as far as the longest prompt goes: pairs that are left out may be longer."""
+    roles = found.clean_role.transpose("pair", "token").values
+    return roles[:, : np.flatnonzero((roles != "").any(0)).max(initial=-1) + 1]
+
+
+def _shared_cells(
+    first: xr.Dataset, second: xr.Dataset
+) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
+    """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
+    dims = {"components": "component", "layers": "layer", "positions": "position"}
+    dims |= {f"{name}s": name for name in ("head", "neuron") if name in first.dims}
+    labels = tuple(
+        {kind: _measured(found, dim) for kind, dim in dims.items()}
+        | {"effects": [name for name in AVERAGED if name in found]}
+        for found in (first, second)
+    )
+    shared = {kind: [each for each in labels[0][kind] if each in labels[1][kind]] for kind in labels[0]}
+    for kind, names in shared.items():
+        if not names:
+            raise InvalidOption(
+                f"The two traces have no {kind} in common: the first has {_listed(labels[0][kind])}, the second "
+                f"{_listed(labels[1][kind])}. Trace both with the same {'directions' if kind == 'effects' else kind}=."
+            )
+    at = {dim: shared[kind] for kind, dim in dims.items()}
+    both = (first.sel(at)[[*shared["effects"], "status"]], second.sel(at)[[*shared["effects"], "status"]])
+    return both, (labels[0], labels[1])
+
+
+def _measured(found: xr.Dataset, dim: str) -> list[Any]:
+    """The labels along a dimension; of heads and neurons, which have room for all, those that were measured."""
+    labels = found[dim].values.tolist()
+    if dim not in ("head", "neuron"):
+        return labels
+    there = (found.status != "unpaired").any([name for name in found.status.dims if name != dim]).values
+    return [label for label, measured in zip(labels, there, strict=True) if measured]
+
+
+def _cells(
+    both: tuple[xr.Dataset, xr.Dataset],
+    totals: tuple[np.ndarray, np.ndarray],
+    codes: np.ndarray,
+    reason: str,
+    seed: int,
+) -> tuple[xr.Dataset, float]:
+    """Each effect's paired difference with its tests, and of fractions; and the smallest p of so many units."""
+    first, second = both
+    status = _status(status_over_pairs(first), status_over_pairs(second))
+    names = [name for name in AVERAGED if name in first]
+    values = {name: _both_present(first[name].values, second[name].values) for name in names}
+    apart = {name: one - other for name, (one, other) in values.items()}
+    if reason:
+        apart = {name: np.full_like(each, np.nan) for name, each in apart.items()}
+    cells, least = tested({name: cluster_means(each, codes) for name, each in apart.items()}, status, seed)
+    for name, pair in values.items():
+        for which, each in zip(("first", "second"), pair, strict=True):
+            cells[f"{name}_{which}"] = (status.dims, _mean_of(cluster_means(each, codes)))
+    for fraction, effect in FRACTIONS.items():
+        if effect in values:
+            cells |= _fraction(fraction, values[effect], totals, codes, status.dims, seed)
+    held = cluster_means(values[names[0]][0], codes)
+    cells["clusters"] = (status.dims, (~np.isnan(held)).sum(0))
+    return xr.Dataset(cells | {"status": status}), least
+
+
+def _both_present(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, NaN where either is missing."""
+    missing = np.isnan(first) | np.isnan(second)
+    return np.where(missing, np.nan, first), np.where(missing, np.nan, second)
+
+
+def _fraction(
+    name: str,
+    values: tuple[np.ndarray, np.ndarray],
+    totals: tuple[np.ndarray, np.ndarray],
+    codes: np.ndarray,
+    dims: tuple[Any, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """The difference of two ratios of means: each mean effect over the mean total effect of the pairs with the cell."""
+    ratios = []
+    for effect, total in zip(values, totals, strict=True):
+        whole = np.where(np.isnan(effect), np.nan, total.reshape(-1, *[1] * (effect.ndim - 1)))
+        ratios.append((cluster_means(effect, codes), cluster_means(whole, codes)))
+    found = ratio_difference_interval(*ratios, level=LEVEL, resamples=RESAMPLES, seed=seed)
+    parts = {"": found.estimate, "_low": found.low, "_high": found.high, "_reason": found.reason}
+    return {f"{name}{part}": (dims, numbers) for part, numbers in parts.items()}
+
+
+def _status(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
+    """Of cells in both: what they share; a cut where each is known beforehand; ok where one of them is open."""
+    kept = [each.drop_vars(["metric", "unit"], errors="ignore") for each in (first, second)]
+    one, other = (each.values for each in kept)
+    known = np.isin(one.astype(str), KNOWN) & np.isin(other.astype(str), KNOWN)
+    status = np.where(one == other, one, np.where(known, "cut", "ok"))
+    status = np.where((one == "unpaired") | (other == "unpaired"), "unpaired", status)
+    return kept[0].copy(data=status.astype(object))
+
+
+def _mean(values: np.ndarray, seed: int) -> Interval:
+    return mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
+
+
+def _mean_of(values: np.ndarray) -> np.ndarray:
+    """The mean over units, NaN where none has the cell."""
+    there = (~np.isnan(values)).sum(0)
+    return np.where(there > 0, np.nansum(values, axis=0) / np.maximum(there, 1), np.nan)
+
+
+def _only(
+    ids: Sequence[str], others: Sequence[str], mine: Mapping[str, list[Any]], its: Mapping[str, list[Any]]
+) -> dict[str, tuple[Any, ...]]:
+    """What one has and the other has not, by kind; kinds without any are left out."""
+    kinds = {"pairs": ([*ids], [*others])} | {kind: (mine[kind], its[kind]) for kind in mine}
+    found = {kind: tuple(each for each in here if each not in there) for kind, (here, there) in kinds.items()}
+    return {kind: names for kind, names in found.items() if names}
+
+
+def _differing(first: Measurements, second: Measurements, ids: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What the two records say differently of model and options, and an example of prompts that differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    records = [dict(each.provenance) for each in (first, second)]
+    options = [dict(record.get("options", {})) for record in records]
+    for parts, names in (
+        (records, ("model", "source", "dtype", "engine")),
+        (options, sorted({*options[0], *options[1]})),
+    ):
+        for name in names:
+            values = tuple(part.get(name) for part in parts)
+            if values[0] != values[1]:
+                found[name] = (values[0], values[1])
+    one, other = (each.data.sel(pair=list(ids)) for each in (first, second))
+    for name in ("clean_prompt", "corrupt_prompt", "answer", "foil"):
+        apart = np.flatnonzero(one[name].values != other[name].values)
+        if len(apart):
+            at = int(apart[0])
+            what = f"{name.replace('_', ' ')} of {len(apart)} of {len(ids)} pairs, as of {ids[at]}"
+            found[what] = (str(one[name].values[at]), str(other[name].values[at]))
+    return found
+
+
+def _warnings(first: Measurements, second: Measurements, one: xr.Dataset, other: xr.Dataset) -> list[str]:
+    """What makes the same name mean something else in the two."""
+    found, ids = [], _ids(one)
+    layers, family = ([each.provenance.get(name) for each in (first, second)] for name in ("layers", "family"))
+    if layers[0] != layers[1] or family[0] != family[1]:
+        sizes = f" ({layers[0]} and {layers[1]} layers)" if layers[0] != layers[1] else ""
+        found.append(f"These are different models{sizes}: layer numbers of different models are not the same place.")
+    prompts = [each.data.clean_prompt.sel(pair=ids).values for each in (first, second)]
+    if (prompts[0] != prompts[1]).any():
+        count = int((prompts[0] != prompts[1]).sum())
+        found.append(f"{count} of {len(ids)} pairs have the same id and another clean prompt: are they the same pairs?")
+    tokens = [each.clean_token.transpose("pair", "token").values for each in (one, other)]
+    counts = [(each != "").sum(1) for each in tokens]
+    length = min(each.shape[1] for each in tokens)
+    apart = (counts[0] != counts[1]) | (tokens[0][:, :length] != tokens[1][:, :length]).any(1)
+    if (apart & (prompts[0] == prompts[1])).any():
+        found.append("The same prompts are cut into other tokens: a position is not the same text in both.")
+    names = [cluster_names(each, ids) for each in (first, second)]
+    if names[0] != names[1]:
+        found.append("The clusters of some pairs differ: pairs that share one in either trace are one unit here.")
+    return found

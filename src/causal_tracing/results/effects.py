@@ -1,0 +1,201 @@
+"""Numbers to effects: the definitions, in one place. Positive always means: supports the clean behaviour.
+
+Y(a, m) is the metric when the input is clean (1) or corrupt (0) and the component has its clean or corrupt value
+(Vig et al. 2020; Pearl 2001; Robins & Greenland 1992; the names of ROME and others: `VOCABULARIES`).
+"""
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.results.measurements import Measurements
+
+EFFECTS = (
+    "restoration",
+    "disruption",
+    "interaction",
+    "bypass",
+    "bypass_given_restored",
+    "restored_fraction",
+    "lost_fraction",
+    "restoration_sum",
+    "disruption_sum",
+    "severed_attn_out",
+    "severed_mlp_out",
+)
+
+# What others call the same numbers. Labels only: the numbers never change.
+VOCABULARIES: dict[str, dict[str, str]] = {
+    "how-to": {"restoration": "direct effect (restoration)", "disruption": "indirect effect (corruption)"},
+    "rome": {"total_effect": "TE", "restoration": "indirect effect (IE)", "bypass": "direct effect (footnote 5)"},
+    "pearl": {
+        "total_effect": "TE",
+        "restoration": "pure natural indirect effect",
+        "disruption": "total natural indirect effect",
+        "bypass": "pure natural direct effect",
+        "bypass_given_restored": "total natural direct effect",
+        "interaction": "mediated interaction",
+    },
+}
+
+AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. Ask by these names:
+  name here              formula                     how-to page  ROME        Pearl / Robins-Greenland
+  restoration            Y(0,M1) - Y(0,M0)           "direct"     "indirect"  pure natural indirect effect
+  disruption             Y(1,M1) - Y(1,M0)           "indirect"   -           total natural indirect effect
+  bypass                 total effect - disruption   -            "direct"    pure natural direct effect
+  bypass_given_restored  total effect - restoration  -            -           total natural direct effect"""
+
+# A fraction is undefined where the total effect is so small that the spread alone could move it by this much.
+FRACTION_PRECISION = 0.01
+
+
+def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
+    """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
+
+    `of` is "blocks", "heads" or "neurons".
+
+    NaN where undefined: `status` says so for the cell, `reason` for a metric and pair as a whole, `fraction_reason`
+    where only the fractions are undefined (a total effect too small to divide by). `damage_like` marks cells where
+    logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
+    """
+    data = measurements.table(of)
+    scored = data[[name for name in data.data_vars if "metric" in data[name].dims]].where(data.metric != "entropy")
+    total = scored.clean - scored.corrupt
+    threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
+    uncertain = _half_interval(measurements)
+    divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
+    found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total} | _differences(scored))
+    for fraction, effect in (("restored_fraction", "restoration"), ("lost_fraction", "disruption")):
+        if effect in found:
+            found[fraction] = found[effect] / divisor
+    if "restored" in data:
+        found["damage_like"] = _damage_like(data)
+    for name in ("window_first", "window_last"):
+        if name in data:
+            found[name] = data[name]
+    found["status"] = _status(data, found)
+    found["reason"] = _reason(data, total)
+    found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
+    kind, alpha = measurements.write["kind"], measurements.write["alpha"]
+    found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
+    labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
+    return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data})
+
+
+def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
+    """A label of tokens, in the order of the clean prompt's: of the corrupt prompt, those they are paired with."""
+    if not name.startswith("corrupt_") or "corrupt_position" not in data:
+        return data[name]
+    at = data.corrupt_position
+    return data[name].isel(token=at.clip(min=0)).where(at >= 0, "")
+
+
+def _differences(scored: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
+    found: dict[str, xr.DataArray] = {}
+    if "restored" in scored:
+        found["restoration"] = scored.restored - scored.corrupt
+        found["bypass_given_restored"] = scored.clean - scored.restored
+    if "disrupted" in scored:
+        found["disruption"] = scored.clean - scored.disrupted
+        found["bypass"] = scored.disrupted - scored.corrupt
+    if {"restored", "disrupted"} <= {*scored}:
+        found["interaction"] = found["disruption"] - found["restoration"]
+    for part in ("attn_out", "mlp_out"):
+        if f"restored_severed_{part}" in scored:
+            found[f"severed_{part}"] = scored[f"restored_severed_{part}"] - scored.corrupt
+    if "restored_sum" in scored:
+        found["restoration_sum"] = scored.restored_sum - scored.corrupt
+    if "disrupted_sum" in scored:
+        found["disruption_sum"] = scored.clean - scored.disrupted_sum
+    spreads = {"corrupt": "total_effect", "restored": "restoration", "disrupted": "disruption"}
+    for raw, effect in spreads.items():  # the clean run is the same for every draw of noise
+        if f"{raw}_deviation" in scored:
+            found[f"{effect}_deviation"] = scored[f"{raw}_deviation"]
+    return found
+
+
+def require_effect(name: str, available: xr.Dataset) -> str:
+    """The effect's name, if it is one that was measured. Raises InvalidOption, for "direct" with a table of names."""
+    if name in available and name in EFFECTS:
+        return name
+    if "direct" in name.lower():
+        raise InvalidOption(AMBIGUOUS)
+    measured = ", ".join(effect for effect in EFFECTS if effect in available)
+    raise InvalidOption(f"There is no effect {name!r} in this trace. It has: {measured}.")
+
+
+def label(name: str, vocabulary: str | None = None) -> str:
+    """An effect's name, with what another vocabulary calls it. Raises InvalidOption."""
+    if vocabulary is None:
+        return name.replace("_", " ")
+    if vocabulary not in VOCABULARIES:
+        raise InvalidOption(f"There is no vocabulary {vocabulary!r}. Valid: {', '.join(VOCABULARIES)}.")
+    other = VOCABULARIES[vocabulary].get(name)
+    return f"{name.replace('_', ' ')} ({other})" if other else name.replace("_", " ")
+
+
+def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
+    """ok, structural_zero, cut, undefined, unpaired, no_window or failed, for each cell and metric."""
+    measured = [found[name] for name in ("restoration", "disruption") if name in found]
+    missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
+    status = xr.full_like(missing, "ok", dtype=object)
+    status = status.where(~missing, "failed")
+    status = status.where(~found.total_effect.isnull(), "undefined")
+    for name in ("cut", "structural_zero", "unpaired"):
+        status = status.where(~data[name] | (status == "undefined"), name)
+    status = status.where(~data.unpaired, "unpaired")
+    return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
+
+
+def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
+    """Why a metric has no effects for a pair; empty where it has."""
+    reasons = xr.full_like(total, "", dtype=object)
+    for metric in data.metric.values:
+        for pair in data.pair.values:
+            at = {"metric": metric, "pair": pair}
+            if metric == "entropy":
+                reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
+            elif metric == "logit_diff" and not data.foil.loc[{"pair": pair}].item():
+                reasons.loc[at] = "the pair has no foil"
+            elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:
+                reasons.loc[at] = (
+                    f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
+                )
+            elif np.isnan(total.loc[at].item()):
+                reasons.loc[at] = "an unedited run's logits are not finite"
+    return reasons
+
+
+def _half_interval(measurements: Measurements) -> xr.DataArray:
+    """Half of the total effect's 95 % interval over draws of noise (Student's t); 0 where nothing was drawn."""
+    data = measurements.data
+    if "corrupt_deviation" not in data:
+        return xr.zeros_like(data.clean)
+    from scipy import stats
+
+    draws = measurements.provenance["noise"]["draws"]
+    return data.corrupt_deviation / draws**0.5 * float(stats.t.ppf(0.975, draws - 1))
+
+
+def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray, uncertain: xr.DataArray) -> xr.DataArray:
+    reasons = xr.full_like(total, "", dtype=object)
+    for index in np.ndindex(*total.shape):
+        effect, bound, half = (array.values[index] for array in (total, threshold, uncertain))
+        if abs(effect) <= bound:
+            reasons.values[index] = (
+                f"the total effect ({abs(effect):.2g}) is not larger than {bound:.2g}: repeats of the unedited runs "
+                "differ so much that a fraction would be off by more than 0.01"
+            )
+        elif abs(effect) <= half:
+            reasons.values[index] = (
+                f"the total effect's 95 % interval over draws ({effect:.2g} ± {half:.2g}) contains 0: use more draws "
+                "or stronger noise"
+            )
+    return reasons
+
+
+def _damage_like(data: xr.Dataset) -> xr.DataArray:
+    change = data.restored - data.corrupt
+    by = {name: change.sel(metric=name, drop=True) for name in ("logit_diff", "log_prob", "entropy")}
+    return (by["logit_diff"] > 0) & (by["log_prob"] <= 0) & (by["entropy"] > 0)

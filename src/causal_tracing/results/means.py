@@ -1,0 +1,248 @@
+"""From many pairs to one map: means over pairs with their intervals and tests, and how far their peak can be trusted.
+
+1. Columns: token positions where all pairs have the same roles in the same places, roles else; a pair's cells of one
+   role are averaged first, and a role that it lacks is missing, never 0.
+2. Units: pairs of one cluster are one (`statistics/bootstrap.py`).
+   Maps of single heads and neurons have an axis for them between layer and position, and are maps of their own.
+3. Means with intervals, sign-flip tests over the map, and the peak (`statistics/`). What is known beforehand
+   (structural zeros, cuts) is in no test, no ranking and no peak.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.prompts.tokens import ROLES
+from causal_tracing.results.effects import effects
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.statistics.bootstrap import Interval, cluster_means, clusters, mean_interval, ratio_interval
+from causal_tracing.results.statistics.peaks import PeakStability, SplitHalfPeak, peak_stability, split_half_peak
+from causal_tracing.results.statistics.permutation import sign_flip
+
+AVERAGED = ("restoration", "disruption", "interaction")
+FRACTIONS = {"restored_fraction": "restoration", "lost_fraction": "disruption"}
+LEVEL, RESAMPLES = 0.95, 10_000
+
+
+class NoMean(InvalidOption):
+    """There is no number that means the same in each of these pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """Means over pairs for one metric.
+
+    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
+    with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means,
+    with their intervals; `clusters`, how many have the cell; `status`. `total` is the mean total effect with its
+    interval. `peaks` has, by component, the peak's honest size and stability. `pairs`, `clusters`: how many there are;
+    `undefined` more pairs have no number by this metric.
+    """
+
+    of: str
+    metric: str
+    unit: str
+    shown: str
+    pairs: int
+    undefined: int
+    clusters: int
+    cells: xr.Dataset
+    total: Interval
+    peaks: Mapping[str, tuple[SplitHalfPeak, PeakStability]]
+    smallest_p: float
+
+    def peak(self, component: str) -> xr.Dataset | None:
+        """The cell where a component's map is strongest; None where no cell can be."""
+        half, _ = self.peaks[component]
+        if half.index is None:
+            return None
+        dims = [name for name in self.cells.status.dims if name != "component"]
+        return self.cells.sel(component=component).isel(dict(zip(dims, half.index, strict=True)))
+
+
+def evidence(measurements: Measurements, *, metric: str | None = None, seed: int = 0, of: str = "blocks") -> Evidence:
+    """What all pairs say together of "blocks", "heads" or "neurons", by one metric (default: the first).
+
+    The interval of a mean needs 8 clusters; with fewer there are values alone. Raises InvalidOption.
+    """
+    found = effects(measurements, of)
+    names = [str(name) for name in found.metric.values]
+    if metric is not None and metric not in names:
+        raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
+    chosen = defined(found.sel(metric=metric or names[0]))
+    codes = clusters(cluster_names(measurements, chosen.pair.values))
+    averaged = by_column(chosen)
+    units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
+    totals = chosen.total_effect.values
+    status = status_over_pairs(averaged)
+    first = next(iter(units))
+    means, least = tested(units, status, seed)
+    cells = means | _fractions(units, averaged, totals, codes, status.dims, seed)
+    cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
+    return Evidence(
+        of=of,
+        metric=str(chosen.metric.item()),
+        unit=str(chosen.unit.item()),
+        shown=first,
+        pairs=chosen.sizes["pair"],
+        undefined=found.sizes["pair"] - chosen.sizes["pair"],
+        clusters=int(codes.max()) + 1,
+        cells=xr.Dataset(cells | {"status": status.drop_vars(["metric", "unit"], errors="ignore")}),
+        total=mean_interval(cluster_means(totals, codes), level=LEVEL, resamples=RESAMPLES, seed=seed),
+        peaks=dict(_peaks(units[first], status, seed)),
+        smallest_p=least,
+    )
+
+
+def evidence_of_units(
+    measurements: Measurements, *, metric: str | None = None, seed: int = 0
+) -> dict[str, Evidence | NoMean]:
+    """The same of single heads and neurons where they were measured, or why there is no mean of them."""
+    found: dict[str, Evidence | NoMean] = {}
+    for name in measurements.tables[1:]:
+        try:
+            found[name] = evidence(measurements, metric=metric, seed=seed, of=name)
+        except NoMean as error:
+            found[name] = error
+    return found
+
+
+def defined(chosen: xr.Dataset) -> xr.Dataset:
+    """The pairs that have a total effect by this metric. Raises NoMean where fewer than two do, or one is infinite."""
+    if chosen.sizes["pair"] < 2:
+        raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
+    kept = chosen.sel(pair=chosen.total_effect.notnull())
+    if kept.sizes["pair"] < 2:
+        raise NoMean(f"fewer than two pairs have {chosen.metric.item()}: {chosen.reason.values[0] or 'not measured'}.")
+    require_finite(kept)
+    return kept
+
+
+def require_finite(kept: xr.Dataset) -> None:
+    """Raises NoMean where a pair's effect by this metric is infinite."""
+    for name in ("total_effect", *AVERAGED):
+        if name in kept and np.isinf(kept[name]).any():
+            raise NoMean(f"{name} by {kept.metric.item()} is infinite somewhere. Choose another metric.")
+
+
+def cluster_names(measurements: Measurements, ids: Iterable[Any]) -> list[str]:
+    """Each pair's cluster: the one it names, or itself."""
+    said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
+    return [f"cluster {said[id]}" if said.get(id) else f"pair {id}" for id in map(str, ids)]
+
+
+def by_column(found: xr.Dataset) -> xr.Dataset:
+    """The effects with columns that mean the same in every pair: (pair, component, layer, ..., position).
+
+    Token positions where all pairs have the same length and roles; else roles, each pair's tokens of a role averaged.
+    """
+    return by_role(found) if roles_differ(found) else by_position(found)
+
+
+def roles_differ(found: xr.Dataset) -> bool:
+    """Whether the columns are token positions, and the same position has another role in another pair."""
+    roles = found.clean_role.transpose("pair", "token").values
+    return found.position.dtype.kind in "iu" and not (roles == roles[:1]).all()
+
+
+def by_position(found: xr.Dataset) -> xr.Dataset:
+    """The effects with the columns that were measured."""
+    names = [name for name in AVERAGED if name in found]
+    return found[[*names, "status"]].transpose("pair", "component", "layer", ..., "position")
+
+
+def by_role(found: xr.Dataset) -> xr.Dataset:
+    """The effects of token positions by role, each pair's tokens of a role averaged. Raises NoMean without subjects."""
+    kept, roles = by_position(found), found.clean_role.transpose("pair", "token").values
+    present = [role for role in ROLES if (roles == role).any()]
+    if "subject_last" not in present:
+        raise NoMean(
+            "These prompts have different lengths and no subjects: no column means the same in each of them. Give the "
+            "pairs a subject=, or trace roles (positions=...)."
+        )
+    return xr.concat(
+        [_role(kept, roles, role) for role in present],
+        dim=xr.DataArray(np.array(present, dtype=object), dims="position", name="position"),
+    ).transpose(*kept.dims)
+
+
+def _role(kept: xr.Dataset, roles: np.ndarray, role: str) -> xr.Dataset:
+    """One column: for each pair the mean over its tokens of a role, and the status that they share."""
+    at = roles[:, kept.position.values] == role
+    mask = xr.DataArray(at, dims=("pair", "position"))
+    column = kept.drop_vars("status").where(mask).mean("position")
+    shared = xr.full_like(column[next(iter(column.data_vars))], "", dtype=object)
+    for n in range(len(at)):
+        shared[{"pair": n}] = _shared(kept.status.isel(pair=n).values[..., at[n]])
+    return column.assign(status=shared)
+
+
+def _shared(status: np.ndarray) -> np.ndarray:
+    """The status of cells that are averaged: their own if they agree, ok if some can matter, unpaired if none is."""
+    if not status.shape[-1]:
+        return np.full(status.shape[:-1], "unpaired", dtype=object)
+    same = (status == status[..., :1]).all(-1)
+    return np.where(same, status[..., 0], "ok").astype(object)
+
+
+def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
+    """Over pairs: what is a cut or a structural zero in every pair that has the cell is one; ok else."""
+    status = averaged.status
+    there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
+    shared = xr.full_like(status.isel(pair=0, drop=True), "ok", dtype=object)
+    for name in ("structural_zero", "cut"):
+        shared = shared.where(((status != name) & there).any("pair") | ~there.any("pair"), name)
+    return shared.where(there.any("pair"), "unpaired")
+
+
+def tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
+    """Each effect's mean, interval and tests, by name; and the smallest p that so many clusters can reach."""
+    dims, family, least = status.dims, status.values == "ok", np.nan
+    cells: dict[str, Any] = {}
+    for name, values in units.items():
+        interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
+        flipped = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
+        least = flipped.smallest_p
+        found = {
+            name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,
+            f"{name}_p": flipped.p, f"{name}_p_adjusted": flipped.p_adjusted, f"{name}_q": flipped.q,
+        }  # fmt: skip
+        cells |= {each: (dims, numbers) for each, numbers in found.items()}
+    return cells, least
+
+
+def _fractions(
+    units: Mapping[str, np.ndarray],
+    averaged: xr.Dataset,
+    totals: np.ndarray,
+    codes: np.ndarray,
+    dims: tuple[Any, ...],
+    seed: int,
+) -> dict[str, Any]:
+    """Ratios of means: the mean effect over the mean total effect of the pairs that have the cell."""
+    cells: dict[str, Any] = {}
+    for name, effect in FRACTIONS.items():
+        if effect not in units:
+            continue
+        values = averaged[effect].values
+        whole = np.where(np.isnan(values), np.nan, totals.reshape(-1, *[1] * (values.ndim - 1)))
+        ratio = ratio_interval(units[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed)
+        cells |= {name: (dims, ratio.estimate), f"{name}_reason": (dims, ratio.reason)}
+        cells |= {f"{name}_low": (dims, ratio.low), f"{name}_high": (dims, ratio.high)}
+    return cells
+
+
+def _peaks(
+    values: np.ndarray, status: xr.DataArray, seed: int
+) -> Iterator[tuple[str, tuple[SplitHalfPeak, PeakStability]]]:
+    """Of each component's map, what its peak is worth."""
+    layers = status.layer.values.tolist()
+    for n, component in enumerate(status.component.values):
+        here, eligible = values[:, n], status.values[n] == "ok"
+        half = split_half_peak(here, eligible, seed=seed)
+        stable = peak_stability(here, eligible, layer_axis=0, layers=layers, resamples=RESAMPLES, seed=seed)
+        yield str(component), (half, stable)

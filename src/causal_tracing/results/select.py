@@ -1,0 +1,154 @@
+"""One pair's effects by one metric, its strongest sites, and one site's numbers as a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.results.effects import effects
+from causal_tracing.results.measurements import Measurements
+
+HIGH, NEARLY_ZERO = 0.5, 0.1
+UNITS = ("head", "neuron")
+# What is known of a site where windows, noise or severing were asked for.
+BESIDE = (
+    *("window_first", "window_last", "restoration_sum", "disruption_sum"),
+    *("restoration_deviation", "disruption_deviation", "severed_attn_out", "severed_mlp_out"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRow:
+    """One site's numbers, in the metric's unit and as fractions of the total effect (None where undefined).
+
+    Those with a default belong to windows, noise and severing (`BESIDE`): None where they were not asked for.
+    """
+
+    component: str
+    layer: int
+    unit: int | None
+    position: int | str
+    clean_token: str
+    corrupt_token: str
+    role: str
+    restoration: float | None
+    disruption: float | None
+    interaction: float | None
+    restored_fraction: float | None
+    lost_fraction: float | None
+    pattern: str
+    window_first: int | None = None
+    window_last: int | None = None
+    restoration_sum: float | None = None
+    disruption_sum: float | None = None
+    restoration_deviation: float | None = None
+    disruption_deviation: float | None = None
+    severed_attn_out: float | None = None
+    severed_mlp_out: float | None = None
+
+    @property
+    def window(self) -> str:
+        """The layers that are patched together, as `layers 11 to 20`; "" for a single one."""
+        if self.window_first is None or self.window_first == self.window_last:
+            return ""
+        return f"layers {self.window_first} to {self.window_last}"
+
+
+def pattern(restored: float | None, lost: float | None) -> str:
+    """What a restored and a lost fraction mean together (AND, OR, SUM, XOR); "" where only the numbers speak."""
+    if restored is None or lost is None:
+        return ""
+    high, zero = (restored >= HIGH, lost >= HIGH), (abs(restored) < NEARLY_ZERO, abs(lost) < NEARLY_ZERO)
+    if all(high):
+        return "a bottleneck for this contrast"
+    if all(zero):
+        return "not on the path for this contrast, or masked by self-repair"
+    if high[0] and zero[1]:
+        return "sufficient here, but backed up elsewhere (OR-like)"
+    if zero[0] and high[1]:
+        return "necessary, but needs partners (AND-like)"
+    if restored * lost < 0 and not any(zero):
+        return "matters, but its sign depends on the rest: no single number describes it (XOR-like)"
+    if restored < 0 and lost < 0 and not any(zero):
+        return "opposes the clean answer"
+    between = all(NEARLY_ZERO <= value < HIGH for value in (restored, lost))
+    if between and abs(restored - lost) < NEARLY_ZERO / 2:
+        return "adds its share, independently of the rest (SUM-like)"
+    return ""
+
+
+def _unit_dim(found: xr.Dataset) -> str:
+    return next(name for name in UNITS if name in found.dims)
+
+
+def shown_first(found: xr.Dataset) -> str:
+    """The direction that is shown unless another is asked for."""
+    return "restoration" if "restoration" in found else "disruption"
+
+
+def site_row(found: xr.Dataset, component: str, layer: int, position: int | str, unit: int | None = None) -> SiteRow:
+    """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
+    cell = found.sel(component=component, layer=layer, position=position)
+    cell = cell if unit is None else cell.sel({_unit_dim(found): unit})
+
+    def value(name: str) -> float | None:
+        return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
+
+    position = int(position) if str(position).isdigit() else str(position)
+    tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
+    if isinstance(position, int):
+        tokens = {name: str(found[name].values[position]) for name in tokens}
+    restored, lost = value("restored_fraction"), value("lost_fraction")
+    return SiteRow(
+        component=str(component),
+        layer=int(layer),
+        unit=None if unit is None else int(unit),
+        position=position,
+        clean_token=tokens["clean_token"],
+        corrupt_token=tokens["corrupt_token"],
+        role=tokens["clean_role"],
+        restoration=value("restoration"),
+        disruption=value("disruption"),
+        interaction=value("interaction"),
+        restored_fraction=restored,
+        lost_fraction=lost,
+        pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
+        **{name: value(name) for name in BESIDE if not name.startswith("window")},
+        **{name: int(cell[name]) for name in ("window_first", "window_last") if name in cell},
+    )
+
+
+def select(
+    measurements: Measurements, *, pair: str | None = None, metric: str | None = None, of: str = "blocks"
+) -> xr.Dataset:
+    """The effects of one pair by one metric; `of` blocks, heads or neurons.
+
+    Raises InvalidOption for a name that is not in the trace.
+    """
+    data, chosen = measurements.data, {}
+    for name, asked in (("pair", pair), ("metric", metric)):
+        valid = [str(value) for value in data[name].values]
+        chosen[name] = valid[0] if asked is None else known(name, asked, valid)
+    return effects(measurements.of_pair(chosen["pair"]), of).sel(chosen)  # of many pairs, effects take seconds
+
+
+def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:
+    """The name that was asked for, if the trace has it. Raises InvalidOption with the nearest that it has."""
+    if asked not in valid:
+        raise InvalidOption(f"There is no {what} {asked!r} in this trace. {nearest(str(asked), map(str, valid))}")
+    return asked
+
+
+def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component: str | None = None) -> list[SiteRow]:
+    """The sites with the largest effects (by size) of one pair and metric; cuts and structural zeros are left out."""
+    by = by or shown_first(found)
+    effect = found[by].where(found.status == "ok")
+    if component is not None:
+        effect = effect.sel(component=[component])
+    flat = effect.stack(site=[name for name in ("component", "layer", "position", *UNITS) if name in effect.dims])
+    flat = flat[np.argsort(-abs(flat.values), kind="stable")]
+    flat = flat[flat.notnull().values][:count]  # before the rows are made: there may be tens of thousands
+    return [site_row(found, *site) for site in flat.site.values]

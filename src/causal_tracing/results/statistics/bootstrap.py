@@ -1,0 +1,287 @@
+"""From many pairs to estimates with intervals, for a whole map of sites at once.
+
+The unit is the pair; pairs of one cluster (the same fact) are one unit. What crosses the functions below is
+`[unit, *map]`, float64 inside; NaN means that the unit has no such cell.
+
+1. Pairs to units: a cluster's value is the mean of its pairs, and the estimate is the mean over clusters, each counted
+   once however many pairs it has. Clusters are in the order of their names, so the order of pairs changes nothing.
+2. Intervals: units are drawn with replacement, the same draws for every cell; BCa (Efron 1987, "Better bootstrap
+   confidence intervals"; Efron & Tibshirani 1993, 14.3). Means and ratios of means are one case: Σ top / Σ bottom.
+
+Tests: `permutation.py`. Peaks: `peaks.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy.special import ndtr, ndtri
+
+from causal_tracing import validation
+from causal_tracing.errors import InvalidOption
+
+FEWEST = 8  # units: with fewer there are values, and no interval
+TOO_FEW = f"fewer than {FEWEST} clusters"
+NEAR_ZERO = "the interval of the denominator contains 0"
+ZERO = "the mean of the denominator is 0"
+AT_ONCE = 2**22  # numbers held at once: resamples or flips, times cells
+ROUNDING = 1e-12  # sums in another order are the same number: ties are ties
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate for each cell with its interval, in the unit of the values; NaN where `reason` says why."""
+
+    estimate: Float[np.ndarray, "*map"]
+    low: Float[np.ndarray, "*map"]
+    high: Float[np.ndarray, "*map"]
+    reason: Shaped[np.ndarray, "*map"]
+    level: float
+
+
+def clusters(names: Sequence[str]) -> Int[np.ndarray, " pair"]:
+    """Each pair's cluster as a number from 0, in the alphabetical order of the clusters' names."""
+    number = {name: code for code, name in enumerate(sorted(set(names)))}
+    return np.array([number[name] for name in names], dtype=np.int64)
+
+
+def cluster_means(
+    values: Float[np.ndarray, "pair *map"], codes: Int[np.ndarray, " pair"]
+) -> Float[np.ndarray, "cluster *map"]:
+    """Each cluster's mean over its pairs that have the cell, in the unit of the values; NaN where none has it."""
+    require_values(values)
+    means = np.full((int(codes.max()) + 1, *values.shape[1:]), np.nan)
+    for code in np.unique(codes):
+        # Sorted, so that the order of pairs does not change the last bit of their sum.
+        means[code] = unit_means(np.sort(values[codes == code].astype(np.float64), axis=0))
+    return means
+
+
+def unit_means(values: Float[np.ndarray, "unit *map"]) -> Float[np.ndarray, "*map"]:
+    """The mean of each cell over the units that have it, in the unit of the values; NaN where none has it."""
+    present = ~np.isnan(values)
+    return _divided(np.asarray(np.where(present, values, 0.0).sum(0)), np.asarray(present.sum(0)))
+
+
+def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, "resample unit"]:
+    """How often each unit is drawn in each resample: every row adds up to the number of units."""
+    validation.whole("The number of resamples", resamples, least=1)
+    validation.whole("The seed", seed, least=0)
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+
+
+def mean_interval(
+    values: Float[np.ndarray, "unit *map"], *, level: float = 0.95, resamples: int = 10_000, seed: int
+) -> Interval:
+    """The mean over units and its BCa interval for each cell, in the unit of the values.
+
+    A resample's mean is over the units in it that have the cell. NaN (the interval) with fewer than 8 of them.
+    Where all of them are equal, which BCa does not define, low = high = the estimate. Raises InvalidOption.
+    """
+    require_values(values)
+    top, present, shape = *filled(values), values.shape[1:]
+    counts = resample_counts(len(top), resamples, seed)
+    reason = np.where(present.sum(0) < FEWEST, TOO_FEW, "").astype(object)
+    found = (*_intervals(top, present.astype(np.float64), present, level, counts), reason)
+    estimate, low, high, reason = (each.reshape(shape) for each in found)
+    return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
+
+
+def ratio_interval(
+    numerator: Float[np.ndarray, "unit *map"],
+    denominator: Float[np.ndarray, "unit ..."],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int,
+) -> Interval:
+    """Mean numerator / mean denominator, and its BCa interval for each cell: a fraction, never clipped.
+
+    The denominator is one number a unit, or one a unit and cell. Both means are over the units that have both, and are
+    drawn together. NaN where the denominator's own interval contains 0, or its mean is 0; with fewer than 8 units only
+    the interval is NaN. Of clusters in which some pairs lack the cell, give the denominator by cell, with NaN for
+    those pairs: else a fraction of 1 is not 1. Raises InvalidOption.
+    """
+    require_values(numerator)
+    require_values(denominator)
+    if denominator.shape not in (numerator.shape, numerator.shape[:1]):
+        raise InvalidOption(
+            f"The denominator must be one number a unit {numerator.shape[:1]}, or one a unit and cell "
+            f"{numerator.shape}; it has the shape {denominator.shape}."
+        )
+    bottom = np.broadcast_to(denominator.reshape(len(denominator), -1), (len(numerator), numerator[0].size))
+    missing = np.isnan(numerator.reshape(bottom.shape)) | np.isnan(bottom)
+    top, bottom = (np.where(missing, 0.0, each) for each in (numerator.reshape(bottom.shape), bottom))
+    counts = resample_counts(len(top), resamples, seed)
+    reason = _denominator_reasons(bottom, ~missing, level, counts)
+    estimate, low, high = _intervals(top, bottom, ~missing & (reason == ""), level, counts)
+    estimate[(reason == NEAR_ZERO) | (reason == ZERO)] = np.nan
+    estimate, low, high, reason = (each.reshape(numerator.shape[1:]) for each in (estimate, low, high, reason))
+    return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
+
+
+def ratio_difference_interval(
+    first: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
+    second: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int,
+) -> Interval:
+    """The first ratio of means minus the second, and its BCa interval for each cell: all four means drawn together.
+
+    Each is (numerator, denominator), both one number a unit and cell; the means are over the units that have all four.
+    NaN as for `ratio_interval`, by either denominator: `reason` says which. Raises InvalidOption.
+    """
+    parts, shape = (*first, *second), first[0].shape[1:]
+    for part in parts:
+        require_values(part)
+    present = ~np.isnan(np.stack(parts)).any(0).reshape(len(parts[0]), -1)
+    top, bottom, other, base = (np.where(present, part.reshape(present.shape), 0.0) for part in parts)
+    counts = resample_counts(len(top), resamples, seed)
+    both = [_denominator_reasons(each, present, level, counts) for each in (bottom, base)]
+    first_bad, second_bad = (np.isin(each, (NEAR_ZERO, ZERO)) for each in both)
+    reason = np.where(first_bad, "first: " + both[0], np.where(second_bad, "second: " + both[1], both[0]))
+    ratios = [(_divided(each.sum(0), whole.sum(0)), each, whole) for each, whole in ((top, bottom), (other, base))]
+    estimate = ratios[0][0] - ratios[1][0]
+    low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+    enough = np.flatnonzero((present.sum(0) >= FEWEST) & (reason == ""))
+    for some in slices(len(enough), len(counts)):
+        cells = enough[some]
+        one, two = (
+            _resampled(ratio[cells], each[:, cells], whole[:, cells], present[:, cells], counts)
+            for ratio, each, whole in ratios
+        )
+        low[cells], high[cells] = _bca(one - two, present[:, cells], level)
+    estimate[first_bad | second_bad] = np.nan
+    estimate, low, high, reason = (each.reshape(shape) for each in (estimate, low, high, reason))
+    return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
+
+
+def require_values(values: np.ndarray) -> None:
+    """Raises InvalidOption where there are no units, or an infinite value."""
+    if not len(values):
+        raise InvalidOption("There are no pairs to take a mean over. Give one at least.")
+    if np.isinf(values).any():
+        raise InvalidOption("The values hold an infinite number: no mean is defined. Mark it as missing (NaN).")
+
+
+def filled(values: np.ndarray) -> tuple[Float[np.ndarray, "unit cell"], Bool[np.ndarray, "unit cell"]]:
+    """The values with 0 for what is missing, and what is there."""
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    present = ~np.isnan(flat)
+    return np.where(present, flat, 0.0), present
+
+
+def _divided(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where it is not finite."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quotient = top / bottom
+    return np.asarray(np.where(np.isfinite(quotient), quotient, np.nan))
+
+
+def _denominator_reasons(
+    bottom: Float[np.ndarray, "unit cell"], present: Bool[np.ndarray, "unit cell"], level: float, counts: np.ndarray
+) -> Shaped[np.ndarray, " cell"]:
+    """Why a ratio or its interval is undefined, for each cell; "" where both are defined."""
+    columns, where = np.unique(np.concatenate([bottom, present]), axis=1, return_inverse=True)  # mostly a few
+    single, there = columns[: len(bottom)], columns[len(bottom) :] > 0
+    _, low, high = _intervals(single, there.astype(np.float64), there, level, counts)
+    reasons = np.where((low <= 0) & (high >= 0), NEAR_ZERO, "").astype(object)
+    reasons[there.sum(0) < FEWEST] = TOO_FEW
+    reasons[(np.abs(single.sum(0)) <= ROUNDING * np.abs(single).max(0)) & there.any(0)] = ZERO
+    return reasons[where.reshape(-1)]
+
+
+def _intervals(
+    top: Float[np.ndarray, "unit cell"],
+    bottom: Float[np.ndarray, "unit cell"],
+    present: Bool[np.ndarray, "unit cell"],
+    level: float,
+    counts: Float[np.ndarray, "resample unit"],
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """Σ top / Σ bottom, and both ends of its interval; NaN where fewer than 8 units are present."""
+    if not 0 < level < 1:
+        raise InvalidOption(f"The level of an interval must lie between 0 and 1; it is {level!r}.")
+    estimate = _divided(top.sum(0), bottom.sum(0))
+    low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+    enough = np.flatnonzero(present.sum(0) >= FEWEST)
+    for some in slices(len(enough), len(counts)):
+        cells = enough[some]
+        drawn = _resampled(estimate[cells], top[:, cells], bottom[:, cells], present[:, cells], counts)
+        low[cells], high[cells] = _bca(drawn, present[:, cells], level)
+    return estimate, low, high
+
+
+class _Resampled(NamedTuple):
+    """An estimate by cell, in each resample, and without each unit; and how far apart numbers may be and be equal."""
+
+    estimate: Float[np.ndarray, " cell"]
+    drawn: Float[np.ndarray, "cell resample"]
+    left_out: Float[np.ndarray, "unit cell"]
+    tie: Float[np.ndarray, " cell"]
+
+    def __sub__(self, other: "_Resampled") -> "_Resampled":
+        """The difference of two estimates, resample by resample."""
+        parts = (mine - its for mine, its in zip(self[:3], other[:3], strict=True))
+        return _Resampled(*parts, tie=self.tie + other.tie)
+
+
+def _resampled(
+    estimate: Float[np.ndarray, " cell"],
+    top: Float[np.ndarray, "unit cell"],
+    bottom: Float[np.ndarray, "unit cell"],
+    present: Bool[np.ndarray, "unit cell"],
+    counts: Float[np.ndarray, "resample unit"],
+) -> _Resampled:
+    """An estimate, Σ top / Σ bottom of each resample, and without each unit (NaN for those without the cell)."""
+    shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
+    left_out = _divided(top.sum(0) - top, bottom.sum(0) - bottom)
+    scale = np.abs(top).max(0) + np.abs(estimate) * np.abs(bottom).max(0)
+    return _Resampled(
+        estimate=estimate,
+        drawn=np.ascontiguousarray(_divided(counts @ top, counts @ shared).T),
+        left_out=np.where(present, left_out, np.nan),
+        tie=ROUNDING * scale / np.abs(bottom.sum(0) / present.sum(0)),
+    )
+
+
+def _bca(
+    found: _Resampled, present: Bool[np.ndarray, "unit cell"], level: float
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """BCa as scipy.stats.bootstrap has it (the tests hold it to that), which is one cell at a time and far slower."""
+    estimate, drawn, left_out, tie = found
+    drawn.sort(axis=1)  # NaN, a resample without any unit that has the cell, comes last
+    defined = np.maximum((~np.isnan(drawn)).sum(1), 1)
+    below = (drawn < (estimate - tie)[:, None]).sum(1) + (drawn <= (estimate + tie)[:, None]).sum(1)
+    bias = ndtri(np.clip(below / 2, 0.5, defined - 0.5) / defined)
+    pull = np.nan_to_num(unit_means(left_out) - left_out)
+    alike = np.abs(pull).max(0) * len(present) <= tie
+    acceleration = (pull**3).sum(0) / 6 / np.where(alike, 1.0, (pull**2).sum(0)) ** 1.5
+    ends = []
+    for z in (ndtri((1 - level) / 2), ndtri((1 + level) / 2)):
+        moved = bias + z
+        share = ndtr(bias + moved / np.maximum(1 - acceleration * moved, np.finfo(float).tiny))
+        ends.append(np.where(alike, estimate, _quantile(drawn, share, defined)))
+    return ends[0], ends[1]
+
+
+def _quantile(
+    drawn: Float[np.ndarray, "cell resample"], share: Float[np.ndarray, " cell"], defined: Int[np.ndarray, " cell"]
+) -> Float[np.ndarray, " cell"]:
+    """The quantile of each sorted row's defined part, between two of its numbers linearly."""
+    at = share * (defined - 1)
+    first = np.floor(at).astype(np.int64)
+    before, after = (
+        np.take_along_axis(drawn, np.minimum(index, defined - 1)[:, None], axis=1)[:, 0] for index in (first, first + 1)
+    )
+    return before + (at - first) * (after - before)
+
+
+def slices(count: int, width: int) -> Iterator[slice]:
+    """So many rows in slices, each of which holds no more than AT_ONCE numbers of rows of this width."""
+    step = max(1, AT_ONCE // width)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))

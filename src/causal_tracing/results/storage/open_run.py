@@ -1,0 +1,69 @@
+"""What a run folder holds, as Measurements: its rows in the order of the file, and what is known of the others."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causal_tracing.errors import InvalidResults
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.storage.join import joined
+from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row, Store, listed, read_manifest
+from causal_tracing.results.storage.saved import from_parts
+
+
+def open_run(folder: str | Path) -> Measurements:
+    """All pairs that are done. Raises InvalidResults where there is none, or something is damaged."""
+    manifest = read_manifest(folder)
+    store = Store(Path(folder), manifest["spec_sha256"])
+    rows, chunks = store.rows(), store.chunks()
+    ids = [pair["id"] for pair in manifest["pairs"]]
+    strange = sorted({*rows} - {*ids})
+    if strange:
+        raise InvalidResults(f"{store.path} has rows of pairs that are not in the manifest: {listed(strange)}.")
+    done = [rows[id] for id in ids if id in rows and rows[id].status == OK]
+    if not done:
+        reasons = [row.reason for row in rows.values() if row.reason]
+        why = f" The first pair that failed: {reasons[0]}" if reasons else ""
+        raise InvalidResults(f"{folder} holds no measured pair yet.{why} Run the same command again to go on.")
+    provenance = _provenance(manifest, done, rows, [chunks[chunk] for chunk in sorted(chunks) if chunks[chunk]])
+    return joined([_measurements(row) for row in done], provenance)
+
+
+def _measurements(row: Row) -> Measurements:
+    assert row.texts is not None
+    assert row.arrays is not None
+    return from_parts(row.texts["tables"], row.arrays, {})
+
+
+def _provenance(
+    manifest: Mapping[str, Any], done: Sequence[Row], rows: Mapping[str, Row], chunks: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The manifest's, with what was recorded of each chunk added up, and every pair accounted for."""
+    by_id = {pair["id"]: pair for pair in manifest["pairs"]}
+    left_out = {
+        status: {row.pair: row.reason for row in rows.values() if row.status == status} for status in (FAILED, DROPPED)
+    }
+    worst = [chunk["spot_checks"]["largest_difference"] for chunk in chunks]
+    return manifest["provenance"] | {
+        "noise": _noise(manifest["provenance"]["noise"], done),
+        "pairs": [by_id[row.pair] for row in done],
+        "pairs_asked": len(by_id),
+        "pairs_missing": len(by_id) - len(rows),
+        "shard": manifest["shard"],
+        "keep": manifest["spec"]["keep"],
+        **left_out,
+        "started": min((chunk["started"] for chunk in chunks), default=None),
+        **{name: sum(chunk[name] for chunk in chunks) for name in ("seconds", "worlds", "worlds_skipped")},
+        "spot_checks": {
+            "cells": sum(chunk["spot_checks"]["cells"] for chunk in chunks),
+            "largest_difference": max((each for each in worst if each is not None), default=None),
+        },
+    }
+
+
+def _noise(noise: Mapping[str, Any] | None, done: Sequence[Row]) -> dict[str, Any] | None:
+    """What is recorded of noise, with each pair's own."""
+    if noise is None:
+        return None
+    drawn = [row.texts["noise"] for row in done if row.texts is not None]
+    return dict(noise) | {name: [each[name] for each in drawn] for name in drawn[0]}

@@ -1,0 +1,279 @@
+"""A run folder: what is asked for, written first, and one row a pair as it is measured. Needs no torch.
+
+    manifest.json    the specification, its sha256, and everything that fixes the numbers; whole or not there
+    results.sqlite   a row a pair (its arrays, its texts, their sha256), and a row a chunk of pairs
+    pairs.jsonl      the pairs, as a file that can be traced again
+    lock             held while a process works in the folder
+
+Rows of a chunk are committed together, through a rollback journal (write-ahead logs do not work on the network file
+systems where job arrays run), so that a kill at any moment loses the chunk in hand and nothing else.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.results.storage.atomic import sync_folder, write_text
+from causal_tracing.results.storage.saved import PAIRS
+
+SCHEMA = 1
+MANIFEST, RESULTS, LOCK = "manifest.json", "results.sqlite", "lock"
+OK, FAILED, DROPPED = "ok", "failed", "dropped"
+TABLES = """
+CREATE TABLE pairs (pair TEXT, spec TEXT, chunk INTEGER, status TEXT, reason TEXT, texts TEXT, arrays BLOB,
+                    sha256 TEXT, PRIMARY KEY (pair, spec)) WITHOUT ROWID;
+CREATE TABLE chunks (chunk INTEGER, spec TEXT, record TEXT, PRIMARY KEY (chunk, spec)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Row:
+    """One pair: its arrays and the texts that describe them, or why there are none."""
+
+    pair: str
+    status: str
+    reason: str = ""
+    texts: Mapping[str, Any] | None = None
+    arrays: Mapping[str, np.ndarray] | None = None
+
+
+def is_run_folder(folder: str | Path) -> bool:
+    """Whether a run was begun there."""
+    return (Path(folder) / MANIFEST).is_file()
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes it, and the pairs as a file of their own, each whole or not at all. Raises MachineError."""
+    content = dict(manifest)
+    document = json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1)
+    pairs = "".join(json.dumps(pair) + "\n" for pair in content["pairs"])
+    for name, text in ((MANIFEST, document), (PAIRS, pairs)):
+        write_text(folder / name, text, otherwise="Free what is missing and run the same command again.")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What was asked for. Raises InvalidResults where it is missing, damaged, or of a newer version."""
+    path = Path(folder) / MANIFEST
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+        schema, expected, content = text["schema"], text["sha256"], text["content"]
+    except FileNotFoundError:
+        raise InvalidResults(f"{folder} has no {MANIFEST}: it is no run folder.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidResults(f"{path} is damaged: {error!r}. The run cannot be continued; begin another.") from None
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise InvalidResults(
+            f"{path} was written by a newer version (schema {schema}; this one reads {SCHEMA}). Upgrade causal-tracing."
+        )
+    if digest(content) != expected:
+        raise InvalidResults(f"{path} is damaged: its content is not what was written. Begin another run.")
+    return content
+
+
+def digest(content: Any) -> str:
+    """The sha256 of plain values, in one order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def differences(found: Any, asked: Any, name: str = "") -> Iterator[str]:
+    """What differs between two sets of plain values, by name."""
+    if isinstance(found, Mapping) and isinstance(asked, Mapping):
+        for key in sorted({*found, *asked}):
+            yield from differences(found.get(key), asked.get(key), f"{name}.{key}" if name else str(key))
+    elif found != asked:
+        yield f"{name} was {_short(found)} and is now {_short(asked)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder for one process alone. Raises MachineError where another is at work in it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise MachineError(
+            f"Another process is at work in {folder}. Wait for it, or give --out another name."
+        ) from None
+    except OSError as error:
+        raise MachineError(f"{folder / LOCK} cannot be locked: {error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Store:
+    """The rows of a run folder. Every method raises InvalidResults (damage) or MachineError (the disk)."""
+
+    def __init__(self, folder: Path, spec: str) -> None:
+        self.path = folder / RESULTS
+        self.spec = spec
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if not self.path.exists():
+                _create(self.path)
+            with closing(_connected(self.path)) as connection:
+                self._check(connection)
+                yield connection
+        except (sqlite3.OperationalError, OSError) as error:
+            raise MachineError(
+                f"{self.path} could not be read or written: {error}. What was committed before is intact; free what "
+                "is missing and run the same command again."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise InvalidResults(f"{self.path} is damaged: {error}. Restore it, or begin another run.") from error
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """A file that is there was whole once: an empty one has lost its rows."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            raise InvalidResults(f"{self.path} is damaged: it is empty. Restore it, or begin another run.")
+        if version > SCHEMA:
+            raise InvalidResults(
+                f"{self.path} was written by a newer version (schema {version}; this one reads {SCHEMA}). Upgrade "
+                "causal-tracing."
+            )
+
+    def add(self, chunk: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
+        """Commits a chunk's rows and its record together."""
+        packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
+        with self._open() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", packed)
+            text = json.dumps(dict(record))
+            connection.execute("INSERT INTO chunks VALUES (?, ?, ?)", (chunk, self.spec, text))
+            connection.execute("COMMIT")
+
+    def chunks(self) -> dict[int, dict[str, Any]]:
+        """The chunks that are done, with what was recorded of each."""
+        with self._open() as connection:
+            found = connection.execute("SELECT chunk, record FROM chunks WHERE spec = ?", (self.spec,)).fetchall()
+        try:
+            return {chunk: json.loads(record) for chunk, record in found}
+        except ValueError as error:
+            raise InvalidResults(f"{self.path} is damaged: a chunk's record is no JSON ({error}).") from None
+
+    def rows(self) -> dict[str, Row]:
+        """Every row by its pair, each held against its sha256."""
+        query = "SELECT pair, status, reason, texts, arrays, sha256 FROM pairs WHERE spec = ? ORDER BY chunk, pair"
+        with self._open() as connection:
+            found = connection.execute(query, (self.spec,)).fetchall()
+        return {row[0]: self._unpacked(*row) for row in found}
+
+    def take(self, other: "Store") -> None:
+        """All rows of another store, to the byte. Raises InvalidResults where a pair has other numbers there."""
+        with other._open() as connection:
+            pairs = connection.execute("SELECT * FROM pairs WHERE spec = ?", (self.spec,)).fetchall()
+            chunks = connection.execute("SELECT * FROM chunks WHERE spec = ?", (self.spec,)).fetchall()
+        with self._open() as connection:
+            held = dict(connection.execute("SELECT pair, sha256 FROM pairs WHERE spec = ?", (self.spec,)).fetchall())
+            for row in pairs:
+                if held.get(row[0], row[-1]) != row[-1]:
+                    raise InvalidResults(f"{other.path} holds other numbers for pair {row[0]!r} than another shard.")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR IGNORE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", pairs)
+            connection.executemany("INSERT OR IGNORE INTO chunks VALUES (?, ?, ?)", chunks)
+            connection.execute("COMMIT")
+
+    def _unpacked(self, pair: str, status: str, reason: str, texts: str, arrays: bytes, expected: str) -> Row:
+        from safetensors.numpy import load
+
+        if _sha256(pair, status, reason, texts, arrays) != expected:
+            raise InvalidResults(
+                f"{self.path} is damaged: the row of pair {pair!r} is not what was written. Restore the file, or begin "
+                "another run."
+            )
+        if status != OK:
+            return Row(pair=pair, status=status, reason=reason)
+        return Row(pair=pair, status=status, reason=reason, texts=json.loads(texts), arrays=load(arrays))
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def _create(path: Path) -> None:
+    """A file of empty tables, whole or not there."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        new = Path(scratch) / path.name
+        with closing(_connected(new)) as connection:
+            connection.executescript(f"{TABLES} PRAGMA user_version={SCHEMA};")
+        os.replace(new, path)
+        sync_folder(path.parent)
+
+
+def merge(target: Path, sources: Sequence[Path]) -> list[int]:
+    """Puts the rows of shards of one run together; gives the chunks that none of them has.
+
+    Raises InvalidResults where they are not of one run, or hold other numbers for a pair.
+    """
+    manifests = [read_manifest(source) for source in sources]
+    for source, manifest in zip(sources, manifests, strict=True):
+        differ = list(differences(manifests[0]["spec"], manifest["spec"]))
+        if differ:
+            raise InvalidResults(f"{source} is no shard of the same run as {sources[0]}: {'; '.join(differ)}.")
+    if target.exists() and any(target.iterdir()):
+        raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
+    first = manifests[0]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{target} cannot be written: {error}.") from error
+    whole = Store(target, first["spec_sha256"])
+    for source in sources:
+        shard = Store(source, first["spec_sha256"])
+        shard.rows()  # held against their sha256
+        whole.take(shard)
+    write_manifest(target, first | {"shard": [0, 1]})
+    chunks = range(-(-len(first["pairs"]) // first["spec"]["chunk"]))
+    return sorted({*chunks} - {*whole.chunks()})
+
+
+def _packed(row: Row) -> tuple[str, bytes, str]:
+    """Texts, arrays and their sha256. The same values give the same bytes."""
+    from safetensors.numpy import save
+
+    texts = json.dumps(row.texts, sort_keys=True)
+    arrays = (
+        b""
+        if row.arrays is None
+        else save({name: np.ascontiguousarray(row.arrays[name]) for name in sorted(row.arrays)})
+    )
+    return texts, arrays, _sha256(row.pair, row.status, row.reason, texts, arrays)
+
+
+def _sha256(*parts: str | bytes) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode()
+        found.update(len(data).to_bytes(8, "big") + data)
+    return found.hexdigest()
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Some names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

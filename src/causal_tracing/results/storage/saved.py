@@ -1,0 +1,143 @@
+"""Measurements as a folder: JSON for what is text, npz for numbers, no pickle."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.results.measurements import Measurements
+
+SCHEMA = 1
+TEXT, ARRAYS, PAIRS = "trace.json", "arrays.npz", "pairs.jsonl"
+
+
+def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Writes the measurements as a folder: JSON for what is text, npz for numbers, no pickle.
+
+    The folder appears whole or not at all. Raises InvalidResults if it is there already (unless `overwrite`, which
+    replaces a saved trace and nothing else), MachineError if the disk refuses.
+    """
+    target = check_target(folder, overwrite=overwrite)
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
+            _write(measurements, Path(scratch) / "new")
+            if target.exists():
+                os.replace(target, Path(scratch) / "old")
+            os.replace(Path(scratch) / "new", target)
+    except OSError as error:
+        raise MachineError(f"{target} could not be written: {error}. Nothing was left half-written.") from error
+    return target
+
+
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder as a path, if a trace can be saved there. Raises InvalidResults."""
+    target = Path(folder)
+    if target.exists() and not (overwrite and (target / TEXT).is_file()):
+        hint = "Overwrite it (overwrite=True, --overwrite)" if (target / TEXT).is_file() else "It is not a saved trace"
+        raise InvalidResults(f"{target} exists already. {hint}, or choose another name.")
+    return target
+
+
+def open_measurements(folder: str | Path) -> Measurements:
+    """What `save` wrote. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
+    folder = Path(folder)
+    if not (folder / TEXT).is_file():
+        what = "has no trace.json: it is not a saved trace" if folder.is_dir() else "is not there"
+        raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
+    try:
+        text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
+        digest, content = text["sha256"], text["content"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
+    if text.get("schema", 0) > SCHEMA:
+        raise InvalidResults(
+            f"{folder} was written by a newer version (schema {text['schema']}; this one reads {SCHEMA}). "
+            "Upgrade causal-tracing to open it."
+        )
+    _check(folder / TEXT, digest, _canonical(content))
+    try:
+        arrays = (folder / ARRAYS).read_bytes()
+    except OSError as error:
+        raise InvalidResults(f"{folder / ARRAYS} cannot be read: {error}. Make the trace again.") from None
+    _check(folder / ARRAYS, content["arrays"], arrays)
+    with np.load(io.BytesIO(arrays), allow_pickle=False) as numbers:
+        return from_parts(content["tables"], numbers, content["provenance"])
+
+
+def to_parts(measurements: Measurements) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Every table as plain values that JSON can hold, and its numbers by table and name."""
+    arrays: dict[str, np.ndarray] = {}
+    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
+    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
+    return described, arrays
+
+
+def from_parts(
+    described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]
+) -> Measurements:
+    """What `to_parts` took apart."""
+    tables = {name: _dataset(name, each, arrays) for name, each in described.items()}
+    data = tables.pop("blocks")
+    return Measurements(data=data, provenance=provenance, **tables)
+
+
+def _write(measurements: Measurements, folder: Path) -> None:
+    folder.mkdir()
+    numbers = io.BytesIO()
+    described, arrays = to_parts(measurements)
+    np.savez_compressed(numbers, allow_pickle=False, **arrays)
+    content = {
+        "provenance": measurements.provenance,
+        "tables": described,
+        "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
+    }
+    text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
+    files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
+    for name, payload in files.items():
+        with open(folder / name, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _described(table: str, data: xr.Dataset, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A table's variables as JSON; their numbers go to `arrays`, by table and name."""
+    described = {}
+    for name, variable in data.variables.items():
+        described[str(name)] = entry = {"dims": list(variable.dims), "coordinate": name in data.coords}
+        if variable.dtype.kind in "OUT":  # text stays in JSON: fixed-width arrays would lose trailing NULs
+            entry["text"] = variable.values.tolist()
+        else:
+            arrays[f"{table}.{name}"] = variable.values
+    return described
+
+
+def _dataset(table: str, described: Mapping[str, Any], numbers: Mapping[str, np.ndarray]) -> xr.Dataset:
+    variables, coordinates = {}, {}
+    for name, entry in described.items():
+        values = np.array(entry["text"], dtype=object) if "text" in entry else numbers[f"{table}.{name}"]
+        (coordinates if entry["coordinate"] else variables)[name] = (entry["dims"], values)
+    return xr.Dataset(variables, coordinates)
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _check(path: Path, expected: str, payload: bytes) -> None:
+    found = hashlib.sha256(payload).hexdigest()
+    if found != expected:
+        raise InvalidResults(
+            f"{path} is damaged: its content has the checksum {found[:12]}…, and {str(expected)[:12]}… was written. "
+            "Make the trace again."
+        )

@@ -1,0 +1,427 @@
+"""The engine against bare torch hooks, in any batches, when memory runs out, and what it leaves behind: nothing."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bare_hooks import PATHS, Bare, Paths, first
+from causal_tracing.engine.backend import Evaluation
+from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks import replay
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import ComponentNotOffered, InvalidEdit, OutOfMemory
+from causal_tracing.interventions.edits import Edit, From, Given, Run, World
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+from causal_tracing.testing import ToyTokenizer
+from families import FAMILIES, build
+
+CLEAN = (5, 17, 42, 11, 60, 33, 8, 71, 90)
+CORRUPT = (5, 17, 42, 13, 60, 29, 8, 71, 90)
+LENGTH, LAYERS = 9, range(4)
+TOLERANCE = 2e-5  # of the largest logit
+
+CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
+IDS = [f"{family.name}-{attention}" for family, attention in CASES]
+BY_NAME = {family.name: family for family in FAMILIES}
+
+
+def load(name: str, attention: str | None = None) -> Model:
+    return accept(build(BY_NAME[name], attention), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
+
+
+@cache
+def llama() -> Model:
+    return load("llama")
+
+
+@cache
+def gpt2() -> Model:
+    return load("gpt2")
+
+
+def all_logits(logits: Tensor, _: Any) -> Tensor:
+    return logits.flatten(1)
+
+
+@pytest.mark.parametrize(("family", "attention"), CASES, ids=IDS)
+def test_the_engine_agrees_with_bare_hooks(family, attention):
+    model = load(family.name, attention)
+    expected = ["resid_pre", "resid_post"]
+    if family.additive:
+        expected += ["attn_out", "mlp_out"] + (["resid_mid"] if family.residual == "sequential" else [])
+    assert set(model.anatomy.components) == set(expected)
+    bare = Bare(model.network, PATHS.get(family.name, Paths()))
+    for base, donor in ((CORRUPT, CLEAN), (CLEAN, CORRUPT)):
+        worlds = [single(base, donor, *place) for place in product(expected, LAYERS, range(LENGTH))]
+        found = evaluate(model, worlds, all_logits, prune=False).values.reshape(-1, LENGTH, LENGTH, 97)
+        for (component, layer), values in zip(product(expected, LAYERS), found, strict=True):
+            by_hand = bare.patched(base, bare.donor(donor, component, layer), component, layer)
+            assert_allclose(values, by_hand, rtol=0, atol=TOLERANCE * np.abs(by_hand).max())
+    assert np.abs(bare.run(CLEAN) - bare.run(CORRUPT))[0, -1].max() > 0.5
+
+
+def single(base: tuple[int, ...], donor: tuple[int, ...], component: str, layer: int, position: int) -> World:
+    edit = Edit(Site(component, layer, position), From(Run(donor), position))
+    return World(Run(base), (edit,), tuple(range(LENGTH)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite", "opt", "falcon", "bloom"])
+def test_what_is_recorded_is_what_bare_hooks_see(name):
+    model = load(name)
+    bare, run = Bare(model.network, PATHS.get(name, Paths())), Run(CLEAN)
+    places = list(product(model.anatomy.components, LAYERS))
+    recording = record(model, [run], places, keep=LENGTH)[run]
+    for place in places:
+        assert_allclose(recording.activations[place], bare.donor(CLEAN, *place), rtol=0, atol=1e-6)
+    assert_array_equal(recording.logits.double(), bare.run(CLEAN)[0])
+
+
+# Law 31: a world's result does not depend on its neighbours, on order, or on the size of batches.
+
+COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+LONGER = (5, 17, 42, 13, 60, 29, 8, 71, 90, 3, 44)
+
+
+SITES = st.tuples(st.sampled_from(COMPONENTS), st.integers(0, 3), st.integers(0, LENGTH - 1))
+SOURCES = st.tuples(st.sampled_from([CLEAN, CORRUPT]), st.integers(0, LENGTH - 1), st.sampled_from([0.0, 0.5, 1.0]))
+WORLDS = st.tuples(
+    st.sampled_from([CLEAN, CORRUPT, LONGER]),
+    st.dictionaries(SITES, SOURCES, max_size=4),
+    st.sampled_from([(8,), (4,), (2, 8)]),
+)
+
+
+def make_world(tokens: tuple[int, ...], edits: dict[Any, Any], readout: tuple[int, ...]) -> World:
+    """Of two edits at one place (resid_post is resid_pre of the next layer) the later one is made."""
+    at = {
+        Site(*site).place: Edit(Site(*site), From(Run(donor), position), alpha)
+        for site, (donor, position, alpha) in edits.items()
+    }
+    return World(Run(tokens), tuple(at.values()), readout)
+
+
+def at_first_readout(logits: Tensor, _: Any) -> Tensor:
+    return logits[:, 0]
+
+
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+@pytest.mark.parametrize("load_model", [llama, gpt2])
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(described=st.lists(WORLDS, min_size=1, max_size=12), prune=st.booleans(), seed=st.integers(0, 9))
+def test_a_world_does_not_depend_on_its_neighbours(load_model, engine, described, prune, seed):
+    model, worlds = load_model(), [make_world(*world) for world in described]
+    alone = np.stack([evaluate(model, [world], at_first_readout, prune=False).values[0] for world in worlds])
+    order = random.Random(seed).sample(range(len(worlds)), len(worlds))
+    shuffled = [worlds[number] for number in order]
+    bound = TOLERANCE * np.abs(alone).max()
+    for rows, budget in ((1, None), (3, None), (7, None), (None, 1)):
+        options = {"engine": engine, "prune": prune, "rows": rows, "budget": budget}
+        found = evaluate(model, shuffled, at_first_readout, **options)
+        assert_allclose(found.values, alone[order], rtol=0, atol=bound)
+        assert prune or found.worlds_run == len(worlds)
+
+
+def test_equal_worlds_are_run_once_and_all_get_their_numbers():
+    world, other = single(CORRUPT, CLEAN, "resid_post", 1, 3), single(CORRUPT, CLEAN, "resid_post", 1, 5)
+    found = evaluate(llama(), [world, other, world, world], all_logits)
+    assert found.worlds_run == 2
+    assert_array_equal(found.values[[2, 3]], found.values[[0, 0]])
+    assert np.abs(found.values[0] - found.values[1]).max() > 0.1
+
+
+def test_measure_is_told_which_worlds_it_measures():
+    def measure(logits: Tensor, worlds: Any) -> Tensor:
+        return torch.tensor([[float(world.pair), float(len(world.base.tokens))] for world in worlds])
+
+    worlds = [World(Run(tokens), (), (4,), pair) for pair, tokens in enumerate((CLEAN, LONGER, CORRUPT, LONGER))]
+    found = evaluate(llama(), worlds, measure, rows=2)
+    assert found.values.tolist() == [[0, 9], [1, 11], [2, 9], [3, 11]]
+
+
+def test_progress_reaches_the_number_of_worlds_that_are_run():
+    seen: list[tuple[int, int]] = []
+    evaluate(llama(), sweep(), all_logits, rows=16, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(16, 36), (32, 36), (36, 36)]
+
+
+# Memory that runs out.
+
+
+def sweep() -> list[World]:
+    """36 worlds that cannot be pruned and are all different."""
+    places = product(("resid_post", "attn_out", "mlp_out"), (0, 1, 2), (3, 5, 6, 8))
+    return [single(CORRUPT, CLEAN, *place) for place in places]
+
+
+def fails_above(rows: int, error: Exception, sizes: list[int]) -> Callable[..., Any]:
+    forward = replay.forward  # pyright: ignore[reportPrivateImportUsage]
+
+    def limited(model: Model, runs: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(len(runs))
+        if len(runs) > rows:
+            raise error
+        return forward(model, runs, *args, **kwargs)
+
+    return limited
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4000 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, error):
+    expected = evaluate(llama(), sweep(), all_logits)
+    sizes: list[int] = []
+    monkeypatch.setattr(replay, "forward", fails_above(5, error, sizes))
+    found = evaluate(llama(), sweep(), all_logits)
+    assert_allclose(found.values, expected.values, rtol=0, atol=TOLERANCE * np.abs(expected.values).max())
+    assert sizes[:4] == [36, 18, 9, 4]
+    assert sum(size for size in sizes if size <= 5) == 36
+
+
+def test_one_world_that_does_not_fit_is_an_error(monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(replay, "forward", fails_above(0, torch.OutOfMemoryError("CUDA out of memory."), sizes))
+    message = "A single run of 9 tokens does not fit into the memory of cpu. Use a shorter prompt"
+    with pytest.raises(OutOfMemory, match=message):
+        evaluate(llama(), sweep(), all_logits)
+    assert sizes == [36, 18, 9, 4, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(replay, "forward", fails_above(0, RuntimeError("shapes cannot be multiplied"), sizes))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        evaluate(llama(), sweep(), all_logits)
+    assert sizes == [36]
+
+
+# Edits that cannot be made.
+
+
+def test_an_edit_of_a_layer_that_is_not_there_is_an_error():
+    message = "An edit is at resid_post of layer 4 at position 3, but llama has 4 layers: 0 to 3."
+    with pytest.raises(InvalidEdit, match=message):
+        evaluate(llama(), [single(CORRUPT, CLEAN, "resid_post", 4, 3)], all_logits)
+
+
+def test_a_tensor_of_the_wrong_size_is_an_error():
+    edit = Edit(Site("mlp_out", 2, 3), Given(torch.zeros(31)))
+    message = r"mlp_out of layer 2 at position 3 holds 32 numbers; the tensor given has shape \(31,\)\."
+    with pytest.raises(InvalidEdit, match=message):
+        evaluate(llama(), [World(Run(CLEAN), (edit,), (8,))], all_logits)
+
+
+def test_a_component_that_the_model_does_not_have_is_an_error():
+    with pytest.raises(ComponentNotOffered, match="resid_mid is not offered on this model"):
+        evaluate(load("gpt_neox"), [single(CORRUPT, CLEAN, "resid_mid", 1, 3)], all_logits)
+
+
+# Law 39: whatever happens, the model and the process are left as they were.
+
+
+@dataclass
+class Snapshot:
+    """All that a sweep could leave changed."""
+
+    hooks: list[tuple[list[int], ...]]
+    forwards: list[Any]
+    training: list[bool]
+    requires_grad: list[bool]
+    weights: list[Tensor]
+    attention: Any
+    gradients: tuple[bool, bool]
+    torch_random: Tensor
+    numpy_random: str
+    modules: list[int]
+    attention_functions: dict[str, Any]
+
+    @classmethod
+    def take(cls, network: nn.Module) -> "Snapshot":
+        modules: list[Any] = list(network.modules())
+        names = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+        backward = ("_backward_hooks", "_backward_pre_hooks", "_forward_hooks_always_called")
+        config: Any = network.config
+        return cls(
+            hooks=[tuple(list(getattr(module, name)) for name in names + backward) for module in modules],
+            forwards=[module.__dict__.get("forward") for module in modules],
+            training=[module.training for module in modules],
+            requires_grad=[parameter.requires_grad for parameter in network.parameters()],
+            weights=[tensor.detach().clone() for tensor in network.state_dict().values()],
+            attention=config._attn_implementation,
+            gradients=(torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+            torch_random=torch.get_rng_state(),
+            numpy_random=repr(np.random.get_state(legacy=False)["state"]["key"].tolist()),
+            modules=[id(module) for module in modules],
+            attention_functions=dict(ALL_ATTENTION_FUNCTIONS),
+        )
+
+    def assert_equals(self, other: "Snapshot") -> None:
+        assert self.hooks == other.hooks
+        assert all(one is two for one, two in zip(self.forwards, other.forwards, strict=True))
+        assert self.training == other.training
+        assert self.requires_grad == other.requires_grad
+        assert all(torch.equal(one, two) for one, two in zip(self.weights, other.weights, strict=True))
+        assert self.attention == other.attention
+        assert self.gradients == other.gradients
+        assert torch.equal(self.torch_random, other.torch_random)
+        assert self.numpy_random == other.numpy_random
+        assert self.modules == other.modules
+        assert self.attention_functions == other.attention_functions
+
+
+class Counter(ModelHook):
+    """An accelerate hook, as models have that are spread over devices."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return args, kwargs
+
+
+@dataclass
+class InUse:
+    """A model as a user has it in the middle of work, and what the user's own hooks have counted."""
+
+    model: Model
+    calls: list[str]
+    accelerated: Counter
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_oss"])
+def in_use(request: pytest.FixtureRequest) -> InUse:
+    """In training mode with one layer in evaluation mode, a frozen weight, hooks of the user's and of accelerate."""
+    model, calls, counter = load(request.param), [], Counter()
+    network, layers = model.network, model.layers
+    # Whatever loading has done is undone, so that it shows when it is done again.
+    torch.rand(3)
+    torch.set_grad_enabled(True)
+    network.requires_grad_(True)
+    network.train()
+    layers[1].eval()
+    next(network.parameters()).requires_grad_(False)
+    layers[0].register_forward_hook(lambda *_: calls.append("layer"))
+    network.register_forward_pre_hook(lambda *_: calls.append("network"))
+    model.part(2, model.anatomy.layout.mlp or "").register_forward_hook(lambda _, __, output: output)
+    add_hook_to_module(layers[3], counter)
+    return InUse(model=model, calls=calls, accelerated=counter)
+
+
+def every_component(model: Model) -> list[World]:
+    return [single(CORRUPT, CLEAN, component, layer, 3) for component in model.anatomy.components for layer in LAYERS]
+
+
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_a_sweep_leaves_everything_as_it_was(in_use, engine):
+    before = Snapshot.take(in_use.model.network)
+    found = evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine, rows=8)
+    record(in_use.model, [Run(CLEAN)], [("resid_post", 1)])
+    before.assert_equals(Snapshot.take(in_use.model.network))
+    assert np.isfinite(found.values).all()
+    forwards = in_use.calls.count("network")
+    assert forwards > 3  # the donor's and some batches
+    if engine == "replay":
+        assert in_use.calls.count("layer") == in_use.accelerated.calls == forwards
+    in_use.calls.clear()
+    in_use.model.network(input_ids=torch.tensor([CLEAN]))
+    assert in_use.calls == ["network", "layer"]
+
+
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_pythons_random_state_is_left_alone(in_use, engine):
+    jaxtyping.config.update("jaxtyping_disable", True)  # the type checker draws from it
+    try:
+        before = random.getstate()
+        evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine)
+        assert random.getstate() == before
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_accepting_a_model_leaves_everything_as_it_was(in_use):
+    before = Snapshot.take(in_use.model.network)
+    again = accept(in_use.model.network, in_use.model.tokenizer, name="again")
+    before.assert_equals(Snapshot.take(in_use.model.network))
+    assert again.anatomy == in_use.model.anatomy
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["measure", "hook of the user", "progress"])
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_an_exception_leaves_everything_as_it_was(in_use, engine, where, error):
+    def fail(place: str) -> None:
+        if place == where and in_use.calls.count("network") >= 3:
+            raise error("stop")
+
+    def measure(logits: Tensor, _: Any) -> Tensor:
+        fail("measure")
+        return logits.flatten(1)
+
+    def run() -> Evaluation:
+        return evaluate(
+            in_use.model,
+            every_component(in_use.model),
+            measure,
+            engine=engine,
+            rows=4,
+            progress=lambda *_: fail("progress"),
+        )
+
+    in_use.model.part(2, in_use.model.anatomy.layout.attn or "").register_forward_hook(
+        lambda *_: fail("hook of the user")
+    )
+    before = Snapshot.take(in_use.model.network)
+    with pytest.raises(error, match="stop"):
+        run()
+    before.assert_equals(Snapshot.take(in_use.model.network))
+
+
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_what_a_users_hook_has_kept_is_not_written_to(engine):
+    model, kept = load("llama"), []
+    for path in ("self_attn", "mlp", ""):
+        model.part(1, path).register_forward_hook(
+            lambda _, __, output: kept.append((first(output), first(output).clone()))
+        )
+    evaluate(model, every_component(model), all_logits, engine=engine, rows=8)
+    assert len(kept) >= 9
+    for output, copy in kept:
+        assert torch.equal(output, copy)
+
+
+def test_gradients_stay_off_where_the_caller_turned_them_off(in_use):
+    with torch.no_grad():
+        evaluate(in_use.model, every_component(in_use.model)[:2], all_logits)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_what_a_measure_sees_has_no_gradient():
+    def measure(logits: Tensor, _: Any) -> Tensor:
+        assert not logits.requires_grad
+        return logits.flatten(1)
+
+    evaluate(llama(), sweep()[:2], measure)

@@ -1,0 +1,402 @@
+"""Estimates by gradient: gradients against bare autograd, the laws of estimates, and the checks that go with them."""
+
+import html
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from scipy import stats
+
+import causal_tracing as ct
+from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks.gradients import gradients
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidResults
+from causal_tracing.experiments.attribution_result import Attribution
+from causal_tracing.interventions.edits import Edit, From, Plus, Run, World
+from causal_tracing.interventions.sites import MEDIATORS, Site
+from causal_tracing.models.model import Model
+from causal_tracing.patching import attribution
+from causal_tracing.patching.attribution import integrated
+from causal_tracing.testing import circuit
+from families import FAMILIES, build
+from tokenizers_for_tests import words
+
+WORDS = words(*(f" w{n}" for n in range(96)))
+CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
+PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8")
+LAYERS, LENGTH = 4, 6
+BLOCKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> Model:
+    return accept(build(next(one for one in FAMILIES if one.name == name), dtype=dtype), WORDS, name=name)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load("llama")
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(WORDS(text)["input_ids"])
+
+
+ANSWER, FOIL = ids(" w7")[0], ids(" w8")[0]
+
+
+def logit_diff(logits: torch.Tensor) -> torch.Tensor:
+    return logits[:, ANSWER] - logits[:, FOIL]
+
+
+# Gradients.
+
+
+def by_autograd(network: Any, module: Any, *, of_input: bool) -> torch.Tensor:
+    """d logit_diff / d a module's output or input, by a tensor that is told to keep its gradient."""
+    kept: list[torch.Tensor] = []
+
+    def leaf(value: torch.Tensor) -> torch.Tensor:
+        kept.append(value.detach().requires_grad_())
+        return kept[0]
+
+    def on_input(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (leaf(args[0]), *args[1:])
+
+    def on_output(_: Any, __: Any, output: Any) -> Any:
+        return (leaf(output[0]), *output[1:]) if isinstance(output, tuple) else leaf(output)
+
+    handle = module.register_forward_pre_hook(on_input) if of_input else module.register_forward_hook(on_output)
+    logit_diff(network(torch.tensor([ids(CORRUPT)])).logits[:, -1]).sum().backward()
+    handle.remove()
+    network.zero_grad(set_to_none=True)
+    assert kept[0].grad is not None
+    return kept[0].grad[0]
+
+
+WHERE: dict[str, tuple[Callable[[Any, int], Any], bool]] = {
+    "resid_post": (lambda network, layer: network.model.layers[layer], False),
+    "attn_out": (lambda network, layer: network.model.layers[layer].self_attn, False),
+    "mlp_out": (lambda network, layer: network.model.layers[layer].mlp, False),
+    "z": (lambda network, layer: network.model.layers[layer].self_attn.o_proj, True),
+    "neurons": (lambda network, layer: network.model.layers[layer].mlp.down_proj, True),
+    "v": (lambda network, layer: network.model.layers[layer].self_attn.v_proj, False),
+}
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_gradients_equal_bare_autograd(name):
+    model = load(name)
+    places = [(component, layer) for component in WHERE for layer in range(LAYERS)]
+    found = gradients(model, [Run(ids(CORRUPT))], places, logit_diff)
+    for component, (module, of_input) in WHERE.items():
+        for layer in range(LAYERS):
+            expected = by_autograd(model.network, module(model.network, layer), of_input=of_input)
+            assert_allclose(found[component, layer][0], expected.reshape(LENGTH, -1), rtol=0, atol=1e-5)
+            assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "gpt_neox", "gpt_oss"])
+def test_gradients_equal_finite_differences(name):
+    """Central differences of the patched metric itself, for every component.
+
+    In float64; the norms of transformers compute in float32 even then, so the step cannot be smaller.
+    """
+    model, run, step = load(name, torch.float64), Run(ids(CORRUPT)), 2e-3
+    components = (*model.anatomy.components, *model.anatomy.mediators)
+    generator = torch.Generator().manual_seed(1)
+    found = gradients(model, [run], [(component, 1) for component in components], logit_diff)
+    for component in components:
+        for position in (2, 4):
+            slope = found[component, 1][0, position]
+            way = torch.randn(slope.shape, generator=generator, dtype=torch.float64)
+            edits = [(Edit(Site(component, 1, position), Plus(sign * step * way)),) for sign in (1, -1)]
+            worlds = [World(run, edit, (LENGTH - 1,)) for edit in edits]
+            values = evaluate(model, worlds, lambda logits, _: logit_diff(logits[:, -1])[:, None]).values[:, 0]
+            expected = (values[0] - values[1]) / (2 * step)
+            assert (slope * way).sum().item() == pytest.approx(expected, abs=5e-4, rel=1e-3), component
+
+
+def test_a_model_is_left_as_it_was(model):
+    parameters = list(model.network.parameters())
+    parameters[0].requires_grad_(False)
+    model.network.train()
+
+    def fails(_: torch.Tensor) -> torch.Tensor:
+        raise KeyError("in the middle")
+
+    for measure in (logit_diff, fails):
+        try:
+            gradients(model, [Run(ids(CORRUPT))], [("pattern", 0), ("resid_post", 1)], measure)
+        except KeyError:
+            assert measure is fails
+        assert [parameter.requires_grad for parameter in parameters] == [False, *[True] * (len(parameters) - 1)]
+        assert all(parameter.grad is None for parameter in parameters)
+        assert model.network.training
+        assert torch.is_grad_enabled()
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.network.modules())
+    parameters[0].requires_grad_(True)
+    model.network.eval()
+
+
+# Laws 37 and 38.
+
+
+def exact(model: Model, sites: list[Site], alpha: float = 1.0) -> float:
+    base, donor = Run(ids(CORRUPT)), Run(ids(CLEAN))
+    edits = tuple(Edit(site, From(donor, site.position), alpha) for site in sites)
+    worlds = [World(base, (), (LENGTH - 1,)), World(base, edits, (LENGTH - 1,))]
+    values = evaluate(model, worlds, lambda logits, _: logit_diff(logits[:, -1])[:, None]).values[:, 0]
+    return float(values[1] - values[0])
+
+
+@pytest.mark.parametrize("component", ["resid_post", "mlp_out", "z", "pattern"])
+def test_the_error_of_attribution_patching_is_quadratic(component):
+    model = load("llama", torch.float64)
+    base, donor, place = Run(ids(CORRUPT)), Run(ids(CLEAN)), (component, 1)
+    kept = record(model, [base, donor], [place])
+    apart = kept[donor].activations[place][4] - kept[base].activations[place][4]
+    slope = gradients(model, [base], [place], logit_diff)[place][0, 4]
+    # The first order alone: the estimate's error must fall with the square of alpha.
+    errors = [abs(exact(model, [Site(component, 1, 4)], a) - a * (apart * slope).sum().item()) for a in (0.02, 0.01)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("component", ["resid_post", "mlp_out", "z", "v"])
+def test_integrated_gradients_of_one_site_are_complete(component):
+    model = load("llama", torch.float64)
+    base, donor, sites = Run(ids(CORRUPT)), Run(ids(CLEAN)), [Site(component, 1, 4)]
+    kept = record(model, [base, donor], [(component, 1)])
+    apart = kept[donor].activations[component, 1][4] - kept[base].activations[component, 1][4]
+    errors = []
+    for steps in (2, 16, 64):
+        mean = integrated(model, base, donor, sites, logit_diff, steps)[0]
+        errors.append(abs((apart * mean).sum().item() - exact(model, sites)))
+    assert errors[2] < 1e-3 * max(abs(exact(model, sites)), 0.01)
+    assert errors[2] < errors[1] < errors[0]
+
+
+# Law 23: where the model is affine on the way, every estimate is exact.
+
+
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
+@pytest.mark.parametrize(("method", "direction"), [("atp", "disruption"), ("ig", "disruption"), ("ig", "restoration")])
+def test_on_an_affine_model_estimates_are_exact(method, direction):
+    """The SUM circuit's neurons all fire in the clean run; in the corrupt one they are at their kink."""
+    affine, pair = circuit("sum")
+    components = ["attn_out", "mlp_out"]
+    found = ct.attribute(affine, pair, components=components, method=method, direction=direction, sample=1)
+    exact = {(one.site.component, one.site.layer): one.exact for one in found.checked}
+    assert exact["mlp_out", 0] == pytest.approx(0.5)
+    assert exact["mlp_out", 2] == pytest.approx(1.0)
+    for one in found.checked:
+        assert one.estimate == pytest.approx(one.exact, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
+def test_a_kink_is_where_an_estimate_is_wrong_and_the_check_says_so():
+    affine, pair = circuit("sum")
+    found = ct.attribute(affine, pair, components=["mlp_out"], sample=1)
+    wrong = [one for one in found.checked if one.site.layer < 2]
+    assert [(one.estimate, one.exact) for one in wrong] == [(0.0, pytest.approx(0.5))] * 2
+    assert found.agreement.same_sign["mlp_out"] == pytest.approx(1 / 3)
+
+
+# The screen.
+
+
+def first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def activation(network: Any, part: Any, text: str, *, of_input: bool) -> torch.Tensor:
+    kept: list[torch.Tensor] = []
+    if of_input:
+        handle = part.register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+    else:
+        handle = part.register_forward_hook(lambda _, __, out: kept.append(first(out)[0]))
+    with torch.no_grad():
+        network(torch.tensor([ids(text)]))
+    handle.remove()
+    return kept[0]
+
+
+@pytest.mark.parametrize("direction", ["restoration", "disruption"])
+def test_estimates_are_first_order_effects_in_our_signs(model, direction):
+    found = ct.attribute(model, PAIR, components=["resid_post", "z"], direction=direction, verify=5, sample=5)
+    base, donor = (CORRUPT, CLEAN) if direction == "restoration" else (CLEAN, CORRUPT)
+    for component in ("resid_post", "z"):
+        module, of_input = WHERE[component]
+        for layer in (0, 2):
+            part = module(model.network, layer)
+            kept = [activation(model.network, part, text, of_input=of_input) for text in (CLEAN, CORRUPT)]
+            slope = gradients(model, [Run(ids(base))], [(component, layer)], logit_diff)[component, layer][0]
+            expected = ((kept[0] - kept[1]) * slope).unflatten(1, (4 if component == "z" else 1, -1)).sum(-1)
+            got = found.estimates[component].values[layer]
+            assert_allclose(got.reshape(LENGTH, -1), expected, rtol=0, atol=1e-5)
+    assert found.estimates["z"].name == f"estimated_{direction}"
+    assert donor != base
+
+
+@pytest.mark.parametrize("method", ["atp", "ig"])
+def test_what_is_verified_is_the_traces_effect(model, method):
+    components = [*BLOCKS, *MEDIATORS]
+    found = ct.attribute(model, PAIR, components=components, method=method, steps=4, verify=6, sample=9, seed=3)
+    trace = ct.trace(model, PAIR, components=BLOCKS, heads=MEDIATORS[:-1], neurons=True, neuron_positions="each")
+    assert len(found.checked) > len(components) * 12
+    for one in found.checked:
+        site, unit = one.site, "neuron" if one.site.component == "neurons" else "head"
+        table = trace.effects if site.unit is None else (trace.neurons if unit == "neuron" else trace.heads)
+        at: dict[str, Any] = {"metric": "logit_diff", "pair": "pair-0", "component": site.component}
+        at |= {"layer": site.layer, "position": site.position} | ({} if site.unit is None else {unit: site.unit})
+        cell = table.sel(at)
+        assert cell.status.item() == "ok"
+        assert one.exact == pytest.approx(cell.restoration.item(), abs=1e-5)
+    for name in components:
+        mine = [one for one in found.checked if one.site.component == name]
+        least = min(abs(one.estimate) for one in mine if one.why == "top")
+        assert any(one.why == "sample" for one in mine)
+        assert all(abs(one.estimate) <= least for one in mine if one.why == "sample")
+
+
+def test_the_agreement_is_what_the_numbers_say(model):
+    found = ct.attribute(model, PAIR, verify=4, sample=5)
+    alone = ct.attribute(model, PAIR, components=["mlp_out"], verify=4, sample=5)
+    mine = [one for one in found.checked if one.site.component == "mlp_out"]
+    assert [(one.site, one.why, one.estimate) for one in alone.checked] == [
+        (one.site, one.why, one.estimate) for one in mine
+    ]
+    assert [one.exact for one in alone.checked] == pytest.approx([one.exact for one in mine], abs=1e-5)
+    total = ct.trace(model, PAIR).effects.total_effect.sel(metric="logit_diff").item()
+    assert found.provenance["total_effect"] == pytest.approx(total, abs=1e-5)
+    for name, row in found.agreement.iterrows():
+        mine = [one for one in found.checked if one.site.component == name]
+        estimate, real = np.array([one.estimate for one in mine]), np.array([one.exact for one in mine])
+        assert row.pearson == pytest.approx(np.corrcoef(estimate, real)[0, 1])
+        assert row.spearman == pytest.approx(stats.spearmanr(estimate, real)[0])
+        large = abs(real) >= 0.02 * abs(found.provenance["total_effect"])
+        assert row.same_sign == np.mean((estimate * real > 0)[large])
+        top = {id(one) for one in mine if one.why == "top"}
+        best = sorted(mine, key=lambda one: -abs(one.exact))[:4]
+        assert row.recall == sum(id(one) in top for one in best) / 4
+        assert row.sampled_max == max(abs(one.exact) for one in mine if one.why == "sample")
+        every = row.verified + row.sampled == found.provenance["sites"][name]
+        assert row.above == (0 if every else pytest.approx(1 - 0.05 ** (1 / 5)))
+    assert (found.agreement.above > 0).any()
+    said = found.summary()
+    assert "Estimates are a screen, not effects." in said
+    assert "of 5 random sites among the rest, none has an effect above" in said
+
+
+def test_nothing_is_lost_in_a_file(model, tmp_path):
+    found = ct.attribute(model, PAIR, components=["z", "mlp_out"], verify=3, sample=4)
+    opened = Attribution.open(found.save(tmp_path / "screen.json"))
+    assert opened.summary() == found.summary()
+    assert opened.verified.equals(found.verified)
+    assert opened.estimates["z"].identical(found.estimates["z"])
+    assert json.loads((tmp_path / "screen.json").read_text())["agreement"][0]["component"] == "z"
+    assert len(found.plot().axes) == 2
+    found._estimates["z"][0, 2, 1] = np.nan  # as half precision can give
+    opened = Attribution.open(found.save(tmp_path / "screen.json"))
+    assert np.argwhere(np.isnan(opened.estimates["z"].values)).tolist() == [[0, 2, 1]]
+    assert [path.name for path in tmp_path.iterdir()] == ["screen.json"]
+    content = (tmp_path / "screen.json").read_text()
+    (tmp_path / "screen.json").write_text(content.replace('"layer": 0', '"layer": 1', 1))
+    with pytest.raises(InvalidResults, match="its content is not what was written"):
+        Attribution.open(tmp_path / "screen.json")
+    (tmp_path / "screen.json").write_text("{}")
+    with pytest.raises(InvalidResults, match="is no saved attribution"):
+        Attribution.open(tmp_path / "screen.json")
+
+
+def test_the_page_shows_every_patched_site_and_what_is_known_of_the_rest(model, tmp_path):
+    found = ct.attribute(model, PAIR, components=["mlp_out", "z"], verify=3, sample=4)
+    page = found.to_html(tmp_path / "screen.html")
+    assert (tmp_path / "screen.html").read_text(encoding="utf-8") == page
+    marks = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="([\d.]+)"', page)
+    assert len(marks) == len(found.checked) == 14
+    assert sorted(why for why, _, _ in marks) == sorted(one.why for one in found.checked)
+    for name in ("mlp_out", "z"):
+        mine = [one for one in found.checked if one.site.component == name]
+        figure = next(part for part in page.split("<figure>") if f"of {name}" in part)
+        drawn = re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', figure)
+        places = np.array([[float(x), float(y)] for x, y in drawn])
+        exact, estimate = np.array([one.exact for one in mine]), np.array([one.estimate for one in mine])
+        scale = max(abs(exact).max(), abs(estimate).max())  # both axes have one scale, upwards and to the right
+        assert_allclose(places[:, 0], 130 + 96 * exact / scale, rtol=0, atol=0.06)
+        assert_allclose(places[:, 1], 130 - 96 * estimate / scale, rtol=0, atol=0.06)
+        assert f"Pearson {found.agreement.pearson[name]:.2f}".replace("-", "−") in figure
+    assert all(html.escape(sentence) in page for sentence in found._left_out())
+    assert "<script" not in page
+    assert "default-src 'none'; style-src 'sha256-" in page
+
+
+def test_attribution_patching_takes_two_forwards(model, monkeypatch):
+    seen: list[tuple[int, ...]] = []
+    handle = model.network.register_forward_pre_hook(
+        lambda _, __, options: seen.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(attribution, "_checked", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
+    with pytest.raises(KeyError, match="the estimates are made"):
+        ct.attribute(model, PAIR, components=BLOCKS, engine="replay")
+    handle.remove()
+    assert seen == [(1, LENGTH)] * 2
+
+
+def test_integrated_gradients_fit_the_memory(model, monkeypatch):
+    """However many steps there are, a batch has no more runs than fit; the sum is the same."""
+    sizes: list[int] = []
+    handle = model.network.register_forward_pre_hook(
+        lambda _, __, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    base, donor, sites = Run(ids(CORRUPT)), Run(ids(CLEAN)), [Site("mlp_out", 1, p) for p in range(LENGTH)]
+    together = integrated(model, base, donor, sites, logit_diff, 7)
+    assert sizes == [1, 7]
+    sizes.clear()
+    monkeypatch.setattr(attribution, "rows_that_fit", lambda *_: 3)
+    split = integrated(model, base, donor, sites, logit_diff, 7)
+    handle.remove()
+    assert sizes == [1, 3, 3, 1]
+    assert_allclose(split, together, rtol=0, atol=1e-5)
+    assert together.abs().max() > 1e-2
+
+
+def test_an_engine_that_is_not_used_is_said():
+    with pytest.warns(EngineNote, match="The packed engine is not used on bloom"):
+        found = ct.attribute(load("bloom"), PAIR, components=["mlp_out"], verify=2, sample=2)
+    assert found.provenance["engine"] == "replay"
+    assert "layer 0 does not attend by" in found.provenance["engine_note"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"method": "atlas"}, InvalidOption, "There is no method 'atlas'"),
+        ({"metric": "neg_rank"}, InvalidOption, "There is no metric 'neg_rank' that has a gradient"),
+        ({"steps": 0}, InvalidOption, "steps= must be a whole number of at least 1"),
+        ({"verify": 0}, InvalidOption, "estimates are always checked"),
+        ({"sample": 0}, InvalidOption, "estimates are always checked"),
+        ({"components": ["z_out"]}, InvalidOption, "There is no component 'z_out'"),
+        ({"direction": "both"}, InvalidOption, "There is no direction 'both'"),
+        ({"engine": "fast"}, InvalidOption, "There is no engine 'fast'"),
+        ({"seed": -1}, InvalidOption, "seed= must be a whole number of at least 0"),
+    ],
+)
+def test_bad_options_are_said(model, options, error, message):
+    with pytest.raises(error, match=message):
+        ct.attribute(model, PAIR, **options)
+
+
+def test_what_cannot_be_estimated_is_said(model):
+    with pytest.raises(InvalidOption, match="one token each"):
+        ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7 w9", foil=" w8"))
+    with pytest.raises(InvalidOption, match="The pair has no foil, which logit_diff needs"):
+        ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7"), metric="logit_diff")
+    with pytest.raises(ComponentNotOffered, match="neurons is not offered"):
+        ct.attribute(load("mixtral"), PAIR, components=["neurons"])

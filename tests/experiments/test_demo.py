@@ -1,0 +1,134 @@
+"""The whole path on the real model: every cell against bare torch hooks, and what the demo says."""
+
+import numpy as np
+import pytest
+import torch
+
+import causal_tracing as ct
+from causal_tracing.cli.app import DEMO
+from causal_tracing.models.model import Model
+
+PAIR = ct.Pair(**DEMO)
+COMPONENTS = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
+TOLERANCE = 1e-4  # logits
+
+
+@pytest.fixture(scope="module")
+def trace(demo: Model) -> ct.Trace:
+    return ct.trace(demo, PAIR)
+
+
+def bare_hooks(model: Model) -> tuple[float, float, dict[tuple[str, str], np.ndarray]]:
+    """Clean, corrupt, and patched logit differences by (component, direction) [layer, position]; no package code.
+
+    One forward a layer and component: the first ten rows are the corrupt run restored at positions 0 to 9, the next
+    ten the clean run disrupted there.
+    """
+    network, tokenizer = model.network, model.tokenizer
+    clean, corrupt = (torch.tensor([tokenizer(DEMO[name])["input_ids"]]) for name in ("clean", "corrupt"))
+    answer, foil = (tokenizer(DEMO[name])["input_ids"][0] for name in ("answer", "foil"))
+    layers, length = network.model.layers, clean.shape[1]
+    rows = torch.cat([corrupt.expand(length, -1), clean.expand(length, -1)])
+    found = {(name, way): np.zeros((len(layers), length)) for name in COMPONENTS for way in ("restored", "disrupted")}
+
+    def logit_diff(ids: torch.Tensor) -> torch.Tensor:
+        last = network(ids).logits[:, -1]
+        return last[:, answer] - last[:, foil]
+
+    def first(out: object) -> torch.Tensor:
+        return out[0] if isinstance(out, tuple) else out  # pyright: ignore[reportReturnType]
+
+    with torch.no_grad():
+        unedited = [logit_diff(ids).item() for ids in (clean, corrupt)]
+        for component, path in COMPONENTS.items():
+            for number, layer in enumerate(layers):
+                module, seen = layer.get_submodule(path), []
+                handle = module.register_forward_hook(lambda m, a, out, seen=seen: seen.append(first(out)))
+                for ids in (clean, corrupt):
+                    network(ids)
+                handle.remove()
+
+                def patch(m, a, out, seen=seen):
+                    new = first(out).clone()
+                    for position in range(length):
+                        new[position, position] = seen[0][0, position]
+                        new[length + position, position] = seen[1][0, position]
+                    return (new, *out[1:]) if isinstance(out, tuple) else new
+
+                handle = module.register_forward_hook(patch)
+                patched = logit_diff(rows).numpy()
+                handle.remove()
+                found[component, "restored"][number] = patched[:length]
+                found[component, "disrupted"][number] = patched[length:]
+    return unedited[0], unedited[1], found
+
+
+def test_every_cell_equals_bare_hooks(demo: Model, trace: ct.Trace):
+    clean, corrupt, patched = bare_hooks(demo)
+    found = trace.effects.sel(metric="logit_diff", pair="pair-0")
+    assert found.clean.item() == pytest.approx(clean, abs=TOLERANCE)
+    assert found.corrupt.item() == pytest.approx(corrupt, abs=TOLERANCE)
+    for component in COMPONENTS:
+        here = found.sel(component=component)
+        for name, expected in (
+            ("restoration", patched[component, "restored"] - corrupt),
+            ("disruption", clean - patched[component, "disrupted"]),
+        ):
+            np.testing.assert_allclose(here[name], expected, atol=TOLERANCE, err_msg=f"{component} {name}")
+        assert abs(patched[component, "restored"] - corrupt).max() > 1
+
+
+def test_law_40_float32_agrees_with_float64(trace: ct.Trace):
+    exact = ct.load("demo", dtype="float64", device="cpu", progress=False)
+    layers = [0, 8, 16, 23, 29]
+    found = ct.trace(exact, PAIR, layers=layers, spot_checks=0)
+    assert found.provenance["dtype"] == "float64"
+    ours, theirs = (result.effects.sel(metric="logit_diff", layer=layers) for result in (trace, found))
+    for name in ("restoration", "disruption", "total_effect", "interaction"):
+        np.testing.assert_allclose(ours[name], theirs[name], atol=TOLERANCE, err_msg=name)
+
+
+def test_the_figures_that_everyone_gets(trace: ct.Trace):
+    found = trace.effects.sel(metric="logit_diff", pair="pair-0")
+    assert found.clean.item() == pytest.approx(9.059, abs=1e-3)
+    assert found.corrupt.item() == pytest.approx(-4.812, abs=1e-3)
+    assert found.total_effect.item() == pytest.approx(13.871, abs=1e-3)
+    stream = found.restoration.sel(component="resid_post")
+    assert stream.argmax("position").values.tolist() == [2] * 23 + [9] * 7
+    assert stream.sel(layer=20, position=2).item() == pytest.approx(9.7, abs=0.05)
+    assert stream.sel(layer=23, position=9).item() == pytest.approx(9.98, abs=0.005)
+    assert trace.provenance["spot_checks"]["largest_difference"] < TOLERANCE
+    assert trace.provenance["source"]["kind"] == "embedded"
+
+
+def test_the_demo_says_so_in_words(trace: ct.Trace):
+    words = trace.summary()
+    assert "The Colosseum is located in the city of → Rome   against   The Eiffel Tower" in words
+    assert "total effect 13.87 logits (clean 9.06, corrupt −4.81)" in words
+    assert "rides most strongly on token 2 (osse | iffel) in layers 0 to 22" in words
+    assert "and on the last token (of) in layers 23 to 29" in words
+    assert "Warning" not in words
+
+
+def test_the_model_knows_the_recipe_pages_facts(demo: Model):
+    (shown,) = ct.preview(demo, PAIR)
+    assert (shown.clean_top[0].token, round(shown.clean_top[0].prob, 2)) == (" Rome", 0.73)
+    assert (shown.corrupt_top[0].token, round(shown.corrupt_top[0].prob, 2)) == (" Paris", 0.7)
+    mary = ct.Pair(
+        clean="When Mary and John went to the store, John gave a drink to",
+        corrupt="When Mary and John went to the store, Mary gave a drink to",
+        answer=" Mary",
+        foil=" John",
+    )
+    assert round(ct.preview(demo, mary)[0].clean_top[0].prob, 2) == 0.92
+
+
+def test_the_whole_layer_decomposition_of_the_recipe_page(demo: Model):
+    found = ct.trace(demo, PAIR, positions="together", components=["resid_post", "mlp_out", "attn_out"])
+    effects = found.effects.sel(metric="logit_diff", pair="pair-0", position="together")
+    assert (effects.status.sel(component="resid_post") == "cut").all()
+    np.testing.assert_allclose(
+        effects.restoration.sel(component="resid_post"), effects.total_effect.item(), atol=TOLERANCE
+    )
+    assert "every layer of resid_post is a complete cut" in found.summary()
+    assert {"mlp_out", "attn_out"} <= set(found.top(20).component)

@@ -1,0 +1,493 @@
+"""Run folders: the same numbers as a trace, whatever stops them; what is damaged or foreign is refused by name."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from typer.testing import CliRunner
+
+import causal_tracing as ct
+from causal_tracing.cli.app import app
+from causal_tracing.engine.checks.check import accept
+from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.models.model import Model
+from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, merge
+from families import FAMILIES, build
+from tiny import tiny_folder
+from tokenizers_for_tests import words
+
+WORDS = words(*(f" w{n}" for n in range(96)))
+COUNT = 20  # two whole chunks of eight, and four
+
+
+def pair(n: int, **fields: Any) -> ct.Pair:
+    common: dict[str, Any] = {
+        "clean": f" w11 w{20 + n} w13 w14",
+        "corrupt": f" w11 w{50 + n} w13 w14",
+        "answer": " w7",
+        "foil": " w8",
+    }
+    return ct.Pair(**(common | fields))
+
+
+PAIRS = [pair(n) for n in range(COUNT)]
+LONGER = ct.Pair(clean=" w11 w12 w13 w14 w15", corrupt=" w11 w42 w13 w14 w15", answer=" w7", foil=" w8")
+MISALIGNED = ct.Pair(clean=" w1 w2", corrupt=" w1 w2 w3", answer=" w7", id="misaligned")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    ct.run(model, PAIRS, folder)
+    return folder
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def arrays(folder: Path) -> dict[str, tuple[str, bytes, str]]:
+    """What is in the rows, to the byte."""
+    with sqlite3.connect(folder / RESULTS) as connection:
+        found = connection.execute("SELECT pair, texts, arrays, sha256 FROM pairs").fetchall()
+    return {row[0]: tuple(row[1:]) for row in found}
+
+
+def test_a_run_is_the_trace_of_its_pairs(model, whole):
+    run, trace = ct.open_trace(whole), ct.trace(model, PAIRS)
+    assert run.effects.sizes == trace.effects.sizes
+    at = {"metric": ["logit_diff", "log_prob", "prob", "neg_kl"]}
+    for name in ("restoration", "disruption", "total_effect"):
+        np.testing.assert_allclose(run.effects[name].sel(at), trace.effects[name].sel(at), rtol=0, atol=2e-5)
+    assert (run.effects.status == trace.effects.status).all()
+    assert [found["id"] for found in run.provenance["pairs"]] == [f"pair-{n}" for n in range(COUNT)]
+    assert run.provenance["worlds"] == trace.provenance["worlds"]
+    assert run.provenance["spot_checks"]["cells"] == 3 * 8
+    assert run.provenance["spot_checks"]["largest_difference"] < 1e-4
+
+
+def test_the_same_command_again_does_nothing_and_says_the_same(model, whole, monkeypatch):
+    before = arrays(whole)
+    monkeypatch.setattr("causal_tracing.experiments.run.measured", None)  # nothing is left to measure
+    again = ct.run(model, PAIRS, whole)
+    assert arrays(whole) == before
+    assert again.summary() == ct.open_trace(whole).summary()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_what_is_stopped_goes_on_and_ends_with_the_same_bytes(model, whole, tmp_path, monkeypatch):
+    """Stopped in the middle of the second chunk: the first is kept, the second is measured again."""
+
+    def stop(done: int, total: int) -> None:
+        if done > 0.5 * total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        ct.run(model, PAIRS, tmp_path / "run", progress=stop)
+    part = ct.open_trace(tmp_path / "run")
+    assert part.effects.sizes["pair"] == 8
+    assert part.provenance["pairs_missing"] == COUNT - 8
+    ct.run(model, PAIRS, tmp_path / "run")
+    assert arrays(tmp_path / "run") == arrays(whole)
+
+
+KILLER = """
+import os, signal, sys, time, random
+sys.path[:0] = [sys.argv[3], sys.argv[3] + "/experiments"]
+import torch
+torch.set_num_threads(1)  # a forked child could not wait for the parent's threads
+import test_run
+from causal_tracing.engine.checks.check import accept
+from families import FAMILIES, build
+import causal_tracing as ct
+
+model = accept(build(next(family for family in FAMILIES if family.name == "llama")), test_run.WORDS, name="tiny")
+folder, seed = sys.argv[1], int(sys.argv[2])
+started = time.time()
+ct.run(model, test_run.PAIRS, folder + "-whole")
+length, wait, kills = time.time() - started, random.Random(seed), 0
+while True:
+    child = os.fork()
+    if not child:
+        ct.run(model, test_run.PAIRS, folder)
+        os._exit(0)
+    time.sleep(wait.uniform(0.05, 0.6) * length)
+    if kills < 20:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        kills += 1
+    elif kills == 20:
+        break
+    else:  # it came to its end before it was killed: begin again
+        import shutil
+        shutil.rmtree(folder)
+print(kills)
+"""
+
+
+def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path):
+    """kill -9 at random moments: no lost row, no double row, the same arrays at the end."""
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "run"), "7", str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "20"
+    found = arrays(tmp_path / "run")
+    assert len(found) == COUNT
+    assert found == arrays(tmp_path / "run-whole")
+    with sqlite3.connect(tmp_path / "run" / RESULTS) as connection:
+        assert connection.execute("SELECT count(*) FROM chunks").fetchone() == (3,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"components": ["mlp_out"]}, "options.components was .*mlp_out.* and is now"),
+        ({"seed": 1}, "options.seed was 0 and is now 1"),
+        ({"keep": "preferred"}, 'keep was "all" and is now "preferred"'),
+        ({"shard": (0, 2)}, r"shard was \[0, 1\] and is now \[0, 2\]"),
+        ({"pairs": PAIRS[:-1]}, "pairs_sha256 was"),
+    ],
+)
+def test_another_specification_is_refused_with_what_differs(model, whole, change, said):
+    asked = {"pairs": PAIRS} | change
+    with pytest.raises(InvalidResults, match=f"was begun with something else: .*{said}"):
+        ct.run(model, asked.pop("pairs"), whole, **asked)
+
+
+def test_another_model_is_refused(whole):
+    other = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    next(iter(other.layers[1].parameters())).data[0] += 0.5
+    with pytest.raises(InvalidResults, match="model.fingerprint was"):
+        ct.run(other, PAIRS, whole)
+
+
+def flipped(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def of_arrays(path: Path) -> int:
+    """A byte in the middle of a row's arrays."""
+    with sqlite3.connect(path) as connection:
+        (blob,) = connection.execute("SELECT arrays FROM pairs LIMIT 1").fetchone()
+    return path.read_bytes().index(blob[600:640]) + 20
+
+
+DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
+    (
+        "arrays",
+        lambda folder: flipped(folder / RESULTS, of_arrays(folder / RESULTS)),
+        "the row of pair 'pair-.*' is not",
+    ),
+    ("header", lambda folder: flipped(folder / RESULTS, 3), "results.sqlite is damaged"),
+    ("cut", lambda folder: os.truncate(folder / RESULTS, 4096), "results.sqlite is damaged"),
+    ("emptied", lambda folder: os.truncate(folder / RESULTS, 0), "results.sqlite is damaged: it is empty"),
+    ("manifest", lambda folder: flipped(folder / MANIFEST, 400), "manifest.json is damaged"),
+    ("newer", lambda folder: newer(folder / MANIFEST), "newer version .schema 99"),
+    ("newer rows", lambda folder: newer_rows(folder / RESULTS), "newer version .schema 99"),
+]
+
+
+def newer(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+
+
+def newer_rows(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+
+
+@pytest.mark.parametrize(("damage", "said"), [one[1:] for one in DAMAGE], ids=[one[0] for one in DAMAGE])
+def test_damage_is_refused_by_name(model, whole, tmp_path, damage, said):
+    folder = copied(whole, tmp_path)
+    damage(folder)
+    with pytest.raises(InvalidResults, match=said):
+        ct.open_trace(folder)
+
+
+def test_a_kill_before_the_first_row_is_a_run_without_rows(model, whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    (folder / RESULTS).unlink()
+    with pytest.raises(InvalidResults, match="holds no measured pair yet"):
+        ct.open_trace(folder)
+    ct.run(model, PAIRS, folder)
+    assert arrays(folder) == arrays(whole)
+
+
+def test_a_second_process_is_refused(model, whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    with FileLock(folder / "lock"), pytest.raises(MachineError, match="Another process is at work"):
+        ct.run(model, PAIRS, folder)
+    ct.run(model, PAIRS, folder)
+
+
+def test_something_else_in_the_folder_is_left_alone(model, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InvalidResults, match=r"holds thesis\.tex and is no run folder"):
+        ct.run(model, PAIRS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+FULL = """
+import resource, sys
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/experiments"]
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import test_run
+from causal_tracing.engine.checks.check import accept
+from families import FAMILIES, build
+import causal_tracing as ct
+
+model = accept(build(next(family for family in FAMILIES if family.name == "llama")), test_run.WORDS, name="tiny")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+ct.run(model, test_run.PAIRS, sys.argv[1])
+"""
+
+
+def test_a_full_disk_is_said_and_earlier_rows_are_intact(model, whole, tmp_path):
+    size = str((whole / RESULTS).stat().st_size * 6 // 10)  # enough for one chunk of three
+    command = [sys.executable, "-c", FULL, str(tmp_path / "run"), str(Path(__file__).parents[1]), size]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "MachineError" in done.stderr
+    assert "What was committed before is intact" in done.stderr
+    assert ct.open_trace(tmp_path / "run").effects.sizes["pair"] == 8
+    ct.run(model, PAIRS, tmp_path / "run")
+    assert arrays(tmp_path / "run").keys() == arrays(whole).keys()
+
+
+def test_pairs_that_cannot_be_traced_are_marked_and_the_rest_goes_on(model, tmp_path):
+    found = ct.run(model, [PAIRS[0], MISALIGNED, LONGER, pair(3, id="same", foil=" w7")], tmp_path / "run")
+    assert found.provenance["failed"].keys() == {"misaligned", "same"}
+    assert "cannot be patched position by position" in found.provenance["failed"]["misaligned"]
+    assert "answer and foil are the same token" in found.provenance["failed"]["same"]
+    assert found.effects.pair.values.tolist() == ["pair-0", "pair-2"]
+    assert found.effects.sizes["position"] == 5
+    alone = ct.trace(model, LONGER).effects
+    at = {"metric": "logit_diff"}
+    np.testing.assert_allclose(
+        found.effects.restoration.sel(at).isel(pair=1), alone.restoration.sel(at).isel(pair=0), rtol=0, atol=2e-5
+    )
+    assert (found.effects.status.sel(pair="pair-0", position=4) == "unpaired").all()
+    with pytest.raises(InvalidPair, match="None of the 1 pairs can be traced. The first: .*position by position"):
+        ct.run(model, [MISALIGNED], tmp_path / "none")
+
+
+def test_a_pair_that_does_not_fit_into_memory_is_marked(model, tmp_path, monkeypatch):
+    from causal_tracing.experiments import run as runs
+
+    real = runs.measured  # pyright: ignore[reportPrivateImportUsage]
+
+    def too_large(job: Any, progress: Any) -> Any:
+        if any(each.id == "pair-2" for each in job.pairs):
+            raise OutOfMemory("A single run does not fit.")
+        return real(job, progress)
+
+    monkeypatch.setattr(runs, "measured", too_large)
+    found = ct.run(model, PAIRS[:4], tmp_path / "run")
+    assert found.provenance["failed"] == {"pair-2": "A single run does not fit."}
+    assert found.effects.pair.values.tolist() == ["pair-0", "pair-1", "pair-3"]
+
+
+def test_only_pairs_that_the_clean_run_gets_right(model, tmp_path):
+    """Chosen by the clean run alone, as a bare forward has it."""
+    import torch
+
+    def clean(one: ct.Pair) -> torch.Tensor:
+        with torch.no_grad():
+            return model.network(torch.tensor([WORDS(one.clean)["input_ids"]])).logits[0, -1]
+
+    answer, foil = (WORDS(text)["input_ids"][0] for text in (" w7", " w8"))
+    preferred = [f"pair-{n}" for n, one in enumerate(PAIRS) if clean(one)[answer] > clean(one)[foil]]
+    assert 0 < len(preferred) < COUNT
+    found = ct.run(model, PAIRS, tmp_path / "preferred", keep="preferred")
+    assert found.effects.pair.values.tolist() == preferred
+    assert len(found.provenance["dropped"]) == COUNT - len(preferred)
+    assert f"Mean over {len(preferred)} of {COUNT} pairs" in found.summary()
+    right = [
+        pair(n, answer=WORDS.decode([int(clean(one).argmax())]), foil=" w96") if n % 2 else one
+        for n, one in enumerate(PAIRS[:6])
+    ]
+    found = ct.run(model, right, tmp_path / "first", keep="first_choice")
+    assert found.effects.pair.values.tolist() == [f"pair-{n}" for n in (1, 3, 5)]
+
+
+def test_shards_put_together_are_the_whole(model, whole, tmp_path):
+    shards = [tmp_path / f"shard-{n}" for n in range(2)]
+    for n, shard in enumerate(shards):
+        ct.run(model, PAIRS, shard, shard=(n, 2))
+    assert merge(tmp_path / "all", shards) == []
+    assert arrays(tmp_path / "all") == arrays(whole)
+    assert ct.open_trace(tmp_path / "all").provenance["pairs_missing"] == 0
+    ct.run(model, PAIRS, tmp_path / "all")
+    assert merge(tmp_path / "some", shards[:1]) == [1]
+    assert ct.open_trace(tmp_path / "some").provenance["pairs_missing"] == 8
+    ct.run(model, PAIRS[:10], tmp_path / "other", shard=(1, 2))
+    with pytest.raises(InvalidResults, match="is no shard of the same run .*pairs_sha256"):
+        merge(tmp_path / "bad", [shards[0], tmp_path / "other"])
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,)])
+def test_no_shard(model, tmp_path, shard):
+    with pytest.raises(InvalidOption, match="shard="):
+        ct.run(model, PAIRS, tmp_path / "run", shard=shard)
+
+
+def test_noise_heads_and_neurons_are_kept_too(model, tmp_path):
+    pairs = [
+        ct.Pair(clean=one.clean, answer=" w7", foil=" w8", subject=f"w{20 + n}") for n, one in enumerate(PAIRS[:6])
+    ]
+    options: dict[str, Any] = {"noise": ct.Noise(draws=4), "heads": ["z"], "neurons": {1: [3]}, "layers": [1]}
+    run, trace = ct.run(model, pairs, tmp_path / "run", **options), ct.trace(model, pairs, **options)
+    assert run.provenance["noise"] == trace.provenance["noise"]
+    at = {"metric": "logit_diff"}
+    for name in ("effects", "heads", "neurons"):
+        one, other = getattr(run, name).restoration.sel(at), getattr(trace, name).restoration.sel(at)
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+    assert "Gaussian noise" in run.summary(pair="pair-5")
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "model")
+    rows = [
+        {"clean": f" Rome {noun} Mary", "corrupt": f" Rome John {last}", "answer": " the", "foil": " of"}
+        for noun in (" Paris", " city", " is")
+        for last in (" Mary", " drink", " to")
+    ]
+    rows.append({"clean": " Rome", "corrupt": " Rome John", "answer": " the", "id": "odd"})
+    texts = [json.dumps({name: text.replace("  ", " ") for name, text in row.items()}) for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    return ["trace", "--model", "model", "--pairs", "pairs.jsonl", "--out", "run"]
+
+
+def test_the_command_line_begins_a_run_and_says_what_became_of_the_pairs(asked):
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 5  # one pair cannot be traced
+    command = ct.open_trace("run").provenance["command"]
+    assert command.startswith("causal-tracing trace --model")
+    assert command.endswith("--keep all --out run")
+    assert "--pairs pairs.jsonl" in command
+    assert "9 of 10 pairs measured; 0 left out (keep=all), 1 failed, 0 not done" in done.stderr
+    assert "pair odd failed:" in done.stderr
+    assert "Mean over 9 of 10 pairs (1 failed)" in done.stdout
+    assert Path("run/report.html").is_file()
+    again = CliRunner().invoke(app, [*asked, "--json"])
+    document = json.loads(again.stdout)
+    assert len(document["pairs"]) == 9
+    assert document["provenance"]["failed"].keys() == {"odd"}
+    assert CliRunner().invoke(app, ["report", "run"]).exit_code == 0
+
+
+def test_the_command_line_merges_and_shards(asked):
+    for n in range(2):
+        done = CliRunner().invoke(app, [*asked[:-1], f"shard-{n}", "--shard", f"{n}/2"])
+        assert done.exit_code == 5
+        assert (
+            f"{(8, 1)[n]} of 10 pairs measured; 0 left out (keep=all), {n} failed, {(2, 8)[n]} not done" in done.stderr
+        )
+    done = CliRunner().invoke(app, ["merge", "all", "shard-0", "shard-1"])
+    assert done.exit_code == 0, done.output
+    assert ct.open_trace("all").effects.sizes["pair"] == 9
+    done = CliRunner().invoke(app, ["merge", "half", "shard-0"])
+    assert done.exit_code == 5
+    assert "1 chunks are in none of the shards: 1" in done.stderr
+
+
+def test_an_interrupted_run_says_how_to_go_on(asked, monkeypatch):
+    from causal_tracing.experiments import run as runs
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "measured", interrupted)
+    monkeypatch.setattr(sys, "argv", ["causal-tracing", *asked])
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 128 + signal.SIGINT
+    assert "What is done is kept in run; go on with:\ncausal-tracing trace --model model" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overwrite"], "A run folder is gone on with, never overwritten"),
+        (["--shard", "3/3"], "is no shard. Write such as 0/4"),
+        (["--keep", "best"], "There is no keep 'best'"),
+    ],
+)
+def test_what_a_run_cannot_be(asked, options, message):
+    done = CliRunner().invoke(app, [*asked, *options])
+    assert message in str(done.exception)
+    single = ["trace", "--model", "model", "--clean", "a", "--corrupt", "b", "--answer", " c", "--shard", "0/2"]
+    assert "give --pairs and --out too" in str(CliRunner().invoke(app, single).exception)
+
+
+def test_law_31_order_neighbours_and_duplicates_change_no_pair_and_no_mean(model, tmp_path):
+    """Each pair by its own id; a duplicate in its cluster changes no mean either."""
+    pairs = [pair(n, id=f"p{n}", cluster=f"fact {n}", subject=f"w{20 + n}") for n in range(10)]
+    copy = pair(3, id="copy", cluster="fact 3", subject="w23")
+    first = ct.run(model, pairs, tmp_path / "first")
+    other = ct.run(model, [copy, LONGER, *pairs[::-1]], tmp_path / "other")
+    for name in ("restoration", "disruption", "total_effect"):
+        there = first.effects[name].sel(metric="logit_diff")
+        here = other.effects[name].sel(metric="logit_diff", pair=there.pair)
+        here = here.sel(position=there.position) if "position" in there.dims else here
+        np.testing.assert_allclose(here, there, rtol=0, atol=1e-5)
+        copied_ = other.effects[name].sel(metric="logit_diff", pair="copy")
+        np.testing.assert_allclose(copied_, other.effects[name].sel(metric="logit_diff", pair="p3"), rtol=0, atol=1e-5)
+    again = ct.run(model, [copy, *pairs[::-1]], tmp_path / "again").evidence()
+    np.testing.assert_allclose(again.cells.restoration, first.evidence().cells.restoration, rtol=0, atol=1e-5)
+    assert (again.clusters, again.pairs) == (10, 11)
+
+
+def test_a_run_whose_longest_pairs_are_not_done_yet_has_its_page(model, tmp_path, monkeypatch):
+    """Columns are those of all pairs, tokens those of the pairs that are there."""
+    pairs = [*(pair(n, subject=f"w{20 + n}") for n in range(8)), LONGER]
+    stopped = Store.add
+
+    def stop(self: Store, chunk: int, *given: Any) -> None:
+        if chunk == 1:
+            raise KeyboardInterrupt
+        stopped(self, chunk, *given)
+
+    monkeypatch.setattr(Store, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ct.run(model, pairs, tmp_path / "run")
+    trace = ct.open_trace(tmp_path / "run")
+    assert trace.effects.sizes["position"] == 5
+    assert trace.effects.sizes["token"] == 5
+    assert (trace.measurements.data.corrupt_position.values == [[0, 1, 2, 3, -1]] * 8).all()
+    assert "Mean over 8 of 9 pairs (1 not done)" in trace.to_html()
+    assert "resid_post" in trace.summary(pair="pair-0")
+
+
+def test_another_tokenizer_is_another_run(model, tmp_path):
+    ct.run(model, PAIRS[:2], tmp_path / "run")
+    others = words("x", *(f" w{n}" for n in range(96)))
+    with pytest.raises(InvalidResults, match="begun with something else: tokens_sha256"):
+        ct.run(replace(model, tokenizer=others), PAIRS[:2], tmp_path / "run")

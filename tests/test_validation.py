@@ -1,0 +1,135 @@
+"""Values that cannot be meant: each is one clear error where it comes in, and never runs something else instead.
+
+The tests' own type checker would speak first, so all is run once in a process without it (`outcomes`).
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import causal_tracing as ct
+from causal_tracing.engine.checks.check import accept
+from families import FAMILIES, build
+from tokenizers_for_tests import words
+
+WORDS = words(*(f" w{n}" for n in range(96)))
+PAIR = ct.Pair(clean=" w11 w12 w13 w14", corrupt=" w11 w12 w43 w14", answer=" w7", foil=" w8")
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"components": "resid_post"}, r"Give the components as a list, such as \['resid_post'\]"),
+    ({"components": 3}, "the components must be a list, such as .*; it is 3"),
+    ({"directions": 3}, "the directions must be a list"),
+    ({"layers": 3}, r"the layers must be a list, such as \[0, 1\]; it is 3"),
+    ({"layers": ["a"]}, "There is no layer 'a': tiny has layers 0 to 3"),
+    ({"layers": [True]}, "There is no layer True"),
+    ({"layers": []}, "No layer was asked for: tiny has layers 0 to 3"),
+    ({"positions": 3}, "positions= must be a list"),
+    ({"positions": [2.5]}, "positions= holds 2.5, which is neither a position nor a role"),
+    ({"window": "10"}, "The window of resid_post must be a whole number of at least 1; it is '10'"),
+    ({"window": 2.5}, "must be a whole number of at least 1; it is 2.5"),
+    ({"window": {"mlp_out": True}}, "The window of mlp_out must be a whole number"),
+    ({"noise": "3sigma"}, r"noise= must be a Noise, such as Noise\(scale=3.0\); it is '3sigma'"),
+    ({"sever": 3}, "the part to severs must be a list"),
+    ({"preset": 1}, "There is no preset 1. Valid: rome"),
+    ({"metric": 3}, "There is no metric 3 to trace by"),
+    ({"heads": 3}, "the heads' components must be a list"),
+    ({"heads": True, "head_positions": 3}, "positions= must be a list"),
+    ({"neurons": [1, 2]}, r"neurons= is True .*, or a mapping from layers to neurons.*; it is \[1, 2\]"),
+    ({"neurons": "all"}, "it is 'all'"),
+    ({"neurons": 2}, "it is 2"),
+    ({"neurons": {}}, "it is {}"),
+    ({"neurons": {"a": [1]}}, "There is no layer 'a'"),
+    ({"neurons": {1: 3}}, "the neurons must be a list"),
+    ({"neurons": {1: ["x"]}}, "There is no neuron 'x': layer 1 of tiny has neurons 0 to 63"),
+    ({"engine": 3}, "There is no engine 3. Valid: auto, packed, replay"),
+    ({"budget": "1"}, "must be a whole number of at least 1; it is '1'"),
+    ({"seed": -1}, "seed= must be a whole number of at least 0; it is -1"),
+    ({"seed": "a"}, "seed= must be a whole number"),
+    ({"spot_checks": 1.5}, "must be a whole number of at least 0; it is 1.5"),
+]
+
+
+BAD_NOISE: list[dict[str, Any]] = [{"scale": "a"}, {"scale": -1}, {"sigma": np.inf}, {"draws": 2.5}, {"seed": "x"}]
+NO_PAIRS: list[Any] = ["hello", 3, [PAIR, "hello"], {"clean": "a"}]
+
+
+BAD_WRITES: list[tuple[dict[str, Any], str]] = [
+    ({"kind": 3}, "There is no kind of write 3"),
+    ({"alpha": "half"}, "alpha= must be a finite number"),
+    ({"kind": "mean", "prompts": "a text"}, "prompts= must be a list, of texts"),
+    ({"kind": "given", "tensors": [1.0]}, r"tensors= maps \(component, layer\) to tensors; it is \[1.0\]"),
+    ({"kind": "given", "tensors": {"resid_post": [1.0]}}, r"is by \(component, layer\).*it has 'resid_post'"),
+]
+
+
+def outcome(run: Callable[[], object]) -> str:
+    try:
+        run()
+    except ct.CausalTracingError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was said"
+
+
+def outcomes() -> dict[str, Any]:
+    """What is said of every bad value, and what numpy's numbers give."""
+    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    asks: list[Callable[..., object]] = [ct.trace, ct.preview, ct.estimate, ct.attribute]
+    numbers: dict[str, Any] = {"layers": np.arange(2), "positions": [np.int64(2)]}
+    numbers["neurons"] = {np.int64(1): np.array([3])}
+    found = ct.trace(model, PAIR, **numbers)
+    return {
+        "options": [outcome(lambda given=given: ct.trace(model, PAIR, **given)) for given, _ in BAD],
+        "noise": [outcome(lambda given=given: ct.Noise(**given)) for given in BAD_NOISE],
+        "writes": [outcome(lambda given=given: ct.Write(**given)) for given, _ in BAD_WRITES],
+        "write": outcome(lambda: ct.trace(model, PAIR, write=numbers["layers"])),
+        "shard": outcome(lambda: ct.run(model, PAIR, tempfile.mkdtemp(), shard=None)),  # pyright: ignore[reportArgumentType]
+        "pairs": [outcome(lambda ask=ask, given=given: ask(model, given)) for given in NO_PAIRS for ask in asks],
+        "two pairs": outcome(lambda: asks[-1](model, [PAIR, PAIR])),
+        "numpy": [found.effects.layer.values.tolist(), found.effects.position.values.tolist()],
+        "numpy's neurons": [found.provenance["options"]["neurons"], found.neurons.restoration.notnull().sum().item()],
+    }
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, Any]:
+    script = "import json, test_validation; print(json.dumps(test_validation.outcomes()))"
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("number", range(len(BAD)), ids=[str(options) for options, _ in BAD])
+def test_values_that_cannot_be_meant(said, number):
+    assert re.match(f"InvalidOption: .*{BAD[number][1]}", said["options"][number], re.DOTALL)
+
+
+def test_noise_that_cannot_be_meant(said):
+    assert [text.partition(":")[0] for text in said["noise"]] == ["InvalidOption"] * len(BAD_NOISE)
+
+
+def test_writes_and_shards_that_cannot_be_meant(said):
+    for text, (_, message) in zip(said["writes"], BAD_WRITES, strict=True):
+        assert re.match(f"InvalidOption: .*{message}", text, re.DOTALL), text
+    assert said["write"].startswith("InvalidOption: write= is one of donor, zero")
+    assert said["shard"].startswith("InvalidOption: shard= is (i, n)")
+
+
+def test_what_is_no_pair(said):
+    assert len(said["pairs"]) == 4 * len(NO_PAIRS)
+    assert all(text.startswith("InvalidPair: A pair is needed") for text in said["pairs"])
+    assert said["two pairs"].startswith("InvalidPair: Estimates are made for one pair at a time; there are 2")
+
+
+def test_numpys_numbers_are_numbers(said):
+    assert said["numpy"] == [[0, 1], [2]]
+    assert said["numpy's neurons"] == [{"1": [3]}, 6]  # one cell, by every metric but entropy

@@ -1,5 +1,6 @@
 """Results and pairs made on the spot: numbers of one component, many pairs of them, pairs of words for a tiny model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,15 @@ ANSWERS: dict[str, Any] = {"answer": " w7", "foil": " w8"}
 
 LAYERS, POSITIONS, COUNT = 2, 3, 12
 CELL = ("component", "layer", "position")
+
+
+def taken_apart(data: xr.Dataset, provenance: Mapping[str, Any], **maps: xr.Dataset | None) -> Measurements:
+    """Blocks and pairs out of one dataset; other kinds' maps as they are."""
+    of_cells = [name for name, each in data.data_vars.items() if {*each.dims} & {*CELL}]
+    pairs = data.drop_vars(of_cells).drop_dims([*CELL], errors="ignore")
+    blocks = data[of_cells].drop_vars("unit", errors="ignore")
+    others = {name: each for name, each in maps.items() if each is not None}
+    return Measurements(pairs=pairs, maps={"blocks": blocks, **others}, provenance=provenance)
 
 
 def measurements(
@@ -62,7 +72,7 @@ def measurements(
         "model": "toy", "dtype": "float32", "engine": "replay", "worlds": 10, "worlds_skipped": 4, "seconds": 1.0,
         "spot_checks": {"cells": 0, "largest_difference": None},
     }  # fmt: skip
-    return Measurements(data=xr.Dataset(data, coordinates), provenance=provenance)
+    return taken_apart(xr.Dataset(data, coordinates), provenance)
 
 
 def synthetic(
@@ -87,7 +97,7 @@ def synthetic(
                 restored[layer, position] = disrupted[layer, position] = np.nan
         corrupt = random.normal(0, 0.5)
         made = measurements(restored, disrupted, clean=corrupt + random.normal(total, 0.5), corrupt=corrupt, **flags)
-        parts.append(Measurements(data=made.data.assign_coords(pair=[f"p{n}"]), provenance={}))
+        parts.append(taken_apart(made.numbers().assign_coords(pair=[f"p{n}"]), {}))
     assert made is not None
     pairs = [
         {"id": f"p{n}"} | ({"cluster": clusters[n]} if clusters and n in clusters else {}) for n in range(first + count)

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from causal_tracing.report.page.page import to_html
 from causal_tracing.results.measurements import Measurements
-from made import measurements
+from made import measurements, taken_apart
 
 EVIL = " </script><img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -34,16 +34,17 @@ def example() -> Measurements:
     }
     restored[2, :2], disrupted[2, :2] = 1.0, 3.0
     made = measurements(restored, disrupted, **flags)
-    made.data["clean_token"].values[0, 1] = EVIL
-    made.data["clean_prompt"].values[0] = f"the {EVIL}\u202eprompt"
-    cells = [name for name in made.data if "component" in made.data[name].dims]
+    made.numbers()["clean_token"].values[0, 1] = EVIL
+    made.numbers()["clean_prompt"].values[0] = f"the {EVIL}\u202eprompt"
+    whole = made.numbers()
+    cells = [name for name in whole if "component" in whole[name].dims]
     factors = {"resid_post": 1.0, "attn_out": 0.5, "mlp_out": 0.25}
-    data = made.data.drop_vars(cells).drop_vars("component")
+    data = whole.drop_vars(cells).drop_vars("component")
     for name in cells:
-        values = made.data[name].values
+        values = whole[name].values
         scaled = [values if values.dtype == bool else 1 + (values - 1) * factor for factor in factors.values()]
-        data[name] = (made.data[name].dims, np.concatenate(scaled, axis=made.data[name].dims.index("component")))
-    return Measurements(data=data.assign_coords(component=list(factors)), provenance=made.provenance)
+        data[name] = (whole[name].dims, np.concatenate(scaled, axis=whole[name].dims.index("component")))
+    return taken_apart(data.assign_coords(component=list(factors)), made.provenance)
 
 
 def unit_table(
@@ -54,7 +55,7 @@ def unit_table(
     shape = (len(components), 3, most, len(columns))
     absent = np.arange(most)[None, None, :, None] >= np.array([*components.values()])[:, None, None, None]
     absent = np.broadcast_to(absent, shape)
-    dims, metrics = ("component", "layer", unit, "position"), made.data.metric.values
+    dims, metrics = ("component", "layer", unit, "position"), made.numbers().metric.values
     data: dict[str, Any] = {"unpaired": (("pair", *dims), absent[None])}
     for name in ("structural_zero", "cut"):
         data[name] = (("pair", *dims), np.zeros((1, *shape), bool))
@@ -74,7 +75,7 @@ def with_units() -> Measurements:
     readers = np.array([["", "", "", ""], ["0, 1", "2, 3", "", ""]], object)
     heads = heads.assign_coords(readers=(("component", "head"), readers))
     neurons = unit_table(made, "neuron", {"neurons": 300}, ["2", "last"], 0.01)
-    return Measurements(data=made.data, provenance=made.provenance, heads=heads, neurons=neurons)
+    return taken_apart(made.numbers(), made.provenance, heads=heads, neurons=neurons)
 
 
 @contextmanager

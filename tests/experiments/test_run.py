@@ -481,7 +481,7 @@ def test_a_run_whose_longest_pairs_are_not_done_yet_has_its_page(model, tmp_path
     trace = ct.open_trace(tmp_path / "run")
     assert trace.effects.sizes["position"] == 5
     assert trace.effects.sizes["token"] == 5
-    assert (trace.measurements.data.corrupt_position.values == [[0, 1, 2, 3, -1]] * 8).all()
+    assert (trace.measurements.pairs.corrupt_position.values == [[0, 1, 2, 3, -1]] * 8).all()
     assert "Mean over 8 of 9 pairs (1 not done)" in trace.to_html()
     assert "resid_post" in trace.summary(pair="pair-0")
 

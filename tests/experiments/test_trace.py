@@ -14,6 +14,7 @@ import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
+from causal_tracing.patching.arrays import Sums
 from causal_tracing.patching.metrics import METRICS
 from families import FAMILIES, build
 from tokenizers_for_tests import words
@@ -282,7 +283,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         "neg_rank": -int((patched > patched[answer]).sum()),
         "entropy": -(patched.exp() * patched).sum().item(),
     }
-    cell = trace.measurements.data.restored.sel(pair="pair-0", component="mlp_out", layer=1, position=3)
+    cell = trace.measurements.pairs.restored.sel(pair="pair-0", component="mlp_out", layer=1, position=3)
     for metric, value in expected.items():
         assert cell.sel(metric=metric).item() == pytest.approx(value, abs=TOLERANCE), metric
 
@@ -355,10 +356,8 @@ def test_spot_checks_would_notice_a_wrong_number(model: Model, monkeypatch: pyte
     assert right["largest_difference"] < TOLERANCE
     assert ct.trace(model, pair(), spot_checks=0).provenance["spot_checks"] == {"cells": 0, "largest_difference": None}
 
-    from causal_tracing.patching import measure as measuring
-
-    collect = measuring.collect  # pyright: ignore[reportPrivateImportUsage]
-    monkeypatch.setattr(measuring, "collect", lambda *a, **k: collect(*a, **(k | {"values": k["values"] + 1.0})))
+    add = Sums.add
+    monkeypatch.setattr(Sums, "add", lambda self, cell, value, **known: add(self, cell, value + 1.0, **known))
     wrong = ct.trace(model, pair(), spot_checks=20)
     assert wrong.provenance["spot_checks"]["largest_difference"] > 0.9
     assert "run again alone differ" in wrong.summary()

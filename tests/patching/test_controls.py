@@ -81,7 +81,7 @@ def test_a_run_keeps_by_the_real_answers_and_measures_the_control(model: Model, 
     control = ct.run(model, pairs, tmp_path / "control", keep="preferred", control="shuffled-pairs")
     real = ct.run(model, pairs, tmp_path / "real", keep="preferred")
     assert control.provenance["dropped"] == real.provenance["dropped"]
-    assert control.measurements.data.answer.values.tolist() != real.measurements.data.answer.values.tolist()
+    assert control.measurements.pairs.answer.values.tolist() != real.measurements.pairs.answer.values.tolist()
     assert control.provenance["options"]["control"] == "shuffled-pairs"
     again = ct.run(model, pairs, tmp_path / "control", keep="preferred", control="shuffled-pairs")
     assert again.effects.equals(control.effects)

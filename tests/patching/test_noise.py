@@ -126,7 +126,7 @@ def test_noise_equals_bare_hooks(model, trace):
     at = {"metric": "logit_diff", "pair": "pair-0"}
     assert found.clean.sel(at).item() == pytest.approx(logit_diff(model.network), abs=1e-5)
     assert found.corrupt.sel(at).item() == pytest.approx(np.mean(means), abs=1e-5)
-    data = trace.measurements.data.sel(at)
+    data = trace.measurements.pairs.sel(at)
     assert data.corrupt_deviation.item() == pytest.approx(np.std(means, ddof=1), abs=1e-5)
     for layer, position in product(range(LAYERS), (2, 3, 5, 6)):
         expected = by_hand(model.network, noise, [("resid_post", layer, position)])
@@ -288,7 +288,7 @@ def test_a_window_of_the_stream_is_a_cut_where_one_of_its_layers_is(model):
 
 def test_one_draw_has_no_spread(model):
     one = ct.trace(model, PAIR, noise=ct.Noise(draws=1), components=["resid_post"])
-    assert not {"corrupt_deviation", "restored_deviation"} & set(one.measurements.data)
+    assert not {"corrupt_deviation", "restored_deviation"} & set(one.measurements.pairs)
     assert "One draw" in one.summary()
     assert "over draws" not in one.summary()
 
@@ -299,7 +299,7 @@ def test_the_first_choices_after_noise_are_of_the_mean_over_draws(model, trace):
         with hooked([noise_hook(model.network, noise)]), torch.no_grad():
             probs.append(model.network(ids(PROMPT)).logits[0, -1].softmax(-1))
     best = torch.stack(probs).mean(0).topk(5)
-    data = trace.measurements.data.sel(pair="pair-0")
+    data = trace.measurements.pairs.sel(pair="pair-0")
     assert data.corrupt_top.values.tolist() == [WORDS.decode([token]) for token in best.indices.tolist()]
     assert_allclose(data.corrupt_top_prob.values, best.values.numpy(), atol=1e-5)
     assert data.corrupt_top.values.tolist() != data.clean_top.values.tolist()

@@ -97,7 +97,7 @@ def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo
         by_hand = ByHand(demo, *said, 3.0 * embedded.std().item() * drawn)
         largest.append(compare(trace.effects, said[1], by_hand, kinds, 15))
     assert max(largest) > 200 * TOLERANCE
-    first = trace.measurements.data.clean_top.isel(rank=0).values.tolist()
+    first = trace.measurements.pairs.clean_top.isel(rank=0).values.tolist()
     assert [one == pair.answer for one, pair in zip(first, pairs, strict=True)] == [True, False, True, True]
 
 

@@ -13,7 +13,7 @@ from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.patching import measure as measuring
-from causal_tracing.patching import units
+from causal_tracing.patching.arrays import Sums
 from causal_tracing.patching.metrics import METRICS
 from causal_tracing.results.effects import effects
 from families import FAMILIES, build
@@ -151,7 +151,7 @@ def test_listed_neurons_only(model, trace):
 
 
 def test_cells_come_in_portions_without_a_difference(model, trace, monkeypatch):
-    monkeypatch.setattr(units, "AT_ONCE", 37)
+    monkeypatch.setattr(measuring, "AT_ONCE", 37)
     again = ct.trace(model, PAIR, heads=["z"], head_positions="each").heads
     assert_allclose(again.restoration, trace.heads.restoration.sel(component=["z"]), rtol=0, atol=1e-5)
 
@@ -182,10 +182,10 @@ def test_nothing_is_lost_in_a_file(trace, tmp_path):
 def test_the_words_name_heads_and_neurons(trace):
     said = trace.summary()
     best = trace.top(1, of="neurons").iloc[0]
-    assert f"Strongest neuron: neuron {best.unit} of layer {best.layer} at " in said
+    assert f"Strongest neuron: neuron {best.part} of layer {best.layer} at " in said
     best = trace.top(1, of="heads", component="v").iloc[0]
-    readers = {0: "0, 1", 1: "2, 3"}[best.unit]
-    assert f"Strongest head by its v: head {best.unit} of layer {best.layer} at " in said
+    readers = {0: "0, 1", 1: "2, 3"}[best.part]
+    assert f"Strongest head by its v: head {best.part} of layer {best.layer} at " in said
     assert f"(It is read by query heads {readers}.)" in said
 
 
@@ -203,8 +203,8 @@ def test_random_heads_and_neurons_are_run_again(model, monkeypatch):
     checked = ct.trace(model, PAIR, heads=["z"], neurons=True, spot_checks=6).provenance["spot_checks"]
     assert 12 < checked["cells"] <= 18
     assert checked["largest_difference"] < 1e-4
-    measure = measuring.measure_units  # pyright: ignore[reportPrivateImportUsage]
-    monkeypatch.setattr(measuring, "measure_units", lambda *a, **k: measure(*a, **k) + 1.0)
+    told = Sums.told
+    monkeypatch.setattr(Sums, "told", lambda *a: told(*a) + 1.0)
     wrong = ct.trace(model, PAIR, heads=["z"], spot_checks=6).provenance["spot_checks"]
     assert wrong["largest_difference"] == pytest.approx(1.0, abs=1e-3)
 

@@ -23,7 +23,7 @@ RECORD: dict[str, Any] = {"clusters": {0: "x", 1: "x"}, "cut": [[0, 0, 0], [0, 0
 
 def test_several_pairs_have_evidence():
     trace = synthetic(1, **RECORD)
-    trace.measurements.data.clean[0, 11] = np.nan  # no logit_diff
+    trace.measurements.pairs.clean[0, 11] = np.nan  # no logit_diff
     found, told_ = trace.evidence(), told(trace)["evidence"]
     assert {name: told_[name] for name in ("metric", "unit", "pairs", "clusters", "undefined", "smallest_p")} == {
         "metric": "logit_diff", "unit": "logits", "pairs": 11, "clusters": 10, "undefined": 1, "smallest_p": 2**-9,
@@ -67,9 +67,9 @@ def test_what_few_pairs_cannot_say_is_null():
 
 def test_where_there_is_no_mean_there_is_a_reason():
     trace = synthetic(1, count=3)
-    trace.measurements.data.clean_role.values[1, 1:] = "next"
-    trace.measurements.data.clean_role.values[:, 0] = "before_subject"
-    trace.measurements.data.clean_role.values[[0, 2], 1:] = "further"
+    trace.measurements.pairs.clean_role.values[1, 1:] = "next"
+    trace.measurements.pairs.clean_role.values[:, 0] = "before_subject"
+    trace.measurements.pairs.clean_role.values[[0, 2], 1:] = "further"
     found = told(trace)["evidence"]
     assert found.keys() == {"reason"}
     assert found["reason"].startswith("These prompts have different lengths and no subjects")

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
 from families import FAMILIES, build
-from made import WORDS, longer, measurements, pair
+from made import WORDS, longer, measurements, pair, taken_apart
 from pages import with_units
 
 LEADING = [
@@ -59,9 +60,9 @@ def texted(texts: list[str]) -> ct.Trace:
     made = measurements([[2.0, -1.5], [1 / 3, np.nan]], [[1.0, -7.0], [3.0, 1e-300]])
     parts = []
     for text in texts:
-        data = made.data.assign_coords(pair=np.array([text], object)).copy(deep=True)
+        data = made.numbers().assign_coords(pair=np.array([text], object)).copy(deep=True)
         data.clean_token.values[0, 0] = text
-        parts.append(Measurements(data=data, provenance={}))
+        parts.append(taken_apart(data, {}))
     pairs = [{"id": text, "cluster": f"{text}c"} for text in texts]
     return ct.Trace(joined(parts, {**made.provenance, "pairs": pairs}))
 
@@ -136,15 +137,17 @@ def test_roles_are_columns_without_tokens(model: Model):
 def test_a_cluster_that_is_called_as_a_pair_is_not_that_pair():
     made = texted(["a", "b"])
     record = {**made.provenance, "pairs": [{"id": "a", "cluster": "b"}, {"id": "b"}]}
-    table = ct.Trace(Measurements(data=made.measurements.data, provenance=record)).to_dataframe()
+    table = ct.Trace(
+        Measurements(pairs=made.measurements.pairs, maps=made.measurements.maps, provenance=record)
+    ).to_dataframe()
     assert {*table.cluster} == {"cluster b", "pair b"}
 
 
 def test_many_pairs_take_seconds():
     random = np.random.default_rng(0)
     one = measurements(random.normal(size=(36, 25)), random.normal(size=(36, 25)))
-    data = one.data.isel(pair=[0] * 200).assign_coords(pair=[f"p{n}" for n in range(200)])
-    trace = ct.Trace(Measurements(data=data, provenance=one.provenance))
+    data = one.numbers().isel(pair=[0] * 200).assign_coords(pair=[f"p{n}" for n in range(200)])
+    trace = ct.Trace(taken_apart(data, one.provenance))
     started = time.perf_counter()
     assert len(trace.to_dataframe()) == 200 * 900 * 3
     assert time.perf_counter() - started < 20
@@ -180,7 +183,7 @@ WRITTEN = ["nul \\x00 here", "lone \\udce9 surrogate", "東京 \u202e", "\\x00=1
 @pytest.mark.parametrize("ending", ["csv", "parquet", "nc"])
 def test_strange_text_breaks_no_format(ending: str, tmp_path: Path):
     trace = texted(["a", "b", "c", "d"])
-    trace.measurements.data.clean_token.values[:, 0] = STRANGE
+    trace.measurements.pairs.clean_token.values[:, 0] = STRANGE
     path = trace.export(tmp_path / f"trace.{ending}")
     if ending == "nc":
         with xr.open_dataset(path, engine="h5netcdf") as found:
@@ -222,7 +225,9 @@ def test_netcdf_is_the_effects(trace: ct.Trace, tmp_path: Path, of: str):
 def test_a_long_provenance_fits(tmp_path: Path):
     made = texted(["a", "b"])
     record = {**made.provenance, "pairs": [{"id": f"{n}", "clean": "x" * 1000} for n in range(300)]}
-    path = ct.Trace(Measurements(data=made.measurements.data, provenance=record)).export(tmp_path / "trace.nc")
+    path = ct.Trace(replace(made.measurements, provenance=record)).export(
+        tmp_path / "trace.nc"
+    )
     with xr.open_dataset(path, engine="h5netcdf") as found:
         assert json.loads(found.attrs["provenance"])["pairs"] == record["pairs"]
 

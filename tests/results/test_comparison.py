@@ -18,9 +18,8 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.report.labels import number
 from causal_tracing.results.means import NoMean
-from causal_tracing.results.measurements import Measurements
 from families import FAMILIES, build
-from made import LAYERS, POSITIONS, WORDS, longer, pair, synthetic
+from made import LAYERS, POSITIONS, WORDS, longer, pair, synthetic, taken_apart
 
 EFFECTS = ("restoration", "disruption", "interaction")
 
@@ -150,9 +149,9 @@ def test_a_trace_does_not_differ_from_itself(two: tuple[ct.Trace, ct.Trace]):
 
 def test_the_order_of_pairs_changes_nothing(two: tuple[ct.Trace, ct.Trace]):
     first, second = two
-    mixed = Measurements(
-        data=second.measurements.data.isel(pair=[7, 2, 11, 0, 5, 1, 10, 3, 9, 4, 8, 6]),
-        provenance={**second.provenance, "pairs": second.provenance["pairs"][::-1]},
+    mixed = taken_apart(
+        second.measurements.numbers().isel(pair=[7, 2, 11, 0, 5, 1, 10, 3, 9, 4, 8, 6]),
+        {**second.provenance, "pairs": second.provenance["pairs"][::-1]},
     )
     found, again = ct.compare(first, second), ct.compare(first, ct.Trace(mixed))
     assert found.cells.identical(again.cells)
@@ -228,7 +227,7 @@ def test_what_only_one_has_is_listed():
 
 def test_pairs_without_the_metric_are_listed():
     first, second = synthetic(1), synthetic(2)
-    second.measurements.data.corrupt[:, 3] = np.nan
+    second.measurements.pairs.corrupt[:, 3] = np.nan
     found = ct.compare(first, second)
     assert (found.pairs, found.undefined) == (11, ("p3",))
     assert "In both, and without a number by one of the metrics: pairs p3." in found.summary()
@@ -249,7 +248,7 @@ def test_too_few_shared_pairs_are_an_error_that_names_both():
 
 def test_an_infinite_effect_has_no_mean():
     first, second = synthetic(1), synthetic(2)
-    second.measurements.data.restored[0, 5, 0, 0, 1] = np.inf
+    second.measurements.maps["blocks"].restored[0, 5, 0, 0, 1] = np.inf
     with pytest.raises(NoMean, match="restoration by logit_diff is infinite"):
         ct.compare(first, second)
 
@@ -392,9 +391,9 @@ def test_without_directions_in_common_nothing_is_compared(model: Model):
 
 def test_the_same_prompts_in_other_tokens_are_said(traces: tuple[ct.Trace, ct.Trace]):
     first = traces[0].measurements
-    data = first.data.copy(deep=True)
+    data = first.numbers().copy(deep=True)
     data.clean_token.values[2, 1:3] = [" w2", "2 w13"]
-    found = ct.compare(traces[0], ct.Trace(Measurements(data=data, provenance=first.provenance)))
+    found = ct.compare(traces[0], ct.Trace(taken_apart(data, first.provenance)))
     assert "The same prompts are cut into other tokens: a position is not the same text in both." in found.warnings
     assert not ct.compare(*traces).warnings
 

@@ -8,9 +8,8 @@ import pytest
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.words.one_pair import in_words, read
 from causal_tracing.results.effects import EFFECTS, effects, label, require_effect
-from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import pattern, strongest
-from made import measurements
+from made import measurements, taken_apart
 
 
 def test_the_definitions():
@@ -75,7 +74,7 @@ def test_every_cell_has_a_status():
 
 def test_a_direction_that_was_not_measured_is_absent():
     both = measurements([[2.0]], [[2.0]])
-    one = Measurements(data=both.data.drop_vars("disrupted"), provenance=both.provenance)
+    one = taken_apart(both.numbers().drop_vars("disrupted"), both.provenance)
     found = effects(one)
     assert {"restoration", "restored_fraction"} <= set(found)
     assert not {"disruption", "interaction", "bypass", "lost_fraction"} & set(found)
@@ -102,7 +101,7 @@ def test_vocabularies_change_labels_only():
 def test_a_patch_that_breaks_the_model_is_marked():
     found = measurements([[2.0, 2.0]], [[2.0, 2.0]])
     for metric, values in (("logit_diff", [2.0, 2.0]), ("log_prob", [0.5, 2.0]), ("entropy", [2.0, 2.0])):
-        found.data["restored"].loc[{"metric": metric}] = np.array([[[values]]])
+        found.numbers()["restored"].loc[{"metric": metric}] = np.array([[[values]]])
     assert effects(found).damage_like.values.ravel().tolist() == [True, False]
 
 
@@ -154,7 +153,7 @@ def test_the_words_carry_their_numbers():
 
 def test_the_words_warn():
     found = measurements([[1.1]], [[1.0]], clean=1.001, spread=1e-3, foil="")
-    found.data["clean_top"].values[0, 0] = " other"
+    found.numbers()["clean_top"].values[0, 0] = " other"
     found.provenance["spot_checks"]["largest_difference"] = 0.5  # pyright: ignore[reportIndexIssue]
     warnings = " ".join(read(found, metric="log_prob").warnings)
     assert "first choice is ' other', not the answer ' yes'" in warnings

@@ -116,11 +116,11 @@ def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
     from causal_tracing.results.means import NoMean
 
     measured = result.measurements
-    components = [str(name) for name in measured.data.component.values]
+    components = [str(name) for name in measured.maps[measured.kind()].component.values]
     try:
         evidence = result.evidence()
     except NoMean:
-        for pair in measured.data.pair.values[:MOST_MAPS]:
+        for pair in measured.pairs.pair.values[:MOST_MAPS]:
             for name in components:
                 yield heat_map(measured, name, measured.directions[0], pair=str(pair), colour=colour)
         return

@@ -11,10 +11,10 @@ from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import METHODS, SMOOTH, _asked, _checked, _estimates, _sites
-from causal_tracing.patching.grid import DIRECTIONS
 from causal_tracing.patching.metrics import UNITS
 from causal_tracing.patching.options import ENGINES
 from causal_tracing.prompts.pairs import Pair
+from causal_tracing.results.arms import DIRECTIONS
 
 
 def attribute(
@@ -84,7 +84,7 @@ def _check(
     seed: int,
 ) -> None:
     validation.names("component", components, (*COMPONENTS, *MEDIATORS))
-    validation.one_of("direction", direction, DIRECTIONS)
+    validation.one_of("direction", direction, tuple(DIRECTIONS))
     validation.one_of("method", method, METHODS)
     validation.one_of("engine", engine, ENGINES)
     if metric is not None:

@@ -13,9 +13,8 @@ from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.prune import plan
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
-from causal_tracing.patching.grid import worlds_of
+from causal_tracing.patching.cells import cells
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.units import unit_cells
 from causal_tracing.prompts.pairs import TokenPair
 
 TIMED_TOKENS = 512  # of the forward that is timed
@@ -57,10 +56,8 @@ def estimate_job(job: Job) -> Estimate:
     model, pairs, choice = job.model, job.pairs, job.choice
     worlds = worlds_run = token_layers = naive = 0
     for number, pair in enumerate(pairs):
-        unedited, found = worlds_of(pair, job.contrasts[number], job.sweep, number)
-        asked = [*unedited, *(cell.world for cell in found)]
-        for units in job.units.values():
-            asked += [cell.world for cell in unit_cells(pair, job.contrasts[number], units, number)]
+        question = job.question(number)
+        asked = [*question.unedited, *(cell.world for grid in job.grids for cell in cells(question, grid))]
         planned = plan(model, asked).worlds
         length = len(pair.clean.tokens)
         worlds += len(asked)

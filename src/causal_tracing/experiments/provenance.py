@@ -39,7 +39,7 @@ def provenance(
 
 def provenance_of(job: Job) -> dict[str, Any]:
     """What is known of a job before it is run."""
-    model, options = job.model, job.options.to_dict(job.sweep)
+    model, options = job.model, job.options.to_dict(job.grids[0])
     return {
         "model": model.name,
         "source": dict(model.source),

@@ -230,10 +230,9 @@ def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tu
 
 def _row(found: Measurements, number: int) -> Row:
     """One pair of a chunk."""
-    tables = {name: getattr(found, name) for name in ("data", "heads", "neurons")}
-    one = replace(found, **{name: None if each is None else each.isel(pair=[number]) for name, each in tables.items()})
-    id = str(one.data.pair.values[0])
-    unedited = one.data[["clean", "corrupt"]].sel(metric="log_prob").to_array()
+    id = str(found.pairs.pair.values[number])
+    one = found.of_pair(id)
+    unedited = one.pairs[["clean", "corrupt"]].sel(metric="log_prob").to_array()
     if not np.isfinite(unedited.values).all():
         return Row(pair=id, status=FAILED, reason=NOT_FINITE)
     tables, arrays = to_parts(one)

@@ -1,7 +1,7 @@
 """The main job, on one page.
 
 1. The job: options are checked, pairs become tokens and runs, and the engine is chosen (`patching/job.py`).
-2. Worlds: every cell of the map becomes a base run with edits (`patching/grid.py`, `patching/units.py`).
+2. Worlds: every cell of the map becomes a base run with edits (`patching/grid.py`, `patching/cells.py`).
 3. Numbers: the engine runs what can matter, and measures every metric from the same logits (`patching/scoring.py`).
 4. Repeats: the unedited runs again in other batches (the spread), and a few random cells alone (`patching/measure.py`).
 5. Measurements: arrays with names, and where they came from (`patching/arrays.py`).
@@ -20,14 +20,12 @@ from causal_tracing.experiments.provenance import provenance
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import Write
-from causal_tracing.patching.arrays import assemble
 from causal_tracing.patching.columns import Column
+from causal_tracing.patching.grid import Neurons
 from causal_tracing.patching.job import Job, plan_job
-from causal_tracing.patching.measure import Progress, measure
+from causal_tracing.patching.measure import Progress, Sink, measure
 from causal_tracing.patching.noise import Noise
 from causal_tracing.patching.options import COMPONENTS, Options
-from causal_tracing.patching.preview import preview_tokens
-from causal_tracing.patching.units import Neurons, unit_table
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.measurements import Measurements
@@ -107,13 +105,12 @@ def trace(
     return Trace(measured(plan_job(model, pairs, options), progress))
 
 
-def measured(job: Job, progress: Progress | None) -> Measurements:
-    """Runs a job, and puts names to its numbers. Raises ModelError, MachineError."""
+def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> Measurements:
+    """Runs a job, and says where its numbers come from. Raises ModelError, MachineError."""
     started, clock = datetime.now(UTC), time.perf_counter()
     if job.choice.note:
         warnings.warn(job.choice.note, EngineNote, stacklevel=3)
-    previews = preview_tokens(job.model, job.pairs, job.contrasts)
-    found = measure(job, progress)
+    found = measure(job, progress=progress, sink=sink)
     record = provenance(
         job,
         started=started,
@@ -122,12 +119,7 @@ def measured(job: Job, progress: Progress | None) -> Measurements:
         worlds_run=found.worlds_run,
         spot_checks=found.spot_checks,
     )
-    measurements = assemble(previews, job.sweep, found.pairs, metric=job.metric, provenance=record)
-    metrics = measurements.data.metric.values.tolist()
-    tables = {
-        name: unit_table(job.model, sweep, job.pairs, found.units[name], metrics) for name, sweep in job.units.items()
-    }
-    return replace(measurements, **tables)
+    return replace(found.measurements, provenance=record)
 
 
 def estimate(model: Model, pairs: Pair | Sequence[Pair], **options: Any) -> Estimate:

@@ -90,7 +90,7 @@ class Trace:
 
     def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
         """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
-        if pair is None and self.measurements.data.sizes["pair"] > 1:
+        if pair is None and self.measurements.pairs.sizes["pair"] > 1:
             return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
         return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
 

@@ -1,115 +1,87 @@
-"""From the engine's numbers to labelled arrays: each world's number goes to its cell."""
+"""From worlds' numbers to labelled arrays: each goes to its cell, each pair's cells to the maps of their kinds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from causal_tracing.patching.grid import Cell, Sweep
+from causal_tracing.patching.cells import Cell
+from causal_tracing.patching.grid import At, BlockGrid, Grid
 from causal_tracing.patching.metrics import METRICS, UNITS
 from causal_tracing.patching.preview import CHOICES, Preview
-from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.prompts.tokens import TokenPrompt
+from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
 
-CELL = ("component", "layer", "position")
-# How the numbers of each arm are called: what the metric is in the patched runs.
-VARIABLES = {
-    "restoration": "restored",
-    "disruption": "disrupted",
-    "restoration_sum": "restored_sum",
-    "disruption_sum": "disrupted_sum",
-    "severed_attn_out": "restored_severed_attn_out",
-    "severed_mlp_out": "restored_severed_mlp_out",
-}
 
+class Sums:
+    """One pair's numbers on their way into a map: added up cell by cell, draw by draw.
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PairNumbers:
-    """One pair's numbers: unedited [metric], patched by arm [metric, component, layer, position], and flags.
-
-    Over draws they are means; `deviation` is the effects' standard deviation over draws (empty for a single one), and
-    `corrupt_deviation` that of the corrupt runs, and so of the total effect (NaN for a single one).
+    A cell of several worlds (a role of several tokens) is their mean; so are several draws, of which the standard
+    deviation is kept too.
     """
 
-    clean: np.ndarray
-    corrupt: np.ndarray
-    corrupt_deviation: np.ndarray
-    spread: np.ndarray
-    patched: Mapping[str, np.ndarray]
-    deviation: Mapping[str, np.ndarray]
-    structural_zero: np.ndarray
-    cut: np.ndarray
-    unpaired: np.ndarray
-    worlds: int
-    worlds_run: int
+    def __init__(self, grid: Grid, draws: int) -> None:
+        self.grid = grid
+        self.draws = draws
+        self.numbers = {arm.name: np.zeros((len(METRICS), draws, *grid.shape)) for arm in grid.arms}
+        self.taken = {arm.name: np.zeros((draws, *grid.shape), dtype=int) for arm in grid.arms}
+        self.zeros, self.cuts = np.zeros(grid.shape, dtype=int), np.zeros(grid.shape, dtype=int)
 
+    def add(self, cell: Cell, value: np.ndarray, *, zero: bool, cut: bool) -> None:
+        """One world's numbers by metric, and what is known of it beforehand."""
+        self.numbers[cell.arm.name][(slice(None), cell.draw, *cell.at)] += value
+        self.taken[cell.arm.name][(cell.draw, *cell.at)] += 1
+        if cell.arm == self.grid.arms[0]:
+            self.zeros[cell.at] += zero
+            self.cuts[cell.at] += cut
 
-def collect(
-    scoring: Scoring,
-    sweep: Sweep,
-    cells: Sequence[Cell],
-    *,
-    draws: int,
-    values: np.ndarray,
-    structural_zero: np.ndarray,
-    spread: np.ndarray,
-    worlds_run: int,
-) -> PairNumbers:
-    """One pair's numbers from its worlds' values: the clean run's, the corrupt runs', then its cells'.
+    def told(self, arm: Arm, at: At, unedited: np.ndarray) -> np.ndarray:
+        """What the map says of one cell, by metric."""
+        return self._drawn(arm, unedited).mean(1)[(slice(None), *at)]
 
-    A cell of several worlds (a role of several tokens) is their mean; where noise corrupts, or donors are drawn,
-    every draw has one.
-    """
-    unedited = len(values) - len(cells)
-    corrupt = values[1:unedited].T  # [metric, draw], or one for all draws
-    shape = (len(sweep.components), len(sweep.layers), len(sweep.columns))
-    sums = {arm: np.zeros((len(METRICS), draws, *shape)) for arm in sweep.arms}
-    taken = {arm: np.zeros((draws, *shape), dtype=int) for arm in sweep.arms}
-    zeros, cuts = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
-    for cell, value, zero in zip(cells, values[unedited:], structural_zero[unedited:], strict=True):
-        sums[cell.arm][(slice(None), cell.draw, *cell.at)] += value
-        taken[cell.arm][(cell.draw, *cell.at)] += 1
-        if cell.arm == sweep.arms[0]:
-            zeros[cell.at] += zero
-            cuts[cell.at] += scoring.is_cut(cell.world)
-    drawn = {arm: _drawn(sweep, arm, sums[arm], taken[arm], values[0], corrupt) for arm in sweep.arms}
-    counts = taken[sweep.arms[0]].sum(0)
-    return PairNumbers(
-        clean=values[0],
-        corrupt=corrupt.mean(1),
-        corrupt_deviation=_deviation(corrupt),
-        spread=spread,
-        patched={arm: found.mean(1) for arm, found in drawn.items()},
-        deviation={arm: _deviation(found - _over(corrupt, found)) for arm, found in drawn.items() if draws > 1},
-        structural_zero=(counts > 0) & (zeros == counts),
-        cut=(cuts > 0) & (zeros < counts),
-        unpaired=counts == 0,
-        worlds=len(values),
-        worlds_run=worlds_run,
-    )
+    def measured(self, arm: Arm) -> np.ndarray:
+        """Whether a cell has a number in this arm, by place."""
+        return self.taken[arm.name].sum(0) > 0
 
+    def map(self, unedited: np.ndarray, order: Sequence[int]) -> xr.Dataset:
+        """The map so far, of one pair: numbers over (metric, the kind's axes), metrics in this order; and flags.
 
-def _drawn(
-    sweep: Sweep, arm: str, sums: np.ndarray, taken: np.ndarray, clean: np.ndarray, corrupt: np.ndarray
-) -> np.ndarray:
-    """The numbers of each draw [metric, draw, component, layer, position]; NaN where nothing was run.
+        `unedited` holds the clean run's numbers and then the corrupt runs' [run, metric].
+        """
+        axes, corrupt = self.grid.kind.axes, unedited[1:].T
+        found: dict[str, Any] = {}
+        for arm in self.grid.arms:
+            drawn = self._drawn(arm, unedited)[order]
+            found[arm.raw] = (("metric", *axes), drawn.mean(1))
+            if self.draws > 1:
+                deviation = _deviation(drawn - _over(corrupt[order], drawn))
+                found[f"{arm.raw}_deviation"] = (("metric", *axes), deviation)
+        counts = self.taken[self.grid.arms[0].name].sum(0)
+        found["structural_zero"] = (axes, (counts > 0) & (self.zeros == counts))
+        found["cut"] = (axes, (self.cuts > 0) & (self.zeros < counts))
+        found["unpaired"] = (axes, counts == 0)
+        return xr.Dataset(found, self.grid.labels | {"metric": _texts([METRICS[n] for n in order])})
 
-    A sum over a window's layers is the base run's number and all that each of the layers adds to it alone.
-    """
-    found = sums / np.where(taken, taken, np.nan)
-    if not arm.endswith("_sum"):
-        return found
-    base = _over(clean[:, None] if arm.startswith("disruption") else corrupt, found)
-    layers = [[len(sweep.windows.layers(name, layer)) for layer in sweep.layers] for name in sweep.components]
-    return base + np.array(layers)[..., None] * (found - base)
+    def _drawn(self, arm: Arm, unedited: np.ndarray) -> np.ndarray:
+        """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run.
+
+        A sum over a window's layers is the base run's number and all that each of the layers adds to it alone.
+        """
+        taken = self.taken[arm.name]
+        found = self.numbers[arm.name] / np.where(taken, taken, np.nan)
+        if not arm.alone:
+            return found
+        assert isinstance(self.grid, BlockGrid)
+        base = _over(unedited[1:].T if arm.restores else unedited[:1].T, found)
+        windows = self.grid.windows
+        layers = [[len(windows.layers(name, layer)) for layer in self.grid.layers] for name in self.grid.components]
+        return base + np.array(layers)[..., None] * (found - base)
 
 
 def _over(unedited: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Unedited numbers [metric, draw] as they go with [metric, draw, component, layer, position]."""
+    """Unedited numbers [metric, draw] as they go with [metric, draw, ...]."""
     return unedited.reshape(*unedited.shape, *[1] * (found.ndim - unedited.ndim))
 
 
@@ -118,82 +90,49 @@ def _deviation(drawn: np.ndarray) -> np.ndarray:
     return drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.full_like(drawn[:, 0], np.nan)
 
 
-def assemble(
-    previews: Sequence[Preview],
-    sweep: Sweep,
-    numbers: Sequence[PairNumbers],
-    *,
-    metric: str,
-    provenance: Mapping[str, Any],
+def metric_order(metric: str) -> list[int]:
+    """The metrics by number, the one that is shown first."""
+    return [METRICS.index(metric), *(n for n, name in enumerate(METRICS) if name != metric)]
+
+
+def measurements_of(
+    preview: Preview, unedited: np.ndarray, spread: np.ndarray, maps: Mapping[str, xr.Dataset], metric: str
 ) -> Measurements:
-    """All pairs' numbers as Measurements, with the shown metric first."""
-    order = [METRICS.index(metric), *(n for n, name in enumerate(METRICS) if name != metric)]
-
-    def by_metric(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(arrays, axis=1)[order]
-
-    variables: dict[str, Any] = {
-        name: (("metric", "pair"), by_metric([getattr(pair, name) for pair in numbers]))
-        for name in ("clean", "corrupt", "corrupt_deviation", "spread")
-        if name != "corrupt_deviation" or all(np.isfinite(pair.corrupt_deviation).any() for pair in numbers)
-    }
-    for arm in sweep.arms:
-        patched = by_metric([pair.patched[arm] for pair in numbers])
-        variables[VARIABLES[arm]] = (("metric", "pair", *CELL), patched)
-        if all(pair.deviation for pair in numbers):
-            deviation = by_metric([pair.deviation[arm] for pair in numbers])
-            variables[f"{VARIABLES[arm]}_deviation"] = (("metric", "pair", *CELL), deviation)
-    variables |= _windows(sweep)
-    for name in ("structural_zero", "cut", "unpaired"):
-        variables[name] = (("pair", *CELL), np.stack([getattr(pair, name) for pair in numbers]))
+    """One pair's numbers with their names: its unedited runs [run, metric], clean first, and its maps by kind."""
+    order, clean, corrupt = metric_order(metric), unedited[0], unedited[1:].T
+    numbers = {"clean": clean, "corrupt": corrupt.mean(1), "corrupt_deviation": _deviation(corrupt), "spread": spread}
+    if not np.isfinite(numbers["corrupt_deviation"]).any():
+        del numbers["corrupt_deviation"]
+    variables: dict[str, Any] = {name: (("metric", "pair"), each[order][:, None]) for name, each in numbers.items()}
+    id = _texts([preview.pair.id])
     coordinates = {
         "metric": _texts([METRICS[n] for n in order]),
         "unit": (("metric",), _texts([UNITS[METRICS[n]] for n in order])),
-        "pair": _texts([preview.pair.id for preview in previews]),
-        "component": _texts(sweep.components),
-        "layer": list(sweep.layers),
-        "position": _columns(sweep),
+        "pair": id,
     }
-    return Measurements(data=xr.Dataset(variables | _prompts(previews), coordinates), provenance=provenance)
+    pairs = xr.Dataset(variables | _prompts(preview), coordinates)
+    of_pair = {name: each.expand_dims(pair=id).transpose("metric", "pair", ...) for name, each in maps.items()}
+    return Measurements(pairs=pairs, maps=of_pair, provenance={})
 
 
-def _windows(sweep: Sweep) -> dict[str, Any]:
-    """The first and the last layer of each cell's window; −1 where there is no whole one."""
-    if not sweep.windows.wide:
-        return {}
-    around = [[sweep.windows.layers(name, layer) for layer in sweep.layers] for name in sweep.components]
-    ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
-    return {
-        "window_first": (("component", "layer"), ends[..., 0]),
-        "window_last": (("component", "layer"), ends[..., 1]),
-    }
-
-
-def _columns(sweep: Sweep) -> np.ndarray:
-    if all(isinstance(column, int) for column in sweep.columns):
-        return np.array(sweep.columns)
-    return _texts([str(column) for column in sweep.columns])
-
-
-def _prompts(previews: Sequence[Preview]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Tokens, roles, prompts and first choices of each pair."""
-    pairs = [preview.pair for preview in previews]
-    length = max(len(prompt.tokens) for pair in pairs for prompt in (pair.clean, pair.corrupt))
+def _prompts(preview: Preview) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Tokens, roles, prompts and first choices of one pair."""
+    pair = preview.pair
+    length = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     for name in ("clean", "corrupt"):
-        prompts: list[TokenPrompt] = [getattr(pair, name) for pair in pairs]
-        tops = [getattr(preview, f"{name}_top") for preview in previews]
-        found[f"{name}_length"] = (("pair",), np.array([len(prompt.tokens) for prompt in prompts]))
-        found[f"{name}_prompt"] = (("pair",), _texts([_own(pair, name) for pair in pairs]))
-        found[f"{name}_token"] = (("pair", "token"), _padded([prompt.strings for prompt in prompts], length))
-        found[f"{name}_role"] = (("pair", "token"), _padded([prompt.roles for prompt in prompts], length))
-        found[f"{name}_top"] = (("pair", "rank"), _padded([[c.token for c in top] for top in tops], CHOICES))
-        probs = [[choice.prob for choice in top] + [np.nan] * (CHOICES - len(top)) for top in tops]
-        found[f"{name}_top_prob"] = (("pair", "rank"), np.array(probs))
-    found["corrupt_position"] = (("pair", "token"), _paired_with(pairs, length))
-    found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens) for pair in pairs]))
-    found["answer"] = (("pair",), _texts([pair.pair.answer for pair in pairs]))
-    found["foil"] = (("pair",), _texts([pair.pair.foil or "" for pair in pairs]))
+        prompt, top = getattr(pair, name), getattr(preview, f"{name}_top")
+        found[f"{name}_length"] = (("pair",), np.array([len(prompt.tokens)]))
+        found[f"{name}_prompt"] = (("pair",), _texts([_own(pair, name)]))
+        found[f"{name}_token"] = (("pair", "token"), _padded(prompt.strings, length))
+        found[f"{name}_role"] = (("pair", "token"), _padded(prompt.roles, length))
+        found[f"{name}_top"] = (("pair", "rank"), _padded([choice.token for choice in top], CHOICES))
+        probs = [choice.prob for choice in top] + [np.nan] * (CHOICES - len(top))
+        found[f"{name}_top_prob"] = (("pair", "rank"), np.array([probs]))
+    found["corrupt_position"] = (("pair", "token"), _paired_with(pair, length))
+    found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens)]))
+    found["answer"] = (("pair",), _texts([pair.pair.answer]))
+    found["foil"] = (("pair",), _texts([pair.pair.foil or ""]))
     return found
 
 
@@ -202,17 +141,16 @@ def _own(pair: TokenPair, name: str) -> str:
     return getattr(pair.pair, name) or pair.pair.clean
 
 
-def _paired_with(pairs: Sequence[TokenPair], length: int) -> np.ndarray:
+def _paired_with(pair: TokenPair, length: int) -> np.ndarray:
     """The corrupt prompt's position that each position of the clean one is paired with; −1 for none."""
-    found = np.full((len(pairs), length), -1)
-    for row, pair in zip(found, pairs, strict=True):
-        for here, there in pair.slots:
-            row[here] = there
+    found = np.full((1, length), -1)
+    for here, there in pair.slots:
+        found[0, here] = there
     return found
 
 
-def _padded(rows: Sequence[Sequence[str]], length: int) -> np.ndarray:
-    return np.array([[*row, *[""] * (length - len(row))] for row in rows], dtype=object)
+def _padded(texts: Sequence[str], length: int) -> np.ndarray:
+    return np.array([[*texts, *[""] * (length - len(texts))]], dtype=object)
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:

@@ -1,74 +1,162 @@
-"""From a pair to worlds: every cell of the map, as the what-if that measures it.
+"""What is patched: the sites of one kind, in which arms, and the edits that patch each of them.
 
-A cell is (arm, component, layer, column). A column is a token position, a role, or all positions together; a role's
-cell is the mean over one world for each of its tokens. The arms: restoration and disruption; for windows of layers
-the sum of what each of their layers does alone (`_sum`); and restoration of the stream with the MLPs or the attention
-behind it severed. Where noise corrupts, or donors are drawn, every cell has a world for each draw.
+A grid's cells are its components x layers x parts (heads or neurons, where the kind has them) x columns. A kind of site
+is a grid of its own: it says which parts a layer has and which edits make a cell; all else is the same for all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
+
+import numpy as np
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import COMPONENTS, RESIDUAL, Site
+from causal_tracing.interventions.edits import Edit, From, Run
+from causal_tracing.interventions.sites import COMPONENTS, HEADS, RESIDUAL, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import Column, patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
-
-DIRECTIONS = ("restoration", "disruption")
-
-
-SEVERABLE = ("attn_out", "mlp_out")
-
+from causal_tracing.results.arms import DIRECTIONS, SEVERABLE, SEVERED, SUMS, Arm
+from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
 # What comes after a site in its own layer.
 BEFORE = (("resid_pre", "attn_out"), ("resid_pre", "mlp_out"), ("resid_mid", "mlp_out"))
+Neurons = bool | Mapping[int, Sequence[int]]
+At = tuple[int, ...]  # a cell's place in the arrays of its map: an index along each of the kind's axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """What is patched: components, layers, columns (positions, roles, or "together"), in which directions."""
+class Grid:
+    """The cells of one kind's map, over components, layers, parts and columns, in these arms."""
 
+    kind: SiteKind
     components: tuple[str, ...]
     layers: tuple[int, ...]
     columns: tuple[Column, ...]
-    directions: tuple[str, ...]
-    windows: Windows
-    sums: bool = True
-    severed: tuple[str, ...] = ()
+    arms: tuple[Arm, ...]
 
     @property
-    def arms(self) -> tuple[str, ...]:
-        """What is measured in each cell, as names of effects."""
-        wide = self.sums and self.windows.wide
-        sums = tuple(f"{direction}_sum" for direction in self.directions) if wide else ()
-        return (*self.directions, *sums, *(f"severed_{part}" for part in self.severed))
+    def labels(self) -> dict[str, Any]:
+        """What stands along each axis of the arrays, and what else is known of the sites."""
+        numbered = all(isinstance(column, int) for column in self.columns)
+        columns = list(self.columns) if numbered else [str(column) for column in self.columns]
+        return {
+            "component": np.array(self.components, dtype=object),
+            "layer": list(self.layers),
+            "position": columns if numbered else np.array(columns, dtype=object),
+        }
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one arm's array, in the order of the kind's axes."""
+        labels = self.labels
+        return tuple(len(labels[axis]) for axis in self.kind.axes)
+
+    def cells(self, layers: Sequence[int] | None = None) -> Iterator[At]:
+        """The places of all cells, or of those in some layers (by index)."""
+        chosen = range(len(self.layers)) if layers is None else layers
+        for component, layer, column in product(range(len(self.components)), chosen, range(len(self.columns))):
+            yield from self.places(component, layer, column)
+
+    def places(self, component: int, layer: int, column: int) -> Iterator[At]:
+        """The places of one component, layer and column: as many as there are parts."""
+        yield component, layer, column
+
+    def column(self, at: At) -> Column:
+        """The column of a cell."""
+        return self.columns[at[-1]]
+
+    def count(self, pair: TokenPair) -> int:
+        """How many worlds one draw of a pair's map takes, if no cell takes more than one for each token."""
+        columns = [len(patched_together(pair, column)) for column in self.columns]
+        return len(self.arms) * sum(columns[at[-1]] for at in self.cells())
+
+    def edits(
+        self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """The edits of each world of a cell: none where there is no such cell."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One world of the map, and where its number belongs (indices into the sweep, and the draw)."""
+class BlockGrid(Grid):
+    """Whole components: single layers, or windows of them; with what is behind a restored state severed, if asked."""
 
-    arm: str
-    draw: int
-    component: int
-    layer: int
-    column: int
-    world: World
+    windows: Windows
 
     @property
-    def at(self) -> tuple[int, int, int]:
-        """Where the number belongs in the map of its arm: component, layer, column."""
-        return self.component, self.layer, self.column
+    def labels(self) -> dict[str, Any]:
+        """The first and the last layer of each cell's window too; −1 where there is no whole one."""
+        labels = super(BlockGrid, self).labels
+        if not self.windows.wide:
+            return labels
+        around = [[self.windows.layers(name, layer) for layer in self.layers] for name in self.components]
+        ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
+        of_window = ("component", "layer")
+        return labels | {"window_first": (of_window, ends[..., 0]), "window_last": (of_window, ends[..., 1])}
+
+    def edits(
+        self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """One world patches the whole window; where layers are patched alone, each has a world."""
+        component = self.components[at[0]]
+        layers = self.windows.layers(component, self.layers[at[1]])
+
+        def patched(layers: Sequence[int]) -> tuple[Edit, ...]:
+            places = product(layers, slots)
+            return tuple(contrast.edit(component, layer, slot, donor, restores=arm.restores) for layer, slot in places)
+
+        if arm.alone:
+            if len(layers) > 1:
+                yield from (patched([one]) for one in layers)
+        elif arm.severed:
+            if component in RESIDUAL and layers:
+                behind = range(_first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
+                sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
+                yield (*patched(layers), *(Edit(site, From(base, site.position)) for site in sites))
+        elif layers:
+            yield patched(layers)
 
 
-def plan_sweep(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartGrid(Grid):
+    """Single heads or neurons: `parts[component][layer]` lists them, `counts` says how many a layer has.
+
+    `readers` says which query heads read each head of keys or values.
+    """
+
+    parts: Mapping[str, Mapping[int, Sequence[int]]]
+    counts: Mapping[str, int]
+    readers: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The numbers of the parts too, and who reads them."""
+        assert self.kind.part is not None
+        labels = super(PartGrid, self).labels | {self.kind.part: np.arange(max(self.counts.values()))}
+        if self.readers:
+            labels["readers"] = (("component", self.kind.part), np.array(self.readers, dtype=object))
+        return labels
+
+    def places(self, component: int, layer: int, column: int) -> Iterator[At]:
+        """A place for each part that is asked for."""
+        for part in self.parts[self.components[component]][self.layers[layer]]:
+            yield component, layer, part, column
+
+    def edits(
+        self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """One world, in which the part is patched at all of these slots."""
+        component, layer, part = self.components[at[0]], self.layers[at[1]], at[2]
+        yield tuple(contrast.edit(component, layer, s, donor, restores=arm.restores, unit=part) for s in slots)
+
+
+def plan_blocks(
     model: Model,
     pairs: Sequence[TokenPair],
     *,
@@ -80,27 +168,114 @@ def plan_sweep(
     window_sums: bool = True,
     sever: Sequence[str] = (),
     rome: bool = False,
-) -> Sweep:
-    """The sweep that the options describe, on this model, for these pairs.
+) -> BlockGrid:
+    """Whole components, as the options describe them, on this model, for these pairs.
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
     validation.names("component", components, COMPONENTS)
-    validation.names("direction", directions, DIRECTIONS)
+    validation.names("direction", directions, tuple(DIRECTIONS))
     components = tuple(dict.fromkeys(components))
     if sever not in ((), []):
         _check_severed(components, directions, sever)
     for component in (*components, *sever):
         model.anatomy.require(component)
-    return Sweep(
+    chosen = checked_layers(model, layers)
+    columns = resolved_columns(pairs, positions)
+    windows = plan_windows(components, window, model.num_layers, rome=rome)
+    arms = _arms(directions)
+    sums = tuple(SUMS[arm.name] for arm in arms) if window_sums and windows.wide else ()
+    severed = tuple(SEVERED[part] for part in dict.fromkeys(sever))
+    return BlockGrid(
+        kind=BLOCKS,
         components=components,
-        layers=checked_layers(model, layers),
-        columns=resolved_columns(pairs, positions),
-        directions=tuple(name for name in DIRECTIONS if name in directions),
-        windows=plan_windows(components, window, model.num_layers, rome=rome),
-        sums=window_sums,
-        severed=tuple(dict.fromkeys(sever)),
+        layers=chosen,
+        columns=columns,
+        arms=(*arms, *sums, *severed),
+        windows=windows,
     )
+
+
+def plan_heads(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    *,
+    components: Sequence[str],
+    layers: Sequence[int] | None,
+    positions: str | Sequence[Column],
+    directions: Sequence[str],
+) -> PartGrid:
+    """All heads of these components. Raises InvalidOption or ComponentNotOffered."""
+    counts = {name: model.units(name) for name in components}
+    chosen, most = checked_layers(model, layers), max(counts.values())
+    return PartGrid(
+        kind=SINGLE_HEADS,
+        components=tuple(counts),
+        layers=chosen,
+        columns=resolved_columns(pairs, positions),
+        arms=_arms(directions),
+        parts={name: dict.fromkeys(chosen, range(count)) for name, count in counts.items()},
+        counts=counts,
+        readers=tuple(tuple(_readers(model, name, head) for head in range(most)) for name in counts),
+    )
+
+
+def plan_neurons(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    *,
+    neurons: Neurons,
+    layers: Sequence[int] | None,
+    positions: str | Sequence[Column],
+    directions: Sequence[str],
+) -> PartGrid:
+    """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
+    count = model.units("neurons")
+    named = neurons if isinstance(neurons, Mapping) else {}
+    chosen = checked_layers(model, list(named) if named else layers)
+    parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
+    for layer, listed in named.items():
+        if not hasattr(listed, "__len__") or len(listed):
+            validation.numbered("neuron", listed, count, f"layer {layer} of {model.name}")
+            parts[layer] = sorted({int(neuron) for neuron in listed})
+    return PartGrid(
+        kind=SINGLE_NEURONS,
+        components=SINGLE_NEURONS.components,
+        layers=chosen,
+        columns=resolved_columns(pairs, positions),
+        arms=_arms(directions),
+        parts={"neurons": parts},
+        counts={"neurons": count},
+    )
+
+
+def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers asked for, in order (None: all). Raises InvalidOption."""
+    if layers is None:
+        return tuple(range(model.num_layers))
+    validation.numbered("layer", layers, model.num_layers, model.name)
+    return tuple(sorted({int(layer) for layer in layers}))
+
+
+def named_heads(heads: bool | Sequence[str]) -> tuple[str, ...]:
+    """The heads' components that an option names: z for True. Raises InvalidOption."""
+    asked = ("z",) if heads is True else heads
+    if asked is not False and asked != [] and asked != ():
+        validation.names("heads' component", asked, HEADS)
+    return tuple(dict.fromkeys(asked or ()))
+
+
+def check_neurons(neurons: Neurons) -> None:
+    """Raises InvalidOption for what names no neurons."""
+    if not isinstance(neurons, (bool, Mapping)) or neurons == {}:
+        raise InvalidOption(
+            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
+            f"{{5: [], 20: [14, 1035]}}; it is {neurons!r}."
+        )
+
+
+def _arms(directions: Sequence[str]) -> tuple[Arm, ...]:
+    return tuple(arm for name, arm in DIRECTIONS.items() if name in directions)
 
 
 def _check_severed(components: Sequence[str], directions: Sequence[str], sever: Sequence[str]) -> None:
@@ -112,77 +287,14 @@ def _check_severed(components: Sequence[str], directions: Sequence[str], sever: 
         )
 
 
-def cells(
-    pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int, arms: Sequence[str] | None = None
-) -> Iterator[Cell]:
-    """Every world of the pair's map (of these arms); `number` is the pair's, by which its logits are measured."""
-    for draw in range(contrast.draws):
-        for arm in sweep.arms if arms is None else arms:
-            base, donor = contrast.sides(draw, restores=restores(arm))
-            for c, component in enumerate(sweep.components):
-                for n, layer in enumerate(sweep.layers):
-                    for k, column in enumerate(sweep.columns):
-                        for slots in patched_together(pair, column):
-                            for edits in _edits(sweep, contrast, arm, component, layer, slots, base, donor):
-                                world = World(base, edits, last_of(base), number)
-                                yield Cell(arm=arm, draw=draw, component=c, layer=n, column=k, world=world)
-
-
-def _edits(
-    sweep: Sweep,
-    contrast: Contrast,
-    arm: str,
-    component: str,
-    layer: int,
-    slots: Sequence[Slot],
-    base: Run,
-    donor: Run,
-) -> Iterator[tuple[Edit, ...]]:
-    """The edits of each world of a cell: none where there is no such cell."""
-    layers = sweep.windows.layers(component, layer)
-
-    def patched(layers: Sequence[int]) -> tuple[Edit, ...]:
-        places = product(layers, slots)
-        return tuple(contrast.edit(component, at, slot, donor, restores=restores(arm)) for at, slot in places)
-
-    if arm.endswith("_sum"):
-        if len(layers) > 1:
-            yield from (patched([one]) for one in layers)
-    elif arm.startswith("severed_"):
-        part = arm.removeprefix("severed_")
-        if component in RESIDUAL and layers:
-            behind = range(_first_behind(component, layers[-1], part), sweep.windows.num_layers)
-            sites = (Site(part, at, slot.corrupt) for at, slot in product(behind, slots))
-            frozen = (Edit(site, From(base, site.position)) for site in sites)
-            yield (*patched(layers), *frozen)
-    elif layers:
-        yield patched(layers)
-
-
-def restores(arm: str) -> bool:
-    """Whether an arm writes into the corrupt run, or into the clean one."""
-    return not arm.startswith("disruption")
-
-
-def last_of(run: Run) -> tuple[int]:
-    """Where a run is read: at its last token."""
-    return (len(run.tokens) - 1,)
-
-
 def _first_behind(component: str, layer: int, part: str) -> int:
     """The first layer whose attention or MLP comes after this site."""
     return layer if (component, part) in BEFORE else layer + 1
 
 
-def worlds_of(pair: TokenPair, contrast: Contrast, sweep: Sweep, number: int) -> tuple[list[World], list[Cell]]:
-    """The pair's unedited runs, clean first, and the cells of its map."""
-    unedited = [World(run, (), last_of(run), number) for run in (contrast.clean, *contrast.corrupt)]
-    return unedited, list(cells(pair, contrast, sweep, number))
-
-
-def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers asked for, in order (None: all). Raises InvalidOption."""
-    if layers is None:
-        return tuple(range(model.num_layers))
-    validation.numbered("layer", layers, model.num_layers, model.name)
-    return tuple(sorted({int(layer) for layer in layers}))
+def _readers(model: Model, component: str, head: int) -> str:
+    """The query heads that read a head of keys or values, as text; "" where there is no such head, or of others."""
+    if component not in ("k", "v") or head >= model.units(component) or "q" not in model.anatomy.mediators:
+        return ""
+    each = model.units("q") // model.units(component)
+    return ", ".join(str(reader) for reader in range(head * each, (head + 1) * each))

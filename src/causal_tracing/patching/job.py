@@ -6,8 +6,8 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.engine.checks.agreement import Choice, choose
+from causal_tracing.engine.checks.check import prove
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.sites import MEDIATORS
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import (
     ABLATIONS,
@@ -17,14 +17,15 @@ from causal_tracing.patching.ablation import (
     reference_runs,
     reference_tokens,
 )
+from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.patching.controls import CONTROLS, randomised, shuffled
-from causal_tracing.patching.grid import DIRECTIONS, Sweep, plan_sweep
+from causal_tracing.patching.grid import Grid, check_neurons, named_heads, plan_blocks, plan_heads, plan_neurons
 from causal_tracing.patching.metrics import METRICS
 from causal_tracing.patching.noise import Noise, noised
 from causal_tracing.patching.options import ENGINES, PRESETS, ROME_NOISE, ROME_WINDOWS, Options
-from causal_tracing.patching.units import UnitSweep, plan_units
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
+from causal_tracing.results.arms import DIRECTIONS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
@@ -41,10 +42,13 @@ class Job:
     asked: Sequence[Pair]
     pairs: Sequence[TokenPair]
     contrasts: Sequence[Contrast]
-    sweep: Sweep
-    units: Mapping[str, UnitSweep]
+    grids: Sequence[Grid]
     choice: Choice
     noise: Mapping[str, Any] | None
+
+    def question(self, number: int) -> Question:
+        """One of the pairs."""
+        return Question(number=number, pair=self.pairs[number], contrast=self.contrasts[number])
 
     @property
     def metric(self) -> str:
@@ -81,33 +85,13 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
-    sweep = plan_sweep(
-        model,
-        tokens,
-        components=options.components,
-        layers=options.layers,
-        positions=options.positions,
-        directions=directions,
-        window=options.window,
-        window_sums=options.window_sums,
-        sever=options.sever,
-        rome=options.preset == "rome",
-    )
-    model, units = plan_units(
-        model,
-        tokens,
-        heads=options.heads,
-        head_positions=options.head_positions,
-        neurons=options.neurons,
-        neuron_positions=options.neuron_positions,
-        layers=options.layers,
-        directions=sweep.directions,
-    )
-    parts = [*sweep.components, *sweep.severed, *(name for each in units.values() for name in each.components)]
-    choice = choose(model, list(dict.fromkeys(parts)), options.engine)
-    for each in (sweep, *units.values()):
-        counts = {name: model.units(name) for name in each.components if name in MEDIATORS}
-        check_tensors(write, each.components, each.layers, counts)
+    model, grids = _grids(model, tokens, options, directions)
+    severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
+    components = [name for grid in grids for name in grid.components]
+    choice = choose(model, list(dict.fromkeys([*components, *severed])), options.engine)
+    for grid in grids:
+        counts = {name: model.units(name) for name in grid.components if grid.kind.part}
+        check_tensors(write, grid.components, grid.layers, counts)
     contrasts, record = _contrasts(model, tokens, noise, write)
     return Job(
         model=model,
@@ -115,11 +99,44 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         asked=asked,
         pairs=tokens,
         contrasts=contrasts,
-        sweep=sweep,
-        units=units,
+        grids=grids,
         choice=choice,
         noise=record,
     )
+
+
+def _grids(
+    model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]
+) -> tuple[Model, list[Grid]]:
+    """What is patched, kind by kind, and the model with its heads and neurons proved where they are asked for."""
+    grids: list[Grid] = [
+        plan_blocks(
+            model,
+            pairs,
+            components=options.components,
+            layers=options.layers,
+            positions=options.positions,
+            directions=directions,
+            window=options.window,
+            window_sums=options.window_sums,
+            sever=options.sever,
+            rome=options.preset == "rome",
+        )
+    ]
+    heads = named_heads(options.heads)
+    check_neurons(options.neurons)
+    mediators = (*heads, *(("neurons",) if options.neurons else ()))
+    for component in mediators:
+        model.anatomy.require(component)
+    if mediators:
+        model, _ = prove(model, mediators)
+    common = {"layers": options.layers, "directions": directions}
+    if heads:
+        grids.append(plan_heads(model, pairs, components=heads, positions=options.head_positions, **common))
+    if options.neurons:
+        where = options.neuron_positions
+        grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
+    return model, grids
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:
@@ -179,7 +196,7 @@ def _directions(options: Options, write: Write) -> Sequence[str]:
     if write.kind in ABLATIONS:
         return _ablated(options, write)
     if options.noise is None:
-        return DIRECTIONS if options.directions is None else options.directions
+        return tuple(DIRECTIONS) if options.directions is None else options.directions
     if options.directions is not None and "disruption" in options.directions:
         raise InvalidOption(
             "With noise only restoration is measured: what a disruption by noise would mean is not defined. "

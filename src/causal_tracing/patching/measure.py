@@ -1,59 +1,87 @@
-"""A job's numbers: its worlds run some pairs at a time, its unedited runs repeated, and a few cells run again."""
+"""A job's numbers: its worlds run some thousands at a time, its unedited runs repeated, and a few cells run again.
 
-from collections import Counter
+1. Some pairs at a time: the unedited runs, and the cells of each grid behind them, in batches.
+2. Each batch's numbers go to their cells. Whoever listens is handed the maps so far; then layers come from coarse to
+   fine, so that the whole picture is there early, and batches are small.
+3. The unedited runs again in batches of other sizes (the spread), and a few random cells alone, on whole forwards.
+"""
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from causal_tracing.patching.arrays import PairNumbers, collect
+from causal_tracing.interventions.edits import World
+from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
+from causal_tracing.patching.cells import Cell, cells, worlds_of
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.grid import cells, worlds_of
+from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.metrics import METRICS
+from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
-from causal_tracing.patching.units import Picked, UnitSweep, measure_units, picked_units
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.storage.join import joined
 
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
 PAIRS_AT_ONCE = 8
+AT_ONCE = 16_384  # cells
+AT_ONCE_SHOWN = 512  # cells, where somebody looks on
 BOTH = 2  # the unedited runs that are repeated: the clean one, and one corrupt one, however many draws there are
+STEPS = 1000  # in which progress is told
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Numbers:
-    """What a job gave: each pair's numbers, those of its heads and neurons, and how cells agreed when run again."""
+class Filled:
+    """What is known of one pair so far: its measurements, NaN where nothing was run yet, and what is new in them.
 
-    pairs: Sequence[PairNumbers]
-    units: Mapping[str, Sequence[xr.Dataset]]
+    `new` are places in the arrays of the map of `kind`; there are none when the unedited runs alone are known.
+    """
+
+    kind: str
+    pair: int
+    measurements: Measurements
+    new: tuple[At, ...]
+
+
+Sink = Callable[[Filled], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Numbers:
+    """What a job gave: its pairs' measurements, how many worlds that took, and how cells agreed when run again."""
+
+    measurements: Measurements
+    worlds: int
+    worlds_run: int
     spot_checks: Mapping[str, Any]
 
-    @property
-    def worlds(self) -> int:
-        """How many worlds were asked for."""
-        return sum(pair.worlds for pair in self.pairs) + self._of_units("worlds")
 
-    @property
-    def worlds_run(self) -> int:
-        """How many of them had to be run."""
-        return sum(pair.worlds_run for pair in self.pairs) + self._of_units("worlds_run")
+def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = None) -> Numbers:
+    """Runs a job. `progress` is told how much of the whole is done, `sink` is handed the maps while they fill.
 
-    def _of_units(self, name: str) -> int:
-        return sum(found.attrs[name] for each in self.units.values() for found in each)
-
-
-def measure(job: Job, progress: Progress | None) -> Numbers:
-    """Runs a job. `progress` is told how much of the whole is done."""
-    parts = 1 + len(job.units)
-    pairs = list(_blocks(job, _share(progress, 0, parts)))
-    units = {
-        name: list(_units(job, sweep, pairs, _share(progress, part, parts)))
-        for part, (name, sweep) in enumerate(job.units.items(), start=1)
-    }
-    return Numbers(pairs=pairs, units=units, spot_checks=_spot_checks(job, list(_picked(job, pairs, units))))
+    What either raises stops the work, between two layers or two batches, and leaves nothing behind.
+    """
+    previews = preview_tokens(job.model, job.pairs, job.contrasts)
+    tally = _Tally(progress, sum(_count(job, grid) for grid in job.grids))
+    chunks = []
+    for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
+        numbers = range(start, min(start + pairs_at_once(job.contrasts), len(job.pairs)))
+        chunk = _Chunk(job, {number: previews[number] for number in numbers}, tally, sink)
+        chunk.run()
+        chunks.append(chunk)
+    sums = {number: each for chunk in chunks for number, each in chunk.sums.items()}
+    unedited = {number: each for chunk in chunks for number, each in chunk.unedited.items()}
+    return Numbers(
+        measurements=joined([each for chunk in chunks for each in chunk.measurements()], {}),
+        worlds=sum(chunk.worlds for chunk in chunks),
+        worlds_run=sum(chunk.worlds_run for chunk in chunks),
+        spot_checks=_spot_checks(job, list(_picked(job, sums, unedited))),
+    )
 
 
 def pairs_at_once(contrasts: Sequence[Contrast]) -> int:
@@ -61,64 +89,163 @@ def pairs_at_once(contrasts: Sequence[Contrast]) -> int:
     return max(1, PAIRS_AT_ONCE // max(contrast.draws for contrast in contrasts))
 
 
-def _blocks(job: Job, progress: Progress) -> Iterator[PairNumbers]:
-    """Each pair's numbers, a few pairs at a time."""
-    engine, budget, total, at_once = job.choice.engine, job.options.budget, len(job.pairs), pairs_at_once(job.contrasts)
-    for start in range(0, total, at_once):
-        chunk = range(start, min(start + at_once, total))
-        scoring = Scoring(job.model, {number: job.pairs[number] for number in chunk})
-        asked = {number: worlds_of(job.pairs[number], job.contrasts[number], job.sweep, number) for number in chunk}
-        worlds = [world for unedited, found in asked.values() for world in (*unedited, *(cell.world for cell in found))]
-
-        def report(done: int, of: int, first: int = start, size: int = len(chunk)) -> None:
-            progress(round(1000 * (first + size * done / of)), 1000 * total)
-
-        result = scoring.evaluate(worlds, engine=engine, budget=budget, progress=report)
-        repeated = [unedited[:BOTH] for unedited, _ in asked.values()]
-        repeats = iter(scoring.spread([world for both in repeated for world in both]))
-        reached = 0
-        for (number, (unedited, found)), both in zip(asked.items(), repeated, strict=True):
-            mine = slice(reached, reached + len(unedited) + len(found))
-            reached = mine.stop
-            yield collect(
-                scoring,
-                job.sweep,
-                found,
-                draws=job.contrasts[number].draws,
-                values=result.values[mine],
-                structural_zero=result.structural_zero[mine],
-                spread=np.max([next(repeats) for _ in both], axis=0),
-                worlds_run=result.worlds_run if number == start else 0,
-            )
+def _count(job: Job, grid: Grid) -> int:
+    """The worlds of a grid, of all pairs."""
+    return sum(grid.count(pair) * each.draws for pair, each in zip(job.pairs, job.contrasts, strict=True))
 
 
-def _units(job: Job, sweep: UnitSweep, numbers: Sequence[PairNumbers], progress: Progress) -> Iterator[xr.Dataset]:
-    """Each pair's heads or neurons."""
-    both = list(zip(job.pairs, job.contrasts, strict=True))
-    total, reached = sum(sweep.cells(pair) * contrast.draws for pair, contrast in both), 0
+class _Tally:
+    """How much of the whole is done: worlds that are, and the share of the batch that is being run."""
 
-    def done(more: int) -> None:
-        nonlocal reached
-        reached += more
-        progress(reached, total)
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress = progress
+        self.total = max(1, total)
+        self.done = 0
 
-    for number, (pair, contrast) in enumerate(both):
-        unedited = {"restoration": numbers[number].corrupt, "disruption": numbers[number].clean}
-        options = {"engine": job.choice.engine, "budget": job.options.budget, "done": done}
-        yield measure_units(Scoring(job.model, {number: pair}), pair, contrast, sweep, number, unedited, **options)
+    def batch(self, size: int) -> Progress | None:
+        """Progress of a batch of so many worlds, told as progress of the whole."""
+        if self.progress is None:
+            return None
+        tell, before = self.progress, self.done
 
+        def report(done: int, of: int) -> None:
+            tell(min(STEPS, round(STEPS * (before + size * done / of) / self.total)), STEPS)
 
-def _share(progress: Progress | None, part: int, parts: int) -> Progress:
-    """Progress of one part of the work, told as progress of the whole."""
-
-    def report(done: int, total: int) -> None:
-        if progress:
-            progress(round(1000 * (part + done / max(1, total)) / parts), 1000)
-
-    return report
+        return report
 
 
-def _spot_checks(job: Job, picked: Sequence[Picked]) -> dict[str, float | int | None]:
+class _Chunk:
+    """Some pairs in work at once: their worlds, and the numbers that these have given so far."""
+
+    def __init__(self, job: Job, previews: Mapping[int, Preview], tally: _Tally, sink: Sink | None) -> None:
+        self.job, self.previews, self.tally, self.sink = job, previews, tally, sink
+        self.scoring = Scoring(job.model, {number: job.pairs[number] for number in previews})
+        self.rows: dict[int, list[np.ndarray]] = {number: [] for number in previews}  # of the unedited runs
+        self.spread: dict[int, np.ndarray] = {}
+        self.sums: dict[int, dict[str, Sums]] = {
+            number: {grid.kind.name: Sums(grid, job.contrasts[number].draws) for grid in job.grids}
+            for number in previews
+        }
+        self.worlds = self.worlds_run = 0
+
+    def run(self) -> None:
+        """All cells of all grids; of kinds with parts, whose maps are large, one pair at a time."""
+        for grid in self.job.grids:
+            apart = [[number] for number in self.previews]
+            for numbers in apart if grid.kind.part else [list(self.previews)]:
+                for batch in self._batches(grid, numbers):
+                    self._measure(grid, batch)
+        unedited = {number: self.job.question(number).unedited[:BOTH] for number in self.previews}
+        repeats = iter(self.scoring.spread([world for both in unedited.values() for world in both]))
+        for number, both in unedited.items():
+            self.spread[number] = np.max([next(repeats) for _ in both], axis=0)
+
+    @property
+    def unedited(self) -> dict[int, np.ndarray]:
+        """Each pair's unedited runs [run, metric], the clean one first."""
+        return {number: np.stack(rows) for number, rows in self.rows.items()}
+
+    def measurements(self) -> Iterator[Measurements]:
+        """What is known of each pair."""
+        for number in self.previews:
+            yield self._of_pair(number)
+
+    def _of_pair(self, number: int) -> Measurements:
+        unedited, order = np.stack(self.rows[number]), metric_order(self.job.metric)
+        spread = self.spread.get(number, np.full(len(METRICS), np.nan))
+        maps = {name: each.map(unedited, order) for name, each in self.sums[number].items()}
+        return measurements_of(self.previews[number], unedited, spread, maps, self.job.metric)
+
+    def _batches(self, grid: Grid, numbers: Sequence[int]) -> Iterator[list[tuple[int, Cell | World]]]:
+        """Worlds with their pair's number: before a pair's first cells, its unedited runs."""
+        if self.sink is None:
+            stream = (one for number in numbers for one in self._of(grid, number, None))
+            while batch := list(islice(stream, AT_ONCE)):
+                yield batch
+            return
+        for layers in coarse_to_fine(len(grid.layers)):
+            stream = (one for number in numbers for one in self._of(grid, number, layers))
+            while batch := list(islice(stream, AT_ONCE_SHOWN)):
+                yield batch
+
+    def _of(self, grid: Grid, number: int, layers: Sequence[int] | None) -> Iterator[tuple[int, Cell | World]]:
+        question = self.job.question(number)
+        if not self.rows[number]:
+            yield from ((number, world) for world in question.unedited)
+        yield from ((number, cell) for cell in cells(question, grid, layers))
+
+    def _measure(self, grid: Grid, batch: Sequence[tuple[int, Cell | World]]) -> None:
+        """Runs a batch, and puts its numbers where they belong; what is known to be zero is exactly the base run's."""
+        worlds = [one.world if isinstance(one, Cell) else one for _, one in batch]
+        options = {"engine": self.job.choice.engine, "budget": self.job.options.budget}
+        found = self.scoring.evaluate(worlds, **options, progress=self.tally.batch(len(batch)))
+        self.tally.done += sum(isinstance(one, Cell) for _, one in batch)
+        self.worlds, self.worlds_run = self.worlds + len(batch), self.worlds_run + found.worlds_run
+        new: dict[int, list[At]] = {number: [] for number, _ in batch}
+        for (number, one), value, zero in zip(batch, found.values, found.structural_zero, strict=True):
+            if isinstance(one, World):
+                self.rows[number].append(value)
+                continue
+            cut = one.arm == grid.arms[0] and self.scoring.is_cut(one.world)
+            mine = self.sums[number][grid.kind.name]
+            mine.add(one, self._base(number, one) if zero else value, zero=bool(zero), cut=cut)
+            new[number].append(one.at)
+        if self.sink:
+            for number, places in new.items():
+                told = Filled(
+                    kind=grid.kind.name,
+                    pair=number,
+                    measurements=self._of_pair(number),
+                    new=tuple(dict.fromkeys(places)),
+                )
+                self.sink(told)
+
+    def _base(self, number: int, cell: Cell) -> np.ndarray:
+        """The numbers of the run that a cell patches."""
+        clean, *corrupt = self.rows[number]
+        return corrupt[cell.draw if len(corrupt) > 1 else 0] if cell.arm.restores else clean
+
+
+def coarse_to_fine(count: int) -> Iterator[list[int]]:
+    """Numbers 0 to count − 1 in rounds: a few that are far apart first, then those between them."""
+    step = 1 << max(0, (count - 1).bit_length() - 2)
+    seen: set[int] = set()
+    while len(seen) < count:
+        numbers = [number for number in range(count) if number % step == 0 and number not in seen]
+        if numbers:
+            yield numbers
+        seen.update(numbers)
+        step = max(1, step // 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Picked:
+    """A cell that is to be run again: its worlds, and the numbers that are told of it, by metric."""
+
+    worlds: Sequence[World]
+    told: np.ndarray
+
+
+def _picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[_Picked]:
+    """Random cells of every map, with the numbers that the trace has for them (sums over a window's layers left out).
+
+    A cell of several worlds (a role of several tokens, draws of noise) is their mean.
+    """
+    random = np.random.default_rng(job.options.seed)
+    for grid in job.grids:
+        arms = [arm for arm in grid.arms if not arm.alone]
+        for number in random.integers(len(job.pairs), size=job.options.spot_checks).tolist():
+            arm, mine = arms[random.integers(len(arms))], sums[number][grid.kind.name]
+            there = np.argwhere(mine.measured(arm))
+            if not len(there):
+                continue
+            at = tuple(there[random.integers(len(there))].tolist())
+            draws = range(job.contrasts[number].draws)
+            worlds = [world for draw in draws for world in worlds_of(job.question(number), grid, arm, draw, at)]
+            yield _Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
+
+
+def _spot_checks(job: Job, picked: Sequence[_Picked]) -> dict[str, float | int | None]:
     """Cells run again on replay, alone (with their own draws) and unpruned, against what the trace says."""
     if not picked:
         return {"cells": 0, "largest_difference": None}
@@ -129,21 +256,3 @@ def _spot_checks(job: Job, picked: Sequence[Picked]) -> dict[str, float | int | 
     alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=draws).values[:, metric])
     differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in picked]
     return {"cells": len(differences), "largest_difference": float(max(differences))}
-
-
-def _picked(job: Job, numbers: Sequence[PairNumbers], units: Mapping[str, Sequence[xr.Dataset]]) -> Iterator[Picked]:
-    """Random cells of every table, with the numbers that the trace has for them.
-
-    A cell of several worlds (a role of several tokens, draws of noise) is their mean.
-    """
-    random, count = np.random.default_rng(job.options.seed), job.options.spot_checks
-    arms = [arm for arm in job.sweep.arms if not arm.endswith("_sum")]
-    for number, times in sorted(Counter(random.integers(len(job.pairs), size=count).tolist()).items()):
-        found = list(cells(job.pairs[number], job.contrasts[number], job.sweep, number, arms))
-        for one in (found[random.integers(len(found))] for _ in range(times if found else 0)):
-            same = [cell.world for cell in found if (cell.arm, cell.at) == (one.arm, one.at)]
-            yield Picked(worlds=same, told=numbers[number].patched[one.arm][(slice(None), *one.at)])
-    for name, tables in units.items():
-        number = int(random.integers(len(job.pairs)))
-        pair, contrast = job.pairs[number], job.contrasts[number]
-        yield from picked_units(pair, contrast, job.units[name], number, tables[number], count, random)

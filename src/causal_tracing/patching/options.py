@@ -10,9 +10,8 @@ from causal_tracing.patching.ablation import (
     checked_write,
 )
 from causal_tracing.patching.columns import Column
-from causal_tracing.patching.grid import Sweep
+from causal_tracing.patching.grid import Grid, Neurons
 from causal_tracing.patching.noise import Noise
-from causal_tracing.patching.units import Neurons
 from causal_tracing.patching.windows import Window
 
 COMPONENTS = ("resid_post", "attn_out", "mlp_out")
@@ -48,19 +47,19 @@ class Options:
     seed: int = 0
     spot_checks: int = 8
 
-    def to_dict(self, sweep: Sweep) -> dict[str, Any]:
-        """The options as JSON holds them, with what the sweep made of them; heads and neurons where they are asked."""
+    def to_dict(self, blocks: Grid) -> dict[str, Any]:
+        """The options as JSON holds them, with what the grid of blocks made of them; heads and neurons if asked."""
         found: dict[str, Any] = {
-            "components": list(sweep.components),
-            "layers": list(sweep.layers),
+            "components": list(blocks.components),
+            "layers": list(blocks.layers),
             "positions": self.positions,
             "metric": self.metric,
-            "directions": list(sweep.directions),
+            "directions": [arm.name for arm in blocks.arms if arm.is_direction],
             "align": self.align,
             "noise": asdict(self.noise) if self.noise else None,
             "window": self.window,
             "window_sums": self.window_sums,
-            "sever": list(sweep.severed),
+            "sever": [arm.severed for arm in blocks.arms if arm.severed],
             "preset": self.preset,
             "write": checked_write(self.write).to_dict(),
             "control": self.control,

@@ -20,7 +20,7 @@ DEVIATION = "total_effect_deviation"  # over draws of noise
 
 def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[str, Any]:
     """The chosen metric's numbers as nested lists (pair, layer, position), with all metrics' beside them on request."""
-    record, data = measurements.provenance, measurements.data
+    record, data = measurements.provenance, measurements.pairs
     found = effects(measurements)
     chosen = found.sel(metric=measurements.metric)
     texts = {
@@ -29,15 +29,15 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         "metric": measurements.metric,
         "unit": chosen.unit.item(),
         "pairs": [_pair(data.isel(pair=n), chosen.isel(pair=n)) for n in range(data.sizes["pair"])],
-        "components": [str(name) for name in data.component.values],
-        "layers": [int(layer) for layer in data.layer.values],
-        "positions": data.position.values.tolist(),
+        "components": [str(name) for name in found.component.values],
+        "layers": [int(layer) for layer in found.layer.values],
+        "positions": found.position.values.tolist(),
         "effects": _effects(measurements, chosen),
         "status": _status(chosen),
         **_windows(chosen),
         **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
     }
-    for table in measurements.tables[1:]:
+    for table in measurements.kinds[1:]:
         texts[table] = _units(measurements, table)
         if data.sizes["pair"] > 1:
             texts[table]["evidence"] = _evidence(measurements, table)

@@ -18,8 +18,8 @@ from causal_tracing.results.means import AVERAGED, cluster_names
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE
 from causal_tracing.results.storage.atomic import write_whole
-from causal_tracing.results.storage.saved import SCHEMA
 
+SCHEMA = 1
 UNIT = {"heads": "head", "neurons": "neuron"}
 NEEDED = {".csv": (), ".parquet": ("pyarrow",), ".nc": ("h5netcdf", "h5py")}
 # What spreadsheets take for a formula, behind what they strip; full-width signs are formulas to some of them.

@@ -30,11 +30,11 @@ def place(row: SiteRow) -> str:
 
 def site_name(row: SiteRow) -> str:
     """A site's component, layer and unit for people: `z layer 3 head 1`."""
-    if row.unit is None:
+    if row.part is None:
         return f"{row.component} layer {row.layer}" + (f" ({row.window})" if row.window else "")
     if row.component == "neurons":
-        return f"neuron {row.unit} of layer {row.layer}"
-    return f"{row.component} layer {row.layer} head {row.unit}"
+        return f"neuron {row.part} of layer {row.layer}"
+    return f"{row.component} layer {row.layer} head {row.part}"
 
 
 def with_share(effect: float | None, fraction: float | None) -> str:

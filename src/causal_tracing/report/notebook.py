@@ -23,7 +23,7 @@ def notebook_html(measurements: Measurements) -> str:
         _svg(found.sel(component=component)[name].values, f"{component}: {name}") for name in measurements.directions
     )
     words = "".join(f"<li>{escape(visible(text))}</li>" for text in (*reading.sentences, *reading.warnings))
-    count = measurements.data.sizes["pair"]
+    count = measurements.pairs.sizes["pair"]
     more = f"<p>The first of {count} pairs; .summary() lists all.</p>" if count > 1 else ""
     return (
         f"<div><p><strong>{escape(visible(reading.headline))}</strong><br>{escape(reading.total)}</p>"

@@ -32,7 +32,8 @@ from causal_tracing.results.means import (
     status_over_pairs,
     tested,
 )
-from causal_tracing.results.measurements import TABLES, Measurements
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_means,
@@ -122,8 +123,8 @@ def differences(
 
 def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:
     """The effects by one metric. Raises InvalidOption."""
-    if of in TABLES and of not in measurements.tables:
-        raise InvalidOption(f"The {which} trace has no {of}. It has {', '.join(measurements.tables)}.")
+    if of in KINDS and of not in measurements.kinds:
+        raise InvalidOption(f"The {which} trace has no {of}. It has {', '.join(measurements.kinds)}.")
     found = effects(measurements, of)
     names = [str(name) for name in found.metric.values]
     if metric not in names:
@@ -316,7 +317,7 @@ def _differing(first: Measurements, second: Measurements, ids: Sequence[str]) ->
             values = tuple(part.get(name) for part in parts)
             if values[0] != values[1]:
                 found[name] = (values[0], values[1])
-    one, other = (each.data.sel(pair=list(ids)) for each in (first, second))
+    one, other = (each.pairs.sel(pair=list(ids)) for each in (first, second))
     for name in ("clean_prompt", "corrupt_prompt", "answer", "foil"):
         apart = np.flatnonzero(one[name].values != other[name].values)
         if len(apart):
@@ -333,7 +334,7 @@ def _warnings(first: Measurements, second: Measurements, one: xr.Dataset, other:
     if layers[0] != layers[1] or family[0] != family[1]:
         sizes = f" ({layers[0]} and {layers[1]} layers)" if layers[0] != layers[1] else ""
         found.append(f"These are different models{sizes}: layer numbers of different models are not the same place.")
-    prompts = [each.data.clean_prompt.sel(pair=ids).values for each in (first, second)]
+    prompts = [each.pairs.clean_prompt.sel(pair=ids).values for each in (first, second)]
     if (prompts[0] != prompts[1]).any():
         count = int((prompts[0] != prompts[1]).sum())
         found.append(f"{count} of {len(ids)} pairs have the same id and another clean prompt: are they the same pairs?")

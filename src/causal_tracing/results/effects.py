@@ -4,25 +4,59 @@ Y(a, m) is the metric when the input is clean (1) or corrupt (0) and the compone
 (Vig et al. 2020; Pearl 2001; Robins & Greenland 1992; the names of ROME and others: `VOCABULARIES`).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption
+from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.measurements import Measurements
 
-EFFECTS = (
-    "restoration",
-    "disruption",
-    "interaction",
-    "bypass",
-    "bypass_given_restored",
-    "restored_fraction",
-    "lost_fraction",
-    "restoration_sum",
-    "disruption_sum",
-    "severed_attn_out",
-    "severed_mlp_out",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """An effect: which measured numbers it needs beside the unedited runs', and its formula.
+
+    A fraction is another effect's share of the total effect (`fraction_of`). `averaged`: it has a mean over pairs with
+    tests of its own; `switched`: a page offers it.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    formula: Callable[[xr.Dataset], xr.DataArray] | None = None
+    fraction_of: str | None = None
+    averaged: bool = False
+    switched: bool = False
+
+
+def _of_arm(arm: Arm, *, averaged: bool = False) -> Effect:
+    """What an arm brings back, or what it loses."""
+
+    def formula(numbers: xr.Dataset) -> xr.DataArray:
+        return numbers[arm.raw] - numbers.corrupt if arm.restores else numbers.clean - numbers[arm.raw]
+
+    return Effect(name=arm.name, needs=(arm.raw,), formula=formula, averaged=averaged, switched=True)
+
+
+def _interaction(numbers: xr.Dataset) -> xr.DataArray:
+    return (numbers.clean - numbers.disrupted) - (numbers.restored - numbers.corrupt)
+
+
+DEFINITIONS = (
+    *(_of_arm(arm, averaged=True) for arm in DIRECTIONS.values()),
+    Effect(name="interaction", needs=("restored", "disrupted"), formula=_interaction, averaged=True, switched=True),
+    Effect(name="bypass", needs=("disrupted",), formula=lambda numbers: numbers.disrupted - numbers.corrupt),
+    Effect(name="bypass_given_restored", needs=("restored",), formula=lambda numbers: numbers.clean - numbers.restored),
+    Effect(name="restored_fraction", fraction_of="restoration"),
+    Effect(name="lost_fraction", fraction_of="disruption"),
+    *(_of_arm(arm) for arm in (*SUMS.values(), *SEVERED.values())),
 )
+EFFECTS = tuple(effect.name for effect in DEFINITIONS)
+AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
+FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
+WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
 
 # What others call the same numbers. Labels only: the numbers never change.
 VOCABULARIES: dict[str, dict[str, str]] = {
@@ -47,39 +81,40 @@ AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. 
 
 # A fraction is undefined where the total effect is so small that the spread alone could move it by this much.
 FRACTION_PRECISION = 0.01
+STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched")
 
 
-def effects(measurements: Measurements, of: str = "blocks") -> xr.Dataset:
+def effects(measurements: Measurements, of: str | None = None) -> xr.Dataset:
     """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
 
-    `of` is "blocks", "heads" or "neurons".
+    `of` is the kind of site (default: the trace's first), over (metric, pair, and the kind's axes).
 
     NaN where undefined: `status` says so for the cell, `reason` for a metric and pair as a whole, `fraction_reason`
     where only the fractions are undefined (a total effect too small to divide by). `damage_like` marks cells where
     logit_diff rises while log_prob of the answer does not and the entropy does: the patch broke something.
     """
-    data = measurements.table(of)
+    of = measurements.kind(of)
+    data = measurements.numbers(of)
     scored = data[[name for name in data.data_vars if "metric" in data[name].dims]].where(data.metric != "entropy")
     total = scored.clean - scored.corrupt
     threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
     uncertain = _half_interval(measurements)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
     found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total} | _differences(scored))
-    for fraction, effect in (("restored_fraction", "restoration"), ("lost_fraction", "disruption")):
+    for fraction, effect in FRACTIONS.items():
         if effect in found:
             found[fraction] = found[effect] / divisor
     if "restored" in data:
         found["damage_like"] = _damage_like(data)
-    for name in ("window_first", "window_last"):
-        if name in data:
-            found[name] = data[name]
+    found = found.assign({name: data[name] for name in ("estimated", "top", "sampled") if name in data})
+    found = found.assign_coords({name: data[name] for name in WINDOW if name in data})
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
     labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
-    return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data})
+    return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
 
 
 def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
@@ -92,23 +127,12 @@ def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
 
 def _differences(scored: xr.Dataset) -> dict[str, xr.DataArray]:
     """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
-    found: dict[str, xr.DataArray] = {}
-    if "restored" in scored:
-        found["restoration"] = scored.restored - scored.corrupt
-        found["bypass_given_restored"] = scored.clean - scored.restored
-    if "disrupted" in scored:
-        found["disruption"] = scored.clean - scored.disrupted
-        found["bypass"] = scored.disrupted - scored.corrupt
-    if {"restored", "disrupted"} <= {*scored}:
-        found["interaction"] = found["disruption"] - found["restoration"]
-    for part in ("attn_out", "mlp_out"):
-        if f"restored_severed_{part}" in scored:
-            found[f"severed_{part}"] = scored[f"restored_severed_{part}"] - scored.corrupt
-    if "restored_sum" in scored:
-        found["restoration_sum"] = scored.restored_sum - scored.corrupt
-    if "disrupted_sum" in scored:
-        found["disruption_sum"] = scored.clean - scored.disrupted_sum
-    spreads = {"corrupt": "total_effect", "restored": "restoration", "disrupted": "disruption"}
+    found = {
+        effect.name: effect.formula(scored)
+        for effect in DEFINITIONS
+        if effect.formula is not None and {*effect.needs} <= {*scored}
+    }
+    spreads = {"corrupt": "total_effect"} | {arm.raw: arm.name for arm in DIRECTIONS.values()}
     for raw, effect in spreads.items():  # the clean run is the same for every draw of noise
         if f"{raw}_deviation" in scored:
             found[f"{effect}_deviation"] = scored[f"{raw}_deviation"]
@@ -136,14 +160,15 @@ def label(name: str, vocabulary: str | None = None) -> str:
 
 
 def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
-    """ok, structural_zero, cut, undefined, unpaired, no_window or failed, for each cell and metric."""
-    measured = [found[name] for name in ("restoration", "disruption") if name in found]
+    """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
+    measured = [found[name] for name in DIRECTIONS if name in found]
     missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
     status = xr.full_like(missing, "ok", dtype=object)
     status = status.where(~missing, "failed")
     status = status.where(~found.total_effect.isnull(), "undefined")
-    for name in ("cut", "structural_zero", "unpaired"):
-        status = status.where(~data[name] | (status == "undefined"), name)
+    for name in ("not_patched", "cut", "structural_zero", "unpaired"):
+        if name in data:
+            status = status.where(~data[name] | (status == "undefined"), name)
     status = status.where(~data.unpaired, "unpaired")
     return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
 
@@ -169,7 +194,7 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
 
 def _half_interval(measurements: Measurements) -> xr.DataArray:
     """Half of the total effect's 95 % interval over draws of noise (Student's t); 0 where nothing was drawn."""
-    data = measurements.data
+    data = measurements.pairs
     if "corrupt_deviation" not in data:
         return xr.zeros_like(data.clean)
     from scipy import stats

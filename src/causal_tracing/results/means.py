@@ -103,7 +103,7 @@ def evidence_of_units(
 ) -> dict[str, Evidence | NoMean]:
     """The same of single heads and neurons where they were measured, or why there is no mean of them."""
     found: dict[str, Evidence | NoMean] = {}
-    for name in measurements.tables[1:]:
+    for name in measurements.kinds[1:]:
         try:
             found[name] = evidence(measurements, metric=metric, seed=seed, of=name)
         except NoMean as error:

@@ -8,15 +8,18 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.results.effects import effects
+from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS
+from causal_tracing.results.effects import WINDOW, effects
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import kind_of
 
 HIGH, NEARLY_ZERO = 0.5, 0.1
-UNITS = ("head", "neuron")
 # What is known of a site where windows, noise or severing were asked for.
 BESIDE = (
-    *("window_first", "window_last", "restoration_sum", "disruption_sum"),
-    *("restoration_deviation", "disruption_deviation", "severed_attn_out", "severed_mlp_out"),
+    *WINDOW,
+    *(arm.name for arm in SUMS.values()),
+    *(f"{name}_deviation" for name in DIRECTIONS),
+    *(arm.name for arm in SEVERED.values()),
 )
 
 
@@ -29,7 +32,7 @@ class SiteRow:
 
     component: str
     layer: int
-    unit: int | None
+    part: int | None
     position: int | str
     clean_token: str
     corrupt_token: str
@@ -80,19 +83,15 @@ def pattern(restored: float | None, lost: float | None) -> str:
     return ""
 
 
-def _unit_dim(found: xr.Dataset) -> str:
-    return next(name for name in UNITS if name in found.dims)
-
-
 def shown_first(found: xr.Dataset) -> str:
     """The direction that is shown unless another is asked for."""
     return "restoration" if "restoration" in found else "disruption"
 
 
-def site_row(found: xr.Dataset, component: str, layer: int, position: int | str, unit: int | None = None) -> SiteRow:
+def site_row(found: xr.Dataset, component: str, layer: int, position: int | str, part: int | None = None) -> SiteRow:
     """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
     cell = found.sel(component=component, layer=layer, position=position)
-    cell = cell if unit is None else cell.sel({_unit_dim(found): unit})
+    cell = cell if part is None else cell.sel({kind_of(found).part: part})
 
     def value(name: str) -> float | None:
         return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
@@ -105,7 +104,7 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
     return SiteRow(
         component=str(component),
         layer=int(layer),
-        unit=None if unit is None else int(unit),
+        part=None if part is None else int(part),
         position=position,
         clean_token=tokens["clean_token"],
         corrupt_token=tokens["corrupt_token"],
@@ -116,21 +115,21 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
         restored_fraction=restored,
         lost_fraction=lost,
         pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
-        **{name: value(name) for name in BESIDE if not name.startswith("window")},
-        **{name: int(cell[name]) for name in ("window_first", "window_last") if name in cell},
+        **{name: value(name) for name in BESIDE if name not in WINDOW},
+        **{name: int(cell[name]) for name in WINDOW if name in cell},
     )
 
 
 def select(
-    measurements: Measurements, *, pair: str | None = None, metric: str | None = None, of: str = "blocks"
+    measurements: Measurements, *, pair: str | None = None, metric: str | None = None, of: str | None = None
 ) -> xr.Dataset:
-    """The effects of one pair by one metric; `of` blocks, heads or neurons.
+    """The effects of one pair by one metric; `of` is the kind of site (default: the trace's first).
 
     Raises InvalidOption for a name that is not in the trace.
     """
-    data, chosen = measurements.data, {}
+    chosen = {}
     for name, asked in (("pair", pair), ("metric", metric)):
-        valid = [str(value) for value in data[name].values]
+        valid = [str(value) for value in measurements.pairs[name].values]
         chosen[name] = valid[0] if asked is None else known(name, asked, valid)
     return effects(measurements.of_pair(chosen["pair"]), of).sel(chosen)  # of many pairs, effects take seconds
 
@@ -144,11 +143,11 @@ def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:
 
 def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component: str | None = None) -> list[SiteRow]:
     """The sites with the largest effects (by size) of one pair and metric; cuts and structural zeros are left out."""
-    by = by or shown_first(found)
-    effect = found[by].where(found.status == "ok")
+    effect = found[by or shown_first(found)].where(found.status == "ok")
     if component is not None:
         effect = effect.sel(component=[component])
-    flat = effect.stack(site=[name for name in ("component", "layer", "position", *UNITS) if name in effect.dims])
+    part = kind_of(found).part
+    flat = effect.stack(site=["component", "layer", "position", *([part] if part else [])])
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
     flat = flat[flat.notnull().values][:count]  # before the rows are made: there may be tens of thousands
     return [site_row(found, *site) for site in flat.site.values]

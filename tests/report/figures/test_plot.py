@@ -15,7 +15,7 @@ from causal_tracing.report.figures.plot import plot
 from causal_tracing.report.terminal import heat_map
 from causal_tracing.results.effects import effects
 from causal_tracing.results.measurements import Measurements
-from made import measurements
+from made import measurements, taken_apart
 
 mpl.use("Agg")
 
@@ -27,7 +27,7 @@ DISRUPTED = [[0.5, 3.0, 3.0], [3.0, 2.5, 1.0]]
 def example() -> Measurements:
     flags: dict[str, Any] = {"structural_zero": [[0, 1, 0], [0, 0, 0]], "cut": [[0, 0, 0], [0, 0, 1]]}
     made = measurements(RESTORED, DISRUPTED, **flags)
-    made.data["clean_token"].values[0, 1] = " $x_1$\n"
+    made.numbers()["clean_token"].values[0, 1] = " $x_1$\n"
     return made
 
 
@@ -73,13 +73,13 @@ def test_bars_by_layer(example: Measurements):
 
 
 def test_mlp_against_attention(example: Measurements):
-    cells = [name for name in example.data if "component" in example.data[name].dims]
-    mlp = example.data[cells].assign_coords(component=["mlp_out"])
-    attention = (example.data[cells] + 1).assign_coords(component=["attn_out"])
+    cells = [name for name in example.numbers() if "component" in example.numbers()[name].dims]
+    mlp = example.numbers()[cells].assign_coords(component=["mlp_out"])
+    attention = (example.numbers()[cells] + 1).assign_coords(component=["attn_out"])
     data = xr.concat([mlp, attention], "component").astype(float)
     data = data.assign({name: data[name].astype(bool) & False for name in ("structural_zero", "cut", "unpaired")})
-    data = data.merge(example.data.drop_dims("component"))
-    both = Measurements(data=data, provenance=example.provenance)
+    data = data.merge(example.numbers().drop_dims("component"))
+    both = taken_apart(data, example.provenance)
     figure = plot(both, "mlp_vs_attention", position=1, effect="restoration")
     curves = {line.get_label(): np.array(line.get_ydata()) for line in figure.axes[0].lines[:2]}
     np.testing.assert_allclose(curves["mlp_out"], [0.0, -0.5])
@@ -92,7 +92,7 @@ def test_mlp_against_attention(example: Measurements):
 def units(example: Measurements) -> Measurements:
     """The example with three heads by z and one by k, and 40 neurons."""
     dims = ("component", "layer", "head", "position")
-    values = np.linspace(-1, 1, 2 * 2 * 3 * 3).reshape(1, 1, 2, 2, 3, 3).repeat(len(example.data.metric), 0)
+    values = np.linspace(-1, 1, 2 * 2 * 3 * 3).reshape(1, 1, 2, 2, 3, 3).repeat(len(example.numbers().metric), 0)
     absent = np.zeros((1, 2, 2, 3, 3), bool)
     absent[0, 1, :, 1:] = True
     values = np.where(absent, np.nan, values)
@@ -101,15 +101,15 @@ def units(example: Measurements) -> Measurements:
         "restored": (("metric", "pair", *dims), 1 + values),
         "disrupted": (("metric", "pair", *dims), 3 - 2 * values),
     }
-    labels = {"metric": example.data.metric.values, "pair": ["p"], "position": [0, 1, 2], "layer": [0, 1]}
+    labels = {"metric": example.numbers().metric.values, "pair": ["p"], "position": [0, 1, 2], "layer": [0, 1]}
     heads = xr.Dataset(raw | flags, {**labels, "component": ["z", "k"], "head": [0, 1, 2]})
     readers = np.array([["", "", ""], ["0, 1, 2", "", ""]], object)
     few = heads.sel(component=["z"], position=[2]).isel(head=[0] * 40).rename(head="neuron")
     few = few.assign_coords(component=["neurons"], neuron=range(40), position=["last"]).copy(deep=True)
     few["restored"].values[...] = 1 + NEURONS[:, :, None]
-    return Measurements(
-        data=example.data,
-        provenance=example.provenance,
+    return taken_apart(
+        example.numbers(),
+        example.provenance,
         heads=heads.assign_coords(readers=(("component", "head"), readers)),
         neurons=few,
     )
@@ -173,9 +173,9 @@ def test_figures_of_units_need_units(example: Measurements, units: Measurements)
         plot(units, "heads", position="last")
     with pytest.raises(InvalidOption, match="no layer 7 in this trace"):
         plot(units, "neurons", layer=7)
-    assert units.heads is not None
-    heads = units.heads.assign_coords(position=["a", "b", "together"])
-    named = Measurements(data=units.data, provenance=units.provenance, heads=heads)
+    assert units.maps["heads"] is not None
+    heads = units.maps["heads"].assign_coords(position=["a", "b", "together"])
+    named = taken_apart(units.numbers(), units.provenance, heads=heads)
     with pytest.raises(InvalidOption, match="adds up single tokens; these heads were measured at a, b, together"):
         plot(named, "heads", position="sum")
 
@@ -203,7 +203,7 @@ def shown(example: Measurements, *, colour: bool) -> str:
 
 
 def test_the_terminals_map_without_colour(example: Measurements):
-    example.data["restored"].values[:, :, :, 1, 0] = 0.0
+    example.numbers()["restored"].values[:, :, :, 1, 0] = 0.0
     assert shown(example, colour=False).splitlines() == [
         "resid_post: restoration, −2.00 to 2.00 logits",
         "             0",

@@ -172,7 +172,7 @@ def test_no_mean_is_said_and_the_first_pair_is_shown():
 
 
 def test_hundreds_of_pairs_make_a_page_of_a_few_megabytes(trace: ct.Trace):
-    data = trace.measurements.data.isel(position=np.resize(np.arange(4), 10), token=np.resize(np.arange(4), 10))
+    data = trace.measurements.pairs.isel(position=np.resize(np.arange(4), 10), token=np.resize(np.arange(4), 10))
     many = data.isel(pair=np.resize(np.arange(9), 320), layer=np.resize(np.arange(data.sizes["layer"]), 30))
     many = many.assign_coords(pair=np.array([f"n{n}" for n in range(320)], dtype=object), layer=np.arange(30))
     many = many.assign_coords(position=np.arange(10)).assign(clean_length=("pair", np.full(320, 10)))

@@ -13,8 +13,7 @@ from causal_tracing.errors import MachineError
 from causal_tracing.report.notebook import notebook_html
 from causal_tracing.report.page.page import to_html
 from causal_tracing.results.effects import effects
-from causal_tracing.results.measurements import Measurements
-from made import measurements
+from made import measurements, taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
 
 
@@ -160,12 +159,12 @@ def luminance(colour: str) -> float:
 @needs_browser
 def test_sums_of_windows_have_a_switch(browser: Browser, tmp_path: Path):
     made = example()
-    data = made.data.assign(
-        restored_sum=made.data.restored + 0.25,
+    data = made.numbers().assign(
+        restored_sum=made.numbers().restored + 0.25,
         window_first=(("component", "layer"), np.array([[0, 0, 1]] * 3)),
         window_last=(("component", "layer"), np.array([[1, 2, 2]] * 3)),
     )
-    with opened(browser, tmp_path / "windows.html", Measurements(data=data, provenance=made.provenance)) as page:
+    with opened(browser, tmp_path / "windows.html", taken_apart(data, made.provenance)) as page:
         page.get_by_role("radio", name="restoration sum", exact=True).check()
         page.locator('#map td[data-at="1,1"]').click()
         assert "resid_post · layer 1 (layers 0 to 2 together)" in readout(page)
@@ -200,8 +199,8 @@ def test_the_data_is_json_without_nan_and_without_markup():
 
 def test_one_direction_roles_and_an_undefined_fraction():
     made = example()
-    roles = made.data.drop_vars("disrupted").assign_coords(position=["subject_last", "last", "together"])
-    html = to_html(Measurements(data=roles, provenance=made.provenance))
+    roles = made.numbers().drop_vars("disrupted").assign_coords(position=["subject_last", "last", "together"])
+    html = to_html(taken_apart(roles, made.provenance))
     data = json.loads(html.split('id="data">')[1].split("</script>")[0])
     assert data["directions"] == ["restoration"]
     assert [row["label"] for row in data["pairs"][0]["rows"]] == ["subject last", "last", "together"]

@@ -9,8 +9,8 @@ import xarray as xr
 from playwright.sync_api import Browser, Page
 
 from causal_tracing.report.page import maps as unit_data
-from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import select, strongest
+from made import taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
 
 
@@ -124,7 +124,7 @@ def test_the_strongest_neurons_are_listed(units_page: Page, direction: str):
         assert lines.count() == rows
         for line, row in zip(lines.all_inner_texts(), expected[:rows], strict=True):
             at = 'position 2 "t2"' if row.position == 2 else "the last token"
-            assert f"layer {row.layer} · neuron {row.unit}\t{at}\t" in line
+            assert f"layer {row.layer} · neuron {row.part}\t{at}\t" in line
             values = np.array([row.restoration, row.disruption, row.interaction], float)
             np.testing.assert_allclose(numbers_in(line), values, rtol=5e-3)
 
@@ -141,7 +141,7 @@ def test_the_curve_is_of_all_neurons(units_page: Page):
         points = units_page.locator(f"#neurons-curve polyline.{kind}").get_attribute("points") or ""
         assert 60 < len(points.split()) <= 120
     first = strongest(select(with_units(), of="neurons"), 1)[0]
-    assert f"layer {first.layer} · {first.unit}" in units_page.locator("#neurons-curve text.named").all_text_contents()
+    assert f"layer {first.layer} · {first.part}" in units_page.locator("#neurons-curve text.named").all_text_contents()
 
 
 @needs_browser
@@ -151,7 +151,7 @@ def test_what_was_not_measured_has_no_section(browser: Browser, tmp_path: Path):
             assert page.locator(f"#{part}-section").count() == 0
         assert page.get_by_role("heading", name="Single").count() == 0
     made = with_units()
-    heads_only = Measurements(data=made.data, provenance=made.provenance, heads=made.heads)
+    heads_only = taken_apart(made.numbers(), made.provenance, heads=made.maps["heads"])
     with opened(browser, tmp_path / "heads.html", heads_only) as other:
         assert other.locator("#heads td").count() == 12
         assert other.locator("#neurons-section").count() == 0
@@ -160,8 +160,8 @@ def test_what_was_not_measured_has_no_section(browser: Browser, tmp_path: Path):
 @needs_browser
 def test_hostile_tokens_stay_text_among_heads_and_neurons(browser: Browser, tmp_path: Path):
     made = with_units()
-    neurons = made.neurons.assign_coords(position=["1", "last"]) if made.neurons else None
-    hostile = Measurements(data=made.data, provenance=made.provenance, heads=made.heads, neurons=neurons)
+    neurons = made.maps["neurons"].assign_coords(position=["1", "last"])
+    hostile = taken_apart(made.numbers(), made.provenance, heads=made.maps["heads"], neurons=neurons)
     with opened(browser, tmp_path / "hostile.html", hostile) as page:
         page.locator('select[name="hp"]').select_option("1")
         page.locator('#heads td[data-at="1,1"]').click()
@@ -203,7 +203,7 @@ def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
     assert 30 <= len(data["top"]) == len(kept) <= 90
     for effect in ("restoration", "disruption", "interaction"):
         rows = strongest(found, 30, by=effect)
-        assert {(row.layer, row.unit, str(row.position)) for row in rows} <= kept
+        assert {(row.layer, row.part, str(row.position)) for row in rows} <= kept
         assert data["curves"][effect]["count"] == 1800
         assert len(data["curves"][effect]["supports"]) <= unit_data.CURVE_POINTS
         assert data["curves"][effect]["supports"][-1][0] == data["curves"][effect]["supports_count"]

@@ -16,19 +16,19 @@ from made import measurements
 
 def example() -> Measurements:
     made = measurements([[2.0, np.nan], [1 / 3, -0.0]], [[1.0, np.inf], [3.0, 5e-324]], cut=[[1, 0], [0, 0]])
-    made.data["clean_token"].values[0] = ["a\0", "</script> 東\udce9\n".replace("\udce9", "é")]
-    made.data["answer"].values[0] = "𝕐 \0"
+    made.numbers()["clean_token"].values[0] = ["a\0", "</script> 東\udce9\n".replace("\udce9", "é")]
+    made.numbers()["answer"].values[0] = "𝕐 \0"
     return made
 
 
 def test_nothing_is_lost(tmp_path: Path):
     before = example()
     after = open_trace(save(before, tmp_path / "deep" / "colosseum")).measurements
-    assert after.data.identical(before.data)
-    assert {name: after.data[name].dtype for name in after.data} == {
-        name: before.data[name].dtype for name in after.data
-    }
-    assert np.signbit(after.data.restored.values[0, 0, 0, 1, 1])
+    assert after.pairs.identical(before.pairs)
+    assert after.maps["blocks"].identical(before.maps["blocks"])
+    for data, same in ((after.pairs, before.pairs), (after.maps["blocks"], before.maps["blocks"])):
+        assert {name: data[name].dtype for name in data} == {name: same[name].dtype for name in data}
+    assert np.signbit(after.maps["blocks"].restored.values[0, 0, 0, 1, 1])
     assert after.provenance == before.provenance
     assert Trace(after).summary() == Trace(before).summary()
     assert Trace(after).effects.identical(Trace(before).effects)
@@ -48,7 +48,7 @@ def test_a_folder_that_is_there_is_not_overwritten_unless_asked(tmp_path: Path):
         save(example(), target)
     changed = measurements([[9.0]], [[9.0]])
     save(changed, target, overwrite=True)
-    assert open_trace(target).measurements.data.identical(changed.data)
+    assert open_trace(target).measurements.numbers().identical(changed.numbers())
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "precious.txt").write_text("mine")
@@ -66,7 +66,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(tmp_path: Path, monkeyp
     with pytest.raises(MachineError):
         save(example(), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
-    assert open_trace(target).measurements.data.identical(example().data)
+    assert open_trace(target).measurements.numbers().identical(example().numbers())
 
 
 @pytest.mark.parametrize("name", ["trace.json", "arrays.npz"])
@@ -94,5 +94,5 @@ def test_what_is_missing_or_too_new_is_refused(tmp_path: Path):
     path = save(example(), tmp_path / "trace") / "trace.json"
     text = json.loads(path.read_text()) | {"schema": 99}
     path.write_text(json.dumps(text))
-    with pytest.raises(InvalidResults, match="written by a newer version .schema 99; this one reads 1"):
+    with pytest.raises(InvalidResults, match="written by a newer version .schema 99; this one reads 2"):
         open_trace(tmp_path / "trace")

@@ -63,7 +63,7 @@ def plot(
     else:
         draw = _bars if kind == "layers" else _mlp_vs_attention
         figure = draw(found, shown, _column(found, shown[0], position), vocabulary)
-    data = measurements.data.sel(pair=found.pair.item())
+    data = measurements.pairs.sel(pair=found.pair.item())
     corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
     figure.suptitle(f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}", fontsize=10)
     return figure

@@ -212,13 +212,13 @@ def _thinned(effects_by_rank: np.ndarray) -> list[list[int | float]]:
 
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     """The pairs' numbers as [component][layer][position], null where undefined, with the labels of the axes."""
-    data, found = measurements.data, effects(measurements)
+    data, found = measurements.pairs, effects(measurements)
     metrics = metrics_with_effects(found)
     return {
         "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],
-        "components": [str(name) for name in data.component.values],
-        "layers": data.layer.values.tolist(),
-        "positions": [str(position) for position in data.position.values],
+        "components": [str(name) for name in found.component.values],
+        "layers": found.layer.values.tolist(),
+        "positions": [str(position) for position in found.position.values],
         "directions": list(measurements.directions),
         "effects": switched(found),
         "windows": _windows(found),

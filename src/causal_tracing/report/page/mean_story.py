@@ -26,7 +26,7 @@ class MeanPart:
 
 def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
     """The mean's part of the page."""
-    if measurements.data.sizes["pair"] < 2:
+    if measurements.pairs.sizes["pair"] < 2:
         return MeanPart()
     try:
         found = evidence(measurements)

@@ -30,14 +30,14 @@ MOST_PAIRS = 250  # whose maps go into a page
 
 def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
-    shown = [str(pair) for pair in measurements.data.pair.values[:MOST_PAIRS]]
+    shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
     mean = mean_of(measurements, shown)
     style, script = part("page.css"), part("units.js") + part("mean.js") + part("page.js")
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        units="".join(part(f"{name}.html") for name in measurements.tables[1:]),
+        units="".join(part(f"{name}.html") for name in measurements.kinds[1:]),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
@@ -99,7 +99,7 @@ def _story(reading: Reading, *, hidden: bool) -> str:
 
 def _short_story(measurements: Measurements, pair: str) -> str:
     """A pair that is one of many: what is asked, and nothing more."""
-    data = measurements.data.sel(pair=pair)
+    data = measurements.pairs.sel(pair=pair)
     asked = [f"{data[f'{name}_prompt'].item()} →{data[text].item()}" for name, text in SIDES]
     return (
         f'<div class="story" data-pair="{escape(pair)}" hidden>'
@@ -114,13 +114,13 @@ def prompt(text: str) -> str:
 
 
 def _left_out(measurements: Measurements) -> str:
-    count = measurements.data.sizes["pair"]
+    count = measurements.pairs.sizes["pair"]
     shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
     return shown if count > MOST_PAIRS else ""
 
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
-    data = measurements.data.sel(pair=reading.pair)
+    data = measurements.pairs.sel(pair=reading.pair)
     unit = data.unit.sel(metric=measurements.metric).item()
     rows = "".join(_site(row) for row in reading.sites)
     words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
@@ -171,7 +171,7 @@ def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
     for name, laid_out in (("heads", heads_data), ("neurons", neurons_data)):
-        if name in measurements.tables:
+        if name in measurements.kinds:
             of_mean = {"mean": mean.units[name]} if name in mean.units else {}
             data[name] = laid_out(measurements, shown) | of_mean
     return data

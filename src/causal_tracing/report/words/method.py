@@ -7,6 +7,9 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number
+from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
+from causal_tracing.results.arms import SUMS
+from causal_tracing.results.effects import WINDOW
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
 
@@ -71,16 +74,17 @@ SEVERED = (
 
 def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     """What the numbers of this trace are."""
-    data, record = measurements.data, measurements.provenance
+    record = measurements.provenance
+    measured = {str(name) for each in measurements.maps.values() for name in each.variables}
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
-    if "window_first" in data:
+    if WINDOW[0] in measured:
         text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
-        if not {"restored_sum", "disrupted_sum"} & {*data}:
+        if not {arm.raw for arm in SUMS.values()} & measured:
             text = text.replace("; beside its joint effect stands the sum of what each layer does alone", "")
         texts.append(text)
-    parts = [name for part, name in PARTS.items() if f"restored_severed_{part}" in data]
+    parts = [name for part, name in PARTS.items() if SEVERED_ARMS[part].raw in measured]
     if parts:
         texts.append(SEVERED.format(parts=", or ".join(parts)))
     return tuple(texts)
@@ -111,7 +115,7 @@ def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[s
     noise = measurements.provenance.get("noise")
     if not noise:
         return
-    pair = measurements.data.pair.values.tolist().index(found.pair.item())
+    pair = measurements.pairs.pair.values.tolist().index(found.pair.item())
     sigma, positions = noise["sigmas"][pair], noise["positions"][pair]
     tokens = ", ".join(repr(str(found.clean_token.values[position])) for position in positions)
     strength = f"standard deviation {number(noise['scale'] * sigma)}"

@@ -55,8 +55,8 @@ class Reading:
 def read(measurements: Measurements, *, pair: str | None = None, metric: str | None = None) -> Reading:
     """What one pair's numbers say (default: the first pair, the first metric). Raises InvalidOption."""
     found = select(measurements, pair=pair, metric=metric)
-    data = measurements.data.sel(pair=found.pair.item())
-    parts = [select(measurements, pair=pair, metric=metric, of=of) for of in measurements.tables[1:]]
+    data = measurements.pairs.sel(pair=found.pair.item())
+    parts = [select(measurements, pair=pair, metric=metric, of=of) for of in measurements.kinds[1:]]
     rows = tuple(
         row
         for each in (found, *parts)
@@ -102,14 +102,14 @@ def in_words(reading: Reading) -> str:
 
 def overview(measurements: Measurements, *, metric: str | None = None, averaged: str) -> str:
     """Several pairs: what they say together, then each alone by its total effect and strongest site."""
-    pairs = [str(pair) for pair in measurements.data.pair.values]
+    pairs = [str(pair) for pair in measurements.pairs.pair.values]
     lines = [f"{len(pairs)} pairs     {_run(measurements)}", "", averaged, "", "Each pair alone"]
     for pair in pairs[:PAIRS_EACH]:
         found = select(measurements, pair=pair, metric=metric)
         rows = strongest(found, 1)
         lines.append(f"{pair}: {_total(found)}")
         lines += [f"    {_site_sentence(row, found.unit.item())}" for row in rows]
-        warnings = _warnings(measurements, measurements.data.sel(pair=pair), found)
+        warnings = _warnings(measurements, measurements.pairs.sel(pair=pair), found)
         lines += [f"    Warning: {warning}" for warning in warnings]
         lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
     said = (*write_sentences(measurements), *convention_sentences(measurements))
@@ -205,15 +205,15 @@ def _site_sentence(row: SiteRow, unit: str) -> str:
 
 
 def _kind(row: SiteRow) -> str:
-    if row.unit is None:
+    if row.part is None:
         return f"{row.component} site"
     return "neuron" if row.component == "neurons" else f"head by its {row.component}"
 
 
 def _address(row: SiteRow) -> str:
-    if row.unit is None:
+    if row.part is None:
         return f"layer {row.layer}"
-    return f"{'neuron' if row.component == 'neurons' else 'head'} {row.unit} of layer {row.layer}"
+    return f"{'neuron' if row.component == 'neurons' else 'head'} {row.part} of layer {row.layer}"
 
 
 def _together(found: xr.Dataset) -> Iterator[str]:
@@ -245,7 +245,7 @@ def _readers(found: xr.Dataset, row: SiteRow) -> str:
     """Which query heads read a head of keys or values."""
     if row.component not in ("k", "v"):
         return ""
-    return f" (It is read by query heads {found.readers.sel(component=row.component, head=row.unit).item()}.)"
+    return f" (It is read by query heads {found.readers.sel(component=row.component, head=row.part).item()}.)"
 
 
 def _usual(found: xr.Dataset) -> Iterator[str]:

@@ -12,22 +12,18 @@ PAIRED = "corrupt_position"
 
 
 def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Measurements:
-    """The parts' pairs in this order. They have the same components, layers, positions and metrics."""
-    tables = {
-        name: None if getattr(parts[0], name) is None else _joined([getattr(part, name) for part in parts])
-        for name in ("data", "heads", "neurons")
-    }
-    data = tables.pop("data")
-    assert data is not None
-    return Measurements(data=data, provenance=provenance, **tables)
+    """The parts' pairs in this order. They have the same maps, with the same sites and metrics."""
+    maps = {name: _joined([part.maps[name] for part in parts]) for name in parts[0].maps}
+    positions = [each.position.values for each in maps.values() if each.position.dtype.kind in "iu"]
+    reached = max((int(each.max()) + 1 for each in positions), default=0)  # by pairs that are not among these
+    longest = max(reached, *(part.pairs.sizes.get("token", 0) for part in parts))
+    pairs = _joined([_padded(part.pairs, longest) for part in parts])
+    return Measurements(pairs=pairs, maps=maps, provenance=provenance)
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    positions = parts[0].position.values
-    reached = int(positions.max()) + 1 if positions.dtype.kind in "iu" else 0  # by pairs that are not among these
-    longest = max(reached, *(part.sizes.get("token", 0) for part in parts))
     names = {name: variable for part in parts for name, variable in part.data_vars.items()}
-    alike = [_completed(_padded(part, longest), names) for part in parts]
+    alike = [_completed(part, names) for part in parts]
     return xr.concat(alike, dim="pair", data_vars="minimal", coords="minimal", compat="equals", join="exact")
 
 

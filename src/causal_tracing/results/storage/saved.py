@@ -14,9 +14,10 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import BLOCKS
 
-SCHEMA = 1
-TEXT, ARRAYS, PAIRS = "trace.json", "arrays.npz", "pairs.jsonl"
+SCHEMA = 2  # 1, of version 0.1.0, had what is now "pairs" in the table "blocks"
+TEXT, ARRAYS, PAIRS, ABOUT_PAIRS = "trace.json", "arrays.npz", "pairs.jsonl", "pairs"
 
 
 def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -76,18 +77,25 @@ def open_measurements(folder: str | Path) -> Measurements:
 def to_parts(measurements: Measurements) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Every table as plain values that JSON can hold, and its numbers by table and name."""
     arrays: dict[str, np.ndarray] = {}
-    tables = {"blocks": measurements.data, "heads": measurements.heads, "neurons": measurements.neurons}
-    described = {name: _described(name, data, arrays) for name, data in tables.items() if data is not None}
-    return described, arrays
+    tables = {ABOUT_PAIRS: measurements.pairs, **measurements.maps}
+    return {name: _described(name, data, arrays) for name, data in tables.items()}, arrays
 
 
 def from_parts(
     described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]
 ) -> Measurements:
     """What `to_parts` took apart."""
-    tables = {name: _dataset(name, each, arrays) for name, each in described.items()}
-    data = tables.pop("blocks")
-    return Measurements(data=data, provenance=provenance, **tables)
+    maps = {name: _dataset(name, each, arrays) for name, each in described.items()}
+    pairs = maps.pop(ABOUT_PAIRS) if ABOUT_PAIRS in maps else _taken_apart(maps)
+    return Measurements(pairs=pairs, maps=maps, provenance=provenance)
+
+
+def _taken_apart(maps: dict[str, xr.Dataset]) -> xr.Dataset:
+    """What is known of the pairs, in the first schema: there it lies among the blocks' numbers."""
+    whole, axes = maps[BLOCKS.name], {*BLOCKS.axes}
+    of_cells = [name for name, variable in whole.data_vars.items() if {*variable.dims} & axes]
+    maps[BLOCKS.name] = whole[of_cells].drop_vars("unit")
+    return whole.drop_vars(of_cells).drop_dims([*BLOCKS.axes])
 
 
 def _write(measurements: Measurements, folder: Path) -> None:

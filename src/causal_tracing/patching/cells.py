@@ -1,0 +1,63 @@
+"""From a grid to worlds: every cell of a pair's map, as the what-ifs that measure it.
+
+A cell of a role is the mean over one world for each of the role's tokens; where noise corrupts, or donors are drawn,
+every cell has a world for each draw.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from causal_tracing.interventions.edits import Run, World
+from causal_tracing.patching.columns import patched_together
+from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.grid import At, Grid
+from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.results.arms import Arm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One pair: its tokens, the runs that it compares, and the number by which its logits are measured."""
+
+    number: int
+    pair: TokenPair
+    contrast: Contrast
+
+    @property
+    def unedited(self) -> list[World]:
+        """The clean run, then the corrupt ones."""
+        runs = (self.contrast.clean, *self.contrast.corrupt)
+        return [World(run, (), last_of(run), self.number) for run in runs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One world of a map, and where its number belongs."""
+
+    arm: Arm
+    draw: int
+    at: At
+    world: World
+
+
+def cells(question: Question, grid: Grid, layers: Sequence[int] | None = None) -> Iterator[Cell]:
+    """Every world of the pair's map, or of some of its layers (by index)."""
+    for draw in range(question.contrast.draws):
+        for arm in grid.arms:
+            for at in grid.cells(layers):
+                for world in worlds_of(question, grid, arm, draw, at):
+                    yield Cell(arm=arm, draw=draw, at=at, world=world)
+
+
+def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> Iterator[World]:
+    """The worlds that measure one cell in one draw: their mean is its number."""
+    contrast = question.contrast
+    base, donor = contrast.sides(draw, restores=arm.restores)
+    for slots in patched_together(question.pair, grid.column(at)):
+        for edits in grid.edits(at, slots, contrast, arm, base, donor):
+            yield World(base, edits, last_of(base), question.number)
+
+
+def last_of(run: Run) -> tuple[int]:
+    """Where a run is read: at its last token."""
+    return (len(run.tokens) - 1,)

@@ -1,0 +1,88 @@
+"""The kinds of site that a map can be of: the one list of them. All that differs between them in tables and words.
+
+Whatever makes, keeps, averages, compares, draws or tells a map takes its numbers and its kind; nothing else names one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import xarray as xr
+
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.interventions.sites import COMPONENTS, HEADS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteKind:
+    """A kind of site, and what its maps look like.
+
+    `axes` is the order of every array, table and document. `drawn` are the axes that go down and across in a picture;
+    where there is none, the cells are ranked. `called`, `address` and `named` are how a strongest cell, its place and a
+    row of a table are called, with {component}, {layer} and {part} (the number along the kind's own axis).
+    """
+
+    name: str
+    components: tuple[str, ...]
+    axes: tuple[str, ...]
+    drawn: tuple[str, str] | None
+    called: str
+    address: str
+    named: str
+
+    @property
+    def part(self) -> str | None:
+        """The axis of a component's parts, "head" or "neuron"; None for whole components."""
+        return next((axis for axis in self.axes if axis not in ("component", "layer", "position")), None)
+
+
+BLOCKS = SiteKind(
+    name="blocks",
+    components=COMPONENTS,
+    axes=("component", "layer", "position"),
+    drawn=("position", "layer"),
+    called="{component} site",
+    address="layer {layer}",
+    named="{component} layer {layer}",
+)
+SINGLE_HEADS = SiteKind(
+    name="heads",
+    components=HEADS,
+    axes=("component", "layer", "head", "position"),
+    drawn=("head", "layer"),
+    called="head by its {component}",
+    address="head {part} of layer {layer}",
+    named="{component} layer {layer} head {part}",
+)
+SINGLE_NEURONS = SiteKind(
+    name="neurons",
+    components=("neurons",),
+    axes=("component", "layer", "neuron", "position"),
+    drawn=None,
+    called="neuron",
+    address="neuron {part} of layer {layer}",
+    named="neuron {part} of layer {layer}",
+)
+KINDS = {kind.name: kind for kind in (BLOCKS, SINGLE_HEADS, SINGLE_NEURONS)}
+
+
+def kind_named(name: str) -> SiteKind:
+    """The kind of this name. Raises InvalidOption with the nearest."""
+    if name not in KINDS:
+        raise InvalidOption(f"There is nothing called {name!r} in a trace. {nearest(str(name), KINDS)}")
+    return KINDS[name]
+
+
+def kind_of(found: xr.Dataset) -> SiteKind:
+    """The kind that a map of effects is of: it says so itself."""
+    return KINDS[found.kind.item()]
+
+
+def kind_of_component(component: str) -> SiteKind:
+    """The kind whose sites a component has."""
+    return next(kind for kind in KINDS.values() if component in kind.components)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The kinds that are named, in the order of the list."""
+    named = {*names}
+    return tuple(name for name in KINDS if name in named)

@@ -225,9 +225,7 @@ def test_netcdf_is_the_effects(trace: ct.Trace, tmp_path: Path, of: str):
 def test_a_long_provenance_fits(tmp_path: Path):
     made = texted(["a", "b"])
     record = {**made.provenance, "pairs": [{"id": f"{n}", "clean": "x" * 1000} for n in range(300)]}
-    path = ct.Trace(replace(made.measurements, provenance=record)).export(
-        tmp_path / "trace.nc"
-    )
+    path = ct.Trace(replace(made.measurements, provenance=record)).export(tmp_path / "trace.nc")
     with xr.open_dataset(path, engine="h5netcdf") as found:
         assert json.loads(found.attrs["provenance"])["pairs"] == record["pairs"]
 

@@ -11,7 +11,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.report.document import document
 from causal_tracing.report.labels import number
-from causal_tracing.results.means import NoMean, evidence
+from causal_tracing.results.means import NoMean, mean_map
 from made import ANSWERS, longer, pair
 from made import model as model
 
@@ -140,7 +140,7 @@ def test_there_is_no_mean_where_nothing_means_the_same(model):
     with pytest.raises(NoMean, match="One pair has no mean"):
         ct.trace(model, without[0]).evidence()
     with pytest.raises(InvalidOption, match="no metric 'wit' in this trace"):
-        evidence(trace.measurements, metric="wit")
+        mean_map(trace.measurements, metric="wit")
 
 
 def test_the_words_carry_their_intervals(trace):
@@ -181,7 +181,7 @@ def test_pairs_without_the_metric_are_not_counted(model):
     pairs = [pair(n, foil=None) if n < 3 else pair(n) for n in range(12)]
     trace = ct.trace(model, pairs, metric="logit_diff")
     found = trace.evidence()
-    assert (found.pairs, found.undefined, found.clusters) == (9, 3, 9)
+    assert (found.pairs, len(found.undefined), found.clusters) == (9, 3, 9)
     values = trace.effects.restoration.sel(metric="logit_diff").transpose("pair", ...).values
     assert_allclose(found.cells.restoration, values[3:].mean(0), rtol=0, atol=1e-12)
     assert "Mean over 9 of 12 pairs (3 without logit_diff)" in trace.summary()
@@ -210,7 +210,7 @@ def units(model) -> ct.Trace:
 @pytest.mark.parametrize("name", ["restoration", "disruption", "interaction"])
 def test_single_heads_and_neurons_have_means_and_intervals(units, of, name):
     found = units.evidence(of)
-    assert (found.of, found.pairs, found.clusters) == (of, 9, 8)
+    assert (found.kind, found.pairs, found.clusters) == (of, 9, 8)
     values = getattr(units, of)[name].sel(metric="logit_diff").transpose("pair", ..., "position").values
     clusters = np.concatenate([values[:2].mean(0)[None], values[2:]])
     assert found.cells[name].dims == ("component", "layer", of[:-1], "position")
@@ -269,8 +269,7 @@ def test_the_document_has_the_evidence_of_heads_and_neurons(units, of):
 
 def test_words_are_resampled_once(units, monkeypatch):
     said = units.summary()
-    monkeypatch.setattr("causal_tracing.experiments.trace_result.evidence_of_units", None)
-    monkeypatch.setattr("causal_tracing.experiments.trace_result.evidence", None)
+    monkeypatch.setattr("causal_tracing.experiments.trace_result.mean_map", None)
     assert units.summary() == said
 
 

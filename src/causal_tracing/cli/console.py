@@ -18,8 +18,6 @@ INTERRUPTED = 130
 MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from causal_tracing.experiments.compare import Comparison
     from causal_tracing.experiments.trace_result import Trace
     from causal_tracing.models.model import Model
@@ -100,9 +98,11 @@ def show(result: "Trace", page: Path | None) -> None:
     """Words, then maps; and the page, if one is wanted."""
     from rich.console import Console
 
+    from causal_tracing.report.terminal import maps
+
     console = Console(highlight=False, markup=False)
     console.print(result.summary(), soft_wrap=True)
-    for shown in _maps(result, colour=console.color_system is not None):
+    for shown in maps(result.measurements, colour=console.color_system is not None, most_pairs=MOST_MAPS):
         console.print()
         console.print(shown, soft_wrap=True)
     if page is not None:
@@ -110,40 +110,20 @@ def show(result: "Trace", page: Path | None) -> None:
         console.print(f"\nThe page: {page}", soft_wrap=True)
 
 
-def _maps(result: "Trace", *, colour: bool) -> "Iterator[RenderableType]":
-    """The maps of the mean over pairs, if there is one; else of the first pairs."""
-    from causal_tracing.report.terminal import heat_map, mean_map
-    from causal_tracing.results.means import NoMean
-
-    measured = result.measurements
-    components = [str(name) for name in measured.maps[measured.kind()].component.values]
-    try:
-        evidence = result.evidence()
-    except NoMean:
-        for pair in measured.pairs.pair.values[:MOST_MAPS]:
-            for name in components:
-                yield heat_map(measured, name, measured.directions[0], pair=str(pair), colour=colour)
-        return
-    for name in components:
-        yield mean_map(evidence, name, colour=colour)
-
-
 def show_comparison(found: "Comparison") -> None:
-    """Words, then a map of each component's differences, where effects have any and columns are all there is to it."""
+    """Words, then a map of each component's differences, where effects have any."""
     from rich.console import Console
 
-    from causal_tracing.report.terminal import difference_map
+    from causal_tracing.report.terminal import heat_maps
 
     console = Console(highlight=False, markup=False)
     console.print(found.summary(), soft_wrap=True)
-    if found.reason or found.of != "blocks":
+    if found.reason:
         return
-    for component in [str(name) for name in found.cells.component.values]:
-        colour = console.color_system is not None
+    called = f"difference of {found.shown}"
+    for shown in heat_maps(found, found.shown, called, colour=console.color_system is not None):
         console.print()
-        console.print(
-            difference_map(found.cells, component, found.shown, found.units[0], colour=colour), soft_wrap=True
-        )
+        console.print(shown, soft_wrap=True)
 
 
 @contextmanager

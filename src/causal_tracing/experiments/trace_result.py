@@ -11,7 +11,7 @@ import xarray as xr
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.results.effects import effects, require_effect
-from causal_tracing.results.means import Evidence, NoMean, evidence, evidence_of_units
+from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
 from causal_tracing.results.storage.open_run import open_run
@@ -27,8 +27,7 @@ class Trace:
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
-        self._evidence: dict[tuple[str, str | None, int], Evidence] = {}
-        self._units: dict[str | None, dict[str, Evidence | NoMean]] = {}
+        self._means: dict[tuple[str, str | None, int], MeanMap] = {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -57,7 +56,7 @@ class Trace:
         self,
         count: int = 10,
         *,
-        of: str = "blocks",
+        of: str | None = None,
         by: str | None = None,
         component: str | None = None,
         pair: str | None = None,
@@ -94,25 +93,28 @@ class Trace:
             return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
         return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
 
-    def evidence(self, of: str = "blocks", *, metric: str | None = None, seed: int = 0) -> Evidence:
+    def evidence(self, of: str | None = None, *, metric: str | None = None, seed: int = 0) -> MeanMap:
         """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption.
 
-        `of` is "blocks", "heads" or "neurons": each a map of its own, with its own family of tests.
+        `of` is "blocks", "heads" or "neurons" (default: the first that was measured): each a map of its own, with its
+        own family of tests.
         """
-        key = (of, metric, seed)
-        if key not in self._evidence:  # thousands of resamples: once is enough
-            self._evidence[key] = evidence(self.measurements, metric=metric, seed=seed, of=of)
-        return self._evidence[key]
+        key = (self.measurements.kind(of), metric, seed)
+        if key not in self._means:  # thousands of resamples: once is enough
+            self._means[key] = mean_map(self.measurements, metric=metric, seed=seed, of=of)
+        return self._means[key]
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""
-        try:
-            averaged = self.evidence(metric=metric)
-        except NoMean as error:
-            return f"There is no mean over these pairs: {error}"
-        if metric not in self._units:
-            self._units[metric] = evidence_of_units(self.measurements, metric=metric)
-        return many_pairs.words(averaged, self.provenance, self._units[metric])
+        means: dict[str, MeanMap | NoMean] = {}
+        for kind in self.measurements.kinds:
+            try:
+                means[kind] = self.evidence(kind, metric=metric)
+            except NoMean as error:
+                if not means:
+                    return f"There is no mean over these pairs: {error}"
+                means[kind] = error
+        return many_pairs.words(means, self.provenance)
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure; `kind` and the options are those of `plots.plot`.
@@ -130,14 +132,14 @@ class Trace:
 
         return to_html(self.measurements, path)
 
-    def to_dataframe(self, of: str = "blocks") -> pd.DataFrame:
+    def to_dataframe(self, of: str | None = None) -> pd.DataFrame:
         """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
 
         NaN where undefined; see `report.export.to_dataframe` for the columns. Raises InvalidOption.
         """
         return to_dataframe(self.measurements, of)
 
-    def export(self, path: str | Path, of: str = "blocks") -> Path:
+    def export(self, path: str | Path, of: str | None = None) -> Path:
         """Writes .csv or .parquet (the long table) or .nc (netCDF, every effect), whole or not at all.
 
         In CSV, text that a spreadsheet would take for a formula gets an apostrophe in front. Raises InvalidOption for

@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.results.effects import effects
-from causal_tracing.results.means import AVERAGED, FRACTIONS, Evidence, NoMean, evidence
+from causal_tracing.results.comparison import Differences
+from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
+from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE
 from causal_tracing.results.statistics.bootstrap import Interval
 
 SCHEMA = 1
-WINDOW = ("window_first", "window_last")
 DEVIATION = "total_effect_deviation"  # over draws of noise
 
 
 def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[str, Any]:
-    """The chosen metric's numbers as nested lists (pair, layer, position), with all metrics' beside them on request."""
-    record, data = measurements.provenance, measurements.pairs
-    found = effects(measurements)
+    """The chosen metric's numbers as nested lists (pair, the kind's axes), with all metrics' beside them on request.
+
+    The first kind of site stands at the top, each other one under its name.
+    """
+    record, data, (first, *others) = measurements.provenance, measurements.pairs, measurements.kinds
+    found = effects(measurements, first)
     chosen = found.sel(metric=measurements.metric)
     texts = {
         "schema": SCHEMA,
@@ -29,24 +32,39 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         "metric": measurements.metric,
         "unit": chosen.unit.item(),
         "pairs": [_pair(data.isel(pair=n), chosen.isel(pair=n)) for n in range(data.sizes["pair"])],
-        "components": [str(name) for name in found.component.values],
-        "layers": [int(layer) for layer in found.layer.values],
-        "positions": found.position.values.tolist(),
-        "effects": _effects(measurements, chosen),
-        "status": _status(chosen),
-        **_windows(chosen),
+        **_map_of(measurements, first, chosen),
         **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
+        **{name: _map_of(measurements, name) for name in others},
     }
-    for table in measurements.kinds[1:]:
-        texts[table] = _units(measurements, table)
-        if data.sizes["pair"] > 1:
-            texts[table]["evidence"] = _evidence(measurements, table)
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
-    if data.sizes["pair"] > 1:
-        texts["evidence"] = _evidence(measurements)
     return texts | {"provenance": dict(record)}
+
+
+def comparison_document(found: Differences) -> dict[str, Any]:
+    """Everything of a comparison."""
+    both = {
+        which: {"model": side.model, "metric": side.metric, "unit": side.unit, "total": interval(side.total)}
+        for which, side in found.sides.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "of": found.kind,
+        **both,
+        "differing": {name: list(values) for name, values in found.differing.items()},
+        "pairs": list(found.ids),
+        "clusters": found.clusters,
+        "undefined": list(found.undefined),
+        "only_first": {kind: list(names) for kind, names in found.only_first.items()},
+        "only_second": {kind: list(names) for kind, names in found.only_second.items()},
+        "warnings": list(found.warnings),
+        "total": interval(found.total),
+        "reason": found.reason,
+        **maps(found.cells),
+        "smallest_p": plain(found.smallest_p),
+        "seed": found.seed,
+    }
 
 
 def interval(found: Interval) -> dict[str, Any]:
@@ -61,9 +79,7 @@ def maps(cells: xr.Dataset) -> dict[str, Any]:
     """
     tested = ("low", "high", "p", "p_adjusted", "q", "first", "second")
     return {
-        "components": [str(name) for name in cells.component.values],
-        "layers": cells.layer.values.tolist(),
-        "positions": cells.position.values.tolist(),
+        **_labels(cells),
         "status": _status(cells),
         "cells": {name: _map(cells, name, tested) for name in AVERAGED if name in cells},
         "fractions": {name: _map(cells, name, ("low", "high", "reason")) for name in FRACTIONS if name in cells},
@@ -82,10 +98,10 @@ def _map(cells: xr.Dataset, name: str, parts: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _evidence(measurements: Measurements, of: str = "blocks") -> dict[str, Any]:
+def _evidence(measurements: Measurements, of: str) -> dict[str, Any]:
     """What all pairs say together by the chosen metric, or why there is no mean of them."""
     try:
-        found = evidence(measurements, of=of)
+        found = mean_map(measurements, of=of)
     except NoMean as error:
         return {"reason": str(error)}
     return {
@@ -93,7 +109,7 @@ def _evidence(measurements: Measurements, of: str = "blocks") -> dict[str, Any]:
         "unit": found.unit,
         "pairs": found.pairs,
         "clusters": found.clusters,
-        "undefined": found.undefined,
+        "undefined": len(found.undefined),
         "total": interval(found.total),
         **maps(found.cells),
         "peaks": {component: _peak(found, component) for component in found.peaks},
@@ -101,7 +117,7 @@ def _evidence(measurements: Measurements, of: str = "blocks") -> dict[str, Any]:
     }
 
 
-def _peak(found: Evidence, component: str) -> dict[str, Any]:
+def _peak(found: MeanMap, component: str) -> dict[str, Any]:
     """Where a component's map is strongest, and what that is worth; null where nothing is known."""
     cell, (half, stable) = found.peak(component), found.peaks[component]
     dims = [str(name) for name in found.cells.status.dims if name != "component"]
@@ -113,19 +129,21 @@ def _peak(found: Evidence, component: str) -> dict[str, Any]:
     }
 
 
-def _units(measurements: Measurements, table: str) -> dict[str, Any]:
-    """The chosen metric's numbers of heads or neurons (pair, layer, head or neuron, position)."""
-    chosen = effects(measurements, table).sel(metric=measurements.metric)
-    labels = {
-        "components": [str(name) for name in chosen.component.values],
-        "layers": chosen.layer.values.tolist(),
-        "positions": chosen.position.values.tolist(),
-    }
+def _map_of(measurements: Measurements, kind: str, chosen: xr.Dataset | None = None) -> dict[str, Any]:
+    """One kind's numbers by the chosen metric, the labels of its axes, and what all pairs say together."""
+    chosen = effects(measurements, kind).sel(metric=measurements.metric) if chosen is None else chosen
+    texts = {**_labels(chosen), "effects": _effects(measurements, chosen), "status": _status(chosen)}
+    texts |= _windows(chosen)
     if "readers" in chosen.coords:
-        labels["readers"] = {
-            str(name): chosen.readers.sel(component=name).values.tolist() for name in chosen.component.values
-        }
-    return labels | {"effects": _effects(measurements, chosen), "status": _status(chosen)}
+        names = chosen.component.values.tolist()
+        texts["readers"] = {name: chosen.readers.sel(component=name).values.tolist() for name in names}
+    if chosen.sizes["pair"] > 1:
+        texts["evidence"] = _evidence(measurements, kind)
+    return texts
+
+
+def _labels(found: xr.Dataset) -> dict[str, Any]:
+    return {f"{axis}s": found[axis].values.tolist() for axis in ("component", "layer", "position")}
 
 
 def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:

@@ -13,21 +13,21 @@ import pandas as pd
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, MachineError
-from causal_tracing.results.effects import effects
-from causal_tracing.results.means import AVERAGED, cluster_names
+from causal_tracing.results.effects import AVERAGED, effects
+from causal_tracing.results.means import cluster_names
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE
+from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.storage.atomic import write_whole
 
 SCHEMA = 1
-UNIT = {"heads": "head", "neurons": "neuron"}
 NEEDED = {".csv": (), ".parquet": ("pyarrow",), ".nc": ("h5netcdf", "h5py")}
 # What spreadsheets take for a formula, behind what they strip; full-width signs are formulas to some of them.
 FORMULA = re.compile(r"""[\s\ufeff\u200b"']*[=+\-@＝＋－＠]|[\t\r\n]""")
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def to_dataframe(measurements: Measurements, of: str = "blocks") -> pd.DataFrame:
+def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFrame:
     """A row for each pair, cell and effect, with a column for each metric, in its unit (`attrs["units"]`).
 
     The effects are those that were measured, and the interaction; fractions and bypass follow from them and the total
@@ -35,7 +35,7 @@ def to_dataframe(measurements: Measurements, of: str = "blocks") -> pd.DataFrame
     categories. Tokens are "" where a position is a role. Raises InvalidOption where there are no heads or neurons.
     """
     found = effects(measurements, of)
-    dims = ["pair", "component", "layer", *([UNIT[of]] if of in UNIT else []), "position"]
+    dims = ["pair", *kind_of(found).axes]
     names = [name for name in (*AVERAGED, *BESIDE) if name in found and "position" in found[name].dims]
     shape = (*(found.sizes[dim] for dim in dims), len(names))
     grid = _Grid(shape)
@@ -64,7 +64,7 @@ def to_dataframe(measurements: Measurements, of: str = "blocks") -> pd.DataFrame
     return table
 
 
-def export(measurements: Measurements, path: str | Path, of: str = "blocks") -> Path:
+def export(measurements: Measurements, path: str | Path, of: str | None = None) -> Path:
     """Writes a file, by its ending: .csv or .parquet (the long table of `to_dataframe`), .nc (netCDF: every effect).
 
     The file appears whole or not at all. In CSV, text that a spreadsheet would take for a formula (it starts with one
@@ -141,21 +141,22 @@ def _require(package: str, ending: str) -> None:
         ) from None
 
 
-def _csv(measurements: Measurements, of: str, path: Path) -> None:
+def _csv(measurements: Measurements, of: str | None, path: Path) -> None:
     table = _changed(to_dataframe(measurements, of), lambda text: _inert(_writable(text)))
     table.to_csv(path, index=False, encoding="utf-8", lineterminator="\r\n")  # so that text with either is quoted
 
 
-def _parquet(measurements: Measurements, of: str, path: Path) -> None:
+def _parquet(measurements: Measurements, of: str | None, path: Path) -> None:
     _changed(to_dataframe(measurements, of), _writable).to_parquet(path, engine="pyarrow", index=False)
 
 
-def _netcdf(measurements: Measurements, of: str, path: Path) -> None:
+def _netcdf(measurements: Measurements, of: str | None, path: Path) -> None:
     found = effects(measurements, of)
     texts = {name: each for name, each in found.variables.items() if each.dtype.kind in "OUT"}
     changed = {name: (each.dims, _array([_writable(str(text)) for text in each.values.flat], each.shape))
                for name, each in texts.items()}  # fmt: skip
-    described = {"schema": SCHEMA, "table": of, "provenance": json.dumps(dict(measurements.provenance))}
+    record = json.dumps(dict(measurements.provenance))
+    described = {"schema": SCHEMA, "table": measurements.kind(of), "provenance": record}
     found.assign(changed).assign_attrs(described).to_netcdf(path, engine="h5netcdf", format="NETCDF4")
 
 

@@ -1,6 +1,7 @@
 """Sites as people read them: one site's numbers as a row, its name, and what its numbers mean together."""
 
 from causal_tracing.results.select import SiteRow
+from causal_tracing.results.site_kinds import kind_of_component
 
 UNPAIRED = "–"  # stands where a clean token has no corrupt one
 
@@ -29,12 +30,11 @@ def place(row: SiteRow) -> str:
 
 
 def site_name(row: SiteRow) -> str:
-    """A site's component, layer and unit for people: `z layer 3 head 1`."""
-    if row.part is None:
-        return f"{row.component} layer {row.layer}" + (f" ({row.window})" if row.window else "")
-    if row.component == "neurons":
-        return f"neuron {row.part} of layer {row.layer}"
-    return f"{row.component} layer {row.layer} head {row.part}"
+    """A site's component, layer and part for people: `z layer 3 head 1`."""
+    named = kind_of_component(row.component).named
+    return named.format(component=row.component, layer=row.layer, part=row.part) + (
+        f" ({row.window})" if row.window else ""
+    )
 
 
 def with_share(effect: float | None, fraction: float | None) -> str:

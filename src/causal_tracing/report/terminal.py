@@ -1,4 +1,6 @@
-"""The map in the terminal: tokens down the side, layers left to right, one coloured block a cell."""
+"""Maps in the terminal: tokens (or heads) down the side, layers left to right, one coloured block a cell."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import xarray as xr
@@ -7,58 +9,58 @@ from rich.text import Text
 
 from causal_tracing.report.labels import UNPAIRED, number
 from causal_tracing.results.effects import label
-from causal_tracing.results.means import Evidence
+from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.rankings import strongest_position
 from causal_tracing.results.select import select
+from causal_tracing.results.site_kinds import kind_of
 
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
 WITHOUT_COLOUR = " ░▒▓█"
 
 
-def heat_map(
-    measurements: Measurements,
-    component: str,
-    effect: str,
-    *,
-    pair: str | None = None,
-    metric: str | None = None,
-    colour: bool = True,
-) -> RenderableType:
-    """One component's effect over layers and tokens. Without colour, shades show the size and − a negative effect."""
-    found = select(measurements, pair=pair, metric=metric)
-    labels = [_label(found, position) for position in found.position.values.tolist()]
-    return _map(found, component, effect, label(effect), found.unit.item(), labels, colour=colour)
+def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterator[RenderableType]:
+    """The maps of the mean over pairs, if there is one; else of the first pairs, in the first direction."""
+    try:
+        means = mean_map(measurements)
+    except NoMean:
+        for pair in measurements.pairs.pair.values[:most_pairs]:
+            found = select(measurements, pair=str(pair))
+            effect = measurements.directions[0]
+            yield from heat_maps(found, effect, label(effect), colour=colour)
+        return
+    yield from heat_maps(means, means.shown, f"mean {label(means.shown)} over {means.pairs} pairs", colour=colour)
 
 
-def mean_map(evidence: Evidence, component: str, *, colour: bool = True) -> RenderableType:
-    """The mean over pairs of one component's effect, by layers and by positions or roles."""
-    labels = [str(position).replace("_", " ") for position in evidence.cells.position.values]
-    title = f"mean {label(evidence.shown)} over {evidence.pairs} pairs"
-    return _map(evidence.cells, component, evidence.shown, title, evidence.unit, labels, colour=colour)
+def heat_maps(
+    found: xr.Dataset | MeanMap, effect: str, called: str, *, colour: bool = True
+) -> Iterator[RenderableType]:
+    """An effect of each component over rows and layers, below a scale that all share; nothing of kinds that are ranked.
 
-
-def difference_map(cells: xr.Dataset, component: str, effect: str, unit: str, *, colour: bool = True) -> RenderableType:
-    """One component's mean difference of an effect over layers and columns, as `heat_map` draws effects."""
-    names = [str(position) for position in cells.position.values.tolist()]
-    labels = [f"token {name}" if name.isdigit() else name.replace("_", " ") for name in names]
-    return _map(cells, component, effect, f"difference of {label(effect)}", unit, labels, colour=colour)
-
-
-def _map(
-    found: xr.Dataset, component: str, effect: str, called: str, unit: str, labels: list[str], *, colour: bool
-) -> RenderableType:
-    """A row of blocks for each column, below a scale that all components share."""
-    largest = float(np.nanmax(abs(found[effect].values), initial=0)) or 1.0
-    here, width = found.sel(component=component), max(map(len, labels))
-    rows = [Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {unit}", style="bold")]
-    rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
-    for position, name in zip(here.position.values, labels, strict=True):
-        row = Text(f"{name:>{width}} ")
-        for value, status in zip(here[effect].sel(position=position), here.status.sel(position=position), strict=True):
-            row.append(*_cell(value.item(), status.item(), largest, colour))
-        rows.append(row)
-    return Group(*rows)
+    Without colour, shades show the size and − a negative effect.
+    """
+    cells = found.cells.assign_coords(unit=found.unit) if isinstance(found, MeanMap) else found
+    drawn = kind_of(cells).drawn
+    if drawn is None:
+        return
+    if "position" not in drawn:
+        position = strongest_position(cells, effect)
+        cells, called = cells.sel(position=position), f"{called}, {_label(cells, position)}"
+    largest = float(np.nanmax(abs(cells[effect].values), initial=0)) or 1.0
+    labels = [_label(cells, each) if drawn[0] == "position" else str(each) for each in cells[drawn[0]].values.tolist()]
+    for component in cells.component.values:
+        here, width = cells.sel(component=component), max(map(len, labels))
+        rows = [
+            Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {cells.unit.item()}", style="bold")
+        ]
+        rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
+        for at, name in zip(here[drawn[0]].values, labels, strict=True):
+            row, line = Text(f"{name:>{width}} "), here.sel({drawn[0]: at})
+            for value, status in zip(line[effect].values, line.status.values, strict=True):
+                row.append(*_cell(float(value), str(status), largest, colour))
+            rows.append(row)
+        yield Group(*rows)
 
 
 def _cell(value: float, status: str, largest: float, colour: bool) -> tuple[str, str]:
@@ -86,8 +88,9 @@ def _ruler(layers: np.ndarray) -> str:
 
 
 def _label(found: xr.Dataset, position: int | str) -> str:
-    if not str(position).isdigit():
-        return str(position)
+    """A row's name: its token, both where the prompts differ; of means its number or role."""
+    if not str(position).isdigit() or "clean_token" not in found:
+        return f"token {position}" if str(position).isdigit() else str(position).replace("_", " ")
     tokens = (str(found[name].values[int(position)]) for name in ("clean_token", "corrupt_token"))
     clean, corrupt = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in token).strip() for token in tokens)
     return clean if clean == corrupt else f"{clean} | {corrupt or UNPAIRED}"

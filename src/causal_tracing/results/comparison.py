@@ -1,6 +1,6 @@
 """Where two traces of the same pairs differ: the first minus the second, pair by pair, over the cells that both have.
 
-It is made of blocks, of single heads or of single neurons (`of`): each is a map of its own.
+Each kind of site (`of`) is a map of its own.
 
 1. Pairs: those that both have, by id, with a number by each one's metric. Pairs of one cluster in either are one unit.
 2. Cells: components, layers and columns that both have. Columns mean the same in every pair of both (`means.py`).
@@ -18,12 +18,11 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.results.effects import effects
+from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.means import (
-    AVERAGED,
-    FRACTIONS,
     LEVEL,
     RESAMPLES,
+    MeanMap,
     by_position,
     by_role,
     cluster_names,
@@ -33,7 +32,7 @@ from causal_tracing.results.means import (
     tested,
 )
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import KINDS
+from causal_tracing.results.site_kinds import KINDS, kind_of
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_means,
@@ -46,46 +45,54 @@ KNOWN = ("structural_zero", "cut")
 LISTED = 8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two that are compared: its model, metric and unit, and its mean total effect."""
+
+    model: str
+    metric: str
+    unit: str
+    total: Interval
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Differences:
+class Differences(MeanMap):
     """The first trace minus the second, on the pairs and cells that both have, by one metric of each.
 
-    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
-    paired difference with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map), `_q`, and both means as
-    `_first` and `_second`; the differences of fractions with `_low`, `_high` and `_reason`; `clusters`, how many have
-    the cell; `status`. `total` is the mean difference of the total effects, `totals` are both. Where the units differ,
-    effects have no difference (NaN), and `reason` says so. `only_first` and `only_second` list what one alone has, by
-    kind; `undefined` the pairs without a number by one of the metrics; `differing` what the two records say
-    differently.
+    `cells` holds the means of the paired differences as of any map, both means as `_first` and `_second`, and the
+    differences of fractions with `_low`, `_high` and `_reason`; `total` is the mean difference of the total effects.
+    Where the units differ, effects have no difference (NaN), and `reason` says so. `only_first` and `only_second` list
+    what one alone has, by kind; `differing` what the two records say differently.
     """
 
-    of: str
-    models: tuple[str, str]
-    metrics: tuple[str, str]
-    units: tuple[str, str]
-    shown: str
-    ids: tuple[str, ...]
-    pairs: int
-    clusters: int
-    undefined: tuple[str, ...]
+    first: Side
+    second: Side
     only_first: Mapping[str, tuple[Any, ...]]
     only_second: Mapping[str, tuple[Any, ...]]
     differing: Mapping[str, tuple[Any, Any]]
     warnings: tuple[str, ...]
-    cells: xr.Dataset
-    total: Interval
-    totals: tuple[Interval, Interval]
     reason: str
-    smallest_p: float
     seed: int
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """Both, by name."""
+        return {"first": self.first, "second": self.second}
 
 
 def differences(
-    first: Measurements, second: Measurements, *, metric: str | None, second_metric: str | None, seed: int, of: str
-) -> dict[str, Any]:
-    """The fields of `Differences`. Raises InvalidOption where fewer than two pairs, or no cells, are in both."""
-    metric = metric or first.metric
-    tables = _chosen(first, metric, "first", of), _chosen(second, second_metric or metric, "second", of)
+    first: Measurements,
+    second: Measurements,
+    *,
+    metric: str | None,
+    second_metric: str | None,
+    seed: int,
+    of: str | None,
+) -> Differences:
+    """Both compared. Raises InvalidOption where fewer than two pairs, or no cells, are in both."""
+    metric, of = metric or first.metric, of or first.kind()
+    metrics = metric, second_metric or metric
+    tables = _chosen(first, metrics[0], "first", of), _chosen(second, metrics[1], "second", of)
     ids, undefined = _shared_pairs(*tables)
     one, other = (found.sel(pair=ids) for found in tables)
     for found in (one, other):
@@ -96,34 +103,41 @@ def differences(
     reason = "" if units[0] == units[1] else f"the first is in {units[0]}, the second in {units[1]}"
     totals = one.total_effect.values, other.total_effect.values
     cells, least = _cells(both, totals, codes, reason, seed)
-    apart = cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0)
-    total = _mean(apart, seed)
-    return {
-        "of": of,
-        "models": tuple(str(each.provenance.get("model", "")) for each in (first, second)),
-        "metrics": (metric, second_metric or metric),
-        "units": units,
-        "shown": next(name for name in AVERAGED if name in cells),
-        "ids": tuple(ids),
-        "pairs": len(ids),
-        "clusters": int(codes.max()) + 1,
-        "undefined": tuple(undefined),
-        "only_first": _only(_ids(tables[0]), _ids(tables[1]), labels[0], labels[1]),
-        "only_second": _only(_ids(tables[1]), _ids(tables[0]), labels[1], labels[0]),
-        "differing": _differing(first, second, ids),
-        "warnings": tuple(_warnings(first, second, one, other)),
-        "cells": cells,
-        "total": replace(total, reason=np.array(reason, dtype=object)) if reason else total,
-        "totals": tuple(_mean(cluster_means(each, codes), seed) for each in totals),
-        "reason": reason,
-        "smallest_p": least,
-        "seed": seed,
-    }
+    total = _mean(cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0), seed)
+    sides = [
+        Side(
+            model=str(measured.provenance.get("model", "")),
+            metric=by,
+            unit=unit,
+            total=_mean(cluster_means(each, codes), seed),
+        )
+        for measured, by, unit, each in zip((first, second), metrics, units, totals, strict=True)
+    ]
+    return Differences(
+        kind=of,
+        metric=metric,
+        unit=units[0],
+        shown=next(name for name in AVERAGED if name in cells),
+        ids=tuple(ids),
+        undefined=tuple(undefined),
+        clusters=int(codes.max()) + 1,
+        cells=cells,
+        total=replace(total, reason=np.array(reason, dtype=object)) if reason else total,
+        smallest_p=least,
+        first=sides[0],
+        second=sides[1],
+        only_first=_only(_ids(tables[0]), _ids(tables[1]), labels[0], labels[1]),
+        only_second=_only(_ids(tables[1]), _ids(tables[0]), labels[1], labels[0]),
+        differing=_differing(first, second, ids),
+        warnings=tuple(_warnings(first, second, one, other)),
+        reason=reason,
+        seed=seed,
+    )
 
 
 def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:
     """The effects by one metric. Raises InvalidOption."""
-    if of in KINDS and of not in measurements.kinds:
+    if of in KINDS and of not in measurements.kinds:  # another message than a single trace's
         raise InvalidOption(f"The {which} trace has no {of}. It has {', '.join(measurements.kinds)}.")
     found = effects(measurements, of)
     names = [str(name) for name in found.metric.values]
@@ -197,7 +211,7 @@ def _shared_cells(
 ) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
     dims = {"components": "component", "layers": "layer", "positions": "position"}
-    dims |= {f"{name}s": name for name in ("head", "neuron") if name in first.dims}
+    dims |= {f"{part}s": part for part in [kind_of(first).part] if part}
     labels = tuple(
         {kind: _measured(found, dim) for kind, dim in dims.items()}
         | {"effects": [name for name in AVERAGED if name in found]}
@@ -216,9 +230,9 @@ def _shared_cells(
 
 
 def _measured(found: xr.Dataset, dim: str) -> list[Any]:
-    """The labels along a dimension; of heads and neurons, which have room for all, those that were measured."""
+    """The labels along a dimension; of parts, which have room for all, those that were measured."""
     labels = found[dim].values.tolist()
-    if dim not in ("head", "neuron"):
+    if dim != kind_of(found).part:
         return labels
     there = (found.status != "unpaired").any([name for name in found.status.dims if name != dim]).values
     return [label for label, measured in zip(labels, there, strict=True) if measured]

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,12 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
-from causal_tracing.results.effects import effects
+from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.statistics.bootstrap import Interval, cluster_means, clusters, mean_interval, ratio_interval
 from causal_tracing.results.statistics.peaks import PeakStability, SplitHalfPeak, peak_stability, split_half_peak
 from causal_tracing.results.statistics.permutation import sign_flip
 
-AVERAGED = ("restoration", "disruption", "interaction")
-FRACTIONS = {"restored_fraction": "restoration", "lost_fraction": "disruption"}
 LEVEL, RESAMPLES = 0.95, 10_000
 
 
@@ -33,27 +31,38 @@ class NoMean(InvalidOption):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evidence:
-    """Means over pairs for one metric.
+class MeanMap:
+    """Means over pairs of one kind's map, by one metric; or (`comparison.py`) of the paired differences of two.
 
-    `cells` holds over (component, layer, position), and head or neuron where `of` is one of them, each effect's mean
-    with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T over the map) and `_q`; fractions as ratios of means,
-    with their intervals; `clusters`, how many have the cell; `status`. `total` is the mean total effect with its
-    interval. `peaks` has, by component, the peak's honest size and stability. `pairs`, `clusters`: how many there are;
-    `undefined` more pairs have no number by this metric.
+    `cells` holds over the kind's axes each effect's mean with `_low` and `_high` (95 %), `_p`, `_p_adjusted` (max-T
+    over the map) and `_q`; fractions as ratios of means, with their intervals; `clusters`, how many have the cell;
+    `status`. `total` is the mean total effect with its interval. `shown` is the effect that comes first. `pairs` and
+    `clusters` say how many there are, `undefined` which pairs have no number by this metric, `smallest_p` the smallest
+    p that so many clusters can reach. `peaks` has, by component, the peak's honest size and stability.
     """
 
-    of: str
+    kind: str
     metric: str
     unit: str
     shown: str
-    pairs: int
-    undefined: int
+    ids: tuple[str, ...]
+    undefined: tuple[str, ...]
     clusters: int
     cells: xr.Dataset
     total: Interval
-    peaks: Mapping[str, tuple[SplitHalfPeak, PeakStability]]
     smallest_p: float
+    peaks: Mapping[str, tuple[SplitHalfPeak, PeakStability]] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs these are the means of."""
+        return len(self.ids)
+
+    @property
+    def title(self) -> str:
+        """How many pairs and clusters these are the means of, in words."""
+        clusters = "" if self.clusters == self.pairs else f" in {self.clusters} clusters"
+        return f"mean over {self.pairs} pairs{clusters}"
 
     def peak(self, component: str) -> xr.Dataset | None:
         """The cell where a component's map is strongest; None where no cell can be."""
@@ -64,17 +73,19 @@ class Evidence:
         return self.cells.sel(component=component).isel(dict(zip(dims, half.index, strict=True)))
 
 
-def evidence(measurements: Measurements, *, metric: str | None = None, seed: int = 0, of: str = "blocks") -> Evidence:
-    """What all pairs say together of "blocks", "heads" or "neurons", by one metric (default: the first).
+def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int = 0, of: str | None = None) -> MeanMap:
+    """What all pairs say together of one kind of site (default: the trace's first), by one metric (default: the first).
 
     The interval of a mean needs 8 clusters; with fewer there are values alone. Raises InvalidOption.
     """
+    of = measurements.kind(of)
     found = effects(measurements, of)
     names = [str(name) for name in found.metric.values]
     if metric is not None and metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
     chosen = defined(found.sel(metric=metric or names[0]))
-    codes = clusters(cluster_names(measurements, chosen.pair.values))
+    ids = tuple(str(id) for id in chosen.pair.values)
+    codes = clusters(cluster_names(measurements, ids))
     averaged = by_column(chosen)
     units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
@@ -83,13 +94,13 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     means, least = tested(units, status, seed)
     cells = means | _fractions(units, averaged, totals, codes, status.dims, seed)
     cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
-    return Evidence(
-        of=of,
+    return MeanMap(
+        kind=of,
         metric=str(chosen.metric.item()),
         unit=str(chosen.unit.item()),
         shown=first,
-        pairs=chosen.sizes["pair"],
-        undefined=found.sizes["pair"] - chosen.sizes["pair"],
+        ids=ids,
+        undefined=tuple(str(id) for id in found.pair.values if str(id) not in {*ids}),
         clusters=int(codes.max()) + 1,
         cells=xr.Dataset(cells | {"status": status.drop_vars(["metric", "unit"], errors="ignore")}),
         total=mean_interval(cluster_means(totals, codes), level=LEVEL, resamples=RESAMPLES, seed=seed),
@@ -98,16 +109,14 @@ def evidence(measurements: Measurements, *, metric: str | None = None, seed: int
     )
 
 
-def evidence_of_units(
-    measurements: Measurements, *, metric: str | None = None, seed: int = 0
-) -> dict[str, Evidence | NoMean]:
-    """The same of single heads and neurons where they were measured, or why there is no mean of them."""
-    found: dict[str, Evidence | NoMean] = {}
-    for name in measurements.kinds[1:]:
+def mean_maps(measurements: Measurements, *, metric: str | None = None, seed: int = 0) -> dict[str, MeanMap | NoMean]:
+    """The same of every kind that was measured, or why there is no mean of it."""
+    found: dict[str, MeanMap | NoMean] = {}
+    for kind in measurements.kinds:
         try:
-            found[name] = evidence(measurements, metric=metric, seed=seed, of=name)
+            found[kind] = mean_map(measurements, metric=metric, seed=seed, of=kind)
         except NoMean as error:
-            found[name] = error
+            found[kind] = error
     return found
 
 

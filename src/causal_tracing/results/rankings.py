@@ -1,20 +1,24 @@
-"""Single heads as maps, single neurons in the order of their effects: what the figures and the page draw.
+"""What is drawn of a map that has more axes than a picture: what the figures and the page draw.
 
-1. Heads: one map of layers and heads at a position, or the sum over positions of effects measured one at a time.
-2. Neurons: every measured one, ranked; what is zero by construction or was not measured is left out.
+1. Drawn kinds: their map at one position, or the sum over positions of effects measured one at a time.
+2. Ranked kinds: every measured cell, ranked; what is zero by construction or was not measured is left out.
 """
 
 import numpy as np
 import xarray as xr
 
+from causal_tracing.results.site_kinds import kind_of
+
 SUM = "sum"  # as a position: the sum over all of them
 
 
-def heads_of(found: xr.Dataset, component: str) -> int:
-    """How many heads a component has: of keys and values, fewer than of queries where queries share them."""
+def parts_of(found: xr.Dataset, component: str) -> int:
+    """How many parts a component has: of keys and values, fewer heads than of queries where queries share them."""
+    part = kind_of(found).part
+    assert part is not None
     measured = found.status.sel(component=component) != "unpaired"
-    there = np.flatnonzero(measured.any([name for name in measured.dims if name != "head"]).values)
-    return int(there[-1]) + 1 if len(there) else found.sizes["head"]
+    there = np.flatnonzero(measured.any([name for name in measured.dims if name != part]).values)
+    return int(there[-1]) + 1 if len(there) else found.sizes[part]
 
 
 def strongest_position(found: xr.Dataset, effect: str) -> int | str:
@@ -44,7 +48,8 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
 
 def ranked(found: xr.Dataset, effect: str) -> xr.DataArray:
     """Every measured cell's effect along `site` (component, layer, position, head or neuron), largest size first."""
-    dims = [name for name in ("component", "layer", "position", "head", "neuron") if name in found[effect].dims]
+    part = kind_of(found).part
+    dims = ["component", "layer", "position", *([part] if part else [])]
     flat = found[effect].where(found.status == "ok").stack(site=dims)
     flat = flat[flat.notnull().values]
     return flat[np.argsort(-abs(flat.values), kind="stable")]

@@ -8,7 +8,6 @@ from numpy.testing import assert_allclose
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
 from made import model, pair
-from made import model as model
 
 __all__ = ["model"]
 
@@ -84,7 +83,5 @@ def test_the_sum_over_positions_is_of_the_means_and_was_not_tested(units):
 def test_neurons_are_ranked_by_their_means(units):
     axes = units.plot("mean_neurons", effect="restoration", layer=1).axes[0]
     drawn = sorted(value for line in axes.lines[1:] for value in line.get_ydata())
-    means = (
-        units.neurons.restoration.sel(metric="logit_diff", layer=1, neuron=[0, 3]).mean("pair").values.ravel()
-    )
+    means = units.neurons.restoration.sel(metric="logit_diff", layer=1, neuron=[0, 3]).mean("pair").values.ravel()
     assert_allclose(drawn, sorted(means), atol=1e-12)

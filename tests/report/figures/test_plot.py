@@ -12,9 +12,10 @@ from rich.console import Console
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.figures.plot import plot
-from causal_tracing.report.terminal import heat_map
+from causal_tracing.report.terminal import heat_maps
 from causal_tracing.results.effects import effects
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import select
 from made import measurements, taken_apart
 
 mpl.use("Agg")
@@ -198,7 +199,8 @@ def test_bad_options(example: Measurements, arguments, message: str):
 
 def shown(example: Measurements, *, colour: bool) -> str:
     console = Console(width=80, color_system="truecolor" if colour else None, force_terminal=True, file=io.StringIO())
-    console.print(heat_map(example, "resid_post", "restoration", colour=colour))
+    for shown in heat_maps(select(example), "restoration", "restoration", colour=colour):
+        console.print(shown)
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, Page
 
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
-from causal_tracing.report.page.mean_data import unused
+from causal_tracing.report.page.maps import unused
 from causal_tracing.report.page.page import to_html
 from families import FAMILIES, build
-from made import longer, pair
+from made import longer, pair, taken_apart
 from pages import EVIL, launched, needs_browser, numbers_in, opened
 from tokenizers_for_tests import words
 
@@ -172,11 +172,11 @@ def test_no_mean_is_said_and_the_first_pair_is_shown():
 
 
 def test_hundreds_of_pairs_make_a_page_of_a_few_megabytes(trace: ct.Trace):
-    data = trace.measurements.pairs.isel(position=np.resize(np.arange(4), 10), token=np.resize(np.arange(4), 10))
+    data = trace.measurements.numbers().isel(position=np.resize(np.arange(4), 10), token=np.resize(np.arange(4), 10))
     many = data.isel(pair=np.resize(np.arange(9), 320), layer=np.resize(np.arange(data.sizes["layer"]), 30))
     many = many.assign_coords(pair=np.array([f"n{n}" for n in range(320)], dtype=object), layer=np.arange(30))
     many = many.assign_coords(position=np.arange(10)).assign(clean_length=("pair", np.full(320, 10)))
-    page = to_html(replace(trace.measurements, data=many))
+    page = to_html(taken_apart(many, trace.provenance))
     assert len(page) < 8 * 2**20
     assert "The maps of the first 250 of 320 pairs are here; the mean is of all." in page
     assert page.count('"asked":') == 250

@@ -11,7 +11,6 @@ from playwright.sync_api import Browser, Page
 
 import causal_tracing as ct
 from made import longer, model, pair
-from made import model as model
 from pages import launched, needs_browser, numbers_in, opened
 
 __all__ = ["model"]

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from playwright.sync_api import Browser, Page
 
-from causal_tracing.report.page import maps as unit_data
+from causal_tracing.report.page import parts
 from causal_tracing.results.select import select, strongest
 from made import taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
@@ -176,7 +176,7 @@ def test_hostile_tokens_stay_text_among_heads_and_neurons(browser: Browser, tmp_
 def test_too_many_heads_leave_their_strongest_positions_and_say_so(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unit_data, "MOST_NUMBERS", 2 * 2 * 3 * 4 * 2)  # two positions, by one metric
+    monkeypatch.setattr(parts, "MOST_NUMBERS", 2 * 2 * 3 * 4 * 2)  # two positions, by one metric
     found = select(with_units(), of="heads")
     weakest = int(abs(found.restoration).max(["component", "layer", "head"]).argmin("position"))
     kept = [str(position) for position in range(3) if position != weakest]
@@ -197,19 +197,19 @@ def test_too_many_heads_leave_their_strongest_positions_and_say_so(
 
 def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
     found = select(with_units(), of="neurons")
-    monkeypatch.setattr(unit_data, "STRONGEST", 30)
-    data = unit_data.neurons_data(with_units(), ["p"])["pairs"][0]["metrics"]["logit_diff"]
+    monkeypatch.setattr(parts, "STRONGEST", 30)
+    data = parts.parts_data(with_units(), "neurons", ["p"])["pairs"][0]["metrics"]["logit_diff"]
     kept = {(layer, neuron, ["2", "last"][position]) for layer, neuron, position, *_ in data["top"]}
     assert 30 <= len(data["top"]) == len(kept) <= 90
     for effect in ("restoration", "disruption", "interaction"):
         rows = strongest(found, 30, by=effect)
         assert {(row.layer, row.part, str(row.position)) for row in rows} <= kept
         assert data["curves"][effect]["count"] == 1800
-        assert len(data["curves"][effect]["supports"]) <= unit_data.CURVE_POINTS
+        assert len(data["curves"][effect]["supports"]) <= parts.CURVE_POINTS
         assert data["curves"][effect]["supports"][-1][0] == data["curves"][effect]["supports_count"]
 
 
 @pytest.mark.parametrize(("room", "metrics"), [(6, 6), (5, 1)])
 def test_many_views_leave_the_neurons_their_first_metric(room: int, metrics: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unit_data, "MOST_VIEWS", room)
-    assert len(unit_data.neurons_data(with_units(), ["p"])["metrics"]) == metrics
+    monkeypatch.setattr(parts, "MOST_VIEWS", room)
+    assert len(parts.parts_data(with_units(), "neurons", ["p"])["metrics"]) == metrics

@@ -1,4 +1,4 @@
-"""What all figures share: one diverging scale centred on 0, hatching, marks, ticks and tokens as text.
+"""Maps: a panel for each effect and component, on one diverging scale centred on 0.
 
 Undefined cells are hatched, structural zeros carry a dot, cuts a frame, means that cannot be told from 0 a ring.
 """
@@ -13,44 +13,82 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from causal_tracing.report.labels import UNPAIRED
+from causal_tracing.errors import InvalidOption
+from causal_tracing.report.figures.look import Look, number_ticks, unit_label, where
 from causal_tracing.results.effects import label
+from causal_tracing.results.rankings import SUM, has_sum, strongest_position, summed
+from causal_tracing.results.select import known
+from causal_tracing.results.site_kinds import kind_of
 
 COLOURS = "PuOr"  # safe for the colour-blind; purple supports the clean behaviour
-MOST_TICKS = 12
 NOT_TOLD = 0.05  # adjusted p from which a mean is marked
+ROW_HEIGHTS = {"position": 0.26}  # inches; tokens need more than numbers do
+NUMBERS_HEIGHT = 0.16
 
 
-def maps(found: xr.Dataset, shown: Sequence[str], orient: str, vocabulary: str | None) -> Figure:
-    """A panel for each effect and component, on one scale."""
-    components, across = found.component.values, (len(found.layer), len(found.position))
-    wide, high = across if orient == "layers_right" else across[::-1]
-    size = (1.2 + len(components) * max(2.6, 0.13 * wide), 1.1 + len(shown) * max(1.6, 0.26 * high))
+def maps(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
+    """A panel for each effect and component; parts that a component does not have are hatched."""
+    drawn = kind_of(found).drawn
+    assert drawn is not None
+    parts, place = _drawn_part(found, shown, drawn, look)
+    components, rows, columns = found.component.values, *(found.sizes[axis] for axis in drawn)
+    wide, high = (columns, rows) if look.orient == "layers_right" else (rows, columns)
+    height = ROW_HEIGHTS.get(drawn[0], NUMBERS_HEIGHT)
+    size = (1.2 + len(components) * max(2.6, 0.13 * wide), 1.1 + len(shown) * max(1.6, height * high))
     figure, panels = plt.subplots(
         len(shown), len(components), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
-    largest = largest_size([found[name] for name in shown])
-    images = []
+    largest, images = largest_size([parts[effect][effect] for effect in shown]), []
     for row, effect in zip(panels, shown, strict=True):
         for axes, component in zip(row, components, strict=True):
-            images.append(_map(axes, found.sel(component=component), effect, orient, largest))
-            axes.set_title(f"{component}: {label(effect, vocabulary)}", fontsize=9)
-    figure.colorbar(images[0], ax=panels, label=f"{found.unit.item()} of {found.metric.item()}", shrink=0.8)
+            images.append(_map(axes, parts[effect].sel(component=component), effect, drawn, look, largest))
+            title = f"{component}: {label(effect, look.vocabulary)}"
+            axes.set_title(f"{title}, {place}" if place else title, fontsize=9)
+            axes.label_outer()
+    figure.colorbar(images[0], ax=panels, label=unit_label(found), shrink=0.8)
     return figure
 
 
-def _map(axes: Axes, found: xr.Dataset, effect: str, orient: str, largest: float) -> Any:
-    down = orient == "layers_down"
-    image = cells(axes, found, effect, ("layer", "position") if down else ("position", "layer"), largest)
-    tokens, layers = (axes.set_xticks, axes.set_yticks) if down else (axes.set_yticks, axes.set_xticks)
-    labels = [where(found, position) for position in found.position.values.tolist()]
-    tokens(range(len(labels)), labels, fontsize=7, rotation=90 if down else 0)
-    number_ticks(layers, found.layer.values)
-    (axes.set_ylabel if down else axes.set_xlabel)("layer", fontsize=8)
+def _drawn_part(
+    found: xr.Dataset, shown: Sequence[str], drawn: tuple[str, str], look: Look
+) -> tuple[dict[str, xr.Dataset], str]:
+    """Each effect with its status as it is drawn: whole, or at one position (or summed over all); and that by name."""
+    if "position" in drawn:
+        return dict.fromkeys(shown, found), ""
+    if look.position == SUM:
+        if not has_sum(found):
+            raise InvalidOption(
+                f'position="sum" adds up single tokens; these {kind_of(found).name} were measured at '
+                f"{', '.join(map(str, found.position.values))}. Name one of them."
+            )
+        return {effect: summed(found, effect) for effect in shown}, "each position alone, added up"
+    chosen = strongest_position(found, shown[0]) if look.position is None else look.position
+    here = found.sel(position=known("position", chosen, found.position.values.tolist()))
+    return dict.fromkeys(shown, here), where(found, chosen)
+
+
+def _map(axes: Axes, found: xr.Dataset, effect: str, drawn: tuple[str, str], look: Look, largest: float) -> Any:
+    """One panel; the image."""
+    down, across = drawn if look.orient == "layers_right" else drawn[::-1]
+    image = _cells(axes, found, effect, (down, across), largest)
+    for axis, set_ticks, set_label, turned in (
+        (down, axes.set_yticks, axes.set_ylabel, 0),
+        (across, axes.set_xticks, axes.set_xlabel, 90),
+    ):
+        if axis == "position":
+            _token_ticks(found, set_ticks, turned)
+        else:
+            number_ticks(set_ticks, found[axis].values)
+            set_label(axis, fontsize=8)
     return image
 
 
-def cells(axes: Axes, found: xr.Dataset, effect: str, order: tuple[str, str], largest: float) -> Any:
+def _token_ticks(found: xr.Dataset, set_ticks: Callable[..., Any], turned: int) -> None:
+    names = [where(found, position) for position in found.position.values.tolist()]
+    set_ticks(range(len(names)), names, fontsize=7, rotation=turned)
+
+
+def _cells(axes: Axes, found: xr.Dataset, effect: str, order: tuple[str, str], largest: float) -> Any:
     """Draws one effect as an image, `order` naming what goes down and what across; the image."""
     values, status = found[effect].transpose(*order).values, found.status.transpose(*order).values
     image = axes.imshow(values, cmap=COLOURS, vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
@@ -71,25 +109,3 @@ def cells(axes: Axes, found: xr.Dataset, effect: str, order: tuple[str, str], la
 def largest_size(parts: Sequence[xr.DataArray]) -> float:
     """The largest size of an effect, for a scale that all panels share; 1 where there is none."""
     return max(float(np.nanmax(abs(part.values), initial=0)) for part in parts) or 1.0
-
-
-def number_ticks(set_ticks: Callable[..., Any], numbers: np.ndarray) -> None:
-    """Ticks of layers or heads, thinned where there are many."""
-    every = max(1, -(-len(numbers) // MOST_TICKS))
-    set_ticks(range(0, len(numbers), every), numbers[::every], fontsize=7)
-
-
-def where(found: xr.Dataset, position: int | str) -> str:
-    """A position's token; both where the prompts differ."""
-    if not str(position).isdigit():
-        return str(position)
-    if "clean_token" not in found:  # of many pairs
-        return f"token {position}"
-    clean, corrupt = (drawable(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
-    return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt or UNPAIRED}"
-
-
-def drawable(token: str) -> str:
-    """A token as matplotlib should draw it: no math, no control characters."""
-    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
-    return visible.strip().replace("$", r"\$")

@@ -1,24 +1,43 @@
-"""Figures with matplotlib, from Measurements alone: maps, bars by layer, MLP against attention, heads, neurons."""
+"""Figures with matplotlib, from Measurements alone: of one pair, or of the mean over pairs."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import xarray as xr
 from matplotlib.figure import Figure
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.report.figures.curves import _bars, _column, _mlp_vs_attention, mean_curves
-from causal_tracing.report.figures.heat_map import drawable, maps
-from causal_tracing.report.figures.means import mean_head_maps, mean_maps, mean_neuron_ranks
-from causal_tracing.report.figures.ranks import head_maps, neuron_ranks
+from causal_tracing.report.figures.curves import bars, lines, mlp_vs_attention
+from causal_tracing.report.figures.heat_map import maps
+from causal_tracing.report.figures.look import Look, drawable
+from causal_tracing.report.figures.ranks import ranks
 from causal_tracing.report.words.method import WITH_NOISE
 from causal_tracing.results.effects import require_effect
-from causal_tracing.results.means import evidence
+from causal_tracing.results.means import mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import select
-
-MEANS = {"mean": "blocks", "mean_curves": "blocks", "mean_heads": "heads", "mean_neurons": "neurons"}
-
-
-KINDS = ("map", "layers", "mlp_vs_attention", "heads", "neurons", *MEANS)
+from causal_tracing.results.site_kinds import BLOCKS, KINDS, SiteKind
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a figure is of: one kind of site, drawn in one way, of one pair or of the mean over pairs."""
+
+    kind: SiteKind
+    draw: Callable[[xr.Dataset, Sequence[str], Look], Figure]
+    of_mean: bool = False
+
+
+OTHERS = {kind.name: View(kind, maps if kind.drawn else ranks) for kind in KINDS.values() if kind is not BLOCKS}
+VIEWS = {
+    "map": View(BLOCKS, maps),
+    "layers": View(BLOCKS, bars),
+    "mlp_vs_attention": View(BLOCKS, mlp_vs_attention),
+    **OTHERS,
+    "mean": View(BLOCKS, maps, of_mean=True),
+    "mean_curves": View(BLOCKS, lines, of_mean=True),
+    **{f"mean_{name}": View(view.kind, view.draw, of_mean=True) for name, view in OTHERS.items()},
+}
 ORIENTATIONS = ("layers_right", "layers_down")
 
 
@@ -42,51 +61,30 @@ def plot(
     were measured). `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also
     "sum", the sum over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
     """
-    if kind not in KINDS:
-        raise InvalidOption(f"There is no plot {kind!r}. {nearest(kind, KINDS)}")
+    if kind not in VIEWS:
+        raise InvalidOption(f"There is no plot {kind!r}. {nearest(kind, VIEWS)}")
+    view = VIEWS[kind]
     if orient not in ORIENTATIONS:
         raise InvalidOption(f"orient={orient!r} is not known. {nearest(orient, ORIENTATIONS)}")
-    if layer is not None and kind not in ("neurons", "mean_neurons"):
+    if layer is not None and view.draw is not ranks:
         raise InvalidOption(f'layer={layer} chooses the neurons of plot("neurons"); {kind!r} shows every layer.')
-    if kind in MEANS:
-        if pair is not None:
-            raise InvalidOption(f"A mean is over all pairs: leave out pair={pair!r}, or choose another plot.")
-        return _of_mean(measurements, kind, effect, position, layer, metric, orient, vocabulary)
-    found = select(measurements, pair=pair, metric=metric, of=kind if kind in ("heads", "neurons") else "blocks")
-    shown = [require_effect(effect, found)] if effect else list(measurements.directions)
-    if kind == "map":
-        figure = maps(found, shown, orient, vocabulary)
-    elif kind == "heads":
-        figure = head_maps(found, shown, position=position, orient=orient, vocabulary=vocabulary)
-    elif kind == "neurons":
-        figure = neuron_ranks(found, shown, position=position, layer=layer, vocabulary=vocabulary)
+    if view.of_mean and pair is not None:
+        raise InvalidOption(f"A mean is over all pairs: leave out pair={pair!r}, or choose another plot.")
+    look = Look(position=position, layer=layer, orient=orient, vocabulary=vocabulary)
+    if view.of_mean:
+        means = mean_map(measurements, metric=metric, of=view.kind.name)
+        found, title = means.cells.assign_coords(metric=means.metric, unit=means.unit), means.title
     else:
-        draw = _bars if kind == "layers" else _mlp_vs_attention
-        figure = draw(found, shown, _column(found, shown[0], position), vocabulary)
-    data = measurements.pairs.sel(pair=found.pair.item())
-    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
-    figure.suptitle(f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}", fontsize=10)
+        found = select(measurements, pair=pair, metric=metric, of=view.kind.name)
+        title = _against(measurements, str(found.pair.item()))
+    shown = [require_effect(effect, found)] if effect else list(measurements.directions)
+    figure = view.draw(found, shown, look)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _of_mean(
-    measurements: Measurements,
-    kind: str,
-    effect: str | None,
-    position: int | str | None,
-    layer: int | None,
-    metric: str | None,
-    orient: str,
-    vocabulary: str | None,
-) -> Figure:
-    means = evidence(measurements, metric=metric, of=MEANS[kind])
-    shown = [require_effect(effect, means.cells)] if effect else list(measurements.directions)
-    match kind:
-        case "mean":
-            return mean_maps(means, shown, orient, vocabulary)
-        case "mean_curves":
-            return mean_curves(means, shown, position, vocabulary)
-        case "mean_heads":
-            return mean_head_maps(means, shown, position, orient, vocabulary)
-        case _:
-            return mean_neuron_ranks(means, shown, position, layer, vocabulary)
+def _against(measurements: Measurements, pair: str) -> str:
+    """A pair's two prompts."""
+    data = measurements.pairs.sel(pair=pair)
+    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
+    return f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}"

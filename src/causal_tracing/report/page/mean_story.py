@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from causal_tracing.report.page.maps import heads_mean, neurons_mean
-from causal_tracing.report.page.mean_data import mean_data
+from causal_tracing.report.page.maps import mean_data
+from causal_tracing.report.page.parts import parts_mean
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.many_pairs import CAVEATS, words
-from causal_tracing.results.means import Evidence, NoMean, evidence, evidence_of_units
+from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 
 
@@ -21,22 +21,21 @@ class MeanPart:
     story: str = ""
     caveats: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
-    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of heads and neurons, where they have a mean
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of other kinds, where they have a mean
 
 
 def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
     """The mean's part of the page."""
     if measurements.pairs.sizes["pair"] < 2:
         return MeanPart()
-    try:
-        found = evidence(measurements)
-    except NoMean as error:
+    means = mean_maps(measurements)
+    first, *others = means.values()
+    if isinstance(first, NoMean):
         return MeanPart(
-            story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(error)))}</p>'
+            story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(first)))}</p>'
         )
-    data = mean_data(measurements, found, shown)
-    units = evidence_of_units(measurements)
-    title, total, *said = (line for line in words(found, measurements.provenance, units).split("\n") if line)
+    data = mean_data(measurements, first, shown)
+    title, total, *said = (line for line in words(means, measurements.provenance).split("\n") if line)
     told = said[: said.index("What this does not show")]
     warnings = [text for text in told if text.startswith("Warning: ")]
     sentences = [text for text in told if text not in warnings]
@@ -50,12 +49,8 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
         + "</div>"
     )
     caveats = f'<div data-pair="{escape(data["id"])}">{_list(CAVEATS)}</div>'
-    return MeanPart(title=title, story=story, caveats=caveats, data=data, units=_units(units))
-
-
-def _units(found: Mapping[str, Evidence | NoMean]) -> dict[str, dict[str, Any]]:
-    laid_out = {"heads": heads_mean, "neurons": neurons_mean}
-    return {name: laid_out[name](each) for name, each in found.items() if isinstance(each, Evidence)}
+    parts = {each.kind: parts_mean(each) for each in others if isinstance(each, MeanMap)}
+    return MeanPart(title=title, story=story, caveats=caveats, data=data, parts=parts)
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

@@ -16,8 +16,9 @@ from typing import Any
 import xarray as xr
 
 from causal_tracing.report.labels import place, site_name, with_share
-from causal_tracing.report.page.maps import MOST_IN_FULL, heads_data, map_data, neurons_data
+from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
+from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
@@ -170,10 +171,9 @@ def _provenance(measurements: Measurements) -> str:
 def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
-    for name, laid_out in (("heads", heads_data), ("neurons", neurons_data)):
-        if name in measurements.kinds:
-            of_mean = {"mean": mean.units[name]} if name in mean.units else {}
-            data[name] = laid_out(measurements, shown) | of_mean
+    for name in measurements.kinds[1:]:
+        of_mean = {"mean": mean.parts[name]} if name in mean.parts else {}
+        data[name] = parts_data(measurements, name, shown) | of_mean
     return data
 
 

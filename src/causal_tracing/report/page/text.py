@@ -1,6 +1,15 @@
-"""What the page's script draws the map from: plain values, and texts without characters that hide or reorder."""
+"""What the page's script draws from: plain values, rows by name, and texts without characters that hide or reorder."""
 
 import unicodedata
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from causal_tracing.report.labels import UNPAIRED
+from causal_tracing.results.effects import DEFINITIONS
+
+DIGITS = 7
 
 
 def visible(text: str) -> str:
@@ -8,3 +17,46 @@ def visible(text: str) -> str:
     return "".join(
         f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c for c in text
     )
+
+
+def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
+    """A row's label (both tokens where the prompts differ), and how it is spoken."""
+    if not str(position).isdigit():
+        return role_row(position)
+    clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
+    differs = clean != corrupt
+    both = (clean.strip() or clean, corrupt.strip() or corrupt or UNPAIRED)
+    spoken = " | ".join(f'"{text}"' for text in (both if differs else both[:1]))
+    return {
+        "label": " | ".join(both if differs else both[:1]),
+        "spoken": f"position {position} {spoken}",
+        "differs": differs,
+    }
+
+
+def role_row(position: int | str) -> dict[str, Any]:
+    """A row's label and how it is spoken, where there is no one token: a role, or a position of several pairs."""
+    name = str(position).replace("_", " ")
+    spoken = f"position {name}" if name.isdigit() else f"the {name} token"
+    return {"label": name, "spoken": "all tokens together" if name == "together" else spoken, "differs": False}
+
+
+def plain(value: Any, digits: int = DIGITS) -> Any:
+    """Numbers as JSON can hold them, null where undefined."""
+    if isinstance(value, list):
+        return [plain(item, digits) for item in value]
+    if isinstance(value, float):
+        rounded = float(f"{value:.{digits}g}") if np.isfinite(value) else None
+        return int(rounded) if rounded is not None and rounded.is_integer() else rounded
+    return value
+
+
+def metrics_with_effects(found: xr.Dataset) -> list[str]:
+    """The metrics that have effects for some pair, in the trace's order."""
+    names = [str(name) for name in found.metric.values if name != "entropy"]
+    return [name for name in names if found.total_effect.sel(metric=name).notnull().any()]
+
+
+def switched(found: xr.Dataset) -> list[str]:
+    """The effects that the page's switch offers: those that do not follow from others."""
+    return [effect.name for effect in DEFINITIONS if effect.switched and effect.name in found]

@@ -10,7 +10,7 @@ import xarray as xr
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.many_pairs import SIGNIFICANT, between, p_value, where_peak, with_interval
 from causal_tracing.results.comparison import Differences
-from causal_tracing.results.means import AVERAGED, FRACTIONS
+from causal_tracing.results.effects import AVERAGED, FRACTIONS
 from causal_tracing.results.statistics.bootstrap import FEWEST, NEAR_ZERO, ZERO
 
 LONGEST = 60  # letters of an option's value
@@ -39,10 +39,9 @@ def words(found: Differences) -> str:
 
 def _compared(found: Differences) -> Iterator[str]:
     """Both traces, and what their records say differently."""
-    clusters = "" if found.clusters == found.pairs else f" in {found.clusters} clusters"
-    yield f"The first minus the second: mean paired difference over {found.pairs} pairs{clusters}"
-    for which, model, metric, unit in zip(("first", "second"), found.models, found.metrics, found.units, strict=True):
-        yield f"  {which:<7} {model} · {metric} ({unit})"
+    yield f"The first minus the second: {found.title.replace('mean', 'mean paired difference', 1)}"
+    for which, side in found.sides.items():
+        yield f"  {which:<7} {side.model} · {side.metric} ({side.unit})"
     if not found.differing:
         yield "Model, options and prompts are recorded as the same."
     for name, (one, other) in found.differing.items():
@@ -55,15 +54,12 @@ def _value(value: Any) -> str:
 
 
 def _total(found: Differences) -> Iterator[str]:
-    both = (
-        f"{which} {with_interval(total)} {unit}"
-        for which, total, unit in zip(("first", "second"), found.totals, found.units, strict=True)
-    )
+    both = (f"{which} {with_interval(side.total)} {side.unit}" for which, side in found.sides.items())
     yield f"total effect: {', '.join(both)}"
     if found.reason:
         yield f"There is no difference of effects: {found.reason}. Only fractions of the total effect are compared."
     else:
-        yield f"difference of the total effects {with_interval(found.total)} {found.units[0]}"
+        yield f"difference of the total effects {with_interval(found.total)} {found.unit}"
 
 
 def _largest(found: Differences) -> Iterator[str]:
@@ -94,7 +90,7 @@ def _said(found: Differences, cell: xr.Dataset) -> str:
         low, high, adjusted = (float(cell[f"{name}_{end}"]) for end in ("low", "high", "p_adjusted"))
         both = " − ".join(_bracketed(float(cell[f"{name}_{which}"])) for which in ("first", "second"))
         test = "" if np.isnan(adjusted) else f", p {p_value(adjusted)} over the whole map"
-        parts.append(f"{name} {both} = {number(float(cell[name]))}{between(low, high)} {found.units[0]}{test}")
+        parts.append(f"{name} {both} = {number(float(cell[name]))}{between(low, high)} {found.unit}{test}")
     for name in FRACTIONS:
         if name in cell and not np.isnan(float(cell[name])):
             low, high = float(cell[f"{name}_low"]), float(cell[f"{name}_high"])

@@ -8,7 +8,8 @@ import xarray as xr
 
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.method import control_sentences
-from causal_tracing.results.means import Evidence, NoMean
+from causal_tracing.results.means import MeanMap, NoMean
+from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
 VERBS = {"restoration": "restoring it brings back", "disruption": "disrupting it takes away"}
@@ -27,43 +28,45 @@ CAVEATS = (
 )
 
 
-def words(evidence: Evidence, record: Mapping[str, Any], units: Mapping[str, Evidence | NoMean] | None = None) -> str:
-    """The mean over pairs: what it speaks for, the peaks with their intervals, and the caveats that apply.
+def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> str:
+    """The means over pairs: what they speak for, the peaks with their intervals, and the caveats that apply.
 
-    `units` are what there is of single heads and neurons, each a map of its own.
+    Each kind of site is a map of its own; the first of `means` must have one.
     """
-    lines = [_share(evidence, record), _total(evidence), ""]
-    lines += [*_best(evidence), *_usual(evidence)]
-    maps = [evidence]
-    for name, found in (units or {}).items():
+    first, *others = means.items()
+    main = first[1]
+    assert isinstance(main, MeanMap)
+    lines = [_share(main, record), _total(main), "", *_best(main), *_usual(main)]
+    maps = [main]
+    for name, found in others:
         if isinstance(found, NoMean):
             lines.append(f"There is no mean of {name} over these pairs: {found}")
         else:
             lines += _best(found)
             maps.append(found)
-    warnings = (*control_sentences(record), *_warnings(evidence), *(each for one in maps for each in _of_peaks(one)))
+    warnings = (*control_sentences(record), *_warnings(main), *(each for one in maps for each in _of_peaks(one)))
     lines += [f"Warning: {warning}" for warning in warnings]
     return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in CAVEATS)])
 
 
-def _share(evidence: Evidence, record: Mapping[str, Any]) -> str:
+def _share(means: MeanMap, record: Mapping[str, Any]) -> str:
     """How many pairs this speaks for, of how many."""
-    clusters = "" if evidence.clusters == evidence.pairs else f" in {evidence.clusters} clusters"
-    asked = record.get("pairs_asked", evidence.pairs + evidence.undefined)
-    if asked == evidence.pairs:
-        return f"Mean over {evidence.pairs} pairs{clusters}"
+    asked = record.get("pairs_asked", means.pairs + len(means.undefined))
+    said = means.title[0].upper() + means.title[1:]
+    if asked == means.pairs:
+        return said
     left = {
         "left out by the clean run": len(record.get("dropped", ())),
         "failed": len(record.get("failed", ())),
         "not done": record.get("pairs_missing", 0),
-        f"without {evidence.metric}": evidence.undefined,
+        f"without {means.metric}": len(means.undefined),
     }
-    said = ", ".join(f"{count} {why}" for why, count in left.items() if count)
-    return f"Mean over {evidence.pairs} of {asked} pairs{clusters} ({said})"
+    why = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
+    return f"{said.replace(f'over {means.pairs} pairs', f'over {means.pairs} of {asked} pairs')} ({why})"
 
 
-def _total(evidence: Evidence) -> str:
-    return f"total effect {with_interval(evidence.total)} {evidence.unit}"
+def _total(means: MeanMap) -> str:
+    return f"total effect {with_interval(means.total)} {means.unit}"
 
 
 def with_interval(interval: Interval) -> str:
@@ -77,23 +80,24 @@ def between(low: float, high: float) -> str:
     return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
 
 
-def _best(evidence: Evidence) -> Iterator[str]:
+def _best(means: MeanMap) -> Iterator[str]:
     """The strongest site of each component: mean, interval, fraction, test, and how far its place can be trusted."""
-    for component, (half, stable) in evidence.peaks.items():
-        cell = evidence.peak(component)
+    for component, (half, stable) in means.peaks.items():
+        cell = means.peak(component)
         if cell is None:
             continue
-        parts = [_effect(cell, name, evidence.unit) for name in VERBS if name in cell]
-        adjusted = float(cell[f"{evidence.shown}_p_adjusted"])
+        parts = [_effect(cell, name, means.unit) for name in VERBS if name in cell]
+        adjusted = float(cell[f"{means.shown}_p_adjusted"])
         test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
         said = f"Strongest {component} site: {where_peak(cell)}; {'; '.join(parts)}{test}."
-        yield said + _trust(evidence, half.held_out, stable.within_one_layer)
+        yield said + _trust(means, half.held_out, stable.within_one_layer)
 
 
 def where_peak(cell: xr.Dataset) -> str:
-    """A cell's layer, head or neuron if it is of one, and column."""
-    unit = "".join(f", {name} {int(cell[name])}" for name in ("head", "neuron") if name in cell.coords)
-    return f"layer {int(cell.layer)}{unit} at {where(cell)}"
+    """A cell's layer, part if it is of one, and column."""
+    kind = kind_of(cell)
+    part = f", {kind.part} {int(cell[kind.part])}" if kind.part else ""
+    return f"layer {int(cell.layer)}{part} at {where(cell)}"
 
 
 def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
@@ -120,25 +124,25 @@ def where(cell: xr.Dataset) -> str:
     return "all tokens together" if position == "together" else f"the {str(position).replace('_', ' ')} token"
 
 
-def _trust(evidence: Evidence, held_out: float, near: float) -> str:
+def _trust(means: MeanMap, held_out: float, near: float) -> str:
     """What the peak is worth in pairs that did not choose it, and how often resamples have it there."""
     if np.isnan(held_out):
         return ""
     return (
-        f" In pairs that did not choose it: {number(held_out)} {evidence.unit}; within one layer of it in "
+        f" In pairs that did not choose it: {number(held_out)} {means.unit}; within one layer of it in "
         f"{percent(near)} of resamples."
     )
 
 
-def _usual(evidence: Evidence) -> Iterator[str]:
+def _usual(means: MeanMap) -> Iterator[str]:
     """The usual picture of factual recall, held against the averaged map, with intervals; where roles are known."""
-    cells = evidence.cells
+    cells = means.cells
     component = next((name for name in ("resid_post", "resid_pre") if name in cells.component), None)
     named = [str(position) for position in cells.position.values]
     if component is None or "subject_last" not in named or len(cells.layer) < 3:
         return
     stream = cells.sel(component=component)
-    effect = (stream[evidence.shown] * np.sign(float(evidence.total.estimate))).where(stream.status == "ok")
+    effect = (stream[means.shown] * np.sign(float(means.total.estimate))).where(stream.status == "ok")
     seen = []
     for (part, expected), layers in zip(USUAL, np.array_split(cells.layer.values, 3), strict=True):
         mean = effect.sel(layer=layers)
@@ -147,7 +151,7 @@ def _usual(evidence: Evidence) -> Iterator[str]:
         role = named[int(mean.mean("layer").fillna(-np.inf).argmax("position"))]
         layer = int(mean.sel(position=role).fillna(-np.inf).idxmax("layer"))
         cell = stream.sel(layer=layer, position=role)
-        shown = evidence.shown
+        shown = means.shown
         size = number(float(cell[shown])) + between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
         fits = "as usual" if role in expected else "not as usual"
         seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits}; up to {size} in layer {layer})")
@@ -158,39 +162,39 @@ def _usual(evidence: Evidence) -> Iterator[str]:
         )
 
 
-def _warnings(evidence: Evidence) -> Iterator[str]:
+def _warnings(means: MeanMap) -> Iterator[str]:
     """The caveats that apply to this result."""
-    if evidence.clusters < FEWEST:
+    if means.clusters < FEWEST:
         yield f"Fewer than {FEWEST} clusters: means without intervals, and nothing can be said of their stability."
-    if evidence.smallest_p > SIGNIFICANT:
+    if means.smallest_p > SIGNIFICANT:
         yield (
-            f"With {evidence.clusters} clusters the smallest p that can be is {evidence.smallest_p:.2g}: no test can "
+            f"With {means.clusters} clusters the smallest p that can be is {means.smallest_p:.2g}: no test can "
             f"reach {SIGNIFICANT}."
         )
-    low, high = float(evidence.total.low), float(evidence.total.high)
+    low, high = float(means.total.low), float(means.total.high)
     if low <= 0 <= high:
         yield "The total effect's interval contains 0: there is nothing that fractions could be fractions of."
 
 
-def _of_peaks(evidence: Evidence) -> Iterator[str]:
+def _of_peaks(means: MeanMap) -> Iterator[str]:
     """The caveats that apply to the peaks of a map."""
-    for component, (_, stable) in evidence.peaks.items():
-        cell = evidence.peak(component)
+    for component, (_, stable) in means.peaks.items():
+        cell = means.peak(component)
         if cell is None:
             continue
         if stable.within_one_layer < STABLE:
             yield f"The peak of {component} is unstable: other pairs would put it elsewhere."
         if "interaction" in cell:
-            yield from _disagreement(evidence, component, cell)
+            yield from _disagreement(means, component, cell)
 
 
-def _disagreement(evidence: Evidence, component: str, cell: xr.Dataset) -> Iterator[str]:
+def _disagreement(means: MeanMap, component: str, cell: xr.Dataset) -> Iterator[str]:
     """Where restoration and disruption at the peak cannot be the same number."""
     low, high = float(cell.interaction_low), float(cell.interaction_high)
     least = min(abs(low), abs(high)) if low * high > 0 else 0.0
-    if least > OF_INTEREST * abs(float(evidence.total.estimate)):
+    if least > OF_INTEREST * abs(float(means.total.estimate)):
         kind = "AND-like: the site needs partners" if low > 0 else "OR-like: others can do without it"
         yield (
             f"Restoration and disruption disagree at the peak of {component}: interaction "
-            f"{number(float(cell.interaction))}{between(low, high)} {evidence.unit} ({kind})."
+            f"{number(float(cell.interaction))}{between(low, high)} {means.unit} ({kind})."
         )

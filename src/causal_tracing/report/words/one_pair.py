@@ -27,6 +27,7 @@ from causal_tracing.report.words.method import (
 )
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
+from causal_tracing.results.site_kinds import kind_of_component
 
 SITES_EACH = 3  # a component
 
@@ -76,7 +77,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *write_sentences(measurements),
             *convention_sentences(measurements),
             *(_usual(found) if found.attrs["write"] == "donor" else ()),
-            *_units(parts),
+            *_of_parts(parts),
         ),
         sites=rows,
         warnings=tuple(_warnings(measurements, data, found)),
@@ -200,20 +201,11 @@ def _site_sentence(row: SiteRow, unit: str) -> str:
             share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
             parts.append(f"{verb} {number(effect)} {unit}{share}")
     meaning = f": {row.pattern}" if row.pattern else ""
-    said = f"Strongest {_kind(row)}: {_address(row)} at {place(row)}; {'; '.join(parts)}{meaning}."
+    kind = kind_of_component(row.component)
+    names = {"component": row.component, "layer": row.layer, "part": row.part}
+    what, address = kind.called.format(**names), kind.address.format(**names)
+    said = f"Strongest {what}: {address} at {place(row)}; {'; '.join(parts)}{meaning}."
     return said + beside(row, unit)
-
-
-def _kind(row: SiteRow) -> str:
-    if row.part is None:
-        return f"{row.component} site"
-    return "neuron" if row.component == "neurons" else f"head by its {row.component}"
-
-
-def _address(row: SiteRow) -> str:
-    if row.part is None:
-        return f"layer {row.layer}"
-    return f"{'neuron' if row.component == 'neurons' else 'head'} {row.part} of layer {row.layer}"
 
 
 def _together(found: xr.Dataset) -> Iterator[str]:
@@ -233,8 +225,8 @@ def _together(found: xr.Dataset) -> Iterator[str]:
             yield _site_sentence(row, found.unit.item())
 
 
-def _units(parts: Sequence[xr.Dataset]) -> Iterator[str]:
-    """The strongest head of each component, the strongest neuron, and how few carry how much."""
+def _of_parts(parts: Sequence[xr.Dataset]) -> Iterator[str]:
+    """The strongest site of each other kind's components."""
     for found in parts:
         for component in found.component.values:
             for row in strongest(found, 1, component=component):
@@ -243,9 +235,8 @@ def _units(parts: Sequence[xr.Dataset]) -> Iterator[str]:
 
 def _readers(found: xr.Dataset, row: SiteRow) -> str:
     """Which query heads read a head of keys or values."""
-    if row.component not in ("k", "v"):
-        return ""
-    return f" (It is read by query heads {found.readers.sel(component=row.component, head=row.part).item()}.)"
+    readers = found.readers.sel(component=row.component, head=row.part).item() if "readers" in found.coords else ""
+    return f" (It is read by query heads {readers}.)" if readers else ""
 
 
 def _usual(found: xr.Dataset) -> Iterator[str]:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.attribute import attribute
     from causal_tracing.experiments.compare import compare
     from causal_tracing.experiments.load import load
+    from causal_tracing.experiments.open_trace import open_trace
     from causal_tracing.experiments.run import run
     from causal_tracing.experiments.trace import estimate, trace
-    from causal_tracing.experiments.trace_result import Trace, open_trace
+    from causal_tracing.experiments.trace_result import Trace
     from causal_tracing.patching.ablation import Write
     from causal_tracing.patching.noise import Noise
     from causal_tracing.patching.preview import preview
@@ -50,7 +51,7 @@ _HOMES = {
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
     "load": "experiments.load",
-    "open_trace": "experiments.trace_result",
+    "open_trace": "experiments.open_trace",
     "preview": "patching.preview",
     "read_pairs": "prompts.files",
     "run": "experiments.run",

@@ -1,7 +1,6 @@
 """Estimates by gradient: gradients against bare autograd, the laws of estimates, and the checks that go with them."""
 
 import html
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import gradients
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidResults
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidOption, InvalidPair, InvalidResults
 from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.interventions.edits import Edit, From, Plus, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
@@ -52,7 +51,7 @@ ANSWER, FOIL = ids(" w7")[0], ids(" w8")[0]
 
 
 def logit_diff(logits: torch.Tensor) -> torch.Tensor:
-    return logits[:, ANSWER] - logits[:, FOIL]
+    return logits[..., ANSWER] - logits[..., FOIL]
 
 
 # Gradients.
@@ -238,7 +237,7 @@ def test_estimates_are_first_order_effects_in_our_signs(model, direction):
             kept = [activation(model.network, part, text, of_input=of_input) for text in (CLEAN, CORRUPT)]
             slope = gradients(model, [Run(ids(base))], [(component, layer)], logit_diff)[component, layer][0]
             expected = ((kept[0] - kept[1]) * slope).unflatten(1, (4 if component == "z" else 1, -1)).sum(-1)
-            got = found.estimates[component].values[layer]
+            got = found.estimates[component].values[0, layer]
             assert_allclose(got.reshape(LENGTH, -1), expected, rtol=0, atol=1e-5)
     assert found.estimates["z"].name == f"estimated_{direction}"
     assert donor != base
@@ -274,19 +273,19 @@ def test_the_agreement_is_what_the_numbers_say(model):
     ]
     assert [one.exact for one in alone.checked] == pytest.approx([one.exact for one in mine], abs=1e-5)
     total = ct.trace(model, PAIR).effects.total_effect.sel(metric="logit_diff").item()
-    assert found.provenance["total_effect"] == pytest.approx(total, abs=1e-5)
+    assert found.effects.total_effect.sel(metric="logit_diff").item() == pytest.approx(total, abs=1e-5)
     for name, row in found.agreement.iterrows():
         mine = [one for one in found.checked if one.site.component == name]
         estimate, real = np.array([one.estimate for one in mine]), np.array([one.exact for one in mine])
         assert row.pearson == pytest.approx(np.corrcoef(estimate, real)[0, 1])
         assert row.spearman == pytest.approx(stats.spearmanr(estimate, real)[0])
-        large = abs(real) >= 0.02 * abs(found.provenance["total_effect"])
+        large = abs(real) >= 0.02 * abs(total)
         assert row.same_sign == np.mean((estimate * real > 0)[large])
         top = {id(one) for one in mine if one.why == "top"}
         best = sorted(mine, key=lambda one: -abs(one.exact))[:4]
         assert row.recall == sum(id(one) in top for one in best) / 4
         assert row.sampled_max == max(abs(one.exact) for one in mine if one.why == "sample")
-        every = row.verified + row.sampled == found.provenance["sites"][name]
+        every = row.verified + row.sampled == found.agreements.sites["pair-0", name]
         assert row.above == (0 if every else pytest.approx(1 - 0.05 ** (1 / 5)))
     assert (found.agreement.above > 0).any()
     said = found.summary()
@@ -296,20 +295,17 @@ def test_the_agreement_is_what_the_numbers_say(model):
 
 def test_nothing_is_lost_in_a_file(model, tmp_path):
     found = ct.attribute(model, PAIR, components=["z", "mlp_out"], verify=3, sample=4)
-    opened = Attribution.open(found.save(tmp_path / "screen.json"))
+    opened = ct.open_trace(found.save(tmp_path / "screen"))
+    assert isinstance(opened, Attribution)
     assert opened.summary() == found.summary()
     assert opened.verified.equals(found.verified)
     assert opened.estimates["z"].identical(found.estimates["z"])
-    assert json.loads((tmp_path / "screen.json").read_text())["agreement"][0]["component"] == "z"
+    assert opened.to_dict() == found.to_dict()
     assert len(found.plot().axes) == 2
-    found._estimates["z"][0, 2, 1] = np.nan  # as half precision can give
-    opened = Attribution.open(found.save(tmp_path / "screen.json"))
-    assert np.argwhere(np.isnan(opened.estimates["z"].values)).tolist() == [[0, 2, 1]]
-    assert [path.name for path in tmp_path.iterdir()] == ["screen.json"]
-    content = (tmp_path / "screen.json").read_text()
-    (tmp_path / "screen.json").write_text(content.replace('"layer": 0', '"layer": 1', 1))
-    with pytest.raises(InvalidResults, match="its content is not what was written"):
-        Attribution.open(tmp_path / "screen.json")
+    path = tmp_path / "screen" / "trace.json"
+    path.write_text(path.read_text().replace('"layer"', '"layers"', 1))
+    with pytest.raises(InvalidResults, match="trace.json is damaged"):
+        Attribution.open(tmp_path / "screen")
     (tmp_path / "screen.json").write_text("{}")
     with pytest.raises(InvalidResults, match="is no saved attribution"):
         Attribution.open(tmp_path / "screen.json")
@@ -342,11 +338,12 @@ def test_attribution_patching_takes_two_forwards(model, monkeypatch):
     handle = model.network.register_forward_pre_hook(
         lambda _, __, options: seen.append(tuple(options["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr(attribution, "_checked", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
+    monkeypatch.setattr(attribution, "_known", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
     with pytest.raises(KeyError, match="the estimates are made"):
         ct.attribute(model, PAIR, components=BLOCKS, engine="replay")
     handle.remove()
-    assert seen == [(1, LENGTH)] * 2
+    look, donor, base, reference = (2, LENGTH), (1, LENGTH), (1, LENGTH), (1, LENGTH)
+    assert seen == [look, donor, base, reference]
 
 
 def test_integrated_gradients_fit_the_memory(model, monkeypatch):
@@ -394,9 +391,96 @@ def test_bad_options_are_said(model, options, error, message):
 
 
 def test_what_cannot_be_estimated_is_said(model):
-    with pytest.raises(InvalidOption, match="one token each"):
-        ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7 w9", foil=" w8"))
+    with pytest.raises(InvalidOption, match="no single logit"):
+        ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7 w9", foil=" w8"), metric="logit")
+    longer = ct.Pair(clean=f" w11{CLEAN}", corrupt=CORRUPT, answer=" w7", foil=" w8")
+    with pytest.raises(InvalidPair, match="a pattern goes over all tokens of a prompt, and these have 7 and 6"):
+        ct.attribute(model, longer, components=["pattern"], align="suffix")
     with pytest.raises(InvalidOption, match="The pair has no foil, which logit_diff needs"):
         ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7"), metric="logit_diff")
     with pytest.raises(ComponentNotOffered, match="neurons is not offered"):
         ct.attribute(load("mixtral"), PAIR, components=["neurons"])
+
+
+# Many pairs, other alignments, longer answers.
+
+SEVERAL = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7 w9", foil=" w8 w5 w6", id="several")
+SHIFTED = ct.Pair(clean=f" w11{CLEAN}", corrupt=CORRUPT, answer=" w7", foil=" w8", id="shifted")
+
+
+@pytest.mark.parametrize(
+    ("pair", "options"),
+    [
+        (SEVERAL, {}),
+        (SEVERAL, {"metric": "log_prob", "direction": "disruption"}),
+        (SEVERAL, {"metric": "prob"}),
+        (SHIFTED, {"align": "suffix"}),
+        (SHIFTED, {"align": "suffix", "direction": "disruption"}),
+    ],
+)
+def test_an_estimate_is_the_slope_of_the_effect_as_a_little_is_put_in(pair, options):
+    """The engine's own effect of a small share of the donor's activation, divided by the share."""
+    model, share = load("llama", torch.float64), 2e-3
+    found = ct.attribute(model, pair, components=["resid_post", "attn_out", "neurons"], verify=1, sample=1, **options)
+    traced = {name: value for name, value in options.items() if name in ("align", "metric")}
+    little = ct.trace(
+        model, pair, components=["resid_post", "attn_out"], neurons=True, neuron_positions="each",
+        write=ct.Write(alpha=share), directions=[found.direction], **traced,
+    )  # fmt: skip
+    metric = found.measurements.metric
+    for cells, name in ((little.effects, "resid_post"), (little.effects, "attn_out"), (little.neurons, "neurons")):
+        slope = cells[found.direction].sel(metric=metric, component=name) / share
+        slope = slope.transpose("pair", "layer", "position", ...)
+        last = slope.layer.values[-1]  # behind the last layer only the last token is read
+        estimate = found.estimates[name]
+        assert np.array_equal(np.isnan(slope), np.isnan(estimate))
+        kept = slope.layer < last
+        assert_allclose(estimate.where(kept), slope.where(kept), rtol=0.05, atol=2e-3 * float(abs(slope).max()))
+        assert abs(slope.where(kept)).max() > 1e-4
+
+
+def test_a_pairs_estimates_do_not_depend_on_its_neighbours(model):
+    other = ct.Pair(clean=" w3 w4 w5 w6", corrupt=" w3 w7 w5 w6", answer=" w9", foil=" w2", id="other")
+    both = ct.attribute(model, [PAIR, other, SEVERAL], components=["mlp_out", "z"], verify=3, sample=4)
+    for n, each in enumerate((PAIR, other, SEVERAL)):
+        alone = ct.attribute(model, each, components=["mlp_out", "z"], verify=3, sample=4)
+        id = each.id or "pair-0"
+        for name in ("mlp_out", "z"):
+            here = both.estimates[name].isel(pair=n, position=slice(0, alone.estimates[name].sizes["position"]))
+            assert_allclose(here, alone.estimates[name].isel(pair=0), rtol=0, atol=1e-5)
+        mine = [(one.site, one.why) for one in both.checked if one.pair == id]
+        assert mine == [(one.site, one.why) for one in alone.checked]
+    assert {*both.agreements.reset_index().pair} == {"pair-0", "other", "several"}
+    assert both.agreement.pearson["z"] == pytest.approx(both.agreements.pearson[:, "z"].median())
+    assert both.agreement.above["z"] == both.agreements.above[:, "z"].max()
+    said = both.summary()
+    assert "3 pairs, each with estimates of its own; rows are medians over them" in said
+    assert any(line.startswith("other: ") for line in said.splitlines())
+    assert both.to_html().count("<circle") == len(both.checked)
+
+
+def test_what_many_pairs_estimates_have_of_a_trace(model, tmp_path):
+    pairs = [
+        ct.Pair(
+            clean=f" w11 w{20 + n} w13 w14", corrupt=f" w11 w{50 + n} w13 w14", answer=" w7", foil=" w8", id=f"p{n}"
+        )
+        for n in range(10)
+    ]
+    found = ct.attribute(model, pairs, components=["resid_post", "mlp_out"], verify=4, sample=3)
+    means = found.evidence()
+    cells = found.effects.sel(metric="logit_diff")
+    assert_allclose(means.cells.estimated, cells.estimated.mean("pair"), rtol=0, atol=1e-12)
+    assert (means.cells.estimated_low < means.cells.estimated).any()
+    everywhere = (cells.status != "not_patched").all("pair")
+    assert everywhere.any()
+    assert not everywhere.all()
+    exact = means.cells.restoration
+    assert exact.where(~everywhere).isnull().all()  # patched for strong estimates alone: no mean would speak for others
+    open_ = everywhere & (cells.status == "ok").all("pair")
+    assert_allclose(exact.where(open_), cells.restoration.mean("pair").where(open_), rtol=0, atol=1e-12)
+    assert {*found.to_dataframe().effect} >= {"restoration", "estimated"}
+    assert found.export(tmp_path / "screen.csv").stat().st_size > 1000
+    assert ct.compare(found, found).cells.estimated.max() == 0
+    assert found.plot("map", effect="estimated").axes
+    opened = ct.open_trace(found.save(tmp_path / "saved"))
+    assert opened.summary() == found.summary()

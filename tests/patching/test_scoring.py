@@ -11,9 +11,9 @@ import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
-from causal_tracing.patching.metrics import METRICS
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.pairs import tokenize
+from causal_tracing.results.measurements import METRICS
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 

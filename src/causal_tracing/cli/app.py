@@ -251,7 +251,8 @@ def attribute(
     device: commands.Device = None,
     revision: commands.Revision = None,
     trust_remote_code: commands.Trust = False,
-    out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder to write: what open_trace opens.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is saved at --out.")] = False,
     page: Annotated[Path | None, typer.Option(help="A page to write: agreement, scatter, sites.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
@@ -278,7 +279,7 @@ def attribute(
     if found.provenance["engine_note"]:
         console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:
-        console.note(f"wrote {found.save(out)}")
+        console.note(f"wrote {found.save(out, overwrite=overwrite)}")
     if page is not None:
         found.to_html(page)
         console.note(f"wrote {page}")

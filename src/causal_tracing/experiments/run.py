@@ -21,9 +21,10 @@ import torch
 from causal_tracing.engine.memory import default_budget
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.experiments.filter import Choice, chosen
+from causal_tracing.experiments.open_trace import open_trace
 from causal_tracing.experiments.provenance import command, pair_to_dict, provenance_of
 from causal_tracing.experiments.trace import measured
-from causal_tracing.experiments.trace_result import Trace, open_trace
+from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import PER_PAIR, Job, plan_job
 from causal_tracing.patching.measure import Progress, pairs_at_once

@@ -14,9 +14,7 @@ from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
-from causal_tracing.results.storage.open_run import open_run
-from causal_tracing.results.storage.run_folder import is_run_folder
-from causal_tracing.results.storage.saved import open_measurements, save
+from causal_tracing.results.storage.saved import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,11 +156,3 @@ class Trace:
         from causal_tracing.report.notebook import notebook_html
 
         return notebook_html(self.measurements)
-
-
-def open_trace(folder: str | Path) -> Trace:
-    """A trace that was saved, or what a run folder holds so far (its provenance says what is missing).
-
-    Raises InvalidResults for a folder that is missing, damaged, or of a newer version, or where nothing is done yet.
-    """
-    return Trace(open_run(folder) if is_run_folder(folder) else open_measurements(folder))

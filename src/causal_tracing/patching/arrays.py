@@ -8,11 +8,10 @@ import xarray as xr
 
 from causal_tracing.patching.cells import Cell
 from causal_tracing.patching.grid import At, BlockGrid, Grid
-from causal_tracing.patching.metrics import METRICS, UNITS
 from causal_tracing.patching.preview import CHOICES, Preview
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
-from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.measurements import METRICS, UNITS, Measurements
 
 
 class Sums:

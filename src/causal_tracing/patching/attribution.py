@@ -3,15 +3,21 @@
 An estimate is a screen, never an effect (AtP*: Kramar et al. 2024). So the strongest estimates and a random sample of
 the rest are always patched for real, and how both agree is part of the result.
 
-- atp: (clean - corrupt) times the metric's gradient at the base run (attribution patching, Nanda 2023): two forwards
-  and one backward for everything.
+- atp: (donor - base) times the metric's gradient at the base run (attribution patching, Nanda 2023): two forwards and
+  one backward for everything.
 - ig: the gradient averaged at `steps` midpoints of the straight line from the base run's activations to the donor's
   (integrated gradients, Sundararajan et al. 2017), all positions of one layer's component together: as many forwards
   and backwards for each layer and component as steps.
+
+1. Of each pair: what the metric is made of (`_terms`), and the estimate of every cell (`_estimates`).
+2. What is known of cells beforehand (cuts, structural zeros), and which of the others are patched (`_chosen`).
+3. These are patched, and both go into the same map: `estimated` everywhere, the exact numbers where there are any.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -22,69 +28,264 @@ from causal_tracing.engine.hooks.apply import Recording
 from causal_tracing.engine.hooks.gradients import Differentiable, linearised
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.engine.memory import default_budget, rows_that_fit
-from causal_tracing.engine.prune import effective, is_cut
+from causal_tracing.engine.prune import effective
 from causal_tracing.errors import InvalidOption, InvalidPair
-from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import MEDIATORS, Site
+from causal_tracing.interventions.edits import Edit, From, Run
+from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.metrics import METRICS
+from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
+from causal_tracing.patching.cells import Cell, Question, worlds_of
+from causal_tracing.patching.columns import patched_together
+from causal_tracing.patching.grid import At, Grid
+from causal_tracing.patching.job import Job
+from causal_tracing.patching.measure import BOTH, Numbers, Progress, picked, spot_checks
+from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
-from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
-from causal_tracing.results.estimates import Checked
+from causal_tracing.prompts.alignment import Slot
+from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.results.arms import Arm
+from causal_tracing.results.measurements import METRICS, Measurements
+from causal_tracing.results.storage.join import joined
 
 METHODS = ("atp", "ig")
-
-
 SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screen:
+    """How cells are estimated, and how many are patched of each component: the strongest, and random others."""
+
+    method: str
+    steps: int
+    verify: int
+    sample: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Question:
-    """What is asked of one pair: which run is the base, which the donor, and how it is measured."""
+class _Term:
+    """A part of the metric: a text behind the prompt, whose tokens are read, and how much it counts."""
 
-    model: Model
-    pair: TokenPair
-    base: Run
-    donor: Run
-    metric: str
-    sign: int  # of the effect, in the metric's change from the base run
+    behind: tuple[int, ...]
+    keep: int
+    weight: float
+    measure: Differentiable
 
-    def measure(self, logits: Float[Tensor, "run vocab"]) -> Float[Tensor, " run"]:
-        """The metric, so that gradients pass."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        answer, foil = self.pair.answer, self.pair.foil
-        match self.metric:
-            case "logit_diff":
-                return logits[:, answer] - logits[:, foil]
-            case "logit":
-                return logits[:, answer]
-            case "log_prob":
-                return logits.log_softmax(-1)[:, answer]
-            case _:
-                return logits.softmax(-1)[:, answer]
+    def longer(self, run: Run) -> Run:
+        """The run with the text behind it."""
+        return Run((*run.tokens, *self.behind), run.edits)
 
 
-def _asked(model: Model, pair: Pair, direction: str, metric: str | None) -> _Question:
-    """The pair as tokens, its base run and its donor. Raises InvalidOption, InvalidPair."""
-    listed = as_pairs(pair)
-    if len(listed) != 1:
-        raise InvalidPair(f"Estimates are made for one pair at a time; there are {len(listed)}.")
-    (tokens,) = tokenize_pairs(listed, model.tokenizer)
-    if tokens.several_tokens:
-        raise InvalidOption("Estimates need an answer and a foil of one token each: use trace() for longer ones.")
-    if metric == "logit_diff" and tokens.foil is None:
-        raise InvalidOption("The pair has no foil, which logit_diff needs: give foil=, or use metric='log_prob'.")
-    base, donor = Run(tokens.corrupt.tokens), Run(tokens.clean.tokens)
-    if direction == "disruption":
-        base, donor = donor, base
-    return _Question(
-        model=model,
-        pair=tokens,
-        base=base,
-        donor=donor,
-        metric=metric or ("logit_diff" if tokens.foil is not None else "log_prob"),
-        sign=1 if direction == "restoration" else -1,
+def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numbers:
+    """A job's maps by estimates, with what was patched of them. All grids have the same single arm.
+
+    Raises InvalidOption, InvalidPair.
+    """
+    for pair in job.pairs:
+        _check_pair(job, pair)
+    previews = preview_tokens(job.model, job.pairs, job.contrasts)
+    found = []
+    for number, preview in enumerate(previews):
+        found.append(_Screened(job, screen, job.question(number), preview))
+        if progress:
+            progress(number + 1, len(previews))
+    sums = {number: each.sums for number, each in enumerate(found)}
+    unedited = {number: each.unedited for number, each in enumerate(found)}
+    return Numbers(
+        measurements=joined([each.measurements for each in found], {}),
+        worlds=sum(each.worlds for each in found),
+        worlds_run=sum(each.worlds_run for each in found),
+        spot_checks=spot_checks(job, list(picked(job, sums, unedited))),
     )
+
+
+def _check_pair(job: Job, pair: TokenPair) -> None:
+    if job.metric == "logit_diff" and not pair.foil_tokens:
+        raise InvalidOption("The pair has no foil, which logit_diff needs: give foil=, or use metric='log_prob'.")
+    if job.metric == "logit" and pair.several_tokens:
+        raise InvalidOption("An answer of several tokens has no single logit: use metric='log_prob' or 'logit_diff'.")
+    patterns = any("pattern" in grid.components for grid in job.grids)
+    if patterns and len(pair.clean.tokens) != len(pair.corrupt.tokens):
+        raise InvalidPair(
+            f"pair {pair.id!r}: a pattern goes over all tokens of a prompt, and these have {len(pair.clean.tokens)} "
+            f"and {len(pair.corrupt.tokens)}. Leave pattern out of components=, or give prompts of equal length."
+        )
+
+
+class _Screened:
+    """One pair: its estimates, what is known beforehand, what was patched."""
+
+    def __init__(self, job: Job, screen: Screen, question: Question, preview: Preview) -> None:
+        self.job, self.question = job, question
+        self.estimates = _estimates(job, screen, question)
+        self.scoring = Scoring(job.model, {question.number: question.pair})
+        self.known = {grid.kind.name: _known(job, self.scoring, question, grid) for grid in job.grids}
+        self.chosen = [
+            (grid, at, why)
+            for grid in job.grids
+            for component in range(len(grid.components))
+            for at, why in self._chosen(grid, component, screen)
+        ]
+        self.sums = {grid.kind.name: Sums(grid, 1) for grid in job.grids}
+        self._patch()
+        spread = np.max(self.scoring.spread(question.unedited[:BOTH]), axis=0)
+        self.measurements = self._measurements(preview, spread)
+
+    def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
+        """What is patched of one component: it does not depend on which others were asked for."""
+        estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
+        cells = [at for at in grid.cells() if at[0] == component and not known[at] and not np.isnan(estimates[at])]
+        order = np.argsort([-abs(estimates[at]) for at in cells], kind="stable")
+        yield from ((cells[n], "top") for n in order[: screen.verify])
+        name = grid.components[component]
+        random = np.random.default_rng([self.job.options.seed, *name.encode()])
+        yield from ((cells[n], "sample") for n in random.permutation(order[screen.verify :])[: screen.sample])
+
+    def _patch(self) -> None:
+        worlds = [
+            (grid, Cell(arm=grid.arms[0], draw=0, at=at, world=world))
+            for grid, at, _ in self.chosen
+            for world in worlds_of(self.question, grid, grid.arms[0], 0, at)
+        ]
+        asked = [*self.question.unedited, *(cell.world for _, cell in worlds)]
+        found = self.scoring.evaluate(asked, engine=self.job.choice.engine, budget=self.job.options.budget)
+        runs = len(asked) - len(worlds)
+        self.unedited = found.values[:runs]
+        self.worlds, self.worlds_run = len(asked), found.worlds_run
+        for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
+            self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
+
+    def _measurements(self, preview: Preview, spread: np.ndarray) -> Measurements:
+        order, maps = metric_order(self.job.metric), {}
+        for grid in self.job.grids:
+            name, axes = grid.kind.name, grid.kind.axes
+            found, known = self.sums[name].map(self.unedited, order), self.known[name]
+            why = {reason: np.zeros(grid.shape, bool) for reason in ("top", "sample")}
+            for its, at, reason in self.chosen:
+                if its is grid:
+                    why[reason][at] = True
+            estimated = np.full((len(METRICS), *grid.shape), np.nan)
+            estimated[0] = self.estimates[name]
+            there = ~np.isnan(self.estimates[name])
+            flags = {
+                "structural_zero": known == "structural_zero",
+                "cut": known == "cut",
+                "unpaired": known == "unpaired",
+                "not_patched": there & (known == "") & ~why["top"] & ~why["sample"],
+                "top": why["top"],
+                "sampled": why["sample"],
+            }
+            maps[name] = found.assign(
+                {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
+            )
+        return measurements_of(preview, self.unedited, spread, maps, self.job.metric)
+
+
+def _known(job: Job, scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
+    """What is known of each cell beforehand: "structural_zero", "cut", "unpaired", or "" where it can matter.
+
+    Parts of one component, layer and column share it.
+    """
+    found = np.full(grid.shape, "unpaired", dtype=object)
+    for component, layer, column in np.ndindex(len(grid.components), len(grid.layers), len(grid.columns)):
+        places = list(grid.places(component, layer, column))
+        worlds = list(worlds_of(question, grid, grid.arms[0], 0, places[0])) if places else []
+        if worlds:
+            open_ = any(effective(world, job.model.num_layers) for world in worlds)
+            cut = any(scoring.is_cut(world) for world in worlds)
+            for at in places:
+                found[at] = "cut" if cut and open_ else "" if open_ else "structural_zero"
+    return found
+
+
+def _terms(pair: TokenPair, metric: str) -> list[_Term]:
+    """What the metric is the sum of: one prediction after the prompt, or a text each for answer and foil."""
+    if not pair.several_tokens:
+        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, pair.answer, pair.foil))]
+    texts = {1.0: pair.answer_tokens} | ({-1.0: pair.foil_tokens} if metric == "logit_diff" else {})
+    return [
+        _Term(behind=text[:-1], keep=len(text), weight=weight, measure=partial(_whole_text, metric == "prob", text))
+        for weight, text in texts.items()
+    ]
+
+
+def _one_token(
+    metric: str, answer: int, foil: int | None, logits: Float[Tensor, "run 1 vocab"]
+) -> Float[Tensor, " run"]:
+    """The metric of answers of one token, so that gradients pass."""
+    logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+    match metric:
+        case "logit_diff":
+            return logits[:, answer] - logits[:, foil]
+        case "logit":
+            return logits[:, answer]
+        case "log_prob":
+            return logits.log_softmax(-1)[:, answer]
+        case _:
+            return logits.softmax(-1)[:, answer]
+
+
+def _whole_text(
+    probability: bool, text: tuple[int, ...], logits: Float[Tensor, "run token vocab"]
+) -> Float[Tensor, " run"]:
+    """The log-probability of a text, each token given those before it, or its probability."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tokens = torch.tensor(text, device=logits.device).expand(len(logits), -1)
+    total = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+    return total.exp() if probability else total
+
+
+def _estimates(job: Job, screen: Screen, question: Question) -> dict[str, np.ndarray]:
+    """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
+    arm, pair = job.grids[0].arms[0], question.pair
+    slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
+    places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
+    terms = _terms(pair, job.metric)
+    moved = [_moved(job.model, screen, term, question, arm, places, list(slots.values())) for term in terms]
+    weights = [(1.0 if arm.restores else -1.0) * term.weight for term in terms]
+    found = {}
+    for grid in job.grids:
+        found[grid.kind.name] = into = np.full(grid.shape, np.nan)
+        for (c, component), (n, layer) in product(enumerate(grid.components), enumerate(grid.layers)):
+            both = zip(weights, moved, strict=True)
+            values = np.sum([weight * each[component, layer] for weight, each in both], axis=0)  # [slot, part]
+            target = into[c, n] if grid.kind.part else into[c, n][None]  # [part, column]
+            target[: values.shape[1], list(slots)] = values.T
+    return found
+
+
+def _moved(
+    model: Model,
+    screen: Screen,
+    term: _Term,
+    question: Question,
+    arm: Arm,
+    places: Sequence[tuple[str, int]],
+    slots: Sequence[Slot],
+) -> dict[tuple[str, int], np.ndarray]:
+    """How far the term moves with what is put in at each slot [slot, part]."""
+    base, donor = map(term.longer, question.contrast.sides(0, restores=arm.restores))
+    here = [slot.corrupt if arm.restores else slot.clean for slot in slots]
+    there = [slot.clean if arm.restores else slot.corrupt for slot in slots]
+    donors = record(model, [donor], places)
+    given = donors[donor].activations
+    if screen.method == "atp":
+        values, slopes = linearised(model, [base], places, term.measure, keep=term.keep)
+        held, slopes = ({place: each[place][0] for place in places} for each in (values, slopes))
+    else:
+        held = record(model, [base], places)[base].activations
+        slopes = {}
+        for component, layer in places:
+            sites = [Site(component, layer, position) for position in here]
+            mean = integrated(
+                model, base, donor, sites, term.measure, screen.steps, there=there, donors=donors, keep=term.keep
+            )
+            slopes[component, layer] = torch.zeros_like(held[component, layer], dtype=mean.dtype)
+            slopes[component, layer][here] = mean
+    moved = {}
+    for place in places:
+        apart = (given[place][there] - held[place][here]).double() * slopes[place][here].double()
+        moved[place] = apart.unflatten(1, (model.units(place[0]), -1)).sum(-1).cpu().numpy()
+    return moved
 
 
 def integrated(
@@ -94,108 +295,31 @@ def integrated(
     sites: Sequence[Site],
     measure: Differentiable,
     steps: int,
+    *,
+    there: Sequence[int] | None = None,
     donors: Mapping[Run, Recording] | None = None,
+    keep: int = 1,
 ) -> Float[Tensor, "site width"]:
     """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor.
 
-    All sites move together and at the same pace; what lies before them is the base run's, what lies behind them
-    follows. Over them all, Σ (donor − base) · this tends to metric(patched) − metric(base) as steps grow.
+    All sites move together and at the same pace, to what the donor has at the positions `there` (default: the same);
+    what lies before them is the base run's, what lies behind them follows. Over them all, Σ (donor − base) · this tends
+    to metric(patched) − metric(base) as steps grow.
     """
     component, layer = sites[0].component, sites[0].layer
+    read = [site.position for site in sites] if there is None else there
+    both = list(zip(sites, read, strict=True))
     runs = [
-        Run(base.tokens, tuple(Edit(site, From(donor, site.position), (step + 0.5) / steps) for site in sites))
+        Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))
         for step in range(steps)
     ]
     donors = record(model, [donor], [(component, layer)]) if donors is None else donors
     # Autograd keeps what every layer behind the sites computed: the more of them, the fewer runs at once.
-    rows = rows_that_fit(model, len(base.tokens), 1, default_budget(model) // (model.num_layers - layer))
+    rows = rows_that_fit(model, len(base.tokens), keep, default_budget(model) // (model.num_layers - layer))
     parts = []
     for start in range(0, steps, rows):
-        _, found = linearised(model, runs[start : start + rows], [(component, layer)], measure, donors=donors)
+        chunk = runs[start : start + rows]
+        _, found = linearised(model, chunk, [(component, layer)], measure, donors=donors, keep=keep)
         parts.append(found[component, layer].double().sum(0))
     mean = torch.stack(parts).sum(0) / steps
     return mean[[site.position for site in sites]]
-
-
-def _estimates(question: _Question, components: Sequence[str], method: str, steps: int) -> dict[str, np.ndarray]:
-    """Estimated effects of each component [layer, position, unit]."""
-    model = question.model
-    places = [(component, layer) for component in components for layer in range(model.num_layers)]
-    recordings = record(model, [question.donor], places)
-    donor = recordings[question.donor].activations
-    if method == "atp":
-        values, found = linearised(model, [question.base], places, question.measure)
-        base, slopes = ({place: each[place][0] for place in places} for each in (values, found))
-    else:
-        base = record(model, [question.base], places)[question.base].activations
-        slopes = {place: _along_the_way(question, place, steps, recordings) for place in places}
-    estimates: dict[str, list[np.ndarray]] = {component: [] for component in components}
-    for place in places:
-        apart = donor[place] - base[place]
-        moved = (apart.double() * slopes[place].double()).unflatten(1, (model.units(place[0]), -1)).sum(-1)
-        estimates[place[0]].append(question.sign * moved.cpu().numpy())
-    return {component: np.stack(rows) for component, rows in estimates.items()}
-
-
-def _along_the_way(
-    question: _Question, place: tuple[str, int], steps: int, donors: Mapping[Run, Recording]
-) -> Float[Tensor, "token width"]:
-    sites = [Site(*place, position) for position in range(len(question.base.tokens))]
-    return integrated(question.model, question.base, question.donor, sites, question.measure, steps, donors)
-
-
-def _checked(
-    question: _Question,
-    estimates: Mapping[str, np.ndarray],
-    sites: Mapping[str, Sequence[Site]],
-    verify: int,
-    sample: int,
-    engine: str,
-    seed: int,
-) -> tuple[float, tuple[Checked, ...]]:
-    """The total effect, and the strongest estimates of each component and a random sample of its others, patched."""
-    chosen = [one for name in estimates for one in _chosen(name, estimates[name], sites[name], verify, sample, seed)]
-    unedited = [World(run, (), _last(question)) for run in (question.base, question.donor)]
-    worlds = [*unedited, *(_world(question, site) for site, _ in chosen)]
-    found = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
-    base, donor, *patched = found[:, METRICS.index(question.metric)].tolist()
-    return question.sign * (donor - base), tuple(
-        Checked(
-            site=site,
-            estimate=float(estimates[site.component][_index(site)]),
-            exact=question.sign * (value - base),
-            why=why,
-        )
-        for (site, why), value in zip(chosen, patched, strict=True)
-    )
-
-
-def _chosen(
-    component: str, estimates: np.ndarray, sites: Sequence[Site], verify: int, sample: int, seed: int
-) -> Iterator[tuple[Site, str]]:
-    """What is patched of one component: it does not depend on which others were asked for."""
-    order = np.argsort([-abs(estimates[_index(site)]) for site in sites], kind="stable")
-    yield from ((sites[n], "top") for n in order[:verify])
-    random = np.random.default_rng([seed, *component.encode()])
-    yield from ((sites[n], "sample") for n in random.permutation(order[verify:])[:sample])
-
-
-def _sites(question: _Question, component: str, shape: tuple[int, ...]) -> Iterator[Site]:
-    """The component's sites that can matter, cuts left out: nothing has to be estimated there."""
-    for layer, position, unit in np.ndindex(*shape):
-        site = Site(component, layer, position, unit if component in MEDIATORS else None)
-        world = _world(question, site)
-        if effective(world, question.model.num_layers) and not is_cut(question.model, world):
-            yield site
-
-
-def _world(question: _Question, site: Site) -> World:
-    return World(question.base, (Edit(site, From(question.donor, site.position)),), _last(question))
-
-
-def _last(question: _Question) -> tuple[int, ...]:
-    return (len(question.base.tokens) - 1,)
-
-
-def _index(site: Site) -> tuple[int, int, int]:
-    return site.layer, site.position, site.unit or 0

@@ -21,11 +21,11 @@ from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.patching.controls import CONTROLS, randomised, shuffled
 from causal_tracing.patching.grid import Grid, check_neurons, named_heads, plan_blocks, plan_heads, plan_neurons
-from causal_tracing.patching.metrics import METRICS
 from causal_tracing.patching.noise import Noise, noised
 from causal_tracing.patching.options import ENGINES, PRESETS, ROME_NOISE, ROME_WINDOWS, Options
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.arms import DIRECTIONS
+from causal_tracing.results.measurements import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 

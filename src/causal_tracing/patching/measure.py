@@ -19,10 +19,9 @@ from causal_tracing.patching.cells import Cell, cells, worlds_of
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.metrics import METRICS
 from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
-from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.measurements import METRICS, Measurements
 from causal_tracing.results.storage.join import joined
 
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
@@ -80,7 +79,7 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
         measurements=joined([each for chunk in chunks for each in chunk.measurements()], {}),
         worlds=sum(chunk.worlds for chunk in chunks),
         worlds_run=sum(chunk.worlds_run for chunk in chunks),
-        spot_checks=_spot_checks(job, list(_picked(job, sums, unedited))),
+        spot_checks=spot_checks(job, list(picked(job, sums, unedited))),
     )
 
 
@@ -219,14 +218,14 @@ def coarse_to_fine(count: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Picked:
+class Picked:
     """A cell that is to be run again: its worlds, and the numbers that are told of it, by metric."""
 
     worlds: Sequence[World]
     told: np.ndarray
 
 
-def _picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[_Picked]:
+def picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
     """Random cells of every map, with the numbers that the trace has for them (sums over a window's layers left out).
 
     A cell of several worlds (a role of several tokens, draws of noise) is their mean.
@@ -242,17 +241,17 @@ def _picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[
             at = tuple(there[random.integers(len(there))].tolist())
             draws = range(job.contrasts[number].draws)
             worlds = [world for draw in draws for world in worlds_of(job.question(number), grid, arm, draw, at)]
-            yield _Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
+            yield Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
 
 
-def _spot_checks(job: Job, picked: Sequence[_Picked]) -> dict[str, float | int | None]:
+def spot_checks(job: Job, cells: Sequence[Picked]) -> dict[str, float | int | None]:
     """Cells run again on replay, alone (with their own draws) and unpruned, against what the trace says."""
-    if not picked:
+    if not cells:
         return {"cells": 0, "largest_difference": None}
-    worlds = [world for one in picked for world in one.worlds]
+    worlds = [world for one in cells for world in one.worlds]
     scoring = Scoring(job.model, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
     metric = METRICS.index(job.metric)
     draws = max(contrast.draws for contrast in job.contrasts)
     alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=draws).values[:, metric])
-    differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in picked]
+    differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in cells]
     return {"cells": len(differences), "largest_difference": float(max(differences))}

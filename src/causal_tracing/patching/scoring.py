@@ -22,9 +22,10 @@ from causal_tracing.engine.prune import is_cut
 from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.models.model import Model
-from causal_tracing.patching.metrics import METRICS, measure_logits
+from causal_tracing.patching.metrics import measure_logits
 from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.results.measurements import METRICS
 
 LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 

@@ -52,6 +52,7 @@ DEFINITIONS = (
     Effect(name="restored_fraction", fraction_of="restoration"),
     Effect(name="lost_fraction", fraction_of="disruption"),
     *(_of_arm(arm) for arm in (*SUMS.values(), *SEVERED.values())),
+    Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers.estimated, averaged=True),
 )
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
@@ -106,7 +107,7 @@ def effects(measurements: Measurements, of: str | None = None) -> xr.Dataset:
             found[fraction] = found[effect] / divisor
     if "restored" in data:
         found["damage_like"] = _damage_like(data)
-    found = found.assign({name: data[name] for name in ("estimated", "top", "sampled") if name in data})
+    found = found.assign({name: data[name] for name in ("top", "sampled") if name in data})
     found = found.assign_coords({name: data[name] for name in WINDOW if name in data})
     found["status"] = _status(data, found)
     found["reason"] = _reason(data, total)

@@ -1,15 +1,114 @@
-"""Estimates beside what was patched exactly to check them."""
+"""Estimates beside what was patched exactly to check them, and how far both agree."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
 
 from causal_tracing.interventions.sites import Site
+from causal_tracing.results.effects import effects
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import shown_first
+from causal_tracing.results.site_kinds import kind_of
+
+CONFIDENCE = 0.95
+OF_INTEREST = 0.02  # of the total effect: below, a sign means nothing
+KNOWN = ("structural_zero", "cut", "unpaired", "undefined")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """A site's estimate beside its exact effect, and why it was patched: "top" (a strong estimate) or "sample"."""
 
+    pair: str
     site: Site
     estimate: float
     exact: float
     why: str
+
+
+def maps_of(measurements: Measurements) -> Iterator[xr.Dataset]:
+    """Each kind's effects by the metric that was estimated."""
+    for kind in measurements.kinds:
+        yield effects(measurements, kind).sel(metric=measurements.metric)
+
+
+def checked(measurements: Measurements) -> tuple[Checked, ...]:
+    """What was patched: by pair and component, the strong estimates first, then the random others."""
+    return tuple(
+        one
+        for pair in measurements.pairs.pair.values
+        for found in maps_of(measurements)
+        for component in found.component.values
+        for one in _of_component(found.sel(pair=pair, component=component))
+    )
+
+
+def _of_component(found: xr.Dataset) -> Iterator[Checked]:
+    kind, direction = kind_of(found), shown_first(found)
+    axes = [axis for axis in kind.axes if axis != "component"]
+    values = {name: found[name].transpose(*axes).values for name in ("estimated", direction, "top", "sampled")}
+    labels = [found[axis].values.tolist() for axis in axes]
+    for why, flag in (("top", "top"), ("sample", "sampled")):
+        places = [tuple(at) for at in np.argwhere(values[flag])]
+        if why == "top":
+            places.sort(key=lambda at: -abs(values["estimated"][at]))
+        for at in places:
+            layer, *part, position = (names[n] for names, n in zip(labels, at, strict=True))
+            yield Checked(
+                pair=str(found.pair.item()),
+                site=Site(str(found.component.item()), layer, position, *part),
+                estimate=float(values["estimated"][at]),
+                exact=float(values[direction][at]),
+                why=why,
+            )
+
+
+def agreement(measurements: Measurements) -> pd.DataFrame:
+    """How far estimates and exact effects agree on the sites that were patched: a row for each pair and component."""
+    everything, rows = checked(measurements), []
+    for found in maps_of(measurements):
+        for pair in found.pair.values:
+            for component in found.component.values:
+                here = found.sel(pair=pair, component=component)
+                mine = [one for one in everything if (one.pair, one.site.component) == (pair, component)]
+                rows.append({"pair": str(pair), "component": str(component), **_agreement(here, mine)})
+    return pd.DataFrame(rows).set_index(["pair", "component"])
+
+
+def _agreement(found: xr.Dataset, mine: list[Checked]) -> dict[str, Any]:
+    estimate, exact = (np.array([getattr(one, name) for one in mine]) for name in ("estimate", "exact"))
+    top = np.array([one.why == "top" for one in mine], dtype=bool)
+    sampled = int((~top).sum())
+    counts = abs(exact) >= OF_INTEREST * abs(found.total_effect.item())
+    strongest = np.argsort(-abs(exact), kind="stable")[: int(top.sum())]
+    varies = len(mine) > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
+    can_matter = int((~found.status.isin(KNOWN)).sum())
+    above = 1 - (1 - CONFIDENCE) ** (1 / sampled) if sampled else np.nan
+    return {
+        "sites": can_matter,
+        "verified": int(top.sum()),
+        "sampled": sampled,
+        "pearson": np.corrcoef(estimate, exact)[0, 1].item() if varies else np.nan,
+        "spearman": _spearman(estimate, exact) if varies else np.nan,
+        "same_sign": float((np.sign(estimate) == np.sign(exact))[counts].mean()) if counts.any() else np.nan,
+        "recall": float(top[strongest].mean()) if top.any() else np.nan,
+        "sampled_max": float(abs(exact[~top]).max()) if sampled else np.nan,
+        "above": 0.0 if len(mine) == can_matter else above,
+        "reason": "" if varies else "the sites that were patched do not vary, so that nothing correlates",
+    }
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    return np.corrcoef(stats.rankdata(one), stats.rankdata(other))[0, 1].item()
+
+
+def over_pairs(agreements: pd.DataFrame) -> pd.DataFrame:
+    """A row a component: of one pair its own; of several the medians, and of bounds the largest."""
+    rules = dict.fromkeys(("verified", "sampled", "pearson", "spearman", "same_sign", "recall"), "median")
+    rules |= {"sampled_max": "max", "above": "max", "reason": "first"}
+    return agreements.groupby("component", sort=False).agg(rules).astype({"verified": int, "sampled": int})

@@ -161,7 +161,12 @@ def roles_differ(found: xr.Dataset) -> bool:
 def by_position(found: xr.Dataset) -> xr.Dataset:
     """The effects with the columns that were measured."""
     names = [name for name in AVERAGED if name in found]
-    return found[[*names, "status"]].transpose("pair", "component", "layer", ..., "position")
+    kept = found[[*names, "status"]].transpose("pair", "component", "layer", ..., "position")
+    # Where some pairs alone were patched, it was for their strong estimates: their mean would speak for no others.
+    chosen = (kept.status == "not_patched").any("pair")
+    if not chosen.any():
+        return kept
+    return kept.assign({name: kept[name].where(~chosen) for name in names if name != "estimated"})
 
 
 def by_role(found: xr.Dataset) -> xr.Dataset:
@@ -203,6 +208,7 @@ def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
     status = averaged.status
     there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
     shared = xr.full_like(status.isel(pair=0, drop=True), "ok", dtype=object)
+    shared = shared.where(~(status == "not_patched").any("pair"), "not_patched")
     for name in ("structural_zero", "cut"):
         shared = shared.where(((status != name) & there).any("pair") | ~there.any("pair"), name)
     return shared.where(there.any("pair"), "unpaired")

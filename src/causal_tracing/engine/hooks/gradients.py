@@ -18,7 +18,7 @@ from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
 
-Differentiable = Callable[[Float[Tensor, "run vocab"]], Float[Tensor, " run"]]  # logits after the last token
+Differentiable = Callable[[Float[Tensor, "run keep vocab"]], Tensor]  # logits after the last tokens -> one a run
 
 
 def gradients(
@@ -38,10 +38,12 @@ def linearised(
     measure: Differentiable,
     *,
     donors: Mapping[Run, Recording] | None = None,
+    keep: int = 1,
 ) -> tuple[Mapping[Place, Tensor], Mapping[Place, Tensor]]:
     """The activations at each place, and the gradients there, of the same forward; both [run, token, width].
 
-    `donors` holds a recording of every run that an edit reads from; without it they are recorded.
+    `donors` holds a recording of every run that an edit reads from; without it they are recorded. `measure` is given
+    the logits after the last `keep` tokens.
     """
     donors = donor_recordings(model, runs) if donors is None else donors
     values: dict[Place, Tensor] = {}
@@ -53,7 +55,7 @@ def linearised(
 
     # A caller's inference mode would make tensors that autograd refuses.
     with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
-        measured = measure(watched(model, runs, donors, places, probe, keep=1)[:, -1]).sum()
+        measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
     return values, dict(zip(places, found, strict=True))

@@ -7,37 +7,40 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.page import head, list_of, part, prompt, write
 from causal_tracing.report.page.text import visible
+from causal_tracing.report.words import estimates as in_words
+from causal_tracing.results.estimates import Checked
+from causal_tracing.results.measurements import Measurements
 
 SIDE, EDGE, MOST_SITES = 260, 34, 30
 COLUMNS = ("pearson", "spearman", "same_sign", "recall")
 
 
-def screen_page(
-    found: Mapping[str, Any], names: Sequence[str], rest: Sequence[str], how: str, path: str | Path | None = None
+def estimates_page(
+    measurements: Measurements, agreement: pd.DataFrame, checked: Sequence[Checked], path: str | Path | None = None
 ) -> str:
-    """The page as text, also written to `path`, whole or not at all. Raises MachineError.
-
-    `found` is what `Attribution.to_dict` gives, `names` each patched site for people, `rest` what is known of those
-    that were not patched, and `how` the method in words.
-    """
-    record = found["provenance"]
-    named = list(zip(found["verified"], names, strict=True))
-    unit = record["unit"]
+    """The page as text, also written to `path`, whole or not at all. Raises MachineError."""
+    record, unit = measurements.provenance, str(measurements.pairs.unit.values[0])
+    direction, several = measurements.directions[0], measurements.pairs.sizes["pair"] > 1
+    named = [(one, in_words.named(measurements, one)) for one in checked]
+    asked, _, against = in_words.headline(measurements).partition("   against   ")
+    rows = [{"component": name, **row} for name, row in agreement.to_dict("index").items()]
     page = Template(part("estimates.html")).substitute(
-        head=head(f"Estimates: {record['clean']} →{record['answer']}", part("page.css")),
-        headline=f"{prompt(record['clean'] + ' →' + record['answer'])}"
-        f"<small>against {prompt(_against(record))}</small>",
+        head=head(f"Estimates: {asked}", part("page.css")),
+        headline=prompt(asked) + (f"<small>against {prompt(against)}</small>" if against else ""),
         total=escape(
-            f"estimated {record['direction']} ({how}, {record['metric']}) · total effect "
-            f"{number(record['total_effect'])} {unit} · {record['model']}"
+            f"estimated {direction} ({in_words.how(record)}, {measurements.metric}) · {_total(measurements)} · "
+            f"{record['model']}"
         ),
-        agreement="".join(_agreement(row) for row in found["agreement"]),
-        rest=list_of(tuple(visible(text) for text in rest)),
-        scatters="".join(_scatter(row, named) for row in found["agreement"]),
-        direction=record["direction"],
+        agreement="".join(_agreement(row) for row in rows),
+        rest=list_of(tuple(visible(text) for text in in_words.left_out(agreement, several=several))),
+        scatters="".join(_scatter(row, named) for row in rows),
+        direction=direction,
         unit=unit,
         sites="".join(_site(one, name) for one, name in sorted(named, key=_size)[:MOST_SITES]),
         provenance=escape("\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())),
@@ -47,12 +50,16 @@ def screen_page(
     return page
 
 
-def _against(record: Mapping[str, Any]) -> str:
-    return record["corrupt"] + (f" →{record['foil']}" if record["foil"] else "")
+def _total(measurements: Measurements) -> str:
+    """The total effect; of several pairs their mean."""
+    pairs = measurements.pairs
+    total = float((pairs.clean - pairs.corrupt).sel(metric=measurements.metric).mean())
+    mean = "mean total effect" if pairs.sizes["pair"] > 1 else "total effect"
+    return f"{mean} {number(total)} {pairs.unit.values[0]}"
 
 
-def _size(one: tuple[Mapping[str, Any], str]) -> float:
-    return -abs(one[0]["exact"] or 0)
+def _size(one: tuple[Checked, str]) -> float:
+    return -abs(one[0].exact) if np.isfinite(one[0].exact) else 0.0
 
 
 def _agreement(row: Mapping[str, Any]) -> str:
@@ -62,37 +69,37 @@ def _agreement(row: Mapping[str, Any]) -> str:
 
 
 def _shown(row: Mapping[str, Any], name: str) -> str:
-    if row[name] is None:
+    if np.isnan(row[name]):
         return "–"
     most = "≤ " if name == "recall" and row["above"] != 0 else ""  # what was not patched may hold stronger ones
     return most + number(row[name])
 
 
-def _site(one: Mapping[str, Any], name: str) -> str:
-    numbers = "".join(f'<td class="number">{_number(one[key])}</td>' for key in ("exact", "estimate"))
-    chosen = "a strong estimate" if one["why"] == "top" else "a random one of the rest"
+def _site(one: Checked, name: str) -> str:
+    numbers = "".join(f'<td class="number">{_number(each)}</td>' for each in (one.exact, one.estimate))
+    chosen = "a strong estimate" if one.why == "top" else "a random one of the rest"
     return f"<tr><td>{escape(visible(name))}</td>{numbers}<td>{chosen}</td></tr>"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else number(value)
+def _number(value: float) -> str:
+    return number(value) if np.isfinite(value) else "–"
 
 
-def _scatter(row: Mapping[str, Any], named: Sequence[tuple[Mapping[str, Any], str]]) -> str:
+def _scatter(row: Mapping[str, Any], named: Sequence[tuple[Checked, str]]) -> str:
     """One component's estimates (upwards) against exact effects (to the right), on one scale for both."""
     mine = [
         (one, name)
         for one, name in named
-        if one["component"] == row["component"] and None not in (one["exact"], one["estimate"])
+        if one.site.component == row["component"] and np.isfinite([one.exact, one.estimate]).all()
     ]
-    most = max((abs(one[key]) for one, _ in mine for key in ("exact", "estimate")), default=0) or 1.0
+    most = max((abs(each) for one, _ in mine for each in (one.exact, one.estimate)), default=0) or 1.0
 
     def at(value: float) -> float:
         return EDGE + (SIDE - 2 * EDGE) * (value / most + 1) / 2
 
     marks = "".join(
-        f'<circle class="{one["why"]}" cx="{at(one["exact"]):.1f}" cy="{SIDE - at(one["estimate"]):.1f}" r="3.5">'
-        f"<title>{escape(visible(name))}: exact {number(one['exact'])}, estimate {number(one['estimate'])}</title>"
+        f'<circle class="{one.why}" cx="{at(one.exact):.1f}" cy="{SIDE - at(one.estimate):.1f}" r="3.5">'
+        f"<title>{escape(visible(name))}: exact {number(one.exact)}, estimate {number(one.estimate)}</title>"
         "</circle>"
         for one, name in mine
     )

@@ -1,0 +1,76 @@
+"""Estimates in words: what was estimated, how it was checked, and how far it can be believed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from causal_tracing.report.words.method import against
+from causal_tracing.results.estimates import Checked
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import kind_of_component
+
+SHOWN = 10
+
+
+def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence[Checked]) -> str:
+    """The agreement of each component first, then what is known of the rest, then the strongest that were patched."""
+    record = measurements.provenance
+    lines = [
+        headline(measurements),
+        f"estimated {measurements.directions[0]} ({how(record)}, {measurements.metric}) · {record['model']}",
+        "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
+        "",
+        f"{'component':12}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
+    ]
+    for name, row in agreement.iterrows():
+        patched = f"{row.verified:.0f} + {row.sampled:.0f}"
+        recall = f"{'' if row.above == 0 else '≤ '}{row.recall:.2f}"
+        lines.append(f"{name:12}{patched:>14}{row.pearson:>9.2f}{row.spearman:>10.2f}{row.same_sign:>11.2f}{recall:>9}")
+    several = measurements.pairs.sizes["pair"] > 1
+    lines += [
+        "",
+        *left_out(agreement, several=several),
+        "",
+        f"{'strongest of those patched':44}{'exact':>10}{'estimate':>10}",
+    ]
+    strongest = sorted(checked, key=lambda one: -abs(one.exact))[:SHOWN]
+    lines += [f"{named(measurements, one):44}{one.exact:>10.2f}{one.estimate:>10.2f}" for one in strongest]
+    return "\n".join(lines)
+
+
+def headline(measurements: Measurements) -> str:
+    """What was asked: the two prompts, or how many pairs (then rows are medians over them)."""
+    pairs = measurements.pairs
+    if pairs.sizes["pair"] > 1:
+        return f"{pairs.sizes['pair']} pairs, each with estimates of its own; rows are medians over them"
+    data = pairs.isel(pair=0)
+    return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {against(measurements, data)}"
+
+
+def how(record: Mapping[str, Any]) -> str:
+    """The method of a record."""
+    screen = record["estimates"]
+    return "attribution patching" if screen["method"] == "atp" else f"integrated gradients, {screen['steps']} steps"
+
+
+def left_out(agreement: pd.DataFrame, *, several: bool) -> Iterator[str]:
+    """What is known of the sites of each component that were not patched."""
+    for name, row in agreement.iterrows():
+        if row.above == 0:
+            yield f"{name}: every site that can matter was patched."
+        elif row.sampled:
+            each = " of each pair" if several else ""
+            yield (
+                f"{name}: of {row.sampled:.0f} random sites among the rest{each}, none has an effect above "
+                f"{row.sampled_max:.2g}; so with 95 % confidence less than {100 * row.above:.1f} % of the rest do."
+            )
+
+
+def named(measurements: Measurements, one: Checked) -> str:
+    """A patched site for people, with its token, and its pair where there are several."""
+    site, pairs = one.site, measurements.pairs
+    token = str(pairs.clean_token.sel(pair=one.pair).values[site.position]).strip()
+    whose = f"{one.pair}: " if pairs.sizes["pair"] > 1 else ""
+    part = "" if site.unit is None else f" {kind_of_component(site.component).part} {site.unit}"
+    return f"{whose}{site.component} layer {site.layer}{part}, token {site.position} ({token})"

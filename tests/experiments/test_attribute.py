@@ -433,7 +433,7 @@ def test_an_estimate_is_the_slope_of_the_effect_as_a_little_is_put_in(pair, opti
     metric = found.measurements.metric
     for name in ("resid_post", "attn_out", "neurons"):
         one, other = (getattr(each, "neurons" if name == "neurons" else "effects") for each in (more, less))
-        slope = (one - other)[found.direction].sel(metric=metric, component=name) / (2 * share)
+        slope = (one[found.direction] - other[found.direction]).sel(metric=metric, component=name) / (2 * share)
         slope = slope.transpose("pair", "layer", "position", ...)
         kept = slope.layer < slope.layer.values[-1]  # behind the last layer only the last token is read
         estimate = found.estimates[name]

@@ -154,10 +154,35 @@ def test_measure_is_told_which_worlds_it_measures():
     assert found.values.tolist() == [[0, 9], [1, 11], [2, 9], [3, 11]]
 
 
-def test_progress_reaches_the_number_of_worlds_that_are_run():
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_progress_is_told_between_layers_and_batches_and_changes_nothing(engine):
     seen: list[tuple[int, int]] = []
-    evaluate(llama(), sweep(), all_logits, rows=16, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(16, 36), (32, 36), (36, 36)]
+    options: dict[str, Any] = {"engine": engine, "rows": 16}
+    found = evaluate(llama(), sweep(), all_logits, progress=lambda *told: seen.append(told), **options)
+    done, totals = zip(*seen, strict=True)
+    assert {*totals} == {36 * len(LAYERS)}
+    assert list(done) == sorted(done)
+    assert done[-1] == 36 * len(LAYERS)
+    for before, size in ((0, 16), (16, 16), (32, 4)):  # every layer of every batch
+        assert {before * len(LAYERS) + size * layer for layer in LAYERS} <= {*done}
+    assert_array_equal(found.values, evaluate(llama(), sweep(), all_logits, **options).values)
+
+
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_a_listener_stops_the_work_between_two_layers_and_nothing_is_left_behind(in_use, engine):
+    last: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        last.append(done)
+        if done > total // 3:
+            raise KeyboardInterrupt("enough")
+
+    before = Snapshot.take(in_use.model.network)
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine, progress=stop)
+    before.assert_equals(Snapshot.take(in_use.model.network))
+    total = len(every_component(in_use.model)) * len(LAYERS)
+    assert total // 3 < last[-1] < total
 
 
 # Memory that runs out.

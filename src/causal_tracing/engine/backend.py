@@ -12,6 +12,11 @@ from causal_tracing.interventions.edits import World
 
 Measure = Callable[[Float[Tensor, "world readout vocab"], Sequence[World]], Float[Tensor, "world metric"]]
 Progress = Callable[[int, int], None]
+Tick = Callable[[int], None]  # which layer a batch has reached; what it raises stops the work
+
+
+def never(layer: int) -> None:
+    """Nobody listens."""
 
 
 @runtime_checkable
@@ -22,8 +27,10 @@ class Engine(Protocol):
         """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
         ...
 
-    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The logits at the worlds' readouts, some worlds at a time."""
+    def logits(
+        self, batch: Sequence[int], tick: Tick = never
+    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The logits at the worlds' readouts, some worlds at a time; `tick` is told of every layer."""
         ...
 
 

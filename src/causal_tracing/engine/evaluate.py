@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Engine, Evaluation, Measure, Progress
+from causal_tracing.engine.backend import Engine, Evaluation, Measure, Progress, Tick, never
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.engine.memory import default_budget, is_out_of_memory
 from causal_tracing.engine.packed.engine import Packed
@@ -39,17 +39,19 @@ def evaluate(
 
     `measure` may depend on a world through its base run, its readout and its `pair` only. A world that is dropped
     gets its base run's numbers, so that the difference is exactly zero. `budget` is in bytes, `rows` caps a batch.
+    `progress` is told between layers and between batches how much is done of how much.
     Raises InvalidEdit, ComponentNotOffered, CannotPack, OutOfMemory.
     """
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
     planned = plan(model, worlds, prune=prune)
     run = ENGINES[engine](model, planned.worlds, budget or default_budget(model))
+    told = _Told(progress, len(planned.worlds) * model.num_layers) if progress else None
     values: dict[int, Tensor] = {}
     for batch in run.batches(rows):
-        values |= _measured(model, run, planned.worlds, batch, measure)
-        if progress:
-            progress(len(values), len(planned.worlds))
+        values |= _measured(model, run, planned.worlds, batch, measure, told)
+        if told:
+            told.reach(len(values) * model.num_layers)
     return Evaluation(
         values=torch.stack([values[number] for number in planned.index]).numpy(),
         structural_zero=np.array(planned.structural_zero),
@@ -57,13 +59,39 @@ def evaluate(
     )
 
 
+class _Told:
+    """How far the work is, in layers of worlds: it never goes down, and what a listener raises stops the work."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total = progress, total
+        self.reached = self.before = 0
+
+    def reach(self, steps: int) -> None:
+        """So many steps are done, of whole batches."""
+        self.before = steps
+        self._tell(steps)
+
+    def layers(self, size: int) -> Tick:
+        """What a batch of so many worlds tells of its layers."""
+        return lambda layer: self._tell(self.before + size * layer)
+
+    def _tell(self, steps: int) -> None:
+        self.reached = max(self.reached, steps)
+        self.progress(self.reached, self.total)
+
+
 def _measured(
-    model: Model, run: Engine, worlds: Sequence[World], batch: Sequence[int], measure: Measure
+    model: Model,
+    run: Engine,
+    worlds: Sequence[World],
+    batch: Sequence[int],
+    measure: Measure,
+    told: _Told | None,
 ) -> dict[int, Float[Tensor, " metric"]]:
     """A batch's numbers; what is left of it in halves where memory runs out."""
     done: dict[int, Tensor] = {}
     try:
-        for numbers, logits in run.logits(batch):
+        for numbers, logits in run.logits(batch, told.layers(len(batch)) if told else never):
             done.update(zip(numbers, measure(logits, [worlds[n] for n in numbers]).double().cpu(), strict=True))
     except Exception as error:
         if not is_out_of_memory(error):
@@ -77,5 +105,5 @@ def _measured(
     half = len(left) // 2
     for part in (left[:half], left[half:]):
         if part:
-            done |= _measured(model, run, worlds, part, measure)
+            done |= _measured(model, run, worlds, part, measure, told)
     return done

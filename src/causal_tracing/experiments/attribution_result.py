@@ -37,6 +37,10 @@ class Attribution(Trace):
     `estimated` effect stands beside it.
     """
 
+    @cached_property
+    def _maps(self) -> tuple[xr.Dataset, ...]:
+        return maps_of(self.measurements)
+
     @property
     def direction(self) -> str:
         """What is estimated: restoration or disruption."""
@@ -49,7 +53,7 @@ class Attribution(Trace):
         In the metric's unit; NaN where a position is paired with none.
         """
         found = {}
-        for cells in maps_of(self.measurements):
+        for cells in self._maps:
             for name in cells.component.values:
                 here = cells.estimated.sel(component=name).transpose("pair", "layer", "position", ...)
                 found[str(name)] = here.rename(f"estimated_{self.direction}")
@@ -58,7 +62,7 @@ class Attribution(Trace):
     @cached_property
     def checked(self) -> tuple[Checked, ...]:
         """The sites that were patched."""
-        return checked(self.measurements)
+        return checked(self._maps)
 
     @cached_property
     def verified(self) -> pd.DataFrame:
@@ -83,7 +87,7 @@ class Attribution(Trace):
         than `above` of the rest exceeds it (1 - 0.05^(1/n); 0 where all of the rest was patched). NaN where undefined:
         constant numbers have no correlation.
         """
-        return agreement(self.measurements)
+        return agreement(self._maps, self.checked)
 
     @cached_property
     def agreement(self) -> pd.DataFrame:

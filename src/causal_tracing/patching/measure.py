@@ -118,7 +118,6 @@ class _Chunk:
 
     def __init__(self, job: Job, previews: Mapping[int, Preview], tally: _Tally, sink: Sink | None) -> None:
         self.job, self.previews, self.tally, self.sink = job, previews, tally, sink
-        self.scoring = Scoring(job.model, {number: job.pairs[number] for number in previews})
         self.rows: dict[int, list[np.ndarray]] = {number: [] for number in previews}  # of the unedited runs
         self.spread: dict[int, np.ndarray] = {}
         self.sums: dict[int, dict[str, Sums]] = {
@@ -132,10 +131,12 @@ class _Chunk:
         for grid in self.job.grids:
             apart = [[number] for number in self.previews]
             for numbers in apart if grid.kind.part else [list(self.previews)]:
+                scoring = Scoring(self.job.model, {number: self.job.pairs[number] for number in numbers})
                 for batch in self._batches(grid, numbers):
-                    self._measure(grid, batch)
+                    self._measure(grid, scoring, batch)
         unedited = {number: self.job.question(number).unedited[:BOTH] for number in self.previews}
-        repeats = iter(self.scoring.spread([world for both in unedited.values() for world in both]))
+        scoring = Scoring(self.job.model, {number: self.job.pairs[number] for number in self.previews})
+        repeats = iter(scoring.spread([world for both in unedited.values() for world in both]))
         for number, both in unedited.items():
             self.spread[number] = np.max([next(repeats) for _ in both], axis=0)
 
@@ -173,19 +174,20 @@ class _Chunk:
             yield from ((number, world) for world in question.unedited)
         yield from ((number, cell) for cell in cells(question, grid, layers))
 
-    def _measure(self, grid: Grid, batch: Sequence[tuple[int, Cell | World]]) -> None:
+    def _measure(self, grid: Grid, scoring: Scoring, batch: Sequence[tuple[int, Cell | World]]) -> None:
         """Runs a batch, and puts its numbers where they belong; what is known to be zero is exactly the base run's."""
         worlds = [one.world if isinstance(one, Cell) else one for _, one in batch]
         options = {"engine": self.job.choice.engine, "budget": self.job.options.budget}
-        found = self.scoring.evaluate(worlds, **options, progress=self.tally.batch(len(batch)))
-        self.tally.done += sum(isinstance(one, Cell) for _, one in batch)
+        counted = sum(isinstance(one, Cell) for _, one in batch)
+        found = scoring.evaluate(worlds, **options, progress=self.tally.batch(counted))
+        self.tally.done += counted
         self.worlds, self.worlds_run = self.worlds + len(batch), self.worlds_run + found.worlds_run
         new: dict[int, list[At]] = {number: [] for number, _ in batch}
         for (number, one), value, zero in zip(batch, found.values, found.structural_zero, strict=True):
             if isinstance(one, World):
                 self.rows[number].append(value)
                 continue
-            cut = one.arm == grid.arms[0] and self.scoring.is_cut(one.world)
+            cut = one.arm == grid.arms[0] and scoring.is_cut(one.world)
             mine = self.sums[number][grid.kind.name]
             mine.add(one, self._base(number, one) if zero else value, zero=bool(zero), cut=cut)
             new[number].append(one.at)

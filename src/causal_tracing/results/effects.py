@@ -57,6 +57,7 @@ DEFINITIONS = (
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
 FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
+DAMAGE = ("logit_diff", "log_prob", "entropy")  # by which a patch is seen to break something
 WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
 
 # What others call the same numbers. Labels only: the numbers never change.
@@ -105,7 +106,7 @@ def effects(measurements: Measurements, of: str | None = None) -> xr.Dataset:
     for fraction, effect in FRACTIONS.items():
         if effect in found:
             found[fraction] = found[effect] / divisor
-    if "restored" in data:
+    if "restored" in data and {*DAMAGE} <= {*data.metric.values.tolist()}:
         found["damage_like"] = _damage_like(data)
     found = found.assign({name: data[name] for name in ("top", "sampled") if name in data})
     found = found.assign_coords({name: data[name] for name in WINDOW if name in data})
@@ -223,5 +224,5 @@ def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray, uncertain: xr
 
 def _damage_like(data: xr.Dataset) -> xr.DataArray:
     change = data.restored - data.corrupt
-    by = {name: change.sel(metric=name, drop=True) for name in ("logit_diff", "log_prob", "entropy")}
+    by = {name: change.sel(metric=name, drop=True) for name in DAMAGE}
     return (by["logit_diff"] > 0) & (by["log_prob"] <= 0) & (by["entropy"] > 0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from causal_tracing.engine.backend import Tick, never
 from causal_tracing.models.model import Model
 
 Place = tuple[str, int]  # a component of a layer
@@ -133,3 +134,20 @@ class _Middle:
         if torch.is_grad_enabled():  # the same numbers, and the way back leads through the middle
             value = value.detach() + (anew - anew.detach())
         return torch.where(changed, anew, value)
+
+
+@contextmanager
+def layers_told(model: Model, tick: Tick) -> Iterator[None]:
+    """Tells of every layer that a forward reaches, as long as it lasts; no hook is made where nobody listens."""
+    if tick is never:
+        yield
+        return
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, number=number: tick(number))
+        for number, layer in enumerate(model.layers)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

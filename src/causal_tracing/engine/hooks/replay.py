@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing.engine.backend import Tick, never
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.engine.memory import alike, rows_that_fit
 from causal_tracing.interventions.edits import World
@@ -31,10 +33,13 @@ class Replay:
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size]
 
-    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The worlds' logits at their readouts, all at once."""
+    def logits(
+        self, batch: Sequence[int], tick: Tick = never
+    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
         keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
-        logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
+        with layers_told(self.model, tick):
+            logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
         wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
         yield list(batch), logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)]

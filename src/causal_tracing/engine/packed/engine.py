@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing.engine.backend import Tick, never
 from causal_tracing.engine.hooks.apply import Recording
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
@@ -47,13 +48,15 @@ class Packed:
             tokens += own
         yield batch
 
-    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The worlds' logits at their readouts, some worlds at a time."""
+    def logits(
+        self, batch: Sequence[int], tick: Tick = never
+    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, some worlds at a time; `tick` is told of every layer."""
         order = {tape: number for number, tape in enumerate(dict.fromkeys(self.tapes.values()))}
         by_run = {run: order[tape] for run, tape in self.tapes.items()}
         planned = groups(self.worlds, batch, by_run, self.model.num_layers)
         with self.model.at_rest():
-            ends = Wave(self.model, [*order], planned, self.donors, self.sizes.call).run()
+            ends = Wave(self.model, [*order], planned, self.donors, self.sizes.call).run(tick)
         tuples = next(iter(order)).calls[-1].tuples
         for numbers, states in ends:
             _, readout, width = states.shape

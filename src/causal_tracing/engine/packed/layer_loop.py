@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_tracing.engine.backend import Tick, never
 from causal_tracing.engine.hooks.apply import Recording, Write, rewritten
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
@@ -38,11 +39,12 @@ class Wave:
         self.sent: Sequence[Block] = ()
         self.kept: list[KeysValues] | None = None
 
-    def run(self) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
+    def run(self, tick: Tick = never) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
         """Worlds' numbers and their states behind the last layer at their readouts, by how many those are."""
         last = self.model.num_layers - 1
         with attention_by(self.model, self._attend):
             for layer in range(last + 1):
+                tick(layer)
                 self._join(layer)
                 whole = (block for states in self.states for block in states.whole(layer, self.limit))
                 blocks = whole if layer < last else self._read(layer, whole)

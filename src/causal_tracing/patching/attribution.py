@@ -28,14 +28,10 @@ from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.metrics import METRICS
+from causal_tracing.patching.options import Progress
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
 from causal_tracing.results.estimates import Checked
-
-METHODS = ("atp", "ig")
-
-
-SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +113,9 @@ def integrated(
     return mean[[site.position for site in sites]]
 
 
-def _estimates(question: _Question, components: Sequence[str], method: str, steps: int) -> dict[str, np.ndarray]:
+def _estimates(
+    question: _Question, components: Sequence[str], method: str, steps: int, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
     """Estimated effects of each component [layer, position, unit]."""
     model = question.model
     places = [(component, layer) for component in components for layer in range(model.num_layers)]
@@ -128,7 +126,11 @@ def _estimates(question: _Question, components: Sequence[str], method: str, step
         base, slopes = ({place: each[place][0] for place in places} for each in (values, found))
     else:
         base = record(model, [question.base], places)[question.base].activations
-        slopes = {place: _along_the_way(question, place, steps, recordings) for place in places}
+        slopes = {}
+        for done, place in enumerate(places, start=1):
+            slopes[place] = _along_the_way(question, place, steps, recordings)
+            if progress:
+                progress(done, len(places))
     estimates: dict[str, list[np.ndarray]] = {component: [] for component in components}
     for place in places:
         apart = donor[place] - base[place]
@@ -152,12 +154,13 @@ def _checked(
     sample: int,
     engine: str,
     seed: int,
+    progress: Progress | None = None,
 ) -> tuple[float, tuple[Checked, ...]]:
     """The total effect, and the strongest estimates of each component and a random sample of its others, patched."""
     chosen = [one for name in estimates for one in _chosen(name, estimates[name], sites[name], verify, sample, seed)]
     unedited = [World(run, (), _last(question)) for run in (question.base, question.donor)]
     worlds = [*unedited, *(_world(question, site) for site, _ in chosen)]
-    found = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine).values
+    found = Scoring(question.model, {0: question.pair}).evaluate(worlds, engine=engine, progress=progress).values
     base, donor, *patched = found[:, METRICS.index(question.metric)].tolist()
     return question.sign * (donor - base), tuple(
         Checked(

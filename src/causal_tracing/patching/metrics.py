@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-METRICS = ("logit_diff", "log_prob", "logit", "prob", "neg_kl", "neg_rank", "entropy")
+from causal_tracing.patching.choices import METRICS
+
 ROWS = 16  # at once: what more of them take is fetched from the system anew each time
 UNITS = {
     "logit_diff": "logits",

@@ -10,8 +10,9 @@ import xarray as xr
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.models.model import Model
-from causal_tracing.results.measurements import METRICS, UNITS, Measurements
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
+from causal_tracing.results.units import METRICS, UNITS
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.run import run
     from causal_tracing.experiments.trace import estimate, trace
     from causal_tracing.experiments.trace_result import Trace
-    from causal_tracing.patching.ablation import Write
-    from causal_tracing.patching.noise import Noise
+    from causal_tracing.interventions.noise import Noise
+    from causal_tracing.interventions.write import Write
     from causal_tracing.patching.preview import preview
     from causal_tracing.prompts.files import read_pairs
     from causal_tracing.prompts.pairs import Pair
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
     "CausalTracingError": "errors",
-    "Noise": "patching.noise",
+    "Noise": "interventions.noise",
     "Pair": "prompts.pairs",
     "Trace": "experiments.trace_result",
-    "Write": "patching.ablation",
+    "Write": "interventions.write",
     "attribute": "experiments.attribute",
     "check": "engine.checks.check",
     "compare": "experiments.compare",

@@ -11,9 +11,9 @@ import pytest
 
 import causal_tracing
 from causal_tracing.cli import app as cli
-from causal_tracing.cli import parse
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ModelNotFound
+from causal_tracing.patching import texts
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 
@@ -302,7 +302,7 @@ def test_an_interruption_says_so(monkeypatch, capsys):
     ("text", "size"), [("512MB", 512 * 2**20), ("2GB", 2**31), ("1.5 kb", 1536), ("100", 100), ("7B", 7)]
 )
 def test_sizes(text: str, size: int):
-    assert parse.size(text) == size
+    assert texts.size(text) == size
 
 
 def test_version(monkeypatch, capsys):

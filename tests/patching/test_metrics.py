@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_tracing.patching.metrics import measure_logits
-from causal_tracing.results.measurements import METRICS, UNITS
+from causal_tracing.results.units import METRICS, UNITS
 
 
 def measure(logits: torch.Tensor, answer: int, foil: int, clean: torch.Tensor | None = None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.pairs import tokenize
-from causal_tracing.results.measurements import METRICS
+from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 

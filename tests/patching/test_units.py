@@ -15,7 +15,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching import measure as measuring
 from causal_tracing.patching.arrays import Sums
 from causal_tracing.results.effects import effects
-from causal_tracing.results.measurements import METRICS
+from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 

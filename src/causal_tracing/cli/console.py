@@ -4,8 +4,6 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +37,14 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     """The trace, with what was understood shown before it and progress while it runs."""
     from causal_tracing import preview
     from causal_tracing import trace as run
+    from causal_tracing.experiments.progress import telling
 
     noise = options.get("noise") or options.get("preset")
     for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
         note(str(shown))
-    with progress() as report_progress, warnings.catch_warnings():
+    with telling(True, at_once=True) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineNote)  # said below, as a note
-        result = run(model, pairs, **options, progress=report_progress)
+        result = run(model, pairs, **options, progress=progress or False)
     if result.provenance["engine_note"]:
         note(f"note: {result.provenance['engine_note']}")
     checked = result.provenance["spot_checks"]
@@ -57,11 +56,12 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
 def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "Trace":
     """The trace of a run folder, begun or gone on with, with what became of the pairs."""
     from causal_tracing import run
+    from causal_tracing.experiments.progress import telling
 
     try:
-        with progress() as report_progress, warnings.catch_warnings():
+        with telling(True, at_once=True) as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", EngineNote)  # said below, as a note
-            result = run(model, pairs, folder, **options, progress=report_progress)
+            result = run(model, pairs, folder, **options, progress=progress or False)
     except KeyboardInterrupt:
         note(f"Interrupted. What is done is kept in {folder}; go on with:\n{shlex.join(sys.argv)}")
         raise typer.Exit(INTERRUPTED) from None
@@ -94,6 +94,37 @@ def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, ke
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
 
 
+def kept(
+    result: "Trace",
+    model: "Model",
+    pairs: "list[Pair]",
+    folder: Path,
+    options: dict[str, Any],
+    *,
+    saved: bool,
+    overwrite: bool,
+) -> None:
+    """Writes the trace (unless it is saved there already), its page, and the file that makes it again."""
+    from causal_tracing.experiments.repeat import keep_config
+    from causal_tracing.prompts.pairs import named
+
+    if not saved:
+        result.save(folder, overwrite=overwrite)
+        keep_config(folder, model, named(pairs), result.provenance["options"], write=options.get("write", "donor"))
+    result.to_html(folder / "report.html")
+    note(f"wrote {folder} (the trace) and {folder / 'report.html'} (its page)")
+
+
+def say(result: "Trace", *, as_json: bool, all_metrics: bool) -> None:
+    """The result on stdout: one JSON document, or words and maps."""
+    if not as_json:
+        show(result, None)
+        return
+    from causal_tracing.report.document import document
+
+    print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
+
+
 def show(result: "Trace", page: Path | None) -> None:
     """Words, then maps; and the page, if one is wanted."""
     from rich.console import Console
@@ -124,28 +155,6 @@ def show_comparison(found: "Comparison") -> None:
     for shown in heat_maps(found, found.shown, called, colour=console.color_system is not None):
         console.print()
         console.print(shown, soft_wrap=True)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line for every tenth of the work."""
-    if not sys.stderr.isatty():
-        reached = -1
-
-        def line(done: int, total: int) -> None:
-            nonlocal reached
-            if (tenth := 10 * done // total) > reached:
-                reached = tenth
-                note(f"tracing, {10 * tenth} %")
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tracing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def note(text: str) -> None:

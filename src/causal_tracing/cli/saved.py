@@ -84,7 +84,7 @@ def compare(
     of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
     seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: commands.Json = False,
 ) -> None:
     """The first trace minus the second, pair by pair: where they differ, with intervals and tests."""
     from causal_tracing import compare as run

@@ -18,9 +18,10 @@ from causal_tracing.report.page.estimates import estimates_page
 from causal_tracing.report.words import estimates as in_words
 from causal_tracing.results.arms import DIRECTIONS, Arm
 from causal_tracing.results.estimates import Checked, agreement, checked, maps_of, over_pairs
-from causal_tracing.results.measurements import UNITS, Measurements
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS, SiteKind, kind_of_component
 from causal_tracing.results.storage.saved import open_measurements
+from causal_tracing.results.units import UNITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

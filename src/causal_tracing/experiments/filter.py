@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
-from causal_tracing.patching.ablation import checked_write, reference_runs, reference_tokens
+from causal_tracing.patching.ablation import reference_runs, reference_tokens
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
-
-KEEP = ("all", "first_choice", "preferred")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +29,6 @@ def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> 
     "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
     Raises InvalidOption.
     """
-    validation.one_of("keep", keep, KEEP)
     tokens, failed = {}, {}
     reference = reference_tokens(model, checked_write(options.write))
     for pair in pairs:

@@ -9,7 +9,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,19 @@ import numpy as np
 import torch
 
 from causal_tracing.engine.memory import default_budget
-from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.errors import InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.experiments.filter import Choice, chosen
+from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.open_trace import open_trace
-from causal_tracing.experiments.provenance import command, pair_to_dict, provenance_of
+from causal_tracing.experiments.progress import telling
+from causal_tracing.experiments.provenance import provenance_of
+from causal_tracing.experiments.repeat import command, keep_config, pair_to_dict
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import PER_PAIR, Job, plan_job
-from causal_tracing.patching.measure import Progress, pairs_at_once
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.measure import pairs_at_once
+from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.run_folder import (
@@ -51,56 +54,37 @@ RECORDED = ("started", "seconds", "worlds", "worlds_skipped", "spot_checks")
 NOT_FINITE = "an unedited run's logits are not finite"
 
 
-def run(
-    model: Model,
-    pairs: Pair | Sequence[Pair],
-    folder: str | Path,
-    *,
-    keep: str = "all",
-    shard: Sequence[int] = (0, 1),
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,
-) -> Trace:
+@Keywords(RunOptions)
+def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options: RunOptions) -> Trace:
     """Traces many pairs into a folder, goes on where an earlier call stopped, and gives the trace of all that is done.
-
-    `keep` is "all", or what the clean run must get right for a pair to be traced: "first_choice" (its most likely
-    token is the answer's first) or "preferred" (the answer's logit is above the foil's). `shard` = (i, n) takes every
-    n-th chunk from the i-th on (from 0), for a folder of its own. The other options are those of `trace`.
 
     A pair that cannot be traced is marked with its reason, and the rest goes on. Raises what `trace` raises,
     InvalidResults for a folder that was begun with something else, MachineError where another process works in it.
+
+    model: from `load`.
+    pairs: many, such as those of `read_pairs`.
+    folder: made if need be; open_trace(folder) reads what is done so far.
+
+    Example:
+        ct.run(model, ct.read_pairs("facts"), "facts", keep="first_choice", components=["mlp_out"])
     """
     require_model(model)
-    _check_shard(shard)
     folder = _prepared(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
-    chosen_options = _options(options)
-    choice = chosen(model, asked, chosen_options, keep)
+    choice = chosen(model, asked, options, options.keep)
     if not choice.pairs:
         reasons = {**choice.failed, **choice.dropped}
         raise InvalidPair(
             f"None of the {len(asked)} pairs can be traced. The first: {next(iter(reasons.values()), '')}"
         )
-    job = plan_job(model, choice.pairs, chosen_options)
-    with locked(folder):
-        manifest = _manifest(folder, job, asked, keep, shard)
+    job = plan_job(model, choice.pairs, options)
+    with locked(folder), telling(options.progress) as progress:
+        manifest = _manifest(folder, job, asked, options)
+        keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
         with _threads(manifest["threads"]):
             job = replace(job, options=replace(job.options, budget=manifest["budget"]))
             _fill(Store(folder, manifest["spec_sha256"]), job, asked, choice, manifest, progress)
     return open_trace(folder)
-
-
-def _check_shard(shard: Any) -> None:
-    parts = list(shard) if isinstance(shard, Sequence) else []
-    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
-        raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {shard!r}.")
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    unknown = [name for name in given if name not in Options.__dataclass_fields__]
-    if unknown:
-        raise InvalidOption(f"There is no option {unknown[0]!r}. Valid: {', '.join(Options.__dataclass_fields__)}.")
-    return Options(**given)
 
 
 def _prepared(folder: Path) -> Path:
@@ -115,23 +99,23 @@ def _prepared(folder: Path) -> Path:
     return folder
 
 
-def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], keep: str, shard: Sequence[int]) -> dict[str, Any]:
+def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions) -> dict[str, Any]:
     """The folder's manifest, written if there is none. Raises InvalidResults where another run was begun in it."""
-    record = provenance_of(job)
+    record, shard = provenance_of(job), options.shard
     spec = {
         "model": {name: record[name] for name in ("family", "layers", "dtype", "attention", "engine")}
         | {"fingerprint": fingerprint(job.model), "device": job.model.device.type},
         "versions": {name: record["versions"].get(name) for name in ("causal-tracing", "torch", "transformers")},
         "options": record["options"],
-        "keep": keep,
+        "keep": options.keep,
         "pairs_sha256": digest([pair_to_dict(pair) for pair in pairs]),
         # Another tokenizer, or a chat template that knows the date, makes other prompts of the same pairs.
         "tokens_sha256": digest([[prompt.tokens for prompt in (pair.clean, pair.corrupt)] for pair in job.pairs]),
         "chunk": pairs_at_once(job.contrasts),
     }
     if not is_run_folder(folder):
-        part = {} if tuple(shard) == (0, 1) else {"shard": f"{shard[0]}/{shard[1]}"}
-        record["command"] = command(job.model, pairs, record["options"], {"keep": keep, **part, "out": folder.name})
+        part = _part(options) | {"out": folder.name}
+        record["command"] = command(job.model, pairs, record["options"], part)
         manifest = {
             "spec": spec,
             "spec_sha256": digest(spec),
@@ -152,6 +136,12 @@ def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], keep: str, shard: S
     if differ:
         raise InvalidResults(f"{folder} was begun with something else: {'; '.join(differ)}. Give --out another name.")
     return found
+
+
+def _part(options: RunOptions) -> dict[str, str]:
+    """Which of the pairs are traced, as a command line says it."""
+    first, count = options.shard
+    return {"keep": options.keep} | ({} if (first, count) == (0, 1) else {"shard": f"{first}/{count}"})
 
 
 def fingerprint(model: Model) -> str:

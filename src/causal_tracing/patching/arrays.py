@@ -11,7 +11,8 @@ from causal_tracing.patching.grid import At, BlockGrid, Grid
 from causal_tracing.patching.preview import CHOICES, Preview
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
-from causal_tracing.results.measurements import METRICS, UNITS, Measurements
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.units import METRICS, UNITS
 
 
 class Sums:

@@ -38,17 +38,16 @@ from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.measure import BOTH, Numbers, Progress, picked, spot_checks
+from causal_tracing.patching.measure import BOTH, Numbers, picked, spot_checks
+from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
-from causal_tracing.results.measurements import METRICS, Measurements
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-
-METHODS = ("atp", "ig")
-SMOOTH = ("logit_diff", "log_prob", "logit", "prob")
+from causal_tracing.results.units import METRICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
-from causal_tracing.patching.ablation import Write
+from causal_tracing.interventions.write import Write
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 

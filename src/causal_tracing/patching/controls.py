@@ -19,8 +19,6 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
 
-CONTROLS = ("random-weights", "shuffled-pairs")
-
 
 def randomised(model: Model, seed: int) -> Model:
     """A copy of the model in which each parameter's numbers stand in random order; the model itself is left alone."""

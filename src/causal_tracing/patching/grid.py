@@ -14,14 +14,14 @@ import numpy as np
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import COMPONENTS, HEADS, RESIDUAL, Site
+from causal_tracing.interventions.sites import RESIDUAL, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import Column, patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.results.arms import DIRECTIONS, SEVERABLE, SEVERED, SUMS, Arm
+from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
 # What comes after a site in its own layer.
@@ -173,11 +173,9 @@ def plan_blocks(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    validation.names("component", components, COMPONENTS)
-    validation.names("direction", directions, tuple(DIRECTIONS))
     components = tuple(dict.fromkeys(components))
     if sever not in ((), []):
-        _check_severed(components, directions, sever)
+        _check_severed(components, directions)
     for component in (*components, *sever):
         model.anatomy.require(component)
     chosen = checked_layers(model, layers)
@@ -258,28 +256,15 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...
 
 
 def named_heads(heads: bool | Sequence[str]) -> tuple[str, ...]:
-    """The heads' components that an option names: z for True. Raises InvalidOption."""
-    asked = ("z",) if heads is True else heads
-    if asked is not False and asked != [] and asked != ():
-        validation.names("heads' component", asked, HEADS)
-    return tuple(dict.fromkeys(asked or ()))
-
-
-def check_neurons(neurons: Neurons) -> None:
-    """Raises InvalidOption for what names no neurons."""
-    if not isinstance(neurons, (bool, Mapping)) or neurons == {}:
-        raise InvalidOption(
-            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
-            f"{{5: [], 20: [14, 1035]}}; it is {neurons!r}."
-        )
+    """The heads' components that an option names: z for True."""
+    return ("z",) if heads is True else tuple(dict.fromkeys(heads or ()))
 
 
 def _arms(directions: Sequence[str]) -> tuple[Arm, ...]:
     return tuple(arm for name, arm in DIRECTIONS.items() if name in directions)
 
 
-def _check_severed(components: Sequence[str], directions: Sequence[str], sever: Sequence[str]) -> None:
-    validation.names("part to sever", sever, SEVERABLE)
+def _check_severed(components: Sequence[str], directions: Sequence[str]) -> None:
     if "restoration" not in directions or not {*components} & {*RESIDUAL}:
         raise InvalidOption(
             "A severed effect is a restoration of the residual stream: keep restoration among the directions, and one "

@@ -1,31 +1,24 @@
-"""What was asked for, checked and made complete: the options of a trace, and the job that they describe."""
+"""What was asked for, made complete: the options of a trace against each other, and the job that they describe."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from causal_tracing import validation
 from causal_tracing.engine.checks.agreement import Choice, choose
 from causal_tracing.engine.checks.check import prove
 from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.ablation import (
-    ABLATIONS,
-    Write,
-    check_tensors,
-    checked_write,
-    reference_runs,
-    reference_tokens,
-)
+from causal_tracing.patching.ablation import check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, of_prompts
-from causal_tracing.patching.controls import CONTROLS, randomised, shuffled
-from causal_tracing.patching.grid import Grid, check_neurons, named_heads, plan_blocks, plan_heads, plan_neurons
-from causal_tracing.patching.noise import Noise, noised
-from causal_tracing.patching.options import ENGINES, PRESETS, ROME_NOISE, ROME_WINDOWS, Options
+from causal_tracing.patching.controls import randomised, shuffled
+from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.noise import noised
+from causal_tracing.patching.options import ROME_NOISE, ROME_WINDOWS, EstimateOptions, Options
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.arms import DIRECTIONS
-from causal_tracing.results.measurements import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
@@ -38,7 +31,7 @@ class Job:
     """
 
     model: Model
-    options: Options
+    options: Options | EstimateOptions
     asked: Sequence[Pair]
     pairs: Sequence[TokenPair]
     contrasts: Sequence[Contrast]
@@ -78,7 +71,6 @@ class Job:
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
-    _check(options)
     options = _preset(options)
     noise, write = options.noise, checked_write(options.write)
     directions = _directions(options, write)
@@ -124,7 +116,6 @@ def _grids(
         )
     ]
     heads = named_heads(options.heads)
-    check_neurons(options.neurons)
     mediators = (*heads, *(("neurons",) if options.neurons else ()))
     for component in mediators:
         model.anatomy.require(component)
@@ -158,28 +149,12 @@ def _contrasts(
     return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record
 
 
-def _check(options: Options) -> None:
-    ranked = [name for name in METRICS if name != "entropy"]
-    if options.metric is not None:
-        validation.one_of("metric", options.metric, ranked, " to trace by")
-    if options.noise is not None and not isinstance(options.noise, Noise):
-        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {options.noise!r}.")
-    validation.one_of("engine", options.engine, ENGINES)
-    if options.control is not None:
-        validation.one_of("control", options.control, CONTROLS)
-    if options.budget is not None:
-        validation.whole("budget= (bytes)", options.budget, least=1)
-    validation.whole("seed=", options.seed, least=0)
-    validation.whole("spot_checks= (cells)", options.spot_checks, least=0)
-
-
 def _preset(options: Options) -> Options:
     """The options with what the preset sets. Raises InvalidOption where both say something."""
     if options.preset is None:
         if options.noise is not None and options.noise.rome:
             raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
         return options
-    validation.one_of("preset", options.preset, PRESETS)
     windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
     same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
     wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]

@@ -19,10 +19,12 @@ from causal_tracing.patching.cells import Cell, cells, worlds_of
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
-from causal_tracing.results.measurements import METRICS, Measurements
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
+from causal_tracing.results.units import METRICS
 
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
 PAIRS_AT_ONCE = 8
@@ -30,8 +32,6 @@ AT_ONCE = 16_384  # cells
 AT_ONCE_SHOWN = 512  # cells, where somebody looks on
 BOTH = 2  # the unedited runs that are repeated: the clean one, and one corrupt one, however many draws there are
 STEPS = 1000  # in which progress is told
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

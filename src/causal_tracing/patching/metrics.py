@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_tracing.results.measurements import METRICS
+from causal_tracing.results.units import METRICS
 
 ROWS = 16  # at once: what more of them take is fetched from the system anew each time
 

@@ -6,8 +6,7 @@ repeated run, whatever else is in the batch or the file.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from numbers import Real
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing import validation
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, Plus, Run
+from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
@@ -26,30 +24,6 @@ from causal_tracing.prompts.pairs import TokenPair
 
 EMBED = ("embed", 0)
 ROME_SEED = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
-    """Noise of standard deviation `scale` · σ on the subject's embeddings, in so many draws.
-
-    σ is the standard deviation of all numbers that the embedding gives for the tokens of the pair's own prompt, as
-    measured where the noise is added; `sigma` sets it instead. Each draw has a seed of its own, made of `seed`, the
-    prompt's and the noised tokens and the draw's number. `rome` belongs to preset="rome": σ is measured over all
-    pairs' subjects tokenised alone, and all prompts share the draws of numpy's RandomState(1), as in ROME's code.
-    """
-
-    scale: float = 3.0
-    draws: int = 10
-    seed: int = 0
-    sigma: float | None = None
-    rome: bool = False
-
-    def __post_init__(self) -> None:
-        strengths = (self.scale, 0 if self.sigma is None else self.sigma)
-        if not all(isinstance(strength, Real) and 0 <= strength < float("inf") for strength in strengths):
-            raise InvalidOption(f"Noise needs a finite strength of 0 or more: scale={self.scale}, sigma={self.sigma}.")
-        validation.whole("The number of draws", self.draws, least=1)
-        validation.whole("The seed of noise", self.seed, least=0)
 
 
 def noised(model: Model, pairs: Sequence[TokenPair], noise: Noise) -> tuple[list[Contrast], dict[str, Any]]:

@@ -1,84 +1,410 @@
-"""The options of a trace."""
+"""The options of a trace, of a run of many pairs, and of estimates: every one declared once.
 
-from collections.abc import Iterable, Mapping, Sequence
+Checks of single values are made here; what depends on the model, the pairs or other options is checked where the job is
+planned (`patching/job.py`). Nothing heavy is loaded: every `--help` is made of this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from functools import partial
 from typing import Any
 
-from causal_tracing.patching.ablation import (
-    Write,
-    checked_write,
+from causal_tracing import validation
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.sites import COMPONENTS, HEADS, MEDIATORS
+from causal_tracing.interventions.write import KINDS, Write, checked_write
+from causal_tracing.patching import texts
+from causal_tracing.patching.choices import (
+    BLOCKS,
+    CONTROLS,
+    ENGINES,
+    KEEP,
+    METHODS,
+    PRESETS,
+    RANKED,
+    SMOOTH,
 )
 from causal_tracing.patching.columns import Column
-from causal_tracing.patching.grid import Grid, Neurons
-from causal_tracing.patching.noise import Noise
+from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
 from causal_tracing.patching.windows import Window
+from causal_tracing.prompts.alignment import ALIGNMENTS
+from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
 
-COMPONENTS = ("resid_post", "attn_out", "mlp_out")
-ENGINES = ("auto", "packed", "replay")
-PRESETS = ("rome",)
+Progress = Callable[[int, int], None]  # is told how much is done, and of how much
+
 ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
 ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
 
 
+def _one_of(what: str, valid: Sequence[str], use: str = "") -> Callable[[Any], None]:
+    """A check that a value is one of these names, or None where it is left open."""
+    return lambda value: None if value is None else validation.one_of(what, value, valid, use)
+
+
+def _check_noise(value: Any) -> None:
+    if value is not None and not isinstance(value, Noise):
+        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {value!r}.")
+
+
+def _check_directions(value: Any) -> None:
+    if value is not None:
+        validation.names("direction", value, tuple(DIRECTIONS))
+
+
+def _check_severed(value: Any) -> None:
+    if value not in ((), []):
+        validation.names("part to sever", value, SEVERABLE)
+
+
+def _check_heads(value: Any) -> None:
+    if value is not True and value is not False and value not in ((), []):
+        validation.names("heads' component", value, HEADS)
+
+
+def _check_neurons(value: Any) -> None:
+    if not isinstance(value, (bool, Mapping)) or value == {}:
+        raise InvalidOption(
+            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
+            f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
+        )
+
+
+def _check_budget(value: Any) -> None:
+    if value is not None:
+        validation.whole("budget= (bytes)", value, least=1)
+
+
+def _check_shard(value: Any) -> None:
+    parts = list(value) if isinstance(value, Sequence) else []
+    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
+        raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {value!r}.")
+
+
+def _check_progress(value: Any) -> None:
+    if not (isinstance(value, bool) or callable(value)):
+        raise InvalidOption(f"progress= is True, False, or called with (done, total); it is {value!r}.")
+
+
+_whole = partial(partial, validation.whole)
+_check_columns = partial(validation.columns, "positions=")
+_PROGRESS = (
+    "True: a bar in a notebook or a terminal, elsewhere lines on stderr; work that ends at once shows nothing. False: "
+    "nothing. A callable is called with (done, total)."
+)
+
+
+# What several verbs take.
+
+
+def _align() -> Any:
+    return option(
+        "strict",
+        help="How tokens are paired: strict (one by one), suffix (same end), spans (equal roles).",
+        group=PATCHED,
+        text=texts.WORD,
+        names=ALIGNMENTS,
+    )
+
+
+def _budget() -> Any:
+    return option(
+        None,
+        help="Memory that a batch may take (default: by what is free).",
+        python="In bytes.",
+        group=ENGINE,
+        text=texts.SIZE,
+        check=_check_budget,
+    )
+
+
+def _engine() -> Any:
+    return option(
+        "auto",
+        help="auto, packed or replay.",
+        group=ENGINE,
+        text=texts.WORD,
+        check=partial(validation.one_of, "engine", valid=ENGINES),
+        names=ENGINES,
+    )
+
+
+def _seed() -> Any:
+    return option(
+        0,
+        help="Chooses the cells that are checked again, and what a control puts where.",
+        group=ENGINE,
+        text=texts.NUMBER,
+        check=_whole("seed=", least=0),
+        always=True,
+    )
+
+
+def _spot_checks() -> Any:
+    return option(
+        8,
+        help="How many random cells are run again alone; 0 turns it off.",
+        group=ENGINE,
+        text=texts.NUMBER,
+        check=_whole("spot_checks= (cells)", least=0),
+        always=True,
+    )
+
+
+def _progress() -> Any:
+    return option(True, help=_PROGRESS, group=OUTPUT, check=_check_progress, recorded=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of a trace, as `tracing.trace` explains them."""
+    """The options of `trace` and `estimate`. Raises InvalidOption for a value that cannot be meant.
 
-    components: Sequence[str] = COMPONENTS
-    layers: Sequence[int] | None = None
-    positions: str | Sequence[Column] = "each"
-    metric: str | None = None
-    directions: Sequence[str] | None = None
-    align: str = "strict"
-    noise: Noise | None = None
-    window: Window = 1
-    window_sums: bool = True
-    sever: Sequence[str] = ()
-    preset: str | None = None
-    write: str | Write = "donor"
-    control: str | None = None
-    heads: bool | Sequence[str] = False
-    head_positions: str | Sequence[Column] = "each"
-    neurons: Neurons = False
-    neuron_positions: str | Sequence[Column] = ("last",)
-    engine: str = "auto"
-    budget: int | None = None
-    seed: int = 0
-    spot_checks: int = 8
+    In the order in which a command line is written that makes a result again.
+    """
 
-    def to_dict(self, blocks: Grid) -> dict[str, Any]:
-        """The options as JSON holds them, with what the grid of blocks made of them; heads and neurons if asked."""
-        found: dict[str, Any] = {
-            "components": list(blocks.components),
-            "layers": list(blocks.layers),
-            "positions": self.positions,
-            "metric": self.metric,
-            "directions": [arm.name for arm in blocks.arms if arm.is_direction],
-            "align": self.align,
-            "noise": asdict(self.noise) if self.noise else None,
-            "window": self.window,
-            "window_sums": self.window_sums,
-            "sever": [arm.severed for arm in blocks.arms if arm.severed],
-            "preset": self.preset,
-            "write": checked_write(self.write).to_dict(),
-            "control": self.control,
-        }
-        if self.heads:
-            found["heads"] = ["z"] if self.heads is True else self.heads
-            found["head_positions"] = self.head_positions
-        if self.neurons:
-            found["neurons"] = self.neurons
-            found["neuron_positions"] = self.neuron_positions
-        return _plain(found | {name: getattr(self, name) for name in ("engine", "budget", "seed", "spot_checks")})
+    components: Sequence[str] = option(
+        BLOCKS,
+        help="Which blocks are patched: of resid_pre, attn_out, resid_mid, mlp_out, resid_post.",
+        group=PATCHED,
+        text=texts.NAMES,
+        check=partial(validation.names, "component", valid=COMPONENTS),
+        always=True,
+    )
+    layers: Sequence[int] | None = option(
+        None,
+        help="Which layers, from 0 (default: all).",
+        group=PATCHED,
+        text=texts.LAYERS,
+        always=True,
+    )
+    directions: Sequence[str] | None = option(
+        None,
+        help="Of restoration, disruption (default: both; with noise restoration, with an ablation disruption).",
+        group=PATCHED,
+        text=texts.NAMES,
+        check=_check_directions,
+        always=True,
+    )
+    positions: str | Sequence[Column] = option(
+        "each",
+        help='"each" token, "together" (all at once: one world a layer), or token positions and roles; a role with '
+        "several tokens is their mean.",
+        group=PATCHED,
+        text=texts.POSITIONS,
+        check=_check_columns,
+        always=True,
+    )
+    align: str = _align()
+    control: str | None = option(
+        None,
+        help="The same where there is nothing to find: random-weights (a copy of the model with each parameter's "
+        "numbers in random order) or shuffled-pairs (each pair with another one's answer and foil).",
+        group=CHANGES,
+        text=texts.WORD,
+        check=_one_of("control", CONTROLS),
+        names=CONTROLS,
+    )
+    preset: str | None = option(
+        None,
+        help='"rome": noise, windows and metric as in ROME\'s code.',
+        group=CHANGES,
+        text=texts.WORD,
+        check=_one_of("preset", PRESETS),
+        names=PRESETS,
+    )
+    noise: Noise | None = option(
+        None,
+        help="Corrupt the subject of the clean prompt by noise, without a corrupt prompt.",
+        python="A Noise, such as Noise(scale=3.0, draws=10).",
+        group=CHANGES,
+        text=texts.NOISE,
+        check=_check_noise,
+        kept=lambda noise: noise and asdict(noise),
+        unless="preset",
+    )
+    window: Window = option(
+        1,
+        help="How many layers are patched together.",
+        python="A number, or a mapping from components to numbers.",
+        group=PATCHED,
+        text=texts.WINDOW,
+        unless="preset",
+    )
+    sever: Sequence[str] = option(
+        (),
+        help="Freeze what comes behind a restored state: of mlp_out, attn_out.",
+        group=PATCHED,
+        text=texts.NAMES,
+        check=_check_severed,
+    )
+    window_sums: bool = option(
+        True,
+        help="Beside a window, the sum of what each of its layers does alone.",
+        group=PATCHED,
+        text=texts.SWITCH,
+    )
+    write: str | Write = option(
+        "donor",
+        help="What a patched site gets: donor (the other run's activation), zero, mean, resample, given, subspace. "
+        "Zeros, means and resampled activations go into the clean run: disruption alone.",
+        python="A kind, or a Write.",
+        group=CHANGES,
+        text=texts.WRITE,
+        check=checked_write,
+        names=KINDS,
+        kept=lambda write: checked_write(write).to_dict(),
+    )
+    heads: bool | Sequence[str] = option(
+        False,
+        help="Single heads too, by any of q, k, v, pattern, z (their outputs).",
+        python="True: z.",
+        group=PATCHED,
+        text=texts.HEADS,
+        check=_check_heads,
+        kept=lambda heads: ["z"] if heads is True else heads,
+        beside="heads",
+    )
+    head_positions: str | Sequence[Column] = option(
+        "each",
+        help="Where heads are patched; as positions.",
+        group=PATCHED,
+        text=texts.POSITIONS,
+        check=_check_columns,
+        always=True,
+        beside="heads",
+    )
+    neurons: bool | Mapping[int, Sequence[int]] = option(
+        False,
+        help="Single neurons too: all of the layers, or those that are named, layer by layer.",
+        python="True, or a mapping from layers to neurons, such as {5: [], 20: [14, 1035]}: none means all of a layer.",
+        group=PATCHED,
+        text=texts.NEURONS,
+        check=_check_neurons,
+        beside="neurons",
+    )
+    neuron_positions: str | Sequence[Column] = option(
+        ("last",),
+        help="Where neurons are patched; as positions.",
+        group=PATCHED,
+        text=texts.POSITIONS,
+        check=_check_columns,
+        always=True,
+        beside="neurons",
+    )
+    metric: str | None = option(
+        None,
+        help="Which is shown first; all are measured: logit_diff (default), log_prob (default without a foil), logit, "
+        "prob, neg_kl, neg_rank.",
+        group=PATCHED,
+        text=texts.WORD,
+        check=_one_of("metric", RANKED, " to trace by"),
+        names=RANKED,
+        unless="preset",
+    )
+    budget: int | None = _budget()
+    engine: str = _engine()
+    seed: int = _seed()
+    spot_checks: int = _spot_checks()
+    progress: bool | Progress = _progress()  # noqa: RUF009 - a field, as the others
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is kept of them with a result, as JSON holds it; heads and neurons where they are asked for."""
+        return record(self)
 
 
-def _plain(value: Any) -> Any:
-    """Lists and numbers of any library as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_plain(each) for each in value]
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions(Options):
+    """The options of `run`: those of a trace, and which of the pairs are traced."""
+
+    keep: str = option(
+        "all",
+        help="Of a file's pairs: all, or what the clean run must get right: first_choice (its most likely token is the "
+        "answer's first), preferred (the answer's logit is above the foil's).",
+        group=MANY,
+        text=texts.WORD,
+        check=partial(validation.one_of, "keep", valid=KEEP),
+        names=KEEP,
+        recorded=False,
+    )
+    shard: Sequence[int] = option(
+        (0, 1),
+        help="The i-th of n parts, from 0, for a folder of its own: every n-th chunk of the pairs.",
+        group=MANY,
+        text=texts.SHARD,
+        check=_check_shard,
+        recorded=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateOptions:
+    """The options of `attribute`. Raises InvalidOption for a value that cannot be meant."""
+
+    components: Sequence[str] = option(
+        BLOCKS,
+        help="Of resid_pre, attn_out, resid_mid, mlp_out, resid_post, q, k, v, pattern, z, neurons.",
+        group=PATCHED,
+        text=texts.NAMES,
+        check=partial(validation.names, "component", valid=(*COMPONENTS, *MEDIATORS)),
+    )
+    method: str = option(
+        "atp",
+        help="atp (attribution patching) or ig (integrated gradients).",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "method", valid=METHODS),
+        names=METHODS,
+    )
+    steps: int = option(
+        10,
+        help="Of the way from base to donor, for ig.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("steps=", least=1),
+    )
+    direction: str = option(
+        "restoration",
+        help="restoration or disruption.",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "direction", valid=tuple(DIRECTIONS)),
+        names=tuple(DIRECTIONS),
+    )
+    metric: str | None = option(
+        None,
+        help="logit_diff (default), log_prob (default without a foil), logit or prob.",
+        group=PATCHED,
+        text=texts.WORD,
+        check=_one_of("metric", SMOOTH, " that has a gradient"),
+        names=SMOOTH,
+    )
+    verify: int = option(
+        30,
+        help="How many of the strongest of each component are patched.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("verify= (estimates are always checked)", least=1),
+    )
+    sample: int = option(
+        100,
+        help="How many of the rest of each component are patched, at random.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("sample= (estimates are always checked)", least=1),
+    )
+    align: str = _align()
+    budget: int | None = _budget()
+    engine: str = _engine()
+    seed: int = _seed()
+    spot_checks: int = _spot_checks()
+    progress: bool | Progress = _progress()  # noqa: RUF009 - a field, as the others
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is kept of them with a result, as JSON holds it."""
+        return record(self)

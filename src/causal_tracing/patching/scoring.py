@@ -25,7 +25,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.metrics import measure_logits
 from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.results.measurements import METRICS
+from causal_tracing.results.units import METRICS
 
 LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 

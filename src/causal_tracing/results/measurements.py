@@ -33,18 +33,6 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.results.arms import ARMS
 from causal_tracing.results.site_kinds import in_order, kind_named
 
-# The metrics that are taken of the same logits, in the order of every array, with their units.
-UNITS = {
-    "logit_diff": "logits",
-    "log_prob": "nats",
-    "logit": "logits",
-    "prob": "probability",
-    "neg_kl": "nats",
-    "neg_rank": "ranks",
-    "entropy": "nats",
-}
-METRICS = tuple(UNITS)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measurements:

@@ -1,0 +1,106 @@
+"""Commands made of declarations: the flags that spell a command's options, and the values that were meant."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.declare import GROUPS, OUTPUT, Spec, plain, specs
+
+CONFIG = "config"
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file with any of these by name, such as layers = [0, 1]; flags given here win.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def signature(function: Callable[..., Any], declared: type) -> inspect.Signature:
+    """What typer reads: the command's own parameters, --config, and a flag for all that is declared, by group.
+
+    A flag that is not given is None, whatever its default: a file may say it.
+    """
+    own = [_left_open(each) for each in own_parameters(function).values()]
+    config = inspect.Parameter(CONFIG, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
+    flags: dict[str, inspect.Parameter] = {}
+    for name, spec in specs(declared).items():
+        for each in _flags(name, spec):
+            flags.setdefault(each.name, each)  # two options may share a flag
+    return inspect.Signature(sorted([*own, *flags.values(), config], key=_place))
+
+
+def own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The command's own parameters: all but its `options`."""
+    return {name: each for name, each in inspect.signature(function).parameters.items() if name != "options"}
+
+
+def values(flags: Mapping[str, Any], declared: type) -> dict[str, Any]:
+    """The options that these flags spell. Raises InvalidOption."""
+    return {
+        name: spec.text.read(name, flags)
+        for name, spec in specs(declared).items()
+        if spec.text and flags.keys() & {name, *(flag.name for flag in spec.text.more)}
+    }
+
+
+def complete(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raises InvalidOption where something is missing that the command cannot do without."""
+    needed = [name for name, each in own_parameters(function).items() if each.default is inspect.Parameter.empty]
+    missing = [f"--{name}" for name in needed if name not in given]
+    if missing:
+        raise InvalidOption(
+            f"{' and '.join(missing)} missing. Give what is missing, or name it in the file of --config."
+        )
+
+
+def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
+    """The flags of an option: the one of its name, and those that say more of it."""
+    text = spec.text
+    if text is None:
+        return
+    usual = None if spec.default in (None, ()) else text.write(name, plain(spec.kept(spec.default))).get(name)
+    default = "" if usual is None or text.kind is bool else f"Default: {usual}."
+    yield _parameter(name, text.kind, " ".join(filter(None, (spec.help, text.example, default))), spec)
+    for flag in text.more:
+        yield _parameter(flag.name, flag.kind, flag.help, spec)
+
+
+def _parameter(name: str, kind: type, help: str, spec: Spec) -> inspect.Parameter:
+    def completed(incomplete: str) -> list[str]:
+        return [each for each in spec.names if each.startswith(incomplete)]
+
+    offered = completed if spec.names and kind is str else None
+    flag = typer.Option(help=help, rich_help_panel=spec.group, autocompletion=offered)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, flag]
+    )
+
+
+def kind_of(parameter: inspect.Parameter) -> type:
+    """What a flag takes."""
+    annotated = get_args(parameter.annotation)[0]
+    return next((kind for kind in get_args(annotated) if kind is not type(None)), annotated)
+
+
+def flag_of(parameter: inspect.Parameter) -> Any:
+    """What typer knows of a flag."""
+    return get_args(parameter.annotation)[1]
+
+
+def _left_open(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter as one that need not be given: what is missing may stand in the file."""
+    flag = copy(flag_of(parameter))
+    if parameter.default is inspect.Parameter.empty:
+        flag.help += " Required."
+    annotation = Annotated[kind_of(parameter) | None, flag]
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _place(parameter: inspect.Parameter) -> int:
+    return GROUPS.index(flag_of(parameter).rich_help_panel)

@@ -1,0 +1,373 @@
+"""How values are spelled: what a flag of the command line means, and how the same value is written there again.
+
+Reading and writing of each kind of value stand side by side; so does what a configuration file may hold in its place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.write import Write
+
+Flags = Mapping[str, Any]  # by name as Python has it: a text, or what a file holds in its place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A flag of the command line beside the one that is named as its option: its name, type and help."""
+
+    name: str
+    kind: type
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """How an option is spelled, in a flag of its own name (and `more`).
+
+    `read(name, flags)` makes the option's value of the flags that were given; `write(name, value)` makes the flags of a
+    plain value, as the record and a configuration file have it. `fits` says whether a file's value is of the `form`.
+    `kind` is what the flag takes; `example` is shown with its help.
+    """
+
+    read: Callable[[str, Flags], Any]
+    write: Callable[[str, Any], dict[str, Any]]
+    fits: Callable[[Any], bool]
+    form: str
+    kind: type = str
+    example: str = ""
+    more: tuple[Flag, ...] = ()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The further flags that it is spelled in."""
+        return tuple(flag.name for flag in self.more)
+
+    def from_file(self, name: str, value: Any) -> dict[str, Any]:
+        """The flags of a value in a configuration file: a text as the flag takes it, or a plain value.
+
+        Raises InvalidOption where it is of another type.
+        """
+        if self.kind is str and isinstance(value, str):
+            return {name: value}
+        if not self.fits(value):
+            raise InvalidOption(f"It must be {self.form}; it is {value!r}.")
+        return self.write(name, value)
+
+
+def _one(
+    parse: Callable[[Any], Any],
+    spell: Callable[[Any], Any],
+    *,
+    fits: Callable[[Any], bool],
+    form: str,
+    kind: type = str,
+    example: str = "",
+) -> Text:
+    """A value that is spelled in one flag."""
+    return Text(
+        read=lambda name, flags: parse(flags[name]),
+        write=lambda name, value: {} if value is False and kind is not bool else {name: spell(value)},
+        fits=fits,
+        form=form,
+        kind=kind,
+        example=example,
+    )
+
+
+def _is(value: Any, *kinds: type) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
+def _list_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(_is(each, *kinds) for each in value)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _joined(values: Sequence[Any] | str) -> str:
+    return values if isinstance(values, str) else ",".join(map(str, values))
+
+
+# Words, numbers, switches: as they are.
+WORD = _one(_itself, _itself, fits=lambda value: _is(value, str), form="a text")
+NUMBER = _one(_itself, _itself, fits=lambda value: _is(value, int), form="a whole number", kind=int)
+SWITCH = _one(_itself, _itself, fits=lambda value: _is(value, bool), form="true or false", kind=bool)
+
+
+def names(text: str) -> list[str]:
+    """a,b as a list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+NAMES = _one(names, _joined, fits=_list_of(str), form='a list of names, such as ["mlp_out"]')
+HEADS = _one(
+    names,
+    lambda value: "z" if value is True else _joined(value),
+    fits=lambda value: _is(value, bool) or _list_of(str)(value),
+    form='true, or a list of names, such as ["q", "z"]',
+    example="Such as q,z.",
+)
+
+
+def positions(text: str) -> str | list[int | str]:
+    """3,subject_last,last as a list; "each" and "together" as they are."""
+    if text in ("each", "together"):
+        return text
+    return [int(name) if name.lstrip("-").isdigit() else name for name in names(text)]
+
+
+POSITIONS = _one(
+    positions,
+    _joined,
+    fits=_list_of(int, str),
+    form='"each", "together", or a list such as [3, "subject_last"]',
+    example="Such as 3,subject_last,last.",
+)
+
+
+def layers(text: str) -> list[int]:
+    """0-5,11 as numbers. Raises InvalidOption."""
+    found: list[int] = []
+    for part in names(text):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+LAYERS = _one(layers, _joined, fits=_list_of(int), form="a list of layers, such as [0, 1]", example="Such as 0-5,11.")
+
+
+def size(text: str) -> int:
+    """512MB as a number. Raises InvalidOption."""
+    units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
+    digits = text.strip().rstrip("kKmMgGbB ")
+    unit = text.strip()[len(digits) :].strip().upper()
+    if unit not in units or not digits.replace(".", "", 1).isdigit():
+        raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
+    return int(float(digits) * units[unit])
+
+
+SIZE = _one(size, str, fits=lambda value: _is(value, int), form='bytes, or such as "512MB"', example="Such as 512MB.")
+
+
+def neurons(text: str) -> bool | dict[int, list[int]]:
+    """What is named: `all`, or layers with their neurons, as in 5,20:14+1035 (all of layer 5, two of layer 20).
+
+    A layer without neurons has an empty list, which means all of them. Raises InvalidOption.
+    """
+    if text == "all":
+        return True
+    found: dict[int, list[int]] = {}
+    for part in names(text):
+        layer, colon, listed = part.partition(":")
+        chosen = listed.split("+") if colon else []
+        if not layer.isdigit() or not all(neuron.isdigit() for neuron in chosen):
+            raise InvalidOption(f"--neurons {text!r}: {part!r} names no neurons. Write all, or such as 5,20:14+1035.")
+        found.setdefault(int(layer), []).extend(int(neuron) for neuron in chosen)
+    return found
+
+
+def _neurons_again(value: Any) -> str:
+    if value is True:
+        return "all"
+    return _joined(
+        [str(layer) + (":" + "+".join(map(str, listed)) if listed else "") for layer, listed in value.items()]
+    )
+
+
+NEURONS = _one(
+    neurons,
+    _neurons_again,
+    fits=lambda value: _is(value, bool) or (isinstance(value, dict) and all(map(_list_of(int), value.values()))),
+    form="true, or a table from layers to neurons, such as {5 = [], 20 = [14, 1035]}",
+    example="Such as all, or 5,20:14+1035.",
+)
+
+
+def window(text: str) -> int | dict[str, int]:
+    """10 for all components, or attn_out=10,mlp_out=5. Raises InvalidOption."""
+    if text.isdigit():
+        return int(text)
+    widths: dict[str, int] = {}
+    for part in names(text):
+        component, _, width = part.partition("=")
+        if not width.isdigit():
+            raise InvalidOption(
+                f"--window {text!r}: {part!r} is no width. Write such as 10, or attn_out=10,mlp_out=10."
+            )
+        widths[component] = int(width)
+    return widths
+
+
+def _window_again(value: Any) -> str:
+    return _joined([f"{name}={width}" for name, width in value.items()]) if isinstance(value, Mapping) else str(value)
+
+
+WINDOW = _one(
+    window,
+    _window_again,
+    fits=lambda value: (
+        _is(value, int) or (isinstance(value, dict) and all(_is(width, int) for width in value.values()))
+    ),
+    form="a whole number, or a table such as {mlp_out = 10}",
+    example="Such as 10, or by component attn_out=10,mlp_out=10.",
+)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """2/8 as the third of eight (from 0). Raises InvalidOption."""
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+        raise InvalidOption(f"--shard {text!r} is no shard. Write such as 0/4, 1/4, 2/4 and 3/4.")
+    return int(first), int(count)
+
+
+SHARD = _one(
+    shard,
+    lambda value: "/".join(map(str, value)),
+    fits=_list_of(int),
+    form="a list such as [0, 4]",
+    example="Such as 0/4.",
+)
+
+DRAWN = (
+    Flag(
+        name="draws",
+        kind=int,
+        help="How many draws, of noise or of the reference, are averaged (default: 10).",
+    ),
+    Flag(name="draw_seed", kind=int, help="Chooses the draws (default: 0)."),
+)
+
+
+def _drawn(flags: Flags) -> dict[str, Any]:
+    """What was said of draws, by the names that Noise and Write have for it."""
+    given = (("draws", flags.get("draws")), ("seed", flags.get("draw_seed")))
+    return {name: value for name, value in given if value is not None}
+
+
+def noise(name: str, flags: Flags) -> Noise | None:
+    """3sigma as so many standard deviations of the embedding, a number as the noise's own. Raises InvalidOption."""
+    given, text = _drawn(flags), flags.get(name)
+    if text is None:
+        if given and flags.get("write") != "resample":
+            raise InvalidOption(
+                "--draws and --draw-seed say how noise or a reference is drawn. Give --noise too, such as 3sigma, or "
+                "--write resample."
+            )
+        return None
+    relative = text.endswith("sigma")
+    try:
+        strength = float(text.removesuffix("sigma"))
+    except ValueError:
+        raise InvalidOption(f"--noise {text!r} is no strength. Write such as 3sigma, or a number.") from None
+    return Noise(scale=strength, **given) if relative else Noise(scale=1.0, sigma=strength, **given)
+
+
+def _noise_again(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: str(value)}
+    table = {key: each for key, each in value.items() if key != "rome" or each}  # ROME's own is the preset's alone
+    _check_keys(table, [each.name for each in fields(Noise) if each.name != "rome"])
+    asked = asdict(Noise(**table))
+    strength = f"{asked['scale']}sigma" if asked["sigma"] is None else str(asked["scale"] * asked["sigma"])
+    return {name: strength, "draws": asked["draws"], "draw_seed": asked["seed"]}
+
+
+NOISE = Text(
+    read=noise,
+    write=_noise_again,
+    fits=lambda value: _is(value, int, float, dict),
+    form='a number, a table such as {scale = 3, draws = 10}, or a text such as "3sigma"',
+    example="Such as 3sigma (of the embeddings' standard deviation), or a number as it is.",
+    more=DRAWN,
+)
+
+
+def write(name: str, flags: Flags) -> Write:
+    """What is written, with the prompts and tensors of its files. Raises InvalidOption."""
+    kind, reference, tensors = flags.get(name, "donor"), flags.get("reference"), flags.get("tensors")
+    return Write(
+        kind,
+        alpha=flags.get("alpha", 1.0),
+        prompts=_lines(reference) if isinstance(reference, Path) else reference or [],
+        tensors={} if tensors is None else read_tensors(tensors),
+        **(_drawn(flags) if kind == "resample" else {}),
+    )
+
+
+def _write_again(name: str, value: Any) -> dict[str, Any]:
+    _check_keys(value, [each.name for each in fields(Write)])
+    flags = {} if value.get("kind", "donor") == "donor" else {name: value["kind"]}
+    if value.get("alpha", 1) != 1:
+        flags["alpha"] = value["alpha"]
+    keys = {"prompts": "reference", "draws": "draws", "seed": "draw_seed", "tensors": "tensors"}
+    return flags | {flag: value[key] for key, flag in keys.items() if key in value}
+
+
+WRITE = Text(
+    read=write,
+    write=_write_again,
+    fits=lambda value: isinstance(value, dict) and isinstance(value.get("tensors", ""), str),
+    form='a name such as "zero", or a table such as {kind = "given", tensors = "weights.safetensors"}',
+    more=(
+        Flag(name="alpha", kind=float, help="How much of it: (1 - alpha) of what is there stays (default: 1)."),
+        Flag(name="reference", kind=Path, help="For mean and resample: a text file, one prompt a line."),
+        Flag(
+            name="tensors",
+            kind=Path,
+            help="For given and subspace: a safetensors file, tensors named as resid_post.12.",
+        ),
+        *DRAWN,
+    ),
+)
+
+
+def _check_keys(table: Mapping[str, Any], valid: Sequence[str]) -> None:
+    """Raises InvalidOption for a key of a table that means nothing."""
+    for key in table:
+        if key not in valid:
+            raise InvalidOption(f"There is no {key!r} in it. {nearest(key, valid)}")
+
+
+def _lines(path: Path) -> list[str]:
+    """The prompts of a file, one a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOption(f"--reference {path} cannot be read: {error}") from None
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def read_tensors(path: Path) -> dict[tuple[str, int], Any]:
+    """The tensors of a safetensors file, named as in resid_post.12. Raises InvalidOption."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InvalidOption(f"--tensors {path} cannot be read as safetensors: {error}") from None
+    named = {}
+    for name, tensor in found.items():
+        component, _, layer = name.rpartition(".")
+        if not component or not layer.isdigit():
+            raise InvalidOption(f"--tensors {path}: {name!r} names no place. Name tensors such as resid_post.12.")
+        named[component, int(layer)] = tensor
+    return named
+
+
+def write_tensors(path: Path, tensors: Mapping[tuple[str, int], Any]) -> None:
+    """The file that `read_tensors` reads back."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({f"{name}.{layer}": torch.as_tensor(each).contiguous() for (name, layer), each in tensors.items()}, path)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.models.model import Model
@@ -24,6 +24,7 @@ Given = TypeVar("Given", covariant=True)  # what a verb gives back
 EXAMPLE = "\n\nExample:"
 
 
+@runtime_checkable
 class OfPairs(Protocol[P, Given]):
     """A verb of one pair or several."""
 
@@ -32,14 +33,7 @@ class OfPairs(Protocol[P, Given]):
         ...
 
 
-class OfPair(Protocol[P, Given]):
-    """A verb of one pair."""
-
-    def __call__(self, model: Model, pair: Pair, *_: P.args, **options: P.kwargs) -> Given:
-        """Its options are keywords."""
-        ...
-
-
+@runtime_checkable
 class IntoFolder(Protocol[P, Given]):
     """A verb that writes what it finds of many pairs into a folder."""
 
@@ -56,19 +50,13 @@ class Keywords(Generic[P, Options]):
     def __init__(self, declared: Callable[P, Options]) -> None:
         self.declared = declared
 
-    # The first to fit counts: a verb of pairs is one of a pair too.
     @overload
-    def __call__(  # pyright: ignore[reportOverlappingOverload]
-        self, verb: Callable[[Model, Pair | Sequence[Pair], Options], Result]
-    ) -> OfPairs[P, Result]: ...
+    def __call__(self, verb: Callable[[Model, Pair | Sequence[Pair], Options], Result]) -> OfPairs[P, Result]: ...
 
     @overload
     def __call__(
         self, verb: Callable[[Model, Pair | Sequence[Pair], str | Path, Options], Result]
     ) -> IntoFolder[P, Result]: ...
-
-    @overload
-    def __call__(self, verb: Callable[[Model, Pair, Options], Result]) -> OfPair[P, Result]: ...
 
     def __call__(self, verb: Callable[..., Any]) -> Any:
         """The verb with these keywords."""

@@ -342,7 +342,8 @@ def test_attribution_patching_takes_two_forwards(model, monkeypatch):
     handle = model.network.register_forward_pre_hook(
         lambda _, __, options: seen.append(tuple(options["input_ids"].shape)), with_kwargs=True
     )
-    monkeypatch.setattr(attribution, "_checked", lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
+    stop = "causal_tracing.experiments.attribute._checked"
+    monkeypatch.setattr(stop, lambda *_: (_ for _ in ()).throw(KeyError("the estimates are made")))
     with pytest.raises(KeyError, match="the estimates are made"):
         ct.attribute(model, PAIR, components=BLOCKS, engine="replay")
     handle.remove()

@@ -54,9 +54,7 @@ def complete(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     needed = [name for name, each in own_parameters(function).items() if each.default is inspect.Parameter.empty]
     missing = [f"--{name}" for name in needed if name not in given]
     if missing:
-        raise InvalidOption(
-            f"{' and '.join(missing)} missing. Give what is missing, or name it in the file of --config."
-        )
+        raise InvalidOption(f"{' and '.join(missing)} missing. Give it here, or in the file of --config.")
 
 
 def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.models.model import Model
@@ -24,6 +24,7 @@ Given = TypeVar("Given", covariant=True)  # what a verb gives back
 EXAMPLE = "\n\nExample:"
 
 
+@runtime_checkable
 class OfPairs(Protocol[P, Given]):
     """A verb of one pair or several."""
 
@@ -32,6 +33,7 @@ class OfPairs(Protocol[P, Given]):
         ...
 
 
+@runtime_checkable
 class OfPair(Protocol[P, Given]):
     """A verb of one pair."""
 
@@ -40,6 +42,7 @@ class OfPair(Protocol[P, Given]):
         ...
 
 
+@runtime_checkable
 class IntoFolder(Protocol[P, Given]):
     """A verb that writes what it finds of many pairs into a folder."""
 

@@ -32,8 +32,9 @@ def plain(value: Any) -> Any:
 class Spec:
     """What is declared of an option beside its name and type.
 
-    `check` raises InvalidOption for a value that cannot be meant. `text` is how a command line and a file spell it;
-    None: they cannot. `python` is said in Python only. `names` are what a shell offers to complete it. `kept` makes the plain value that the record has.
+    `python` is said of it in Python only. `check` raises InvalidOption for a value that cannot be meant. `text` is how
+    a command line and a file spell it; None: they cannot. `names` are what a shell offers to complete it. `kept` makes
+    the plain value that the record has.
 
     `recorded`: is a part of what was measured. `always`: is written out where a result is made again, and not only
     where it differs from its default. `beside`: counts only where that option is asked for. `unless`: that option sets

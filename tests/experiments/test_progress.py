@@ -1,0 +1,84 @@
+"""What is told of the work, and where: nothing of short work, lines without a terminal, a bar in one."""
+
+import io
+import sys
+import time
+from typing import Any
+
+import pytest
+
+import causal_tracing as ct
+from causal_tracing.engine.checks.check import accept
+from causal_tracing.experiments import progress as module
+from causal_tracing.experiments.progress import telling
+from causal_tracing.models.model import Model
+from families import FAMILIES, build
+from tokenizers_for_tests import words
+
+WORDS = words(*(f" w{n}" for n in range(96)))
+PAIR = ct.Pair(clean=" w11 w12 w13 w14", corrupt=" w11 w12 w43 w14", answer=" w7", foil=" w8")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+
+
+def worked(seconds: float = 0.0, **options: Any) -> None:
+    with telling(True, **options) as told:
+        assert told is not None
+        for done in range(11):
+            told(done, 10)
+            time.sleep(seconds)
+
+
+def test_short_work_is_silent(capfd, monkeypatch):
+    worked()
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    worked()
+    assert terminal.getvalue() == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_for_every_tenth_without_a_terminal(capfd):
+    worked(at_once=True)
+    assert capfd.readouterr().err.splitlines() == [f"tracing, {10 * n} %" for n in range(11)]
+
+
+def test_lines_begin_when_the_work_has_taken_long(capfd, monkeypatch):
+    monkeypatch.setattr(module, "LINES_AFTER", 0.05)
+    worked(seconds=0.02)
+    lines = capfd.readouterr().err.splitlines()
+    assert 0 < len(lines) < 11
+    assert lines[-1] == "tracing, 100 %"
+
+
+def test_a_bar_in_a_terminal_is_gone_when_the_work_is_done(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    worked(seconds=0.02, at_once=True)
+    assert "tracing" in terminal.getvalue()
+    assert "/10" in terminal.getvalue()
+    assert terminal.getvalue().split("\r")[-1].strip() == ""
+
+
+def test_a_callable_is_told_and_false_says_nothing(model, capfd, monkeypatch):
+    seen: list[tuple[int, int]] = []
+    ct.trace(model, PAIR, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (1000, 1000)
+    seen.clear()
+    ct.attribute(model, PAIR, method="ig", steps=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen)
+    assert (500, 1000) in seen
+    assert seen[-1] == (1000, 1000)
+    monkeypatch.setattr(module, "LINES_AFTER", 0.0)
+    ct.trace(model, PAIR, progress=False)
+    assert capfd.readouterr().err == ""
+    ct.trace(model, PAIR)
+    assert "tracing, 100 %" in capfd.readouterr().err

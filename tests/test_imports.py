@@ -85,7 +85,7 @@ def test_that_test_can_fail():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["demo"], ["trace"], ["check"], ["report"], ["export"], ["compare"]], ids=str
+    "arguments", [[], ["demo"], ["trace"], ["attribute"], ["check"], ["report"], ["export"], ["compare"]], ids=str
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
     code = f"""

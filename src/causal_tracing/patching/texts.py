@@ -41,11 +41,6 @@ class Text:
     example: str = ""
     more: tuple[Flag, ...] = ()
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """The further flags that it is spelled in."""
-        return tuple(flag.name for flag in self.more)
-
     def from_file(self, name: str, value: Any) -> dict[str, Any]:
         """The flags of a value in a configuration file: a text as the flag takes it, or a plain value.
 

@@ -93,7 +93,6 @@ def outcomes() -> dict[str, Any]:
         "write": outcome(lambda: ct.trace(model, PAIR, write=numbers["layers"])),
         "shard": outcome(lambda: ct.run(model, PAIR, tempfile.mkdtemp(), shard=None)),  # pyright: ignore[reportArgumentType]
         "pairs": [outcome(lambda ask=ask, given=given: ask(model, given)) for given in NO_PAIRS for ask in asks],
-        "two pairs": outcome(lambda: asks[-1](model, [PAIR, PAIR])),
         "numpy": [found.effects.layer.values.tolist(), found.effects.position.values.tolist()],
         "numpy's neurons": [found.provenance["options"]["neurons"], found.neurons.restoration.notnull().sum().item()],
     }
@@ -127,7 +126,6 @@ def test_writes_and_shards_that_cannot_be_meant(said):
 def test_what_is_no_pair(said):
     assert len(said["pairs"]) == 4 * len(NO_PAIRS)
     assert all(text.startswith("InvalidPair: A pair is needed") for text in said["pairs"])
-    assert said["two pairs"].startswith("InvalidPair: Estimates are made for one pair at a time; there are 2")
 
 
 def test_numpys_numbers_are_numbers(said):

@@ -226,7 +226,7 @@ def test_what_is_missing_is_said():
     Path("asked.toml").write_text(f'clean = "{CLEAN}"\n')
     with pytest.raises(InvalidOption, match=r"--model missing. Give it here, or in the file of --config"):
         ask("trace", "--config", "asked.toml")
-    with pytest.raises(InvalidOption, match=r"--model and --corrupt and --answer missing"):
+    with pytest.raises(InvalidOption, match=r"--model missing. Give it here, or in the file of --config"):
         ask("attribute", "--config", "asked.toml")
 
 
@@ -234,11 +234,11 @@ def test_attribute_takes_a_file_too():
     few = 'method = "ig"\nsteps = 2\nverify = 2\nsample = 3\ncomponents = ["mlp_out"]\n'
     Path("asked.toml").write_text(HEAD.replace("spot_checks = 0\n", "") + few)
     found = document("attribute", "--config", "asked.toml", "--sample", "4")
-    assert {name: found["provenance"][name] for name in ("method", "steps", "verify", "sample")} == {
+    assert {name: found["provenance"]["estimates"][name] for name in ("method", "steps", "verify", "sample")} == {
         "method": "ig", "steps": 2, "verify": 2, "sample": 4,
     }  # fmt: skip
-    Path("asked.toml").write_text(HEAD)
-    with pytest.raises(InvalidOption, match="There is no option 'spot_checks'"):
+    Path("asked.toml").write_text(HEAD + 'keep = "all"\n')
+    with pytest.raises(InvalidOption, match="There is no option 'keep'"):
         ask("attribute", "--config", "asked.toml")
 
 

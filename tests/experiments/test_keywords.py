@@ -28,7 +28,7 @@ def test_the_signature_shows_every_option(name):
         assert shown[option].annotation is not inspect.Parameter.empty
     assert "options" not in shown
     own = [each for each in shown if each not in specs(declared)]
-    assert own == {"run": ["model", "pairs", "folder"], "attribute": ["model", "pair"]}.get(name, ["model", "pairs"])
+    assert own == {"run": ["model", "pairs", "folder"]}.get(name, ["model", "pairs"])
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -64,13 +64,13 @@ from causal_tracing.models.model import Model
 def calls(model: Model, pair: ct.Pair) -> None:
     ct.trace(model, pairs=[pair], components=["mlp_out"], window={"mlp_out": 3}, progress=False)  # right
     ct.run(model, [pair], folder="run", keep="all", seed=3)  # right
-    ct.attribute(model, pair=pair, method="ig")  # right
+    ct.attribute(model, pairs=pair, method="ig")  # right
     ct.trace(model, pair, component=["mlp_out"])
     ct.trace(model, pair, layers=3)
     ct.estimate(model, pair, sed=3)
     ct.run(model, pair, "run", shard=1)
     ct.attribute(model, pair, steps="many")
-    ct.attribute(model, [pair])
+    ct.attribute(model, [pair], keep="all")
     print(ct.trace(model, pair).no_such_thing)
 """
 

@@ -283,7 +283,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         "neg_rank": -int((patched > patched[answer]).sum()),
         "entropy": -(patched.exp() * patched).sum().item(),
     }
-    cell = trace.measurements.pairs.restored.sel(pair="pair-0", component="mlp_out", layer=1, position=3)
+    cell = trace.measurements.numbers().restored.sel(pair="pair-0", component="mlp_out", layer=1, position=3)
     for metric, value in expected.items():
         assert cell.sel(metric=metric).item() == pytest.approx(value, abs=TOLERANCE), metric
 

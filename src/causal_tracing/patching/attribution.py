@@ -38,7 +38,7 @@ from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.measure import BOTH, Numbers, picked, spot_checks
+from causal_tracing.patching.measure import BOTH, STEPS, Numbers, picked, spot_checks
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
@@ -84,9 +84,7 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
     previews = preview_tokens(job.model, job.pairs, job.contrasts)
     found = []
     for number, preview in enumerate(previews):
-        found.append(_Screened(job, screen, job.question(number), preview))
-        if progress:
-            progress(number + 1, len(previews))
+        found.append(_Screened(job, screen, job.question(number), preview, _share(progress, number, len(previews))))
     sums = {number: each.sums for number, each in enumerate(found)}
     unedited = {number: each.unedited for number, each in enumerate(found)}
     return Numbers(
@@ -95,6 +93,16 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
         worlds_run=sum(each.worlds_run for each in found),
         spot_checks=spot_checks(job, list(picked(job, sums, unedited))),
     )
+
+
+def _share(progress: Progress | None, part: int, parts: int) -> Progress:
+    """Progress of one of several parts of the work, told as progress of the whole."""
+
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(round(STEPS * (part + done / max(1, total)) / parts), STEPS)
+
+    return report
 
 
 def _check_pair(job: Job, pair: TokenPair) -> None:
@@ -113,9 +121,9 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
 class _Screened:
     """One pair: its estimates, what is known beforehand, what was patched."""
 
-    def __init__(self, job: Job, screen: Screen, question: Question, preview: Preview) -> None:
-        self.job, self.question = job, question
-        self.estimates = _estimates(job, screen, question)
+    def __init__(self, job: Job, screen: Screen, question: Question, preview: Preview, progress: Progress) -> None:
+        self.job, self.question, self.progress = job, question, progress
+        self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
         self.scoring = Scoring(job.model, {question.number: question.pair})
         self.known = {grid.kind.name: _known(job, self.scoring, question, grid) for grid in job.grids}
         self.chosen = [
@@ -146,7 +154,8 @@ class _Screened:
             for world in worlds_of(self.question, grid, grid.arms[0], 0, at)
         ]
         asked = [*self.question.unedited, *(cell.world for _, cell in worlds)]
-        found = self.scoring.evaluate(asked, engine=self.job.choice.engine, budget=self.job.options.budget)
+        options = {"engine": self.job.choice.engine, "budget": self.job.options.budget}
+        found = self.scoring.evaluate(asked, progress=_share(self.progress, 1, 2), **options)
         runs = len(asked) - len(worlds)
         self.unedited = found.values[:runs]
         self.worlds, self.worlds_run = len(asked), found.worlds_run
@@ -233,13 +242,16 @@ def _whole_text(
     return total.exp() if probability else total
 
 
-def _estimates(job: Job, screen: Screen, question: Question) -> dict[str, np.ndarray]:
+def _estimates(job: Job, screen: Screen, question: Question, progress: Progress) -> dict[str, np.ndarray]:
     """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
     arm, pair = job.grids[0].arms[0], question.pair
     slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
     places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
     terms = _terms(pair, job.metric)
-    moved = [_moved(job.model, screen, term, question, arm, places, list(slots.values())) for term in terms]
+    moved = [
+        _moved(job.model, screen, term, question, arm, places, list(slots.values()), _share(progress, n, len(terms)))
+        for n, term in enumerate(terms)
+    ]
     weights = [(1.0 if arm.restores else -1.0) * term.weight for term in terms]
     found = {}
     for grid in job.grids:
@@ -260,6 +272,7 @@ def _moved(
     arm: Arm,
     places: Sequence[tuple[str, int]],
     slots: Sequence[Slot],
+    progress: Progress,
 ) -> dict[tuple[str, int], np.ndarray]:
     """How far the term moves with what is put in at each slot [slot, part]."""
     base, donor = map(term.longer, question.contrast.sides(0, restores=arm.restores))
@@ -273,13 +286,15 @@ def _moved(
     else:
         held = record(model, [base], places)[base].activations
         slopes = {}
-        for component, layer in places:
+        for done, (component, layer) in enumerate(places):
+            progress(done, len(places))
             sites = [Site(component, layer, position) for position in here]
             mean = integrated(
                 model, base, donor, sites, term.measure, screen.steps, there=there, donors=donors, keep=term.keep
             )
             slopes[component, layer] = torch.zeros_like(held[component, layer], dtype=mean.dtype)
             slopes[component, layer][here] = mean
+    progress(1, 1)
     moved = {}
     for place in places:
         apart = (given[place][there] - held[place][here]).double() * slopes[place][here].double()

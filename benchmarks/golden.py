@@ -163,7 +163,9 @@ def _add_interval(found: Found, name: str, interval: Any, metric: str) -> None:
 def of_attribution(attribution: Any) -> Found:
     """Estimates, the sites that were patched, and how far both agree."""
     found, record = Found(), attribution.provenance
-    metric = str(record["metric"] if "metric" in record else attribution.measurements.metric)
+    metric = (
+        str(record["metric"]) if "total_effect" in record else attribution.measurements.metric
+    )  # as of 0.1.0, or now
     for component, estimates in attribution.estimates.items():
         estimates = estimates.isel(pair=0) if "pair" in estimates.dims else estimates
         found.add(f"estimates/{component}", estimates.values, estimates.dims, metric)
@@ -397,9 +399,8 @@ def compare(first: Path, second: Path, cases: Sequence[str]) -> bool:
     for name in cases:
         there = [(folder / f"{name}.npz").is_file() for folder in (first, second)]
         if not all(there):
-            problems.append(
-                f"{name}: missing in {' and '.join(str(f) for f, t in zip((first, second), there) if not t)}"
-            )
+            lacking = [str(folder) for folder, known in zip((first, second), there, strict=True) if not known]
+            problems.append(f"{name}: missing in {' and '.join(lacking)}")
             continue
         found = compare_case(opened(first, name), opened(second, name))
         problems += [f"{name}: {problem}" for problem in found.problems]

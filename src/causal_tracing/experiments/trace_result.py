@@ -69,7 +69,7 @@ class Trace:
         if component is not None:
             component = known("component", component, found.component.values.tolist())
         rows = strongest(found, count, by=by, component=component)
-        table = pd.DataFrame(rows, columns=list(SiteRow.__dataclass_fields__))
+        table = pd.DataFrame(rows, columns=[name for name in SiteRow.__dataclass_fields__ if name != "kind"])
         return table.drop(columns=[name for name in BESIDE if name not in found])
 
     def curve(

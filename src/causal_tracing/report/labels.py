@@ -1,7 +1,7 @@
 """Sites as people read them: one site's numbers as a row, its name, and what its numbers mean together."""
 
 from causal_tracing.results.select import SiteRow
-from causal_tracing.results.site_kinds import kind_of_component
+from causal_tracing.results.site_kinds import KINDS
 
 UNPAIRED = "–"  # stands where a clean token has no corrupt one
 
@@ -31,7 +31,7 @@ def place(row: SiteRow) -> str:
 
 def site_name(row: SiteRow) -> str:
     """A site's component, layer and part for people: `z layer 3 head 1`."""
-    named = kind_of_component(row.component).named
+    named = KINDS[row.kind].named
     return named.format(component=row.component, layer=row.layer, part=row.part) + (
         f" ({row.window})" if row.window else ""
     )

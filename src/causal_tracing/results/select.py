@@ -30,6 +30,7 @@ class SiteRow:
     Those with a default belong to windows, noise and severing (`BESIDE`): None where they were not asked for.
     """
 
+    kind: str
     component: str
     layer: int
     part: int | None
@@ -102,6 +103,7 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
         tokens = {name: str(found[name].values[position]) for name in tokens}
     restored, lost = value("restored_fraction"), value("lost_fraction")
     return SiteRow(
+        kind=kind_of(found).name,
         component=str(component),
         layer=int(layer),
         part=None if part is None else int(part),

@@ -38,7 +38,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        units="".join(part(f"{name}.html") for name in measurements.kinds[1:]),
+        units="".join(part(f"{name}.html") for name in _sections(measurements)),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
@@ -60,7 +60,11 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
 
 def part(name: str) -> str:
     """A file of this folder, as text."""
-    return files("causal_tracing.report.page").joinpath(name).read_text(encoding="utf-8")
+    return _file(name).read_text(encoding="utf-8")
+
+
+def _file(name: str) -> Any:
+    return files("causal_tracing.report.page").joinpath(name)
 
 
 def head(title: str, style: str, script: str = "") -> str:
@@ -114,10 +118,17 @@ def prompt(text: str) -> str:
     return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
 
 
+def _sections(measurements: Measurements) -> list[str]:
+    """The kinds of site that have a section of their own behind the first one's map."""
+    return [name for name in measurements.kinds[1:] if _file(f"{name}.html").is_file()]
+
+
 def _left_out(measurements: Measurements) -> str:
     count = measurements.pairs.sizes["pair"]
+    others = [name for name in measurements.kinds[1:] if name not in _sections(measurements)]
+    lacking = f'<p class="warning">This page has no section for {", ".join(others)}.</p>' if others else ""
     shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
-    return shown if count > MOST_PAIRS else ""
+    return lacking + (shown if count > MOST_PAIRS else "")
 
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
@@ -171,7 +182,7 @@ def _provenance(measurements: Measurements) -> str:
 def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
-    for name in measurements.kinds[1:]:
+    for name in _sections(measurements):
         of_mean = {"mean": mean.parts[name]} if name in mean.parts else {}
         data[name] = parts_data(measurements, name, shown) | of_mean
     return data

@@ -27,7 +27,7 @@ from causal_tracing.report.words.method import (
 )
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
-from causal_tracing.results.site_kinds import kind_of_component
+from causal_tracing.results.site_kinds import KINDS
 
 SITES_EACH = 3  # a component
 
@@ -201,7 +201,7 @@ def _site_sentence(row: SiteRow, unit: str) -> str:
             share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
             parts.append(f"{verb} {number(effect)} {unit}{share}")
     meaning = f": {row.pattern}" if row.pattern else ""
-    kind = kind_of_component(row.component)
+    kind = KINDS[row.kind]
     names = {"component": row.component, "layer": row.layer, "part": row.part}
     what, address = kind.called.format(**names), kind.address.format(**names)
     said = f"Strongest {what}: {address} at {place(row)}; {'; '.join(parts)}{meaning}."

@@ -115,3 +115,9 @@ def test_the_public_face():
         assert name in dir(causal_tracing)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = causal_tracing.nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_package_can_be_run_as_a_module():
+    command = [sys.executable, "-m", "causal_tracing", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == causal_tracing.__version__

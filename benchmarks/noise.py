@@ -98,7 +98,7 @@ def traced(model: Model, prompt: str, subject: str, answer: str) -> ct.Trace:
 def compared(model: Model, said: tuple[str, str, str], repeats: int) -> dict[str, Any]:
     """One prompt: both sides' numbers on a sample of the cells, then their times, interleaved, and the bound."""
     rome, random, trace = Rome(model, *said), np.random.default_rng(0), traced(model, *said)
-    found = trace.measurements.data.restored.sel(metric="prob", pair="pair-0")
+    found = trace.measurements.numbers().restored.sel(metric="prob", pair="pair-0")
     every = cells(model.num_layers, found.sizes["position"])
     chosen = [every[n] for n in random.choice(len(every), SAMPLE, replace=False)]
     theirs = rome(chosen)

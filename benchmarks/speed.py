@@ -29,10 +29,10 @@ import causal_tracing as ct
 from causal_tracing.cli.app import DEMO
 from causal_tracing.engine.backend import Evaluation
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.experiments.trace import COMPONENTS
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
+from causal_tracing.patching.choices import BLOCKS as COMPONENTS
 from causal_tracing.prompts.pairs import tokenize_pairs
 
 SUBSETS = {

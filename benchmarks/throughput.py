@@ -56,7 +56,7 @@ def main() -> None:
         found = [loop(task, some) for task, some in zip(tasks, cells, strict=True)]
         patch = (time.perf_counter() - started) / sum(map(len, cells))
         times["loop"].append(patch * COMPONENTS * DIRECTIONS * model.num_layers * statistics.mean(lengths))
-        restored = trace.measurements.data.restored.sel(metric="logit_diff", component="resid_post")
+        restored = trace.measurements.numbers().restored.sel(metric="logit_diff", component="resid_post")
         for n, some in enumerate(cells):
             apart = max(apart, *(abs(found[n][cell] - restored[n].values[cell]) for cell in some))
     if apart > 1e-3:

@@ -283,7 +283,7 @@ MAKE = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import causal_tracing.embedded as embedded
+import causal_tracing.models.demo as embedded
 from causal_tracing.models.demo import Pinned
 
 def convert(gguf, folder):
@@ -353,7 +353,7 @@ def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_looking_for_the_folder_loads_neither_torch_nor_transformers():
-    code = "import causal_tracing.embedded, sys; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import causal_tracing.models.demo, sys; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

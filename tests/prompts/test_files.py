@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -199,7 +200,9 @@ def pairs_or_an_error(place: str) -> Iterator[None]:
 
 
 def test_badly_typed_rows_are_pairs_or_one_clear_error():
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    beside = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, env=beside)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all as they should be\n"
 

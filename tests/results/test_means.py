@@ -188,7 +188,7 @@ def test_pairs_without_the_metric_are_not_counted(model):
     assert trace.evidence(metric="log_prob").pairs == 12
     with pytest.raises(NoMean, match="fewer than two pairs have entropy: entropy is shown raw"):
         trace.evidence(metric="entropy")
-    trace.measurements.pairs.restored[0, 5, 0, 0, 1] = np.inf
+    trace.measurements.maps["blocks"].restored[0, 5, 0, 0, 1] = np.inf
     with pytest.raises(NoMean, match="restoration by logit_diff is infinite"):
         ct.Trace(trace.measurements).evidence()
 

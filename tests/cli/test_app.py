@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import causal_tracing
+import causal_tracing as ct
 from causal_tracing.cli import app as cli
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ModelNotFound
@@ -367,3 +368,31 @@ def test_neurons_that_a_model_does_not_have_are_said(monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, *TRACE, "--neurons", "1:64")
     assert code == 2
     assert "There is no neuron 64: layer 1 of tiny has neurons 0 to 63." in err
+
+
+def test_the_command_of_estimates_makes_them_again(monkeypatch, capsys):
+    few = ["--components", "mlp_out,z", "--verify", "3", "--sample", "4", "--spot-checks", "0", "--json"]
+    asked = ["attribute", "--model", "tiny", *PAIR, "--subject", "w13", "--corrupt-subject", "w43", "--align", "spans"]
+    code, first, _ = run(monkeypatch, capsys, *asked, *few)
+    assert code == 0
+    first = json.loads(first)
+    assert len(first["verified"]) == 14
+    command = shlex.split(first["provenance"]["command"])
+    assert command[:2] == ["causal-tracing", "attribute"]
+    again = json.loads(run(monkeypatch, capsys, *command[1:], "--json")[1])
+    for name in ("estimates", "verified", "agreement"):
+        assert again[name] == first[name]
+
+
+def test_estimates_of_a_file_of_pairs_go_into_a_folder(monkeypatch, capsys, tmp_path):
+    rows = [{"clean": CLEAN, "corrupt": CORRUPT, "answer": " w7", "foil": foil} for foil in (" w8", " w9")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    few = ["--components", "mlp_out", "--verify", "3", "--sample", "4", "--out", str(tmp_path / "saved")]
+    asked = ["attribute", "--model", "tiny", "--pairs", str(tmp_path / "pairs.jsonl"), *few]
+    code, out, err = run(monkeypatch, capsys, *asked)
+    assert code == 0
+    assert "2 pairs, each with estimates of its own" in out
+    assert f"wrote {tmp_path / 'saved'}" in err
+    assert ct.open_trace(tmp_path / "saved").summary() == out.rstrip("\n")
+    assert run(monkeypatch, capsys, *asked)[0] == 2  # it is there already
+    assert run(monkeypatch, capsys, *asked, "--overwrite")[0] == 0

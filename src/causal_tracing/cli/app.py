@@ -29,6 +29,11 @@ ANSWER = typer.Option(help='What follows the clean prompt, leading space include
 Corrupt = Annotated[str | None, CORRUPT]
 Foil = Annotated[str | None, typer.Option(help="What follows the corrupt prompt.", rich_help_panel=PAIR)]
 Clean = Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.", rich_help_panel=PAIR)]
+SUBJECT = "A stretch of the clean prompt; names the roles of tokens."
+Subject = Annotated[str | None, typer.Option(help=SUBJECT, rich_help_panel=PAIR)]
+CorruptSubject = Annotated[
+    str | None, typer.Option(help="The same stretch of the corrupt prompt.", rich_help_panel=PAIR)
+]
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
@@ -84,13 +89,8 @@ def trace(
     corrupt: Corrupt = None,
     answer: Annotated[str | None, ANSWER] = None,
     foil: Foil = None,
-    subject: Annotated[
-        str | None,
-        typer.Option(help="A stretch of the clean prompt; names the roles of tokens.", rich_help_panel=PAIR),
-    ] = None,
-    corrupt_subject: Annotated[
-        str | None, typer.Option(help="The same stretch of the corrupt prompt.", rich_help_panel=PAIR)
-    ] = None,
+    subject: Subject = None,
+    corrupt_subject: CorruptSubject = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -161,6 +161,8 @@ def attribute(
     corrupt: Corrupt = None,
     answer: Annotated[str | None, ANSWER] = None,
     foil: Foil = None,
+    subject: Subject = None,
+    corrupt_subject: CorruptSubject = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -179,7 +181,11 @@ def attribute(
     """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
     from causal_tracing import attribute as run
 
-    asked = console.pairs(pairs, {"clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil}, chat=chat)
+    fields = {
+        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
+        "subject": subject, "corrupt_subject": corrupt_subject,
+    }  # fmt: skip
+    asked = console.pairs(pairs, fields, chat=chat)
     _check_folder(out, many=False, in_part=False, overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with warnings.catch_warnings():

@@ -15,8 +15,8 @@ FLOORS = (
     ("errors", "validation"),
     ("prompts", "interventions"),
     ("models", "results"),
-    ("engine", "report", "testing"),
-    ("patching",),
+    ("engine", "report"),
+    ("patching", "testing"),
     ("experiments",),
     ("cli",),
 )
@@ -39,6 +39,43 @@ def imports(path: Path) -> set[str]:
             names = [f"causal_tracing.{alias.name}" for alias in node.names] if inside else [node.module]
         found |= {folder(name) for name in names if name.startswith("causal_tracing.")}
     return found & {*FLOOR}
+
+
+# What is known of the engine above it: its seam, and the one way to a backend. Opening and checking a model is more.
+SEAM = ("causal_tracing.engine.backend", "causal_tracing.engine.choose")
+KNOWN_OF_THE_ENGINE = {"testing": SEAM[:1], "patching": SEAM, "experiments": SEAM}
+BEYOND = {"experiments/load.py": "causal_tracing.engine.checks.check"}
+
+
+def of_the_engine(path: Path) -> set[str]:
+    """The engine's modules that a file imports from, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names if is_module(node, alias)}
+    return {name for name in found if name.startswith("causal_tracing.engine.")}
+
+
+def is_module(node: ast.ImportFrom, alias: ast.alias) -> bool:
+    """Whether a name is imported as a module of the package, and not out of one."""
+    folders = [*(node.module or "").split(".")[1:], alias.name]
+    return PACKAGE.joinpath(*folders).is_dir() or PACKAGE.joinpath(*folders).with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("name", list(KNOWN_OF_THE_ENGINE))
+def test_methods_know_the_engine_by_its_seam_alone(name: str):
+    for file in (PACKAGE / name).rglob("*.py"):
+        allowed = {*KNOWN_OF_THE_ENGINE[name], BEYOND.get(file.relative_to(PACKAGE).as_posix())}
+        assert of_the_engine(file) <= allowed, file
+
+
+def test_a_reach_past_the_seam_would_be_noticed(tmp_path: Path):
+    code = tmp_path / "reaching.py"
+    code.write_text("from causal_tracing.engine.hooks import record\nimport causal_tracing.engine.memory\n")
+    hooks = {"causal_tracing.engine.hooks", "causal_tracing.engine.hooks.record"}
+    assert of_the_engine(code) == {*hooks, "causal_tracing.engine.memory"}
 
 
 def breaks_the_house(importing: str, imported: str) -> bool:

@@ -185,6 +185,35 @@ def test_a_listener_stops_the_work_between_two_layers_and_nothing_is_left_behind
     assert total // 3 < last[-1] < total
 
 
+@pytest.mark.parametrize("engine", ["replay", "packed"])
+def test_what_a_listener_raises_is_never_taken_for_a_lack_of_memory(engine):
+    told: list[int] = []
+
+    def full(done: int, total: int) -> None:
+        told.append(done)
+        if done > total // 3:
+            raise MemoryError("of the listener's own")
+
+    with pytest.raises(MemoryError, match="of the listener's own"):
+        evaluate(llama(), sweep(), all_logits, engine=engine, progress=full)
+    assert [done > 36 * len(LAYERS) // 3 for done in told].count(True) == 1
+
+
+def test_progress_stands_still_where_a_batch_begins_again_in_halves():
+    seen: list[int] = []
+    unmeasured = torch.OutOfMemoryError("CUDA out of memory.")
+
+    def measure(logits: Tensor, _: Any) -> Tensor:
+        if len(logits) > 5:
+            raise unmeasured
+        return logits.flatten(1)
+
+    evaluate(llama(), sweep(), measure, progress=lambda done, _: seen.append(done))
+    assert seen == sorted(seen)
+    assert seen[-1] == 36 * len(LAYERS)
+    assert max(seen.count(done) for done in seen) > len(LAYERS)
+
+
 # Memory that runs out.
 
 

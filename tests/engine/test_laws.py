@@ -15,14 +15,13 @@ import torch
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from causal_tracing.engine.backend import Evaluation
+from causal_tracing.engine.backend import Evaluation, Recording
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.engine.hooks.apply import Recording
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.engine.prune import is_cut, plan
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
+from causal_tracing.interventions.known import is_cut, plan
 from causal_tracing.interventions.sites import COMPONENTS, RESIDUAL, Site
 from causal_tracing.models.model import Model
 from causal_tracing.testing import ToyTokenizer
@@ -148,7 +147,7 @@ def test_a_whole_layer_of_the_stream_gives_the_donors_logits(model):
     cuts = [edits(component, layer, EVERYWHERE) for component in residual(model) for layer in LAYERS]
     for cut, found in zip(cuts, logits(model, *cuts), strict=True):
         assert difference(found, unedited(model)[1]) < TOLERANCE
-        assert is_cut(model, World(BASE, cut, (LAST,)))
+        assert is_cut(World(BASE, cut, (LAST,)), model.rules)
 
 
 # Law 4: the last layer's output at the readout gives the donor's logits there, and nowhere else.
@@ -159,7 +158,7 @@ def test_the_last_layers_output_gives_the_donors_logits_at_its_own_position(mode
         expected = base.copy()
         expected[position] = donor[position]
         assert difference(found, expected) < TOLERANCE
-        assert is_cut(model, World(BASE, worlds[position], (position,)))
+        assert is_cut(World(BASE, worlds[position], (position,)), model.rules)
 
 
 # Law 5: the output of a layer is the input of the next.
@@ -334,7 +333,7 @@ def every_cell(model: Model, readout: int) -> dict[Site, World]:
 @pytest.mark.parametrize("readout", [LAST, 5, 4, 2])
 def test_structural_zeros_are_exactly_zero(model, readout):
     cells = every_cell(model, readout)
-    declared = dict(zip(cells, plan(model, list(cells.values())).structural_zero, strict=True))
+    declared = dict(zip(cells, plan(list(cells.values()), model.rules).structural_zero, strict=True))
     assert declared == {site: must_be_zero(site, readout) for site in cells}
     for site, found in single_sites(model).items():
         if declared[site]:
@@ -372,8 +371,8 @@ def test_pruning_keeps_edits_that_only_seem_to_write_what_is_there(model):
 def test_what_is_called_a_cut_gives_the_donors_logits(model, readout):
     spans = [(3, 4, 5, 6, 7, 8), (3, 5), (3, 4, 5), (readout,)]
     worlds = [World(BASE, edits(*place, span), (readout,)) for place, span in product(places(model), spans)]
-    assert [is_cut(model, world) for world in worlds] == [must_be_a_cut(world, readout) for world in worlds]
-    cuts = [world for world in worlds if is_cut(model, world)]
+    assert [is_cut(world, model.rules) for world in worlds] == [must_be_a_cut(world, readout) for world in worlds]
+    cuts = [world for world in worlds if is_cut(world, model.rules)]
     for values in run(model, cuts).values:
         assert difference(values, unedited(model)[1][readout]) < TOLERANCE
 
@@ -395,10 +394,10 @@ def test_what_leaves_a_way_round_is_no_cut(model):
     donor = unedited(model)[1][LAST]
     for component, layer, positions in (("resid_post", 1, DIFFERING), ("resid_pre", 0, (3,)), ("resid_pre", 3, (8,))):
         world = World(BASE, edits(component, layer, positions), (LAST,))
-        assert not is_cut(model, world)
+        assert not is_cut(world, model.rules)
         assert difference(run(model, [world]).values[0], donor) > REAL
     half = World(BASE, tuple(edit("resid_post", 1, p, alpha=0.5) for p in EVERYWHERE), (LAST,))
-    assert not is_cut(model, half)
+    assert not is_cut(half, model.rules)
     assert difference(run(model, [half]).values[0], donor) > REAL
 
 

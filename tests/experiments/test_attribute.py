@@ -13,6 +13,7 @@ from scipy import stats
 
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import gradients
 from causal_tracing.engine.hooks.record import record
@@ -175,7 +176,7 @@ def test_integrated_gradients_of_one_site_are_complete(component):
     apart = kept[donor].activations[component, 1][4] - kept[base].activations[component, 1][4]
     errors = []
     for steps in (2, 16, 64):
-        mean = integrated(model, base, donor, sites, logit_diff, steps)[0]
+        mean = integrated(plain_backend(model), base, donor, sites, logit_diff, steps)[0]
         errors.append(abs((apart * mean).sum().item() - exact(model, sites)))
     assert errors[2] < 1e-3 * max(abs(exact(model, sites)), 0.01)
     assert errors[2] < errors[1] < errors[0]
@@ -353,11 +354,11 @@ def test_integrated_gradients_fit_the_memory(model, monkeypatch):
         lambda _, __, options: sizes.append(len(options["input_ids"])), with_kwargs=True
     )
     base, donor, sites = Run(ids(CORRUPT)), Run(ids(CLEAN)), [Site("mlp_out", 1, p) for p in range(LENGTH)]
-    together = integrated(model, base, donor, sites, logit_diff, 7)
+    together = integrated(plain_backend(model), base, donor, sites, logit_diff, 7)
     assert sizes == [1, 7]
     sizes.clear()
-    monkeypatch.setattr(attribution, "rows_that_fit", lambda *_: 3)
-    split = integrated(model, base, donor, sites, logit_diff, 7)
+    monkeypatch.setattr("causal_tracing.engine.network.rows_that_fit", lambda *_: 3)
+    split = integrated(plain_backend(model), base, donor, sites, logit_diff, 7)
     handle.remove()
     assert sizes == [1, 3, 3, 1]
     assert_allclose(split, together, rtol=0, atol=1e-5)

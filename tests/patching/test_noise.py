@@ -14,6 +14,7 @@ from scipy import stats
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Edit, From, Run, World
@@ -215,7 +216,7 @@ def test_no_noise_is_the_clean_run(model):
 
 def test_noise_touches_the_subjects_embeddings_only(model):
     tokens = tokenize_pairs([PAIR], WORDS, noise=True)
-    (contrast,), record = noised(model, tokens, NOISE)
+    (contrast,), record = noised(plain_backend(model), WORDS, tokens, NOISE)
     assert record["positions"] == [list(SUBJECT)]
     for run in contrast.corrupt:
         assert [edit.site for edit in run.edits] == [Site("embed", 0, position) for position in SUBJECT]
@@ -436,7 +437,8 @@ def test_bad_pairs_are_said(model):
 
 def test_pruned_cells_equal_run_ones(model):
     """Noise's zeros and duplicates are dropped; run all the same, they give the same."""
-    (contrast,), _ = noised(model, tokenize_pairs([PAIR], WORDS, noise=True), ct.Noise(draws=2))
+    tokens = tokenize_pairs([PAIR], WORDS, noise=True)
+    (contrast,), _ = noised(plain_backend(model), WORDS, tokens, ct.Noise(draws=2))
     worlds = [
         World(base, (Edit(Site("resid_post", layer, p), From(contrast.clean, p)),), (LENGTH - 1,))
         for base in contrast.corrupt

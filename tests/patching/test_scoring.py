@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
 from causal_tracing.patching.scoring import Scoring
@@ -92,7 +93,7 @@ def test_one_token_behind_another_path_gives_the_same(model):
     """The difference of two single tokens' log-probabilities is the difference of their logits."""
     one = tokenize(pair(), WORDS)
     world = World(Run(one.clean.tokens), (), (LAST,))
-    plain = Scoring(model, {0: one}).evaluate([world]).values[0]
+    plain = Scoring(plain_backend(model), {0: one}).evaluate([world]).values[0]
     assert plain[METRICS.index("logit_diff")] == pytest.approx(
         summed(model.network, CLEAN, " w7") - summed(model.network, CLEAN, " w8"), abs=1e-5
     )
@@ -139,6 +140,6 @@ def test_several_tokens_are_said(model):
 def test_the_spread_of_repeats_is_of_the_size_of_rounding(model):
     tokens = [tokenize(pair(), WORDS), tokenize(pair(**SEVERAL), WORDS)]
     worlds = [World(Run(one.clean.tokens), (), (LAST,), number) for number, one in enumerate(tokens)]
-    found = Scoring(model, dict(enumerate(tokens))).spread(worlds)
+    found = Scoring(plain_backend(model), dict(enumerate(tokens))).spread(worlds)
     assert found.shape == (2, len(METRICS))
     assert found[:, METRICS.index("log_prob")].max() < 1e-5

@@ -1,37 +1,87 @@
-"""The seam: what an engine is asked, and what it answers."""
+"""The seam between methods and models: what a backend is asked, and what it answers. Values only: nothing runs here.
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+Methods see models through the four questions of `Backend` and cannot tell who answers: the packed engine, replay, or a
+backend that a model brings along (`Model.backend`). `causal_tracing.testing.FakeBackend` answers without a network.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from causal_tracing.interventions.edits import World
+from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.interventions.edits import Run, World
+from causal_tracing.interventions.known import Rules
 
+Place = tuple[str, int]  # a component of a layer
 Measure = Callable[[Float[Tensor, "world readout vocab"], Sequence[World]], Float[Tensor, "world metric"]]
-Progress = Callable[[int, int], None]
-Tick = Callable[[int], None]  # which layer a batch has reached; what it raises stops the work
+Differentiable = Callable[[Float[Tensor, "run keep vocab"]], Tensor]  # logits after the last tokens -> one a run
+Progress = Callable[[int, int], None]  # steps done, steps in all
 
 
-def never(layer: int) -> None:
-    """Nobody listens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What worlds would take. A token-layer is one token in one layer: a naive loop computes every one of every world.
+
+    `worlds_run` are those that are left when what is known to be zero is dropped, and equal ones are run once. `memory`
+    is in bytes above the loaded model; `seconds` is a guess.
+    """
+
+    worlds_run: int
+    token_layers: int
+    naive_token_layers: int
+    memory: int
+    seconds: float
 
 
-@runtime_checkable
-class Engine(Protocol):
-    """How worlds become logits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a backend offers.
 
-    def batches(self, rows: int | None) -> Iterator[list[int]]:
-        """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
-        ...
+    `engine` is its name ("packed", "replay", or that of a model's own backend); `note` says why it is not the packed
+    one, where that was to be expected. `components` can be read and written; `counts` says how many heads or neurons
+    a layer has, for those that have such parts. `budget` is in bytes a batch (None: it has none), `context` the longest
+    prompt in tokens (None: not known). `gradients` says whether they can be asked for, and `cost` is that of the worlds
+    asked about.
+    """
 
-    def logits(
-        self, batch: Sequence[int], tick: Tick = never
-    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The logits at the worlds' readouts, some worlds at a time; `tick` is told of every layer."""
-        ...
+    engine: str
+    components: tuple[str, ...]
+    rules: Rules
+    counts: Mapping[str, int] = field(default_factory=dict)
+    note: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    context: int | None = None
+    budget: int | None = None
+    gradients: bool = False
+    cost: Cost | None = None
+
+    def units(self, component: str) -> int:
+        """How many heads or neurons a layer has; 1 for the components that have no such parts."""
+        return self.counts.get(component, 1)
+
+    def require(self, component: str) -> None:
+        """Raises ComponentNotOffered, with what is offered."""
+        if component not in self.components:
+            raise ComponentNotOffered(
+                f"{component} is not offered by the backend {self.engine!r}. Offered: {', '.join(self.components)}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recording:
+    """What one run left behind: its activations at places [token, width], and logits [readout, vocab].
+
+    The width is d_model in the stream, units · size of a unit for heads and neurons. Activations are the module's own
+    outputs, before the layer's scale.
+    """
+
+    activations: Mapping[Place, Float[Tensor, "token width"]] = field(default_factory=dict)
+    logits: Float[Tensor, "readout vocab"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,3 +91,68 @@ class Evaluation:
     values: Float[np.ndarray, "world metric"]
     structural_zero: Bool[np.ndarray, " world"]
     worlds_run: int
+
+
+class Linearised(NamedTuple):
+    """Activations of some runs at places, and the gradients of a measure there; both [run, token, width]."""
+
+    values: Mapping[Place, Float[Tensor, "run token width"]]
+    gradients: Mapping[Place, Float[Tensor, "run token width"]]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """How methods ask a model: nothing else of it is known to them.
+
+    An implementation needs these four, and no base class. What it does not offer it refuses by name
+    (ComponentNotOffered); it leaves the model as it was, whatever happens.
+    """
+
+    def describe(self, worlds: Sequence[World] = ()) -> Description:
+        """What is offered; with worlds, also what these would take (which may run a forward to time it)."""
+        ...
+
+    def record(self, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> Mapping[Run, Recording]:
+        """Each distinct run's activations at the places (component, layer), and its logits at the last `keep` tokens.
+
+        Runs may differ in length. Raises ComponentNotOffered, InvalidEdit.
+        """
+        ...
+
+    def evaluate(
+        self,
+        worlds: Sequence[World],
+        measure: Measure,
+        *,
+        prune: bool = True,
+        rows: int | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """The numbers that `measure` makes of each world's logits at its readout, [world, metric].
+
+        `measure` gets the logits [world, readout, vocab] of some worlds that read equally many positions, and these
+        worlds; it may depend on a world through its base run, its readout and its `pair` only. With `prune` a world
+        that is known to equal its base run gets that run's numbers, and equal worlds are run once. `rows` caps a batch.
+
+        `progress` is told (steps done, steps in all) as often as the backend can, never less than before, and at the
+        end that all are done. What it raises stops the work at once. It must not run the model itself.
+        Raises InvalidEdit, ComponentNotOffered, CannotPack, OutOfMemory.
+        """
+        ...
+
+    def gradients(
+        self,
+        runs: Sequence[Run],
+        places: Collection[Place],
+        measure: Differentiable,
+        *,
+        donors: Mapping[Run, Recording] | None = None,
+        keep: int = 1,
+    ) -> Iterator[Linearised]:
+        """Activations of runs of equal length at the places, and d measure / d activation there.
+
+        In the order of the runs, as many at a time as fit the memory. `measure` makes one number a run of the logits
+        at its last `keep` tokens [run, keep, vocab]. `donors` are recordings of what the runs' edits read, where they
+        are there already. Raises ComponentNotOffered, also where `describe().gradients` is False.
+        """
+        ...

@@ -5,23 +5,25 @@
 3. Measure each batch's logits at once, so that they are never held together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Engine, Evaluation, Measure, Progress, Tick, never
+from causal_tracing.engine.backend import Evaluation, Measure, Progress
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.engine.memory import default_budget, is_out_of_memory
 from causal_tracing.engine.packed.engine import Packed
-from causal_tracing.engine.prune import plan
+from causal_tracing.engine.progress import Steps, never
 from causal_tracing.errors import InvalidEdit, OutOfMemory
 from causal_tracing.interventions.edits import World
+from causal_tracing.interventions.known import plan
 from causal_tracing.models.model import Model
 
-ENGINES: dict[str, Callable[[Model, Sequence[World], int], Engine]] = {"packed": Packed, "replay": Replay}
+Engine = Packed | Replay
+ENGINES: dict[str, type[Packed] | type[Replay]] = {"packed": Packed, "replay": Replay}
 
 
 def evaluate(
@@ -44,9 +46,9 @@ def evaluate(
     """
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
-    planned = plan(model, worlds, prune=prune)
+    planned = plan(worlds, model.rules, prune=prune)
     run = ENGINES[engine](model, planned.worlds, budget or default_budget(model))
-    told = _Told(progress, len(planned.worlds) * model.num_layers) if progress else None
+    told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
     values: dict[int, Tensor] = {}
     for batch in run.batches(rows):
         values |= _measured(model, run, planned.worlds, batch, measure, told)
@@ -59,34 +61,13 @@ def evaluate(
     )
 
 
-class _Told:
-    """How far the work is, in layers of worlds: it never goes down, and what a listener raises stops the work."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.total = progress, total
-        self.reached = self.before = 0
-
-    def reach(self, steps: int) -> None:
-        """So many steps are done, of whole batches."""
-        self.before = steps
-        self._tell(steps)
-
-    def layers(self, size: int) -> Tick:
-        """What a batch of so many worlds tells of its layers."""
-        return lambda layer: self._tell(self.before + size * layer)
-
-    def _tell(self, steps: int) -> None:
-        self.reached = max(self.reached, steps)
-        self.progress(self.reached, self.total)
-
-
 def _measured(
     model: Model,
     run: Engine,
     worlds: Sequence[World],
     batch: Sequence[int],
     measure: Measure,
-    told: _Told | None,
+    told: Steps | None,
 ) -> dict[int, Float[Tensor, " metric"]]:
     """A batch's numbers; what is left of it in halves where memory runs out."""
     done: dict[int, Tensor] = {}
@@ -94,7 +75,7 @@ def _measured(
         for numbers, logits in run.logits(batch, told.layers(len(batch)) if told else never):
             done.update(zip(numbers, measure(logits, [worlds[n] for n in numbers]).double().cpu(), strict=True))
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or (told and error is told.stopped_by):
             raise  # the halves are run outside this block: an exception keeps its frames' tensors alive
     left = [number for number in batch if number not in done]
     if left and len(batch) == 1:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import prove
-from causal_tracing.errors import EngineNote
+from causal_tracing.engine.choose import open_backend, plain_backend
+from causal_tracing.errors import ComponentNotOffered, EngineNote
 from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
-from causal_tracing.interventions.sites import MEDIATORS
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
@@ -43,8 +41,8 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     require_model(model)
     asked = named(as_pairs(pairs))
     job = _job(model, asked, tuple(dict.fromkeys(options.components)), options)
-    if job.choice.note:
-        warnings.warn(job.choice.note, EngineNote, stacklevel=3)
+    if note := job.backend.describe().note:
+        warnings.warn(note, EngineNote, stacklevel=3)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)
     started, clock = datetime.now(UTC), time.perf_counter()
     with telling(options.progress) as progress:
@@ -64,10 +62,13 @@ def _job(model: Model, asked: list[Pair], components: Sequence[str], options: Es
     """Every site of the components, in one direction. Raises InvalidPair, InvalidOption, ComponentNotOffered."""
     for component in components:
         model.anatomy.require(component)
-    mediators = [name for name in components if name in MEDIATORS]
-    if mediators:
-        model, _ = prove(model, mediators)
     pairs = tokenize_pairs(asked, model.tokenizer, align=options.align)
+    backend = open_backend(model, components, options.engine, options.budget)
+    if not backend.describe().gradients:
+        raise ComponentNotOffered(
+            f"Estimates need gradients, and the backend of {model.name} ({backend.describe().engine!r}) has none: use "
+            "trace()."
+        )
     by_kind = {kind: [name for name in components if name in KINDS[kind].components] for kind in KINDS}
     return Job(
         model=model,
@@ -76,7 +77,8 @@ def _job(model: Model, asked: list[Pair], components: Sequence[str], options: Es
         pairs=pairs,
         contrasts=[of_prompts(pair) for pair in pairs],
         grids=[_grid(model, pairs, kind, names, options.direction) for kind, names in by_kind.items() if names],
-        choice=choose(model, components, options.engine),
+        backend=backend,
+        plain=plain_backend(model),
         noise=None,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
@@ -56,7 +57,7 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:
-    expected = log_probs(model, [of_clean(pair) for pair in pairs])
+    expected = log_probs(plain_backend(model), [of_clean(pair) for pair in pairs])
     found = {}
     for pair, each in zip(pairs, expected, strict=True):
         if keep == "first_choice" and int(each.argmax()) != pair.answer:

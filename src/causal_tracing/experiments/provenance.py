@@ -37,7 +37,7 @@ def provenance(
 
 def provenance_of(job: Job) -> dict[str, Any]:
     """What is known of a job before it is run."""
-    model, options = job.model, _options(job)
+    model, described, options = job.model, job.backend.describe(), _options(job)
     return {
         "model": model.name,
         "source": dict(model.source),
@@ -46,8 +46,8 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "dtype": model.dtype,
         "device": str(model.device),
         "attention": model.attention,
-        "engine": job.choice.engine,
-        "engine_note": job.choice.note,
+        "engine": described.engine,
+        "engine_note": described.note,
         "versions": {"causal-tracing": __version__, "python": platform.python_version(), **_versions()},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "options": options,

@@ -11,14 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from causal_tracing.engine.memory import default_budget
 from causal_tracing.errors import InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.experiments.filter import Choice, chosen
 from causal_tracing.experiments.keywords import Keywords
@@ -82,7 +80,7 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
         manifest = _manifest(folder, job, asked, options)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
         with _threads(manifest["threads"]):
-            job = replace(job, options=replace(job.options, budget=manifest["budget"]))
+            job = job.within(manifest["budget"])
             _fill(Store(folder, manifest["spec_sha256"]), job, asked, choice, manifest, progress)
     return open_trace(folder)
 
@@ -122,7 +120,7 @@ def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions
             "pairs": [pair_to_dict(pair) for pair in pairs],
             "shard": list(shard),
             "threads": torch.get_num_threads(),
-            "budget": job.options.budget or default_budget(job.model),
+            "budget": job.backend.describe().budget,
             "provenance": {name: value for name, value in record.items() if name not in ("pairs", "noise")}
             | {"noise": record["noise"] and {n: v for n, v in record["noise"].items() if n not in PER_PAIR}},
         }
@@ -147,6 +145,9 @@ def _part(options: RunOptions) -> dict[str, str]:
 def fingerprint(model: Model) -> str:
     """What tells a model's weights from others': names, shapes, and some numbers of every parameter."""
     found = hashlib.sha256()
+    if model.network is None:  # a backend of its own runs it
+        found.update(f"{model.name} {model.backend.describe().engine}".encode())
+        return found.hexdigest()
     for name, parameter in model.network.named_parameters():
         flat = parameter.detach().flatten()
         step = max(1, len(flat) // SAMPLED)

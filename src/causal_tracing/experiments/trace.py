@@ -57,8 +57,8 @@ def trace(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Trace
 def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> Measurements:
     """Runs a job, and says where its numbers come from. Raises ModelError, MachineError."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    if job.choice.note:
-        warnings.warn(job.choice.note, EngineNote, stacklevel=4)
+    if note := job.backend.describe().note:
+        warnings.warn(note, EngineNote, stacklevel=4)
     found = measure(job, progress=progress, sink=sink)
     record = provenance(
         job,

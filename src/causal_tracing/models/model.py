@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.known import Rules
 from causal_tracing.models.architectures import Anatomy
 
 
@@ -51,7 +52,8 @@ class Agreement:
 class Model:
     """A causal language model whose anatomy has been checked. `source` says where it came from.
 
-    `agreement` says on which components the packed engine may be used.
+    `agreement` says on which components the packed engine may be used. `backend` answers for the model where it brings
+    one along (`engine.backend.Backend`): then there need be no network.
     """
 
     network: Any
@@ -60,6 +62,7 @@ class Model:
     anatomy: Anatomy
     source: Mapping[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
+    backend: Any = None
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -69,7 +72,14 @@ class Model:
     @property
     def num_layers(self) -> int:
         """How many decoder layers there are."""
-        return len(self.layers)
+        return self.rules.num_layers if self.backend is not None else len(self.layers)
+
+    @property
+    def rules(self) -> Rules:
+        """What may be concluded about its worlds without running them."""
+        if self.backend is not None:
+            return self.backend.describe().rules
+        return Rules(num_layers=len(self.layers), cut=self.anatomy.cut)
 
     @property
     def config(self) -> Any:
@@ -79,21 +89,29 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where tokens go in."""
+        if self.backend is not None:
+            return torch.device(self.backend.describe().device)
         return self.network.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> str:
         """The parameters' type, such as "float32"."""
+        if self.backend is not None:
+            return self.backend.describe().dtype
         return str(self.network.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
     @property
     def attention(self) -> str:
-        """The attention implementation in use, such as "sdpa"."""
+        """The attention implementation in use, such as "sdpa"; "own" where it is not transformers'."""
+        if self.backend is not None:
+            return "own"
         return str(getattr(self.config, "_attn_implementation", None) or "own")
 
     @property
     def context(self) -> int | None:
         """The longest prompt that the model takes, in tokens; None where its configuration does not say."""
+        if self.backend is not None:
+            return self.backend.describe().context
         return getattr(self.config, "max_position_embeddings", None)
 
     def part(self, layer: int, path: str) -> nn.Module:

@@ -24,15 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.apply import Recording
-from causal_tracing.engine.hooks.gradients import Differentiable, linearised
-from causal_tracing.engine.hooks.record import record
-from causal_tracing.engine.memory import default_budget, rows_that_fit
-from causal_tracing.engine.prune import effective
+from causal_tracing.engine.backend import Backend, Differentiable, Recording
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Edit, From, Run
+from causal_tracing.interventions.known import effective
 from causal_tracing.interventions.sites import Site
-from causal_tracing.models.model import Model
 from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
 from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
@@ -81,7 +77,7 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
     """
     for pair in job.pairs:
         _check_pair(job, pair)
-    previews = preview_tokens(job.model, job.pairs, job.contrasts)
+    previews = preview_tokens(job.model, job.backend, job.pairs, job.contrasts)
     found = []
     for number, preview in enumerate(previews):
         found.append(_Screened(job, screen, job.question(number), preview, _share(progress, number, len(previews))))
@@ -124,8 +120,8 @@ class _Screened:
     def __init__(self, job: Job, screen: Screen, question: Question, preview: Preview, progress: Progress) -> None:
         self.job, self.question, self.progress = job, question, progress
         self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
-        self.scoring = Scoring(job.model, {question.number: question.pair})
-        self.known = {grid.kind.name: _known(job, self.scoring, question, grid) for grid in job.grids}
+        self.scoring = Scoring(job.backend, {question.number: question.pair})
+        self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
         self.chosen = [
             (grid, at, why)
             for grid in job.grids
@@ -134,7 +130,7 @@ class _Screened:
         ]
         self.sums = {grid.kind.name: Sums(grid, 1) for grid in job.grids}
         self._patch()
-        spread = np.max(self.scoring.spread(question.unedited[:BOTH]), axis=0)
+        spread = np.max(self.scoring.on(job.plain).spread(question.unedited[:BOTH]), axis=0)
         self.measurements = self._measurements(preview, spread)
 
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
@@ -154,8 +150,7 @@ class _Screened:
             for world in worlds_of(self.question, grid, grid.arms[0], 0, at)
         ]
         asked = [*self.question.unedited, *(cell.world for _, cell in worlds)]
-        options = {"engine": self.job.choice.engine, "budget": self.job.options.budget}
-        found = self.scoring.evaluate(asked, progress=_share(self.progress, 1, 2), **options)
+        found = self.scoring.evaluate(asked, progress=_share(self.progress, 1, 2))
         runs = len(asked) - len(worlds)
         self.unedited = found.values[:runs]
         self.worlds, self.worlds_run = len(asked), found.worlds_run
@@ -188,7 +183,7 @@ class _Screened:
         return measurements_of(preview, self.unedited, spread, maps, self.job.metric)
 
 
-def _known(job: Job, scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
+def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
     """What is known of each cell beforehand: "structural_zero", "cut", "unpaired", or "" where it can matter.
 
     Parts of one component, layer and column share it.
@@ -198,7 +193,7 @@ def _known(job: Job, scoring: Scoring, question: Question, grid: Grid) -> np.nda
         places = list(grid.places(component, layer, column))
         worlds = list(worlds_of(question, grid, grid.arms[0], 0, places[0])) if places else []
         if worlds:
-            open_ = any(effective(world, job.model.num_layers) for world in worlds)
+            open_ = any(effective(world, scoring.rules) for world in worlds)
             cut = any(scoring.is_cut(world) for world in worlds)
             for at in places:
                 found[at] = "cut" if cut and open_ else "" if open_ else "structural_zero"
@@ -249,7 +244,7 @@ def _estimates(job: Job, screen: Screen, question: Question, progress: Progress)
     places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
     terms = _terms(pair, job.metric)
     moved = [
-        _moved(job.model, screen, term, question, arm, places, list(slots.values()), _share(progress, n, len(terms)))
+        _moved(job.backend, screen, term, question, arm, places, list(slots.values()), _share(progress, n, len(terms)))
         for n, term in enumerate(terms)
     ]
     weights = [(1.0 if arm.restores else -1.0) * term.weight for term in terms]
@@ -265,7 +260,7 @@ def _estimates(job: Job, screen: Screen, question: Question, progress: Progress)
 
 
 def _moved(
-    model: Model,
+    backend: Backend,
     screen: Screen,
     term: _Term,
     question: Question,
@@ -278,32 +273,32 @@ def _moved(
     base, donor = map(term.longer, question.contrast.sides(0, restores=arm.restores))
     here = [slot.corrupt if arm.restores else slot.clean for slot in slots]
     there = [slot.clean if arm.restores else slot.corrupt for slot in slots]
-    donors = record(model, [donor], places)
+    donors = backend.record([donor], places)
     given = donors[donor].activations
     if screen.method == "atp":
-        values, slopes = linearised(model, [base], places, term.measure, keep=term.keep)
-        held, slopes = ({place: each[place][0] for place in places} for each in (values, slopes))
+        (found,) = backend.gradients([base], places, term.measure, keep=term.keep)
+        held, slopes = ({place: each[place][0] for place in places} for each in found)
     else:
-        held = record(model, [base], places)[base].activations
+        held = backend.record([base], places)[base].activations
         slopes = {}
         for done, (component, layer) in enumerate(places):
             progress(done, len(places))
             sites = [Site(component, layer, position) for position in here]
             mean = integrated(
-                model, base, donor, sites, term.measure, screen.steps, there=there, donors=donors, keep=term.keep
+                backend, base, donor, sites, term.measure, screen.steps, there=there, donors=donors, keep=term.keep
             )
             slopes[component, layer] = torch.zeros_like(held[component, layer], dtype=mean.dtype)
             slopes[component, layer][here] = mean
     progress(1, 1)
-    moved = {}
+    described, moved = backend.describe(), {}
     for place in places:
         apart = (given[place][there] - held[place][here]).double() * slopes[place][here].double()
-        moved[place] = apart.unflatten(1, (model.units(place[0]), -1)).sum(-1).cpu().numpy()
+        moved[place] = apart.unflatten(1, (described.units(place[0]), -1)).sum(-1).cpu().numpy()
     return moved
 
 
 def integrated(
-    model: Model,
+    backend: Backend,
     base: Run,
     donor: Run,
     sites: Sequence[Site],
@@ -327,13 +322,7 @@ def integrated(
         Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))
         for step in range(steps)
     ]
-    donors = record(model, [donor], [(component, layer)]) if donors is None else donors
-    # Autograd keeps what every layer behind the sites computed: the more of them, the fewer runs at once.
-    rows = rows_that_fit(model, len(base.tokens), keep, default_budget(model) // (model.num_layers - layer))
-    parts = []
-    for start in range(0, steps, rows):
-        chunk = runs[start : start + rows]
-        _, found = linearised(model, chunk, [(component, layer)], measure, donors=donors, keep=keep)
-        parts.append(found[component, layer].double().sum(0))
+    found = backend.gradients(runs, [(component, layer)], measure, donors=donors, keep=keep)
+    parts = [part.gradients[component, layer].double().sum(0) for part in found]
     mean = torch.stack(parts).sum(0) / steps
     return mean[[site.position for site in sites]]

@@ -14,14 +14,22 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import accept_again
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
 
 
 def randomised(model: Model, seed: int) -> Model:
-    """A copy of the model in which each parameter's numbers stand in random order; the model itself is left alone."""
+    """A copy of the model in which each parameter's numbers stand in random order; the model itself is left alone.
+
+    Raises InvalidOption where a backend of the model's own runs it: there are no parameters to put in order.
+    """
+    if model.backend is not None:
+        raise InvalidOption(
+            f"control='random-weights' reorders a network's parameters, and {model.name} is run by a backend of its "
+            "own. Use control='shuffled-pairs'."
+        )
     network = copy.deepcopy(model.network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():  # tied ones come once
@@ -29,7 +37,7 @@ def randomised(model: Model, seed: int) -> Model:
             order = np.random.default_rng(int.from_bytes(named[:8], "big")).permutation(parameter.numel())
             flat = parameter.detach().reshape(-1)
             parameter.copy_(flat[torch.from_numpy(order).to(flat.device)].reshape(parameter.shape))
-    return accept(network, model.tokenizer, name=model.name, source=dict(model.source))
+    return accept_again(model, network)
 
 
 def shuffled(pairs: Sequence[Pair], seed: int) -> list[Pair]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from causal_tracing.engine.checks.agreement import Choice, choose
-from causal_tracing.engine.checks.check import prove
+from causal_tracing.engine.backend import Backend
+from causal_tracing.engine.choose import open_backend, plain_backend, within
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
@@ -25,9 +25,10 @@ PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which engine.
+    """A trace that can be run: pairs as tokens, the runs that they compare, what is patched, on which backend.
 
-    `asked` are the pairs as they were given: a control may trace others.
+    `asked` are the pairs as they were given: a control may trace others. `backend` runs the worlds, and the `plain` one
+    some of them again, for comparison.
     """
 
     model: Model
@@ -36,7 +37,8 @@ class Job:
     pairs: Sequence[TokenPair]
     contrasts: Sequence[Contrast]
     grids: Sequence[Grid]
-    choice: Choice
+    backend: Backend
+    plain: Backend
     noise: Mapping[str, Any] | None
 
     def question(self, number: int) -> Question:
@@ -48,6 +50,10 @@ class Job:
         """The metric that is shown first."""
         foils = all(pair.foil_tokens for pair in self.pairs)
         return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+    def within(self, budget: int | None) -> "Job":
+        """The same job with this budget in bytes a batch."""
+        return replace(self, options=replace(self.options, budget=budget), backend=within(self.backend, budget))
 
     def part(self, numbers: Sequence[int]) -> "Job":
         """The same job for some of its pairs: the same columns, the same metric first."""
@@ -77,14 +83,14 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
-    model, grids = _grids(model, tokens, options, directions)
+    grids = _grids(model, tokens, options, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     components = [name for grid in grids for name in grid.components]
-    choice = choose(model, list(dict.fromkeys([*components, *severed])), options.engine)
+    backend = open_backend(model, [*components, *severed], options.engine, options.budget)
     for grid in grids:
         counts = {name: model.units(name) for name in grid.components if grid.kind.part}
         check_tensors(write, grid.components, grid.layers, counts)
-    contrasts, record = _contrasts(model, tokens, noise, write)
+    contrasts, record = _contrasts(model, backend, tokens, noise, write)
     return Job(
         model=model,
         options=options,
@@ -92,15 +98,14 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         pairs=tokens,
         contrasts=contrasts,
         grids=grids,
-        choice=choice,
+        backend=backend,
+        plain=plain_backend(model),
         noise=record,
     )
 
 
-def _grids(
-    model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]
-) -> tuple[Model, list[Grid]]:
-    """What is patched, kind by kind, and the model with its heads and neurons proved where they are asked for."""
+def _grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> list[Grid]:
+    """What is patched, kind by kind."""
     grids: list[Grid] = [
         plan_blocks(
             model,
@@ -116,18 +121,13 @@ def _grids(
         )
     ]
     heads = named_heads(options.heads)
-    mediators = (*heads, *(("neurons",) if options.neurons else ()))
-    for component in mediators:
-        model.anatomy.require(component)
-    if mediators:
-        model, _ = prove(model, mediators)
     common = {"layers": options.layers, "directions": directions}
     if heads:
         grids.append(plan_heads(model, pairs, components=heads, positions=options.head_positions, **common))
     if options.neurons:
         where = options.neuron_positions
         grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
-    return model, grids
+    return grids
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:
@@ -140,10 +140,12 @@ def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Mode
 
 
 def _contrasts(
-    model: Model, pairs: Sequence[TokenPair], noise: Noise | None, write: Write
+    model: Model, backend: Backend, pairs: Sequence[TokenPair], noise: Noise | None, write: Write
 ) -> tuple[list[Contrast], Mapping[str, Any] | None]:
     """What each pair compares and writes, and what is recorded of noise. Raises InvalidPair."""
-    contrasts, record = noised(model, pairs, noise) if noise else ([of_prompts(pair) for pair in pairs], None)
+    contrasts, record = [of_prompts(pair) for pair in pairs], None
+    if noise:
+        contrasts, record = noised(backend, model.tokenizer, pairs, noise)
     tokens = reference_tokens(model, write)
     both = zip(contrasts, pairs, strict=True)
     return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record

@@ -65,7 +65,7 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
 
     What either raises stops the work, between two layers or two batches, and leaves nothing behind.
     """
-    previews = preview_tokens(job.model, job.pairs, job.contrasts)
+    previews = preview_tokens(job.model, job.backend, job.pairs, job.contrasts)
     tally = _Tally(progress, sum(_count(job, grid) for grid in job.grids))
     chunks = []
     for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
@@ -131,11 +131,11 @@ class _Chunk:
         for grid in self.job.grids:
             apart = [[number] for number in self.previews]
             for numbers in apart if grid.kind.part else [list(self.previews)]:
-                scoring = Scoring(self.job.model, {number: self.job.pairs[number] for number in numbers})
+                scoring = Scoring(self.job.backend, {number: self.job.pairs[number] for number in numbers})
                 for batch in self._batches(grid, numbers):
                     self._measure(grid, scoring, batch)
         unedited = {number: self.job.question(number).unedited[:BOTH] for number in self.previews}
-        scoring = Scoring(self.job.model, {number: self.job.pairs[number] for number in self.previews})
+        scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in self.previews})
         repeats = iter(scoring.spread([world for both in unedited.values() for world in both]))
         for number, both in unedited.items():
             self.spread[number] = np.max([next(repeats) for _ in both], axis=0)
@@ -177,9 +177,8 @@ class _Chunk:
     def _measure(self, grid: Grid, scoring: Scoring, batch: Sequence[tuple[int, Cell | World]]) -> None:
         """Runs a batch, and puts its numbers where they belong; what is known to be zero is exactly the base run's."""
         worlds = [one.world if isinstance(one, Cell) else one for _, one in batch]
-        options = {"engine": self.job.choice.engine, "budget": self.job.options.budget}
         counted = sum(isinstance(one, Cell) for _, one in batch)
-        found = scoring.evaluate(worlds, **options, progress=self.tally.batch(counted))
+        found = scoring.evaluate(worlds, progress=self.tally.batch(counted))
         self.tally.done += counted
         self.worlds, self.worlds_run = self.worlds + len(batch), self.worlds_run + found.worlds_run
         new: dict[int, list[At]] = {number: [] for number, _ in batch}
@@ -247,13 +246,13 @@ def picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[i
 
 
 def spot_checks(job: Job, cells: Sequence[Picked]) -> dict[str, float | int | None]:
-    """Cells run again on replay, alone (with their own draws) and unpruned, against what the trace says."""
+    """Cells run again on the plain backend, alone (with their own draws) and unpruned, against what the trace says."""
     if not cells:
         return {"cells": 0, "largest_difference": None}
     worlds = [world for one in cells for world in one.worlds]
-    scoring = Scoring(job.model, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
+    scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
     metric = METRICS.index(job.metric)
     draws = max(contrast.draws for contrast in job.contrasts)
-    alone = iter(scoring.evaluate(worlds, engine="replay", prune=False, rows=draws).values[:, metric])
+    alone = iter(scoring.evaluate(worlds, prune=False, rows=draws).values[:, metric])
     differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in cells]
     return {"cells": len(differences), "largest_difference": float(max(differences))}

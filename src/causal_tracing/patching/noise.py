@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.backend import Backend
 from causal_tracing.interventions.edits import Edit, Plus, Run
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import Site
-from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.prompts.pairs import TokenPair
 
@@ -26,24 +25,26 @@ EMBED = ("embed", 0)
 ROME_SEED = 1
 
 
-def noised(model: Model, pairs: Sequence[TokenPair], noise: Noise) -> tuple[list[Contrast], dict[str, Any]]:
+def noised(
+    backend: Backend, tokenizer: Any, pairs: Sequence[TokenPair], noise: Noise
+) -> tuple[list[Contrast], dict[str, Any]]:
     """Each pair's clean run and its noised runs, one a draw; and what is to be known of the noise.
 
     The noised positions are the tokens of the pair's span "subject".
     """
-    shared = _sigma(model, [_subject_alone(model, pair) for pair in pairs]) if noise.rome else None
+    shared = _sigma(backend, [_subject_alone(tokenizer, pair) for pair in pairs]) if noise.rome else None
     contrasts, sigmas = [], []
     for pair in pairs:
         sigma = noise.sigma if noise.sigma is not None else shared
-        sigma = _sigma(model, [Run(pair.clean.tokens)]) if sigma is None else sigma
+        sigma = _sigma(backend, [Run(pair.clean.tokens)]) if sigma is None else sigma
         sigmas.append(sigma)
-        contrasts.append(_contrast(model, pair, noise, sigma))
+        contrasts.append(_contrast(backend, pair, noise, sigma))
     return contrasts, {**asdict(noise), "sigmas": sigmas, "positions": [list(pair.noised) for pair in pairs]}
 
 
-def _contrast(model: Model, pair: TokenPair, noise: Noise, sigma: float) -> Contrast:
+def _contrast(backend: Backend, pair: TokenPair, noise: Noise, sigma: float) -> Contrast:
     clean = Run(pair.clean.tokens)
-    width = _embedded(model, clean).shape[-1]
+    width = _embedded(backend, clean).shape[-1]
     return Contrast(
         clean=clean,
         corrupt=tuple(
@@ -73,15 +74,15 @@ def draws(pair: TokenPair, noise: Noise, width: int) -> Float[Tensor, "draw toke
     return torch.stack(rows)
 
 
-def _sigma(model: Model, runs: Sequence[Run]) -> float:
+def _sigma(backend: Backend, runs: Sequence[Run]) -> float:
     """The standard deviation of all numbers that the embedding gives for these runs."""
-    return torch.cat([_embedded(model, run).flatten() for run in runs]).double().std().item()
+    return torch.cat([_embedded(backend, run).flatten() for run in runs]).double().std().item()
 
 
-def _embedded(model: Model, run: Run) -> Float[Tensor, "token width"]:
-    return record(model, [run], [EMBED])[run].activations[EMBED]
+def _embedded(backend: Backend, run: Run) -> Float[Tensor, "token width"]:
+    return backend.record([run], [EMBED])[run].activations[EMBED]
 
 
-def _subject_alone(model: Model, pair: TokenPair) -> Run:
+def _subject_alone(tokenizer: Any, pair: TokenPair) -> Run:
     """The subject as ROME's code tokenises it: no space before it, and special tokens where the tokenizer adds them."""
-    return Run(tuple(model.tokenizer(pair.pair.subject)["input_ids"]))
+    return Run(tuple(tokenizer(pair.pair.subject)["input_ids"]))

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.backend import Backend
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidPair
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model, require_model
@@ -75,11 +76,12 @@ def preview(
     With noise, only the clean prompt is run.
     """
     require_model(model)
-    return preview_tokens(model, tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None))
+    tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None)
+    return preview_tokens(model, plain_backend(model), tokens)
 
 
 def preview_tokens(
-    model: Model, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast] | None = None
+    model: Model, backend: Backend, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast] | None = None
 ) -> list[Preview]:
     """The same for pairs that are tokenised already; with their runs, noised ones too."""
     for pair in pairs:
@@ -88,7 +90,7 @@ def preview_tokens(
         contrasts = [
             Contrast(clean=Run(pair.clean.tokens), corrupt=()) if pair.noised else of_prompts(pair) for pair in pairs
         ]
-    return [_preview(model, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
+    return [_preview(model, backend, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
 
 
 def check_length(model: Model, pair: TokenPair) -> None:
@@ -101,8 +103,8 @@ def check_length(model: Model, pair: TokenPair) -> None:
         )
 
 
-def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:
-    clean, *corrupt = log_probs(model, [contrast.clean, *contrast.corrupt])
+def _preview(model: Model, backend: Backend, pair: TokenPair, contrast: Contrast) -> Preview:
+    clean, *corrupt = log_probs(backend, [contrast.clean, *contrast.corrupt])
     after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
     return Preview(
         pair=pair,
@@ -112,9 +114,9 @@ def _preview(model: Model, pair: TokenPair, contrast: Contrast) -> Preview:
     )
 
 
-def log_probs(model: Model, runs: Sequence[Run]) -> list[Float[Tensor, " vocab"]]:
+def log_probs(backend: Backend, runs: Sequence[Run]) -> list[Float[Tensor, " vocab"]]:
     """What the model expects after each run, in nats."""
-    recordings = record(model, runs)
+    recordings = backend.record(runs)
     return [recordings[run].logits[-1].float().log_softmax(-1) for run in runs]
 
 

@@ -7,6 +7,7 @@ difference of their logits. What depends on the prediction right after the promp
 a logit or a rank of several tokens is undefined.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_tracing.engine.backend import Evaluation
-from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.engine.prune import is_cut
+from causal_tracing.engine.backend import Backend, Evaluation
 from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
+from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
-from causal_tracing.models.model import Model
 from causal_tracing.patching.metrics import measure_logits
 from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
@@ -31,19 +30,26 @@ LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 
 
 class Scoring:
-    """How the worlds of some pairs are measured. A world's `pair` is a key of `pairs`."""
+    """How the worlds of some pairs are measured on a backend. A world's `pair` is a key of `pairs`."""
 
-    def __init__(self, model: Model, pairs: Mapping[int, TokenPair]) -> None:
-        self.model = model
+    def __init__(self, backend: Backend, pairs: Mapping[int, TokenPair]) -> None:
+        self.backend = backend
         self.pairs = pairs
-        references = log_probs(model, [Run(pair.clean.tokens) for pair in pairs.values()])
+        self.rules = backend.describe().rules
+        references = log_probs(backend, [Run(pair.clean.tokens) for pair in pairs.values()])
         self.clean = dict(zip(pairs, references, strict=True))
 
+    def on(self, backend: Backend) -> "Scoring":
+        """The same pairs and references, on another backend of the same model."""
+        other = copy.copy(self)
+        other.backend = backend
+        return other
+
     def evaluate(self, worlds: Sequence[World], **options: Any) -> Evaluation:
-        """Each world's numbers, in the order of METRICS; options and errors as `engine.evaluate.evaluate` has them."""
+        """Each world's numbers, in the order of METRICS; options and errors as `Backend.evaluate` has them."""
         taken = [self._runs(world) for world in worlds]
         flat = [world for runs in taken for world in runs]
-        found = evaluate(self.model, flat, self._measure, **options)
+        found = self.backend.evaluate(flat, self._measure, **options)
         if len(flat) == len(worlds):
             return found
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
@@ -61,7 +67,7 @@ class Scoring:
         """
         runs = self._runs(world)
         layers = dict.fromkeys(edit.site.layer for edit in world.edits if edit.site.component in RESIDUAL)
-        return any(all(is_cut(self.model, run, layer) for run in runs) for layer in layers)
+        return any(all(is_cut(run, self.rules, layer) for run in runs) for layer in layers)
 
     def spread(self, worlds: Sequence[World], *, sizes: Sequence[int] = (1, 2, 4, 8)) -> np.ndarray:
         """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].

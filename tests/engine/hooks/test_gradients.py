@@ -16,6 +16,7 @@ import causal_tracing as ct
 from bare_hooks import PATHS, Paths, attention_written_out
 from causal_tracing.cli.app import DEMO
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import gradients, linearised
 from causal_tracing.engine.hooks.record import record
@@ -294,7 +295,7 @@ def test_law_37_the_error_of_attribution_patching_is_quadratic(site):
 def test_law_38_integrated_gradients_of_one_site_are_complete(site):
     errors = []
     for steps in (8, 32, 128):
-        (mean,) = integrated(smooth(), Run(TOKENS), Run(OTHER), [site], logit_diff, steps)
+        (mean,) = integrated(plain_backend(smooth()), Run(TOKENS), Run(OTHER), [site], logit_diff, steps)
         errors.append(abs((difference(site) * mean).sum().item() - moved(site, 1.0)))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4 * abs(moved(site, 1.0))

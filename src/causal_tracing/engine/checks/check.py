@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.checks.agreement import LENGTH, SEED, TOLERANCE, compare, random_prompts
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.hooks.apply import Recording
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import UnsupportedModel
+from causal_tracing.errors import InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Given, Run
 from causal_tracing.interventions.sites import RESIDUAL, Site
 from causal_tracing.models.architectures import Anatomy, candidates
@@ -82,6 +82,8 @@ def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, s
 def check(model: Model) -> Checkup:
     """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
     require_model(model)
+    if model.backend is not None:
+        raise InvalidOption(f"{model.name} is run by a backend of its own: there is no network here to be checked.")
     found = examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
     model, proved = prove(found.model, found.model.anatomy.mediators)
     return Checkup(model=model, findings=(*found.findings, *proved))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.checks.agreement import LENGTH, SEED
-from causal_tracing.engine.hooks.apply import Recording
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.interventions.edits import Edit, From, Given, Run
 from causal_tracing.interventions.sites import Site

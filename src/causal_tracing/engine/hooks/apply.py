@@ -1,28 +1,14 @@
 """What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.engine.backend import Recording
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, Zero
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recording:
-    """What one run left behind: its activations at places [token, width], and logits [readout, vocab].
-
-    The width is d_model in the stream, units · size of a unit for heads and neurons. Activations are the module's own
-    outputs, before the layer's scale.
-    """
-
-    activations: Mapping[Place, Float[Tensor, "token width"]] = field(default_factory=dict)
-    logits: Float[Tensor, "readout vocab"]
-
 
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
 

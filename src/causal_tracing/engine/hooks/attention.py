@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from causal_tracing.engine.hooks.modules import Place, Visit
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.hooks.modules import Visit
 from causal_tracing.errors import CannotPack
 from causal_tracing.models.model import Model
 

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.apply import Recording, rewritten
+from causal_tracing.engine.backend import Place, Recording
+from causal_tracing.engine.hooks.apply import rewritten
 from causal_tracing.engine.hooks.attention import SEEN, attention_shown
-from causal_tracing.engine.hooks.modules import Place, attached
+from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.models.model import Model

@@ -4,21 +4,18 @@ A probe of zeros is added at each place. It changes no number, and the metric's 
 gradient with respect to the activation, everything behind it included.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.backend import Differentiable, Linearised, Place, Recording
 from causal_tracing.engine.hooks.forward import watched
-from causal_tracing.engine.hooks.modules import Place
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
-
-Differentiable = Callable[[Float[Tensor, "run keep vocab"]], Tensor]  # logits after the last tokens -> one a run
 
 
 def gradients(
@@ -28,7 +25,7 @@ def gradients(
 
     Activations are the modules' own outputs, before a layer's scale. Raises ComponentNotOffered.
     """
-    return linearised(model, runs, places, measure)[1]
+    return linearised(model, runs, places, measure).gradients
 
 
 def linearised(
@@ -39,7 +36,7 @@ def linearised(
     *,
     donors: Mapping[Run, Recording] | None = None,
     keep: int = 1,
-) -> tuple[Mapping[Place, Tensor], Mapping[Place, Tensor]]:
+) -> Linearised:
     """The activations at each place, and the gradients there, of the same forward; both [run, token, width].
 
     `donors` holds a recording of every run that an edit reads from; without it they are recorded. `measure` is given
@@ -58,7 +55,7 @@ def linearised(
         measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
-    return values, dict(zip(places, found, strict=True))
+    return Linearised(values, dict(zip(places, found, strict=True)))
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.backend import Tick, never
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.progress import Tick, never
 from causal_tracing.models.model import Model
 
-Place = tuple[str, int]  # a component of a layer
 Visit = Callable[[str, int, Tensor], Tensor]
 
 

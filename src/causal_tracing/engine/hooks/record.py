@@ -2,9 +2,8 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.forward import check_layer, forward
-from causal_tracing.engine.hooks.modules import Place
 from causal_tracing.interventions.edits import Run, donors_of
 from causal_tracing.models.model import Model
 

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Tick, never
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.engine.memory import alike, rows_that_fit
+from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import World
 from causal_tracing.models.model import Model
 

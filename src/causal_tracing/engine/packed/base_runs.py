@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.attention import Asked, attention_by, causal_rows
 from causal_tracing.engine.hooks.forward import forward
-from causal_tracing.engine.hooks.modules import Place
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Tick, never
-from causal_tracing.engine.hooks.apply import Recording
+from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
 from causal_tracing.engine.packed.base_runs import Tape, tapes
 from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
+from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.models.model import Model
 

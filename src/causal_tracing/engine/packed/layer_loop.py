@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.backend import Tick, never
-from causal_tracing.engine.hooks.apply import Recording, Write, rewritten
+from causal_tracing.engine.backend import Place, Recording
+from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
-from causal_tracing.engine.hooks.modules import Place, attached
+from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.packed.base_runs import Tape
 from causal_tracing.engine.packed.schedule import Group
 from causal_tracing.engine.packed.states import Block, KeysValues, States, Writes
+from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter, itemgetter
 
-from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.engine.backend import Place
 from causal_tracing.interventions.edits import Edit, Run, World
 
 # Components whose edits change in their own layer no other token than the edited one.

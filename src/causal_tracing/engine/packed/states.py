@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_tracing.engine.hooks.apply import Recording, Write, rewritten
-from causal_tracing.engine.hooks.modules import Place
+from causal_tracing.engine.backend import Place, Recording
+from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.packed.base_runs import Attended, Tape
 from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
 from causal_tracing.interventions.edits import Run

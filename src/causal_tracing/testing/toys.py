@@ -1,10 +1,5 @@
 """Networks written by hand, whose effects are known by algebra, behind the same seam as real models.
 
-Trace one, and compare what your analysis says with what is known:
-
-    model, pair = circuit("and")     # two components, A and B, and a value that needs both
-    model, pair = lookup()           # one token's identity is copied, looked up together with the next, and moved
-
 The weights are small whole numbers and halves, so that every effect is exact in float32.
 """
 
@@ -20,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
+from causal_tracing.interventions.sites import MEDIATORS
 from causal_tracing.models.architectures import Anatomy, Layout
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
@@ -178,7 +174,8 @@ def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     """A network of yours and its vocabulary, as a model that can be traced."""
     # Not engine.check.accept: the parts are known, and a toy may have one that nothing depends on, which it refuses.
     layout = Layout(attn="self_attn", mlp="mlp", mid="mlp")
-    anatomy = Anatomy(family="toy", layers="layers", layout=layout)
+    whole = tuple((name, "a toy's attention and MLPs are whole.") for name in MEDIATORS)
+    anatomy = Anatomy(family="toy", layers="layers", layout=layout, refused=whole)
     return Model(network=network.eval(), tokenizer=ToyTokenizer(words), name=name, anatomy=anatomy)
 
 

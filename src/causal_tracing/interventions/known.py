@@ -1,9 +1,9 @@
-"""What need not be run, and how much is run at once.
+"""What is known of a world without running it, by its tokens and by what was proved of the model.
 
 1. Edits that write what is already there, and edits that cannot reach the readout, are dropped: a world
    without edits is its base run, so its effect is exactly zero (method: structural zeros).
-2. Worlds that are now the same are run once.
-3. The rest is cut into batches of equal length that fit a memory budget.
+2. Worlds that are now the same are run once (`plan`).
+3. A world through whose sites the whole difference must pass gives the donor's logits (`is_cut`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,22 @@ from dataclasses import dataclass, replace
 
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import ORDER, RESIDUAL
-from causal_tracing.models.model import Model
 
-# What these hold in layer 0 follows from the token and its position alone.
-TOKENWISE = ("resid_pre", "q", "k", "v")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What was proved of a model: all that is assumed of it here.
+
+    `mixing` are the components whose edits reach later tokens within their own layer; every other component's edits
+    reach them in the next layer. `tokenwise` are those that in layer 0 follow from the token and its position alone.
+    Both defaults say that only attention mixes tokens, which reads a token's keys and values. `cut` is False where
+    layers read something besides the residual stream.
+    """
+
+    num_layers: int
+    cut: bool = True
+    mixing: tuple[str, ...] = ("resid_pre", "k", "v")
+    tokenwise: tuple[str, ...] = ("resid_pre", "q", "k", "v")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,25 +38,25 @@ class Plan:
     structural_zero: tuple[bool, ...]
 
 
-def plan(model: Model, worlds: Sequence[World], *, prune: bool = True) -> Plan:
+def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True) -> Plan:
     """Which worlds to run. With `prune=False` every world is run as it stands, even twice."""
     if not prune:
         return Plan(worlds=tuple(worlds), index=tuple(range(len(worlds))), structural_zero=(False,) * len(worlds))
     numbers: dict[World, int] = {}
     index, zero = [], []
     for world in worlds:
-        edits = effective(world, model.num_layers)
+        edits = effective(world, rules)
         zero.append(bool(world.edits) and not edits)
         index.append(numbers.setdefault(replace(world, edits=edits), len(numbers)))
     return Plan(worlds=tuple(numbers), index=tuple(index), structural_zero=tuple(zero))
 
 
-def effective(world: World, num_layers: int) -> tuple[Edit, ...]:
+def effective(world: World, rules: Rules) -> tuple[Edit, ...]:
     """The world's edits that can change what is read, in computation order."""
     kept: list[Edit] = []
     for edit in sorted(world.edits, key=_computation_order):
         untouched = all(other.site.position > edit.site.position for other in kept)
-        if _reaches(edit, world.readout, num_layers) and not (untouched and _writes_what_is_there(edit, world.base)):
+        if _reaches(edit, world.readout, rules) and not (untouched and _writes_what_is_there(edit, world.base, rules)):
             kept.append(edit)
     return tuple(kept)
 
@@ -53,15 +65,15 @@ def _computation_order(edit: Edit) -> tuple[int, int, int]:
     return edit.site.layer, ORDER.index(edit.site.component), edit.site.position
 
 
-def _reaches(edit: Edit, readout: Sequence[int], num_layers: int) -> bool:
-    """Later tokens read a token through attention only: what is written behind the last layer's stays where it is."""
+def _reaches(edit: Edit, readout: Sequence[int], rules: Rules) -> bool:
+    """Whether a token that is read can depend on the edit: what the last layer no longer mixes stays where it is."""
     site = edit.site
-    if site.layer == num_layers - 1 and site.component not in ("resid_pre", "k", "v"):
+    if site.layer == rules.num_layers - 1 and site.component not in rules.mixing:
         return site.position in readout
     return site.position <= max(readout)
 
 
-def _writes_what_is_there(edit: Edit, base: Run) -> bool:
+def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
     """Whether base and donor are known to agree at the site, by their tokens alone."""
     source, site = edit.source, edit.site
     if edit.alpha == 0:
@@ -71,7 +83,7 @@ def _writes_what_is_there(edit: Edit, base: Run) -> bool:
     if source.run == base:
         return True
     alone = (site.position,)
-    if site.layer == 0 and site.component in TOKENWISE and not differing(source.run, base, alone):
+    if site.layer == 0 and site.component in rules.tokenwise and not differing(source.run, base, alone):
         return True
     return not differing(source.run, base, range(site.position + 1))
 
@@ -85,7 +97,7 @@ def _at(run: Run, position: int) -> tuple[int, frozenset[Edit]]:
     return run.tokens[position], frozenset(edit for edit in run.edits if edit.site.position == position)
 
 
-def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
+def is_cut(world: World, rules: Rules, layer: int | None = None) -> bool:
     """Whether the whole difference between base and donor must pass the edited sites, by their tokens alone.
 
     Such a world gives the donor's logits by construction: its effect is the total effect. All edits (or those
@@ -94,7 +106,7 @@ def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
     """
     edits = [edit for edit in world.edits if layer in (None, edit.site.layer)]
     first = edits[0] if edits else None
-    if _moves_the_readout(model, world, edits):
+    if _moves_the_readout(world, edits, rules):
         return True
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
         return False
@@ -106,32 +118,33 @@ def is_cut(model: Model, world: World, layer: int | None = None) -> bool:
     elsewhere = [edit for run in (donor, world.base) for edit in run.edits if edit.site.component != "embed"]
     if elsewhere or len(donor.tokens) != len(world.base.tokens):
         return False
-    behind_the_last = layer == model.num_layers - 1 and component == "resid_post"
-    if not (model.anatomy.cut or behind_the_last):
+    behind_the_last = layer == rules.num_layers - 1 and component == "resid_post"
+    if not (rules.cut or behind_the_last):
         return False
-    must = _must_pass(world, donor, component, layer, model.num_layers)
+    must = _must_pass(world, donor, component, layer, rules)
     return must <= {edit.site.position for edit in edits}
 
 
-def _moves_the_readout(model: Model, world: World, edits: Sequence[Edit]) -> bool:
+def _moves_the_readout(world: World, edits: Sequence[Edit], rules: Rules) -> bool:
     """Whether the last thing that is read is the donor's: its last token's, from another position than the base's."""
-    last, (*others, readout) = model.num_layers - 1, world.readout
+    last, (*others, readout) = rules.num_layers - 1, world.readout
     for edit in edits:
         site, source = edit.site, edit.source
-        here = (site.layer, site.position) == (last, readout) and site.component in ("resid_mid", "resid_post")
-        read_alone = site.component == "resid_post" or model.anatomy.cut
+        behind = site.component in RESIDUAL and site.component not in rules.mixing
+        here = behind and (site.layer, site.position) == (last, readout)
+        read_alone = site.component == "resid_post" or rules.cut
         if here and read_alone and not others and isinstance(source, From) and edit.alpha == 1:
             return source.position == len(source.run.tokens) - 1 != site.position
     return False
 
 
-def _must_pass(world: World, donor: Run, component: str, layer: int, num_layers: int) -> set[int]:
+def _must_pass(world: World, donor: Run, component: str, layer: int, rules: Rules) -> set[int]:
     """The positions at which the two runs can differ in that place, so far as the readout depends on it."""
     apart = differing(world.base, donor, range(len(donor.tokens)))
     if not apart:
         return set()
-    if layer == num_layers - 1 and component != "resid_pre":
+    if layer == rules.num_layers - 1 and component not in rules.mixing:
         return {position for position in world.readout if position >= apart[0]}
-    if layer == 0 and component == "resid_pre":
+    if layer == 0 and component in rules.tokenwise:
         return set(apart)
     return set(range(apart[0], max(world.readout) + 1))

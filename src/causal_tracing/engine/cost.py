@@ -1,0 +1,62 @@
+"""What worlds would take on an engine, before they are run: token-layers, memory, and a guess at the time."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from causal_tracing.engine.backend import Cost
+from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.packed.schedule import groups
+from causal_tracing.interventions.edits import Run, World, donors_of
+from causal_tracing.interventions.known import plan
+from causal_tracing.models.model import Model
+
+TIMED_TOKENS = 512  # of the forward that is timed
+
+
+def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, seconds: float) -> Cost:
+    """The cost of worlds that are evaluated together, where one token-layer takes so many `seconds`."""
+    planned = plan(worlds, model.rules).worlds
+    whole = sum(len(world.base.tokens) for world in planned) * model.num_layers
+    token_layers = _packed(model, planned) if engine == "packed" else whole
+    return Cost(
+        worlds_run=len(planned),
+        token_layers=token_layers,
+        naive_token_layers=sum(len(world.base.tokens) for world in worlds) * model.num_layers,
+        memory=budget + _recordings(model, worlds),
+        seconds=(token_layers + len(planned) * _head_in_layers(model)) * seconds,
+    )
+
+
+def seconds_a_token_layer(model: Model, run: Run) -> float:
+    """Seconds that one token takes in one layer, by the second of two forwards of the run without its edits."""
+    plain, rows = Run(run.tokens), max(1, TIMED_TOKENS // len(run.tokens))
+    forward(model, [plain], {}, keep=1)
+    started = time.perf_counter()
+    forward(model, [plain] * rows, {}, keep=1)
+    return (time.perf_counter() - started) / (rows * len(run.tokens) * (model.num_layers + _head_in_layers(model)))
+
+
+def _packed(model: Model, worlds: Sequence[World]) -> int:
+    """The token-layers of a wave, its recorded base runs included."""
+    tapes = {run: len(run.tokens) for run in dict.fromkeys(world.base for world in worlds)}
+    planned = groups(worlds, range(len(worlds)), tapes, model.num_layers)
+    last = model.num_layers - 1
+    wave = sum(group.rows(layer, last) for group in planned for layer in range(model.num_layers))
+    return wave + sum(tapes.values()) * model.num_layers
+
+
+def _recordings(model: Model, worlds: Sequence[World]) -> int:
+    """Bytes that the recorded runs take: the stream, keys and values, and what donors are read at."""
+    donors = (donor.run for world in worlds for edit in world.edits for donor in donors_of(edit.source))
+    runs = dict.fromkeys((*(world.base for world in worlds), *donors))
+    size = torch.finfo(getattr(torch, model.dtype)).bits // 8
+    return sum(len(run.tokens) for run in runs) * model.num_layers * 6 * model.config.hidden_size * size
+
+
+def _head_in_layers(model: Model) -> float:
+    """The head's work on one token, in layers."""
+    layer = sum(parameter.numel() for parameter in model.layers[0].parameters())
+    head = model.network.get_output_embeddings()
+    return head.weight.numel() / max(1, layer) if head is not None else 0.0

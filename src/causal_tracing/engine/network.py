@@ -1,0 +1,94 @@
+"""The backend of a model whose network is here: worlds on the packed engine or on replay, all else by hooks."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from causal_tracing.engine.backend import (
+    Cost,
+    Description,
+    Differentiable,
+    Evaluation,
+    Linearised,
+    Measure,
+    Place,
+    Progress,
+    Recording,
+)
+from causal_tracing.engine.cost import cost_of, seconds_a_token_layer
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks.gradients import linearised
+from causal_tracing.engine.hooks.record import donor_recordings, record
+from causal_tracing.engine.memory import default_budget, rows_that_fit
+from causal_tracing.interventions.edits import Run, World
+from causal_tracing.models.model import Model
+
+
+class NetworkBackend:
+    """A `Backend` on the engine "packed" or "replay", with a budget in bytes a batch (None: what is free allows)."""
+
+    def __init__(self, model: Model, engine: str, *, note: str | None = None, budget: int | None = None) -> None:
+        self.model = model
+        self.engine = engine
+        self.note = note
+        self.budget = budget
+        self._seconds: float | None = None
+
+    def within(self, budget: int | None) -> "NetworkBackend":
+        """The same backend with this budget."""
+        return NetworkBackend(self.model, self.engine, note=self.note, budget=budget)
+
+    def describe(self, worlds: Sequence[World] = ()) -> Description:
+        """What is offered; with worlds, also what these would take. The first time two forwards are run to time one."""
+        model, anatomy, budget = self.model, self.model.anatomy, self.budget or default_budget(self.model)
+        return Description(
+            engine=self.engine,
+            components=(*anatomy.components, *anatomy.mediators),
+            rules=model.rules,
+            counts={name: anatomy.count(name) for name in anatomy.mediators},
+            note=self.note,
+            dtype=model.dtype,
+            device=str(model.device),
+            context=model.context,
+            budget=budget,
+            gradients=True,
+            cost=self._cost(worlds, budget) if worlds else None,
+        )
+
+    def record(self, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
+        """Each distinct run's activations at the places, and its logits at the last `keep` positions."""
+        return record(self.model, runs, places, keep=keep)
+
+    def evaluate(
+        self,
+        worlds: Sequence[World],
+        measure: Measure,
+        *,
+        prune: bool = True,
+        rows: int | None = None,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """The numbers that `measure` makes of each world's logits at its readout."""
+        options = {"engine": self.engine, "budget": self.budget}
+        return evaluate(self.model, worlds, measure, prune=prune, rows=rows, progress=progress, **options)
+
+    def gradients(
+        self,
+        runs: Sequence[Run],
+        places: Collection[Place],
+        measure: Differentiable,
+        *,
+        donors: Mapping[Run, Recording] | None = None,
+        keep: int = 1,
+    ) -> Iterator[Linearised]:
+        """Activations of runs of equal length, and d measure / d activation, as many runs at a time as fit."""
+        model, first = self.model, min(layer for _, layer in places)
+        donors = donor_recordings(model, runs) if donors is None else donors
+        # Autograd keeps what every layer behind the first place computed: the more of them, the fewer runs at once.
+        budget = (self.budget or default_budget(model)) // (model.num_layers - first)
+        rows = rows_that_fit(model, len(runs[0].tokens), keep, budget)
+        for start in range(0, len(runs), rows):
+            yield linearised(model, runs[start : start + rows], places, measure, donors=donors, keep=keep)
+
+    def _cost(self, worlds: Sequence[World], budget: int) -> Cost:
+        if self._seconds is None:
+            self._seconds = seconds_a_token_layer(self.model, worlds[0].base)
+        return cost_of(self.model, worlds, self.engine, budget, self._seconds)

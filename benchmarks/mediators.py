@@ -36,7 +36,7 @@ def worlds(model: Model, task: Task, component: str, positions: list[int]) -> li
         World(base, (Edit(Site(component, layer, position, unit), From(donor, position)),), readout)
         for layer in range(model.num_layers)
         for position in positions
-        for unit in range(model.units(component))
+        for unit in range(model.parts(component))
     ]
 
 
@@ -59,8 +59,8 @@ def _by_hand(model: Model, world: World, task: Task) -> float:
     site = world.edits[0].site
     layer: Any = model.layers[site.layer]
     module = layer.self_attn.o_proj if site.component == "z" else layer.mlp.down_proj
-    size = module.in_features // model.units(site.component)
-    columns = slice((site.unit or 0) * size, ((site.unit or 0) + 1) * size)
+    size = module.in_features // model.parts(site.component)
+    columns = slice((site.part or 0) * size, ((site.part or 0) + 1) * size)
     seen: list[torch.Tensor] = []
 
     def run(tokens: tuple[int, ...], hook: Callable[..., Any]) -> torch.Tensor:

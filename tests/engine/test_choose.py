@@ -61,7 +61,7 @@ def test_what_is_described_is_what_the_model_has():
     assert described.engine == "packed"
     assert described.note is None
     assert described.rules == Rules(num_layers=4, cut=True)
-    assert (described.units("z"), described.units("v"), described.units("resid_post")) == (4, 2, 1)
+    assert (described.parts("z"), described.parts("v"), described.parts("resid_post")) == (4, 2, 1)
     assert {"resid_mid", "z", "neurons"} <= {*described.components}
     assert (described.dtype, described.device, described.context, described.gradients) == ("float32", "cpu", 64, True)
     assert described.budget is not None

@@ -47,7 +47,7 @@ def all_effects(network: nn.Module, engine: str) -> Effects:
     sites = [Site(name, layer, p) for name, layer, p in product(COMPONENTS, layers, POSITIONS)]
     for name, layer, p in product(MEDIATORS, layers, POSITIONS):
         step = 7 if name == "neurons" else 1
-        sites += [Site(name, layer, p, unit) for unit in range(0, model.units(name), step)]
+        sites += [Site(name, layer, p, unit) for unit in range(0, model.parts(name), step)]
     worlds = [World(Run(CORRUPT), (), (5,))]
     worlds += [World(Run(CORRUPT), (Edit(site, From(Run(CLEAN), site.position)),), (5,)) for site in sites]
     values = evaluate(model, worlds, lambda logits, _: logits.flatten(1), engine=engine).values
@@ -84,7 +84,7 @@ def test_permuted_heads(engine):
         count = {"q": 4, "pattern": 4, "z": 4, "k": 2, "v": 2}.get(site.component)
         if count is None:
             return site
-        return Site(site.component, site.layer, site.position, count - 1 - (site.unit or 0))
+        return Site(site.component, site.layer, site.position, count - 1 - (site.part or 0))
 
     before = all_effects(plain, engine)
     assert_same(all_effects(permuted, engine), moved(before, where))
@@ -103,7 +103,7 @@ def test_permuted_neurons(engine):
     def where(site: Site) -> Site:
         if site.component != "neurons":
             return site
-        return Site("neurons", site.layer, site.position, ((site.unit or 0) + 7) % NEURONS)
+        return Site("neurons", site.layer, site.position, ((site.part or 0) + 7) % NEURONS)
 
     assert_same(all_effects(permuted, engine), moved(all_effects(plain, engine), where))
 
@@ -150,7 +150,7 @@ def test_an_identity_block(engine):
     before, after = all_effects(plain, engine), all_effects(longer, engine)
 
     def where(site: Site) -> Site:
-        return Site(site.component, site.layer + (site.layer >= 2), site.position, site.unit)
+        return Site(site.component, site.layer + (site.layer >= 2), site.position, site.part)
 
     assert_same(after, moved(before, where))
     for site in (site for site in after if site.layer == 2):

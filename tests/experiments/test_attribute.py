@@ -252,9 +252,9 @@ def test_what_is_verified_is_the_traces_effect(model, method):
     assert len(found.checked) > len(components) * 12
     for one in found.checked:
         site, unit = one.site, "neuron" if one.site.component == "neurons" else "head"
-        table = trace.effects if site.unit is None else (trace.neurons if unit == "neuron" else trace.heads)
+        table = trace.effects if site.part is None else (trace.neurons if unit == "neuron" else trace.heads)
         at: dict[str, Any] = {"metric": "logit_diff", "pair": "pair-0", "component": site.component}
-        at |= {"layer": site.layer, "position": site.position} | ({} if site.unit is None else {unit: site.unit})
+        at |= {"layer": site.layer, "position": site.position} | ({} if site.part is None else {unit: site.part})
         cell = table.sel(at)
         assert cell.status.item() == "ok"
         assert one.exact == pytest.approx(cell.restoration.item(), abs=1e-5)

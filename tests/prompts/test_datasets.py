@@ -11,7 +11,7 @@ import pytest
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidPair
-from causal_tracing.experiments.filter import chosen
+from causal_tracing.experiments.filter import keep_pairs
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options import Options
 from causal_tracing.prompts.datasets import NAMES, about, kinds, rows
@@ -79,8 +79,8 @@ def test_induction_repeats_what_it_asks_for():
 
 def test_the_documented_share_of_facts_is_what_the_demo_model_gets_right(demo: Model):
     pairs = named(ct.read_pairs("facts"))
-    right = chosen(demo, pairs, Options(), "first_choice")
-    preferred = chosen(demo, pairs, Options(), "preferred")
+    right = keep_pairs(demo, pairs, Options(), "first_choice")
+    preferred = keep_pairs(demo, pairs, Options(), "preferred")
     assert not right.failed
     shares = " | ".join(f"{n} ({100 * n / len(pairs):.0f} %)" for n in (len(right.pairs), len(preferred.pairs)))
     assert f"| `facts` | {len(pairs)} | {len(pairs)} | {shares} |" in TABLE.read_text(encoding="utf-8")

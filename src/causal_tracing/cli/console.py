@@ -80,16 +80,16 @@ def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "T
 def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, keep: str, as_json: bool) -> None:
     """Prints what a trace would take: of many pairs, of those that can be traced and are kept."""
     from causal_tracing import estimate as run
-    from causal_tracing.experiments.filter import chosen
+    from causal_tracing.experiments.filter import keep_pairs
     from causal_tracing.patching.options import Options
     from causal_tracing.prompts.pairs import named
 
     if len(pairs) > 1:
-        choice = chosen(model, named(pairs), Options(**options), keep)
-        for id, reason in choice.failed.items():
+        found = keep_pairs(model, named(pairs), Options(**options), keep)
+        for id, reason in found.failed.items():
             note(f"pair {id} cannot be traced: {reason}")
-        note(f"{len(choice.pairs)} of {len(pairs)} pairs: {len(choice.dropped)} left out, {len(choice.failed)} fail")
-        pairs = list(choice.pairs) or pairs
+        note(f"{len(found.pairs)} of {len(pairs)} pairs: {len(found.dropped)} left out, {len(found.failed)} fail")
+        pairs = list(found.pairs) or pairs
     found = run(model, pairs, **options)
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
 

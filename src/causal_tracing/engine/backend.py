@@ -60,7 +60,7 @@ class Description:
     gradients: bool = False
     cost: Cost | None = None
 
-    def units(self, component: str) -> int:
+    def parts(self, component: str) -> int:
         """How many heads or neurons a layer has; 1 for the components that have no such parts."""
         return self.counts.get(component, 1)
 
@@ -76,7 +76,7 @@ class Description:
 class Recording:
     """What one run left behind: its activations at places [token, width], and logits [readout, vocab].
 
-    The width is d_model in the stream, units · size of a unit for heads and neurons. Activations are the module's own
+    The width is d_model in the stream, parts · size of a part for heads and neurons. Activations are the module's own
     outputs, before the layer's scale.
     """
 

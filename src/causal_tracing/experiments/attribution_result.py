@@ -70,7 +70,7 @@ class Attribution(Trace):
         """The sites that were patched, with estimate and exact effect, strongest exact effect first."""
         columns = ["pair", "component", "layer", "position", "part", "estimate", "exact", "why"]
         rows = [
-            (one.pair, site.component, site.layer, site.position, site.unit, one.estimate, one.exact, one.why)
+            (one.pair, site.component, site.layer, site.position, site.part, one.estimate, one.exact, one.why)
             for one in self.checked
             for site in [one.site]
         ]

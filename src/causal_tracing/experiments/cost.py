@@ -11,7 +11,7 @@ from causal_tracing.patching.job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class TraceCost:
     """A token-layer is one token in one layer: a naive loop computes every one of every world.
 
     `memory` is in bytes above the loaded model; `seconds` is a guess from one timed forward.
@@ -41,7 +41,7 @@ class Estimate:
         return asdict(self)
 
 
-def estimate_job(job: Job) -> Estimate:
+def cost_of_job(job: Job) -> TraceCost:
     """What a job would take on its backend, pair by pair. May run forwards to time one."""
     asked, costs = 0, []
     for number in range(len(job.pairs)):
@@ -49,7 +49,7 @@ def estimate_job(job: Job) -> Estimate:
         worlds = [*question.unedited, *(cell.world for grid in job.grids for cell in cells(question, grid))]
         asked += len(worlds)
         costs.append(_cost(job.backend, worlds))
-    return Estimate(
+    return TraceCost(
         engine=job.backend.describe().engine,
         worlds=asked,
         worlds_skipped=asked - sum(cost.worlds_run for cost in costs),

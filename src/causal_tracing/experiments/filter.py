@@ -16,7 +16,7 @@ from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Kept:
     """The pairs that are traced, in order; why others cannot be, and why others were left out, by id."""
 
     pairs: Sequence[Pair]
@@ -24,7 +24,7 @@ class Choice:
     dropped: Mapping[str, str]
 
 
-def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Choice:
+def keep_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Kept:
     """Which of the pairs (with ids) are traced. `keep` looks at the clean run alone, never at an effect.
 
     "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
@@ -39,7 +39,7 @@ def chosen(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> 
             failed[pair.id] = str(error)
     dropped = {} if keep == "all" else _dropped(model, list(tokens.values()), keep)
     kept = [pair for pair in pairs if pair.id in tokens and pair.id not in dropped]
-    return Choice(pairs=kept, failed=failed, dropped=dropped)
+    return Kept(pairs=kept, failed=failed, dropped=dropped)
 
 
 def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> TokenPair:

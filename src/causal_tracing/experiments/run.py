@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from causal_tracing.errors import InvalidPair, InvalidResults, MachineError, OutOfMemory
-from causal_tracing.experiments.filter import Choice, chosen
+from causal_tracing.experiments.filter import Kept, keep_pairs
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.open_trace import open_trace
 from causal_tracing.experiments.progress import telling
@@ -69,19 +69,19 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     require_model(model)
     folder = _prepared(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
-    choice = chosen(model, asked, options, options.keep)
-    if not choice.pairs:
-        reasons = {**choice.failed, **choice.dropped}
+    kept = keep_pairs(model, asked, options, options.keep)
+    if not kept.pairs:
+        reasons = {**kept.failed, **kept.dropped}
         raise InvalidPair(
             f"None of the {len(asked)} pairs can be traced. The first: {next(iter(reasons.values()), '')}"
         )
-    job = plan_job(model, choice.pairs, options)
+    job = plan_job(model, kept.pairs, options)
     with locked(folder), telling(options.progress) as progress:
         manifest = _manifest(folder, job, asked, options)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
         with _threads(manifest["threads"]):
             job = job.within(manifest["budget"])
-            _fill(Store(folder, manifest["spec_sha256"]), job, asked, choice, manifest, progress)
+            _fill(Store(folder, manifest["spec_sha256"]), job, asked, kept, manifest, progress)
     return open_trace(folder)
 
 
@@ -171,18 +171,18 @@ def _fill(
     store: Store,
     job: Job,
     pairs: Sequence[Pair],
-    choice: Choice,
+    kept: Kept,
     manifest: Mapping[str, Any],
     progress: Progress | None,
 ) -> None:
     """Measures every chunk that is not there yet."""
     size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
-    places = {pair.id: number for number, pair in enumerate(choice.pairs)}
+    places = {pair.id: number for number, pair in enumerate(kept.pairs)}
     chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     mine, done = range(first, len(chunks), shards), store.chunks()
     for at, chunk in enumerate(mine):
         if chunk not in done:
-            rest = [_left_out(pair, choice) for pair in chunks[chunk] if pair.id not in places]
+            rest = [_left_out(pair, kept) for pair in chunks[chunk] if pair.id not in places]
             numbers = [places[pair.id] for pair in chunks[chunk] if pair.id in places]
             rows, record = _measured(job, numbers, _within(progress, at, len(mine)))
             store.add(chunk, [*rows, *rest], record)
@@ -197,11 +197,11 @@ def _within(progress: Progress | None, at: int, of: int) -> Progress | None:
     return lambda done, total: progress(round(1000 * (at + done / max(1, total))), 1000 * of)
 
 
-def _left_out(pair: Pair, choice: Choice) -> Row:
+def _left_out(pair: Pair, kept: Kept) -> Row:
     id = pair.id or ""
-    if id in choice.failed:
-        return Row(pair=id, status=FAILED, reason=choice.failed[id])
-    return Row(pair=id, status=DROPPED, reason=choice.dropped[id])
+    if id in kept.failed:
+        return Row(pair=id, status=FAILED, reason=kept.failed[id])
+    return Row(pair=id, status=DROPPED, reason=kept.dropped[id])
 
 
 def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tuple[list[Row], dict[str, Any]]:

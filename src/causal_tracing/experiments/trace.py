@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from causal_tracing.errors import EngineNote
-from causal_tracing.experiments.cost import Estimate, estimate_job
+from causal_tracing.experiments.cost import TraceCost, cost_of_job
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
@@ -72,7 +72,7 @@ def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> M
 
 
 @Keywords(Options)
-def estimate(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Estimate:
+def estimate(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> TraceCost:
     """What `trace` with these options would take: worlds, token-layers, memory (bytes), a guess at the time (seconds).
 
     Traces nothing. Raises what `trace` raises for these options.
@@ -83,4 +83,4 @@ def estimate(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Es
     Example:
         print(ct.estimate(model, pairs, heads=True, neurons=True))
     """
-    return estimate_job(plan_job(model, pairs, options))
+    return cost_of_job(plan_job(model, pairs, options))

@@ -93,13 +93,13 @@ class Run:
             for donor in donors_of(edit.source):
                 _check_position("A donor is read", donor.position, donor.run)
             place = edit.site.place
-            units = written.setdefault((place.component, place.layer, place.position), set())
-            if place.unit in units or (units and (place.unit is None or None in units)):
+            parts = written.setdefault((place.component, place.layer, place.position), set())
+            if place.part in parts or (parts and (place.part is None or None in parts)):
                 raise InvalidEdit(
                     f"Two edits of one run write at the same site: {edit.site}. (resid_post of a layer is "
                     "resid_pre of the next.) Keep one of them, or make two worlds."
                 )
-            units.add(place.unit)
+            parts.add(place.part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
-"""Where one can read and write: a component of a layer, at a position, whole or one of its units."""
+"""Where one can read and write: a component of a layer, at a position, whole or one of its parts."""
 
 from dataclasses import dataclass
 
 from causal_tracing.errors import InvalidOption, nearest
 
 # Blocks: a vector of the stream's width. Heads: as attention sees them (q and k after rotary embedding and norms; z is
-# a head's output before the output projection). A unit is one head, or one neuron.
+# a head's output before the output projection). A part is one head, or one neuron.
 COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 HEADS = ("q", "k", "v", "pattern", "z")
 MEDIATORS = (*HEADS, "neurons")
@@ -18,26 +18,26 @@ ORDER = ("embed", "resid_pre", *HEADS, "attn_out", "resid_mid", "neurons", "mlp_
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """A component of one layer (0-based) at one token position (0-based); of heads and neurons one unit, or all."""
+    """A component of one layer (0-based) at one token position (0-based); of heads and neurons one part, or all."""
 
     component: str
     layer: int
     position: int
-    unit: int | None = None
+    part: int | None = None
 
     def __post_init__(self) -> None:
         if self.component not in ORDER:
             raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, ORDER[1:])}")
-        if self.unit is not None and self.component not in MEDIATORS:
-            raise InvalidOption(f"{self.component} has no heads or neurons: leave unit={self.unit} out.")
+        if self.part is not None and self.component not in MEDIATORS:
+            raise InvalidOption(f"{self.component} has no heads or neurons: leave part={self.part} out.")
 
     @property
     def place(self) -> "Site":
         """The site under one name: `resid_post` of a layer is `resid_pre` of the next."""
         if self.component == "resid_post":
-            return Site("resid_pre", self.layer + 1, self.position, self.unit)
+            return Site("resid_pre", self.layer + 1, self.position, self.part)
         return self
 
     def __str__(self) -> str:
-        unit = "" if self.unit is None else f" ({'neuron' if self.component == 'neurons' else 'head'} {self.unit})"
-        return f"{self.component}{unit} of layer {self.layer} at position {self.position}"
+        part = "" if self.part is None else f" ({'neuron' if self.component == 'neurons' else 'head'} {self.part})"
+        return f"{self.component}{part} of layer {self.layer} at position {self.position}"

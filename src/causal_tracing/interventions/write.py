@@ -77,7 +77,7 @@ class Write:
                 return Mean(tuple(From(run, site.position) for run in reference))
             case "given":
                 tensor = self.tensors[site.component, site.layer]
-                return Given(tensor if site.unit is None else tensor[site.unit])
+                return Given(tensor if site.part is None else tensor[site.part])
             case "subspace":
                 return Subspace(self.tensors[site.component, site.layer], donor)
             case _:

@@ -118,7 +118,7 @@ class Model:
         """A module inside a layer, by its path."""
         return self.layers[layer].get_submodule(path)
 
-    def units(self, component: str) -> int:
+    def parts(self, component: str) -> int:
         """How many heads or neurons a layer has; 1 for the components that have no such parts.
 
         Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered.

@@ -14,8 +14,8 @@ from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import encode
 
 
-def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int], units: Mapping[str, int]) -> None:
-    """Raises InvalidOption where a tensor is missing for what is traced, or is not one for each of so many `units`."""
+def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int], parts: Mapping[str, int]) -> None:
+    """Raises InvalidOption where a tensor is missing for what is traced, or is not one for each of so many `parts`."""
     if write.kind not in TENSORED:
         return
     missing = [(name, layer) for name in components for layer in layers if (name, layer) not in write.tensors]
@@ -26,9 +26,9 @@ def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int]
             "(components=, layers=)."
         )
     for (component, layer), tensor in write.tensors.items():
-        if write.kind == "given" and component in units and torch.as_tensor(tensor).shape[0] != units[component]:
+        if write.kind == "given" and component in parts and torch.as_tensor(tensor).shape[0] != parts[component]:
             raise InvalidOption(
-                f"The tensor for {component} of layer {layer} must have {units[component]} rows, one a head or neuron; "
+                f"The tensor for {component} of layer {layer} must have {parts[component]} rows, one a head or neuron; "
                 f"it has the shape {list(torch.as_tensor(tensor).shape)}."
             )
 

@@ -34,13 +34,13 @@ class Contrast:
         return self.clean, self.reference[draw] if self.write.kind == "resample" else corrupt
 
     def edit(
-        self, component: str, layer: int, slot: Slot, donor: Run, *, restores: bool, unit: int | None = None
+        self, component: str, layer: int, slot: Slot, donor: Run, *, restores: bool, part: int | None = None
     ) -> Edit:
         """What is written at a slot of the base run."""
         here, there = (slot.corrupt, slot.clean) if restores else slot
         if self.write.kind == "resample":  # its donors stand in for the clean prompt, token by token
             there = here
-        site = Site(component, layer, here, unit)
+        site = Site(component, layer, here, part)
         return Edit(site, self.write.source(site, From(donor, there), self.reference), float(self.write.alpha))
 
 

@@ -153,7 +153,7 @@ class PartGrid(Grid):
     ) -> Iterator[tuple[Edit, ...]]:
         """One world, in which the part is patched at all of these slots."""
         component, layer, part = self.components[at[0]], self.layers[at[1]], at[2]
-        yield tuple(contrast.edit(component, layer, s, donor, restores=arm.restores, unit=part) for s in slots)
+        yield tuple(contrast.edit(component, layer, s, donor, restores=arm.restores, part=part) for s in slots)
 
 
 def plan_blocks(
@@ -204,7 +204,7 @@ def plan_heads(
     directions: Sequence[str],
 ) -> PartGrid:
     """All heads of these components. Raises InvalidOption or ComponentNotOffered."""
-    counts = {name: model.units(name) for name in components}
+    counts = {name: model.parts(name) for name in components}
     chosen, most = checked_layers(model, layers), max(counts.values())
     return PartGrid(
         kind=SINGLE_HEADS,
@@ -228,7 +228,7 @@ def plan_neurons(
     directions: Sequence[str],
 ) -> PartGrid:
     """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
-    count = model.units("neurons")
+    count = model.parts("neurons")
     named = neurons if isinstance(neurons, Mapping) else {}
     chosen = checked_layers(model, list(named) if named else layers)
     parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
@@ -279,7 +279,7 @@ def _first_behind(component: str, layer: int, part: str) -> int:
 
 def _readers(model: Model, component: str, head: int) -> str:
     """The query heads that read a head of keys or values, as text; "" where there is no such head, or of others."""
-    if component not in ("k", "v") or head >= model.units(component) or "q" not in model.anatomy.mediators:
+    if component not in ("k", "v") or head >= model.parts(component) or "q" not in model.anatomy.mediators:
         return ""
-    each = model.units("q") // model.units(component)
+    each = model.parts("q") // model.parts(component)
     return ", ".join(str(reader) for reader in range(head * each, (head + 1) * each))

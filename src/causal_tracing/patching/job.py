@@ -88,7 +88,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     components = [name for grid in grids for name in grid.components]
     backend = open_backend(model, [*components, *severed], options.engine, options.budget)
     for grid in grids:
-        counts = {name: model.units(name) for name in grid.components if grid.kind.part}
+        counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
         check_tensors(write, grid.components, grid.layers, counts)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
     return Job(

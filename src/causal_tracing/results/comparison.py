@@ -2,7 +2,7 @@
 
 Each kind of site (`of`) is a map of its own.
 
-1. Pairs: those that both have, by id, with a number by each one's metric. Pairs of one cluster in either are one unit.
+1. Pairs: those that both have, by id, with a number by each one's metric. Pairs of one cluster in either are one.
 2. Cells: components, layers and columns that both have. Columns mean the same in every pair of both (`means.py`).
 3. Means of the paired differences with intervals and tests, as for one trace; differences of the restored and lost
    fractions, each a ratio of means, with all four means drawn together (`statistics/bootstrap.py`).
@@ -35,8 +35,8 @@ from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS, kind_of
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
+    cluster_codes,
     cluster_means,
-    clusters,
     mean_interval,
     ratio_difference_interval,
 )
@@ -97,7 +97,7 @@ def differences(
     one, other = (found.sel(pair=ids) for found in tables)
     for found in (one, other):
         require_finite(found)
-    codes = _units(first, second, ids)
+    codes = _clusters(first, second, ids)
     both, labels = _shared_cells(*_columns(one, other))
     units = str(one.unit.item()), str(other.unit.item())
     reason = "" if units[0] == units[1] else f"the first is in {units[0]}, the second in {units[1]}"
@@ -170,18 +170,18 @@ def _listed(names: Sequence[Any]) -> str:
     return ", ".join(map(str, names[:LISTED])) + more
 
 
-def _units(first: Measurements, second: Measurements, ids: Sequence[str]) -> np.ndarray:
-    """Each pair's unit as a number: pairs that share a cluster in either trace are one."""
-    unit = {id: id for id in ids}
+def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> np.ndarray:
+    """Each pair's cluster as a number: pairs that share a cluster in either trace are one."""
+    cluster = {id: id for id in ids}
     for measurements in (first, second):
         members: dict[str, list[str]] = {}
         for id, name in zip(ids, cluster_names(measurements, ids), strict=True):
             members.setdefault(name, []).append(id)
         for named in members.values():
-            together = {unit[id] for id in named}
+            together = {cluster[id] for id in named}
             if len(together) > 1:
-                unit = {id: min(together) if its in together else its for id, its in unit.items()}
-    return clusters([unit[id] for id in ids])
+                cluster = {id: min(together) if its in together else its for id, its in cluster.items()}
+    return cluster_codes([cluster[id] for id in ids])
 
 
 def _columns(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
@@ -245,7 +245,7 @@ def _cells(
     reason: str,
     seed: int,
 ) -> tuple[xr.Dataset, float]:
-    """Each effect's paired difference with its tests, and of fractions; and the smallest p of so many units."""
+    """Each effect's paired difference with its tests, and of fractions; and the smallest p of so many clusters."""
     first, second = both
     status = _status(status_over_pairs(first), status_over_pairs(second))
     names = [name for name in AVERAGED if name in first]
@@ -304,7 +304,7 @@ def _mean(values: np.ndarray, seed: int) -> Interval:
 
 
 def _mean_of(values: np.ndarray) -> np.ndarray:
-    """The mean over units, NaN where none has the cell."""
+    """The mean over clusters, NaN where none has the cell."""
     there = (~np.isnan(values)).sum(0)
     return np.where(there > 0, np.nansum(values, axis=0) / np.maximum(there, 1), np.nan)
 
@@ -360,5 +360,5 @@ def _warnings(first: Measurements, second: Measurements, one: xr.Dataset, other:
         found.append("The same prompts are cut into other tokens: a position is not the same text in both.")
     names = [cluster_names(each, ids) for each in (first, second)]
     if names[0] != names[1]:
-        found.append("The clusters of some pairs differ: pairs that share one in either trace are one unit here.")
+        found.append("The clusters of some pairs differ: pairs that share one in either trace are one here.")
     return found

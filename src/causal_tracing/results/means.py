@@ -2,7 +2,7 @@
 
 1. Columns: token positions where all pairs have the same roles in the same places, roles else; a pair's cells of one
    role are averaged first, and a role that it lacks is missing, never 0.
-2. Units: pairs of one cluster are one (`statistics/bootstrap.py`).
+2. Clusters: pairs of one cluster count once (`statistics/bootstrap.py`).
    Maps of single heads and neurons have an axis for them between layer and position, and are maps of their own.
 3. Means with intervals, sign-flip tests over the map, and the peak (`statistics/`). What is known beforehand
    (structural zeros, cuts) is in no test, no ranking and no peak.
@@ -19,7 +19,13 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.statistics.bootstrap import Interval, cluster_means, clusters, mean_interval, ratio_interval
+from causal_tracing.results.statistics.bootstrap import (
+    Interval,
+    cluster_codes,
+    cluster_means,
+    mean_interval,
+    ratio_interval,
+)
 from causal_tracing.results.statistics.peaks import PeakStability, SplitHalfPeak, peak_stability, split_half_peak
 from causal_tracing.results.statistics.permutation import sign_flip
 
@@ -85,15 +91,15 @@ def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
     chosen = defined(found.sel(metric=metric or names[0]))
     ids = tuple(str(id) for id in chosen.pair.values)
-    codes = clusters(cluster_names(measurements, ids))
+    codes = cluster_codes(cluster_names(measurements, ids))
     averaged = by_column(chosen)
-    units = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
+    by_cluster = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
     status = status_over_pairs(averaged)
-    first = next(iter(units))
-    means, least = tested(units, status, seed)
-    cells = means | _fractions(units, averaged, totals, codes, status.dims, seed)
-    cells["clusters"] = (status.dims, (~np.isnan(units[first])).sum(0))
+    first = next(iter(by_cluster))
+    means, least = tested(by_cluster, status, seed)
+    cells = means | _fractions(by_cluster, averaged, totals, codes, status.dims, seed)
+    cells["clusters"] = (status.dims, (~np.isnan(by_cluster[first])).sum(0))
     return MeanMap(
         kind=of,
         metric=str(chosen.metric.item()),
@@ -104,7 +110,7 @@ def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int
         clusters=int(codes.max()) + 1,
         cells=xr.Dataset(cells | {"status": status.drop_vars(["metric", "unit"], errors="ignore")}),
         total=mean_interval(cluster_means(totals, codes), level=LEVEL, resamples=RESAMPLES, seed=seed),
-        peaks=dict(_peaks(units[first], status, seed)),
+        peaks=dict(_peaks(by_cluster[first], status, seed)),
         smallest_p=least,
     )
 
@@ -214,11 +220,11 @@ def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
     return shared.where(there.any("pair"), "unpaired")
 
 
-def tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
+def tested(by_cluster: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
     """Each effect's mean, interval and tests, by name; and the smallest p that so many clusters can reach."""
     dims, family, least = status.dims, status.values == "ok", np.nan
     cells: dict[str, Any] = {}
-    for name, values in units.items():
+    for name, values in by_cluster.items():
         interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
         flipped = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
         least = flipped.smallest_p
@@ -231,7 +237,7 @@ def tested(units: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> 
 
 
 def _fractions(
-    units: Mapping[str, np.ndarray],
+    by_cluster: Mapping[str, np.ndarray],
     averaged: xr.Dataset,
     totals: np.ndarray,
     codes: np.ndarray,
@@ -241,11 +247,13 @@ def _fractions(
     """Ratios of means: the mean effect over the mean total effect of the pairs that have the cell."""
     cells: dict[str, Any] = {}
     for name, effect in FRACTIONS.items():
-        if effect not in units:
+        if effect not in by_cluster:
             continue
         values = averaged[effect].values
         whole = np.where(np.isnan(values), np.nan, totals.reshape(-1, *[1] * (values.ndim - 1)))
-        ratio = ratio_interval(units[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed)
+        ratio = ratio_interval(
+            by_cluster[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed
+        )
         cells |= {name: (dims, ratio.estimate), f"{name}_reason": (dims, ratio.reason)}
         cells |= {f"{name}_low": (dims, ratio.low), f"{name}_high": (dims, ratio.high)}
     return cells

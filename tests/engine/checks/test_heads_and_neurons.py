@@ -116,14 +116,14 @@ def test_heads_and_neurons_equal_bare_hooks(name, component, engine):
     model = load(name)
     path = PROJECTIONS[name][1 if component == "z" else 2]
     width = 1 if component == "neurons" else D_HEAD
-    chosen = range(0, model.units(component), 1 if component == "z" else 13)
+    chosen = range(0, model.parts(component), 1 if component == "z" else 13)
     sites = [Site(component, layer, p, unit) for layer, p, unit in product(range(LAYERS), (1, 3, 6), chosen)]
     found = values(model, [world(site) for site in sites], engine)
     largest = 0.0
     for site, got in zip(sites, found, strict=True):
         full = f"{PROJECTIONS[name][0]}.{site.layer}.{path}"
         donor = input_of(model.network, full, CLEAN)
-        columns = slice((site.unit or 0) * width, ((site.unit or 0) + 1) * width)
+        columns = slice((site.part or 0) * width, ((site.part or 0) + 1) * width)
         by_hand = with_input(model.network, full, site.position, columns, donor)
         assert_allclose(got, by_hand, rtol=0, atol=TOLERANCE)
         largest = max(largest, np.abs(by_hand - found[0]).max())
@@ -150,7 +150,7 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
     inside(model.network, CLEAN, look)
     sites = [
         Site(component, layer, p, unit)
-        for layer, p, unit in product(range(LAYERS), (1, 4, 6), range(model.units(component)))
+        for layer, p, unit in product(range(LAYERS), (1, 4, 6), range(model.parts(component)))
     ]
     found = values(model, [world(site) for site in sites], engine)
     for site, got in zip(sites, found, strict=True):
@@ -159,7 +159,7 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
             if (layer, name) != (site.layer, component):
                 return seen
             changed = seen.clone()
-            changed[0, site.unit, site.position] = donors[layer][site.unit, site.position]
+            changed[0, site.part, site.position] = donors[layer][site.part, site.position]
             return changed
 
         assert_allclose(got, inside(model.network, CORRUPT, patch), rtol=0, atol=TOLERANCE)
@@ -173,7 +173,7 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 def test_a_shared_head_reaches_its_own_query_heads(name, component):
     model = load(name)
-    assert (model.units("q"), model.units(component)) == (4, 2)
+    assert (model.parts("q"), model.parts(component)) == (4, 2)
     plain = record(model, [Run(CORRUPT)], [("z", 1)])[Run(CORRUPT)].activations["z", 1]
     for unit in range(2):
         edits = tuple(Edit(Site(component, 1, p, unit), From(Run(CLEAN), p)) for p in range(LENGTH))
@@ -292,7 +292,7 @@ def test_pruned_mediators_are_zero_where_they_are_run():
 
 def test_a_neuron_costs_its_own_token():
     model, seen = load("llama"), []
-    worlds = [world(Site("neurons", 2, 4, unit)) for unit in range(model.units("neurons"))]
+    worlds = [world(Site("neurons", 2, 4, unit)) for unit in range(model.parts("neurons"))]
     handle = model.part(2, "mlp").register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1].numel()))
     evaluate(model, worlds, flat, engine="packed")
     handle.remove()
@@ -317,7 +317,7 @@ def test_what_cannot_be_edited_is_said():
     donor = From(Run(CLEAN), 2)
     with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: z \(head 1\) of layer 0"):
         Run(CORRUPT, (Edit(Site("z", 0, 2), donor), Edit(Site("z", 0, 2, 1), donor)))
-    with pytest.raises(InvalidOption, match="resid_pre has no heads or neurons: leave unit=3 out"):
+    with pytest.raises(InvalidOption, match="resid_pre has no heads or neurons: leave part=3 out"):
         Site("resid_pre", 0, 2, 3)
     with pytest.raises(InvalidEdit, match="noise belongs to its base run"):
         World(Run(CORRUPT), (Edit(Site("embed", 0, 2), Zero()),), (6,))

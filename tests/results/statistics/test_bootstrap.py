@@ -17,13 +17,13 @@ from causal_tracing.results.statistics.bootstrap import (
     NEAR_ZERO,
     TOO_FEW,
     ZERO,
+    cluster_codes,
     cluster_means,
-    clusters,
     mean_interval,
+    means_over_clusters,
     ratio_difference_interval,
     ratio_interval,
     resample_counts,
-    unit_means,
 )
 
 NAN = np.nan
@@ -62,23 +62,23 @@ def drawn_units(counts: np.ndarray) -> list[np.ndarray]:
 
 
 def test_clusters_are_numbered_by_their_names():
-    assert clusters(["Rome", "Oslo", "Rome", "Bern"]).tolist() == [2, 1, 2, 0]
+    assert cluster_codes(["Rome", "Oslo", "Rome", "Bern"]).tolist() == [2, 1, 2, 0]
 
 
 def test_a_cluster_counts_once_however_many_pairs_it_has():
     values = np.array([[1.0, NAN], [3.0, NAN], [10.0, 4.0], [8.0, NAN]])
-    means = cluster_means(values, clusters(["a", "a", "b", "c"]))
+    means = cluster_means(values, cluster_codes(["a", "a", "b", "c"]))
     np.testing.assert_array_equal(means, [[2.0, NAN], [10.0, 4.0], [8.0, NAN]])
-    np.testing.assert_allclose(unit_means(means), [20 / 3, 4.0])
-    assert np.isnan(unit_means(np.full((3, 1), NAN))).all()
-    np.testing.assert_array_equal(cluster_means(values[:, 0], clusters(["a", "a", "b", "c"])), [2.0, 10.0, 8.0])
+    np.testing.assert_allclose(means_over_clusters(means), [20 / 3, 4.0])
+    assert np.isnan(means_over_clusters(np.full((3, 1), NAN))).all()
+    np.testing.assert_array_equal(cluster_means(values[:, 0], cluster_codes(["a", "a", "b", "c"])), [2.0, 10.0, 8.0])
 
 
 def test_pairs_doubled_within_their_clusters_change_nothing():
     names = [f"fact {n % 11}" for n in range(17)]
     values = several_kinds(17)
-    once = cluster_means(values, clusters(names))
-    doubled = cluster_means(np.concatenate([values, values]), clusters(names + names))
+    once = cluster_means(values, cluster_codes(names))
+    doubled = cluster_means(np.concatenate([values, values]), cluster_codes(names + names))
     np.testing.assert_allclose(doubled, once, rtol=1e-14)
     first, second = (mean_interval(each, resamples=500, seed=1) for each in (once, doubled))
     for name in ("estimate", "low", "high"):
@@ -91,8 +91,8 @@ def test_law_31_the_order_of_pairs_changes_no_bit(order: list[int]):
     names = np.array([f"fact {n % 4}" for n in range(17)])
     values = several_kinds(17)
     values[[2, 13], 0] = NAN
-    before = cluster_means(values, clusters(names.tolist()))
-    after = cluster_means(values[order], clusters(names[order].tolist()))
+    before = cluster_means(values, cluster_codes(names.tolist()))
+    after = cluster_means(values[order], cluster_codes(names[order].tolist()))
     np.testing.assert_array_equal(after, before)
 
 
@@ -387,5 +387,5 @@ def test_what_cannot_be_meant_is_an_error(values: np.ndarray, options: dict, mes
 
 
 def test_a_denominator_of_another_shape_is_an_error():
-    with pytest.raises(InvalidOption, match=r"\(9,\), or one a unit and cell \(9, 2\); it has the shape \(9, 3\)"):
+    with pytest.raises(InvalidOption, match=r"\(9,\), or one a cluster and cell \(9, 2\); it has the shape \(9, 3\)"):
         ratio_interval(np.ones((9, 2)), np.ones((9, 3)), seed=0)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.results.statistics import bootstrap as statistics
-from causal_tracing.results.statistics.bootstrap import TOO_FEW, cluster_means, clusters
+from causal_tracing.results.statistics.bootstrap import TOO_FEW, cluster_codes, cluster_means
 from causal_tracing.results.statistics.permutation import OUTSIDE, SignFlip, sign_flip, smallest_p
 
 NAN = np.nan
@@ -200,13 +200,13 @@ def test_seeds_pairs_doubled_and_the_order_of_pairs(monkeypatch: pytest.MonkeyPa
     values, names = draw.normal(0.3, 1, (25, 3, 4)), [f"fact {n % 17}" for n in range(25)]
     order = draw.permutation(25)
     family, options = np.ones((3, 4), bool), {"permutations": 400, "seed": 1}
-    means = cluster_means(values, clusters(names))
+    means = cluster_means(values, cluster_codes(names))
     found = sign_flip(means, family, **options)
     assert same(found, sign_flip(means, family, **options))
     assert not same(found, sign_flip(means, family, **{**options, "seed": 2}))
-    shuffled = cluster_means(values[order], clusters([names[n] for n in order]))
+    shuffled = cluster_means(values[order], cluster_codes([names[n] for n in order]))
     assert same(found, sign_flip(shuffled, family, **options))
-    doubled = cluster_means(np.concatenate([values, values]), clusters(names + names))
+    doubled = cluster_means(np.concatenate([values, values]), cluster_codes(names + names))
     assert same(found, sign_flip(doubled, family, **options))
     monkeypatch.setattr(statistics, "AT_ONCE", 100)
     assert same(found, sign_flip(means, family, **options))
@@ -224,5 +224,5 @@ def test_what_cannot_be_meant_is_an_error():
         sign_flip(np.ones((9, 1)), np.array([True]), permutations=0, seed=0)
     with pytest.raises(InvalidOption, match="hold an infinite number"):
         sign_flip(np.full((9, 1), np.inf), np.array([True]), seed=0)
-    with pytest.raises(InvalidOption, match="number of units must be a whole number of at least 1"):
+    with pytest.raises(InvalidOption, match="number of clusters must be a whole number of at least 1"):
         smallest_p(0)

@@ -27,31 +27,33 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class EngineChoice:
     """The engine that runs a trace, and why it is not the packed one (None where it is, or where replay was asked)."""
 
     engine: str
     note: str | None = None
 
 
-def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Choice:
+def choose(model: Model, components: Sequence[str], asked: str = "auto") -> EngineChoice:
     """The packed engine where it is known to agree with replay on these components, and replay elsewhere.
 
     A model that has changed since it was loaded (hooks, attention implementation) is compared again. Raises CannotPack
     where "packed" is asked for and does not agree.
     """
     if asked == "replay":
-        return Choice("replay")
+        return EngineChoice("replay")
     agreement = model.agreement
     known = agreement.differences if agreement else {}
     if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
         agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
     against = agreement.against(components)
     if against is None:
-        return Choice("packed")
+        return EngineChoice("packed")
     if asked == "packed":
         raise CannotPack(f"The packed engine does not run {model.name}: {against} Use engine='replay'.")
-    return Choice("replay", f"The packed engine is not used on {model.name}: {against} Replay is, which is slower.")
+    return EngineChoice(
+        "replay", f"The packed engine is not used on {model.name}: {against} Replay is, which is slower."
+    )
 
 
 def compare(model: Model, components: Sequence[str], one: Run, other: Run) -> Agreement:

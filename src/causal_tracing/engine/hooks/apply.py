@@ -18,28 +18,28 @@ def rewritten(
     writes: Sequence[Write],
     donors: Mapping[Run, Recording],
     *,
-    units: int = 1,
+    parts: int = 1,
     scale: float = 1.0,
 ) -> Float[Tensor, "row width"]:
-    """A copy of the value with the edits made; a row holds so many `units` side by side.
+    """A copy of the value with the edits made; a row holds so many `parts` side by side.
 
     What a tensor gives is before the layer's `scale`, as donors are. Raises InvalidEdit where it has another size.
     """
-    whole = [(row, edit) for row, edit in writes if edit.site.unit is None]
-    single = [(row * units + edit.site.unit, edit) for row, edit in writes if edit.site.unit is not None]
+    whole = [(row, edit) for row, edit in writes if edit.site.part is None]
+    single = [(row * parts + edit.site.part, edit) for row, edit in writes if edit.site.part is not None]
     if whole:
         value = _rewritten(value, whole, donors, 1, scale)
     if single:
-        value = _rewritten(value.unflatten(1, (units, -1)).flatten(0, 1), single, donors, units, scale).view_as(value)
+        value = _rewritten(value.unflatten(1, (parts, -1)).flatten(0, 1), single, donors, parts, scale).view_as(value)
     return value
 
 
 def _rewritten(
-    value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording], units: int, scale: float
+    value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording], parts: int, scale: float
 ) -> Tensor:
     rows = torch.tensor([row for row, _ in writes], device=value.device)
     current = value[rows]
-    new = torch.stack([_source(there, edit, donors, units, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
+    new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
     if any(edit.alpha != 1 for _, edit in writes):
         alpha = torch.tensor([[edit.alpha] for _, edit in writes], dtype=value.dtype, device=value.device)
         new = torch.where(alpha == 1, new, (1 - alpha) * current + alpha * new)
@@ -47,14 +47,14 @@ def _rewritten(
 
 
 def _source(
-    current: Tensor, edit: Edit, donors: Mapping[Run, Recording], units: int, scale: float
+    current: Tensor, edit: Edit, donors: Mapping[Run, Recording], parts: int, scale: float
 ) -> Float[Tensor, " size"]:
     site, source = edit.site, edit.source
     match source:
         case From():
-            return _donor(current, edit, source, donors, units)
+            return _donor(current, edit, source, donors, parts)
         case Mean():
-            return torch.stack([_donor(current, edit, one, donors, units) for one in source.donors]).mean(0)
+            return torch.stack([_donor(current, edit, one, donors, parts) for one in source.donors]).mean(0)
         case Zero():
             return torch.zeros_like(current)
         case Given():
@@ -64,16 +64,16 @@ def _source(
         case Subspace():
             basis = _given(current, site, source.basis, (len(source.basis), *current.shape))
             orthonormal = torch.linalg.qr(basis.float().T)[0].to(current.dtype)
-            apart = _donor(current, edit, source.donor, donors, units) - current
+            apart = _donor(current, edit, source.donor, donors, parts) - current
             return current + orthonormal @ (orthonormal.T @ apart)
 
 
 def _donor(
-    current: Tensor, edit: Edit, source: From, donors: Mapping[Run, Recording], units: int
+    current: Tensor, edit: Edit, source: From, donors: Mapping[Run, Recording], parts: int
 ) -> Float[Tensor, " size"]:
     found = donors[source.run].activations[edit.site.component, edit.site.layer][source.position]
-    if edit.site.unit is not None:
-        found = found.view(units, -1)[edit.site.unit]
+    if edit.site.part is not None:
+        found = found.view(parts, -1)[edit.site.part]
     if found.shape != current.shape:
         raise InvalidEdit(
             f"{edit.site} holds {len(current)} numbers and the donor's {len(found)}: patterns can be exchanged "

@@ -82,8 +82,8 @@ def _edited(
 ) -> Tensor:
     """The value with the rows' edits made."""
     writes = [(row * value.shape[1] + edit.site.position, edit) for row, edit in edits]
-    units, scale = model.units(place[0]), scale_at(model, place)
-    return rewritten(value.flatten(0, 1), writes, donors, units=units, scale=scale).view(value.shape)
+    parts, scale = model.parts(place[0]), scale_at(model, place)
+    return rewritten(value.flatten(0, 1), writes, donors, parts=parts, scale=scale).view(value.shape)
 
 
 def scale_at(model: Model, place: Place) -> float:

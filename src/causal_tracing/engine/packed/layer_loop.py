@@ -17,7 +17,7 @@ from causal_tracing.engine.hooks.forward import scale_at
 from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.packed.base_runs import Tape
 from causal_tracing.engine.packed.schedule import Group
-from causal_tracing.engine.packed.states import Block, KeysValues, States, Writes
+from causal_tracing.engine.packed.states import KeysValues, States, Stretch, Writes
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
@@ -36,8 +36,8 @@ class Wave:
         self.donors = donors
         self.limit = limit  # tokens in one call of a layer
         self.states = [States(group, order[group.tape]) for group in planned]
-        self.arrived: list[Block] = []
-        self.sent: Sequence[Block] = ()
+        self.arrived: list[Stretch] = []
+        self.sent: Sequence[Stretch] = ()
         self.kept: list[KeysValues] | None = None
 
     def run(self, tick: Tick = never) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
@@ -47,10 +47,10 @@ class Wave:
             for layer in range(last + 1):
                 tick(layer)
                 self._join(layer)
-                whole = (block for states in self.states for block in states.whole(layer, self.limit))
-                blocks = whole if layer < last else self._read(layer, whole)
-                points = (block for states in self.states for block in states.points(layer))
-                for sent in _calls(chain(blocks, points), self.limit):
+                whole = (stretch for states in self.states for stretch in states.whole(layer, self.limit))
+                stretches = whole if layer < last else self._read(layer, whole)
+                points = (stretch for states in self.states for stretch in states.points(layer))
+                for sent in _calls(chain(stretches, points), self.limit):
                     self._compute(layer, sent)
         self._join(last + 1)
         return _by_width(part for states in self.states for part in states.final())
@@ -60,19 +60,19 @@ class Wave:
         for states in self.states:
             states.to(states.tape.streams[layer].device)
             states.join(layer)
-        for block in self.arrived:
-            block.states.put(block)
+        for stretch in self.arrived:
+            stretch.states.put(stretch)
         self.arrived = []
         for states in self.states:
             states.write(layer, self.donors)
 
-    def _read(self, layer: int, whole: Iterable[Block]) -> Iterator[Block]:
-        """What is read of these blocks: the layer makes the keys and values of all their tokens, and stops there."""
+    def _read(self, layer: int, whole: Iterable[Stretch]) -> Iterator[Stretch]:
+        """What is read of these stretches: the layer makes the keys and values of all their tokens, and stops there."""
         for sent in _calls(whole, self.limit):
-            for block, own in zip(sent, self._keys_and_values(layer, sent), strict=True):
-                yield from block.states.read(layer, block, own)
+            for stretch, own in zip(sent, self._keys_and_values(layer, sent), strict=True):
+                yield from stretch.states.read(layer, stretch, own)
 
-    def _keys_and_values(self, layer: int, sent: Sequence[Block]) -> Sequence[KeysValues]:
+    def _keys_and_values(self, layer: int, sent: Sequence[Stretch]) -> Sequence[KeysValues]:
         self.kept = kept = []
         try:
             self._send(layer, sent)
@@ -82,18 +82,18 @@ class Wave:
             self.kept = None
         raise CannotPack(f"layer {layer} does not attend.")
 
-    def _compute(self, layer: int, sent: Sequence[Block]) -> None:
+    def _compute(self, layer: int, sent: Sequence[Stretch]) -> None:
         output = self._send(layer, sent)
-        for block, out in zip(sent, output[0].split([block.tokens for block in sent]), strict=True):
-            block.out.copy_(out.view_as(block.out))
-        self.arrived += [block for block in sent if block.arrives is not None]
+        for stretch, out in zip(sent, output[0].split([stretch.tokens for stretch in sent]), strict=True):
+            stretch.out.copy_(out.view_as(stretch.out))
+        self.arrived += [stretch for stretch in sent if stretch.arrives is not None]
 
-    def _send(self, layer: int, sent: Sequence[Block]) -> Float[Tensor, "1 token d_model"]:
-        """Calls the model's own layer on the packed tokens of these blocks."""
+    def _send(self, layer: int, sent: Sequence[Stretch]) -> Float[Tensor, "1 token d_model"]:
+        """Calls the model's own layer on the packed tokens of these stretches."""
         self.sent = sent
-        hidden = torch.cat([block.hidden.flatten(0, 1) for block in sent])[None]
+        hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
         writes = _merged(sent)
-        index = [Index(tape, list(blocks)) for tape, blocks in groupby(sent, lambda block: block.tape)]
+        index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]
         calls = [one.tape.calls[layer] for one in index]
         args = [_gathered([call.args[number] for call in calls], index) for number in range(len(calls[0].args))]
         kwargs = {name: _gathered([call.kwargs[name] for call in calls], index) for name in calls[0].kwargs}
@@ -108,56 +108,56 @@ class Wave:
 
     def _visit(self, writes: Writes, component: str, layer: int, value: Tensor) -> Tensor:
         place = component, layer
-        units, scale = self.model.units(component), scale_at(self.model, place)
-        return rewritten(value.flatten(0, 1), writes[place], self.donors, units=units, scale=scale).view(value.shape)
+        parts, scale = self.model.parts(component), scale_at(self.model, place)
+        return rewritten(value.flatten(0, 1), writes[place], self.donors, parts=parts, scale=scale).view(value.shape)
 
     def _attend(self, asked: Asked) -> tuple[Tensor, None]:
-        """The model's own attention, block by block: the only place where worlds are told apart."""
-        starts = [0, *accumulate(block.tokens for block in self.sent)]
+        """The model's own attention, stretch by stretch: the only place where worlds are told apart."""
+        starts = [0, *accumulate(stretch.tokens for stretch in self.sent)]
         tokens = asked.query.shape[2]
         if tokens != starts[-1]:
             raise CannotPack(f"layer {asked.layer} attends with {tokens} tokens where {starts[-1]} were sent.")
         outputs = []
-        for block, start in zip(self.sent, starts, strict=False):
-            own = block.own or self._keys_and_values_of(block, start, asked)
+        for stretch, start in zip(self.sent, starts, strict=False):
+            own = stretch.own or self._keys_and_values_of(stretch, start, asked)
             if self.kept is None:
-                output = self._attend_block(block, start, own, asked)
-                outputs.append(output.reshape(1, block.tokens, *output.shape[2:]))
+                output = self._attend_stretch(stretch, start, own, asked)
+                outputs.append(output.reshape(1, stretch.tokens, *output.shape[2:]))
             else:
                 self.kept.append(own)
         if self.kept is not None:
             raise _Enough
         return torch.cat(outputs, 1), None
 
-    def _keys_and_values_of(self, block: Block, start: int, asked: Asked) -> KeysValues:
-        keys, values = block.part(asked.key, start), block.part(asked.value, start)
-        return self._see(block, asked.layer, "k", keys), self._see(block, asked.layer, "v", values)
+    def _keys_and_values_of(self, stretch: Stretch, start: int, asked: Asked) -> KeysValues:
+        keys, values = stretch.part(asked.key, start), stretch.part(asked.value, start)
+        return self._see(stretch, asked.layer, "k", keys), self._see(stretch, asked.layer, "v", values)
 
-    def _attend_block(self, block: Block, start: int, own: KeysValues, asked: Asked) -> Tensor:
-        """One block's worlds: its queries, and the keys and values that each of its worlds sees."""
-        layer, attended = asked.layer, block.tape.attended[asked.layer]
+    def _attend_stretch(self, stretch: Stretch, start: int, own: KeysValues, asked: Asked) -> Tensor:
+        """One stretch's worlds: its queries, and the keys and values that each of its worlds sees."""
+        layer, attended = asked.layer, stretch.tape.attended[asked.layer]
         asked = replace(
             asked,
-            query=self._see(block, layer, "q", block.part(asked.query, start)),
-            key=block.seen(attended.keys, own[0]),
-            value=block.seen(attended.values, own[1]),
-            mask=block.mask(attended),
+            query=self._see(stretch, layer, "q", stretch.part(asked.query, start)),
+            key=stretch.seen(attended.keys, own[0]),
+            value=stretch.seen(attended.values, own[1]),
+            mask=stretch.mask(attended),
         )
         output, _ = asked.answer()
-        if ("pattern", layer) in block.writes:
-            output = with_patterns(output, partial(self._see_pattern, block, layer), asked)
+        if ("pattern", layer) in stretch.writes:
+            output = with_patterns(output, partial(self._see_pattern, stretch, layer), asked)
         return output
 
-    def _see(self, block: Block, layer: int, component: str, value: Tensor) -> Tensor:
-        """The block's queries, keys or values, with the edits made."""
-        if (component, layer) not in block.writes:
+    def _see(self, stretch: Stretch, layer: int, component: str, value: Tensor) -> Tensor:
+        """The stretch's queries, keys or values, with the edits made."""
+        if (component, layer) not in stretch.writes:
             return value
-        return by_token(partial(self._visit, block.writes, component, layer), value)
+        return by_token(partial(self._visit, stretch.writes, component, layer), value)
 
-    def _see_pattern(self, block: Block, layer: int, pattern: Tensor) -> Tensor:
+    def _see_pattern(self, stretch: Stretch, layer: int, pattern: Tensor) -> Tensor:
         """The same for patterns, which donors have of all their tokens: what lies behind `stop` is zero."""
-        behind = block.tape.length - block.stop
-        return self._see(block, layer, "pattern", nn.functional.pad(pattern, (0, behind)))[..., : block.stop]
+        behind = stretch.tape.length - stretch.stop
+        return self._see(stretch, layer, "pattern", nn.functional.pad(pattern, (0, behind)))[..., : stretch.stop]
 
 
 class _Enough(Exception):
@@ -166,20 +166,20 @@ class _Enough(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where consecutive blocks of one tape have their tokens in its base runs."""
+    """Where consecutive stretches of one tape have their tokens in its base runs."""
 
     tape: Tape
-    blocks: Sequence[Block]
+    stretches: Sequence[Stretch]
 
     @cached_property
     def positions(self) -> Tensor:
         """[token] of the packed call."""
-        return torch.cat([block.positions.repeat(len(block.rows)) for block in self.blocks])
+        return torch.cat([stretch.positions.repeat(len(stretch.rows)) for stretch in self.stretches])
 
     @cached_property
     def rows(self) -> Tensor:
         """The tape's row of each token."""
-        return torch.cat([block.rows.repeat_interleave(len(block.positions)) for block in self.blocks])
+        return torch.cat([stretch.rows.repeat_interleave(len(stretch.positions)) for stretch in self.stretches])
 
 
 def _gathered(values: Sequence[Any], index: Sequence[Index]) -> Any:
@@ -210,34 +210,34 @@ def _picked(value: Tensor, index: Index) -> Tensor:
     return value
 
 
-def _calls(blocks: Iterable[Block], limit: int) -> Iterator[list[Block]]:
-    """The blocks, put together into calls of at most `limit` tokens, or a little more: short calls are slow.
+def _calls(stretches: Iterable[Stretch], limit: int) -> Iterator[list[Stretch]]:
+    """The stretches, put together into calls of at most `limit` tokens, or a little more: short calls are slow.
 
-    One larger block goes alone.
+    One larger stretch goes alone.
     """
-    waiting = list(blocks)
-    left = sum(block.tokens for block in waiting)
-    sent: list[Block] = []
+    waiting = list(stretches)
+    left = sum(stretch.tokens for stretch in waiting)
+    sent: list[Stretch] = []
     tokens = 0
-    for block in waiting:
-        if sent and tokens + block.tokens > limit and tokens + left > SLACK * limit:
+    for stretch in waiting:
+        if sent and tokens + stretch.tokens > limit and tokens + left > SLACK * limit:
             yield sent
             sent, tokens = [], 0
-        sent.append(block)
-        tokens += block.tokens
-        left -= block.tokens
+        sent.append(stretch)
+        tokens += stretch.tokens
+        left -= stretch.tokens
     if sent:
         yield sent
 
 
-def _merged(sent: Sequence[Block]) -> Writes:
-    """The blocks' edits, by their rows in the packed call."""
+def _merged(sent: Sequence[Stretch]) -> Writes:
+    """The stretches' edits, by their rows in the packed call."""
     found: dict[Place, list[Write]] = {}
     start = 0
-    for block in sent:
-        for place, writes in block.writes.items():
+    for stretch in sent:
+        for place, writes in stretch.writes.items():
             found.setdefault(place, []).extend((start + row, edit) for row, edit in writes)
-        start += block.tokens
+        start += stretch.tokens
     return found
 
 

@@ -1,4 +1,4 @@
-"""The states of worlds on their way through the layers, and the blocks of tokens that they send to a layer."""
+"""The states of worlds on their way through the layers, and the stretches of tokens that they send to a layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(kw_only=True, eq=False)
-class Block:
+class Stretch:
     """Worlds of one group that send the same tokens to a layer, one world after the other.
 
     They attend to their base run's keys before `first`, and from there to `stop` to their own: those that the layer
@@ -45,13 +45,13 @@ class Block:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the block has in a packed call."""
+        """How many tokens the stretch has in a packed call."""
         return len(self.rows) * len(self.positions)
 
     def part(
         self, value: Float[Tensor, "1 head packed d_head"], start: int
     ) -> Float[Tensor, "world head token d_head"]:
-        """The block's tokens of packed queries, keys or values; it begins at token `start`."""
+        """The stretch's tokens of packed queries, keys or values; it begins at token `start`."""
         mine = value[0, :, start : start + self.tokens]
         return mine.unflatten(1, (len(self.rows), len(self.positions))).transpose(0, 1)
 
@@ -91,10 +91,10 @@ class States:
         if new.start < new.stop and self.group.length:
             self.values[new] = self.tape.streams[layer][:, self.group.first : self.group.stop][self.rows[new]]
 
-    def put(self, block: Block) -> None:
+    def put(self, stretch: Stretch) -> None:
         """Takes over what a layer computed for single tokens."""
-        if block.arrives is not None:
-            self._flat[block.arrives.to(self.values.device)] = block.out.flatten(0, 1).to(self.values)
+        if stretch.arrives is not None:
+            self._flat[stretch.arrives.to(self.values.device)] = stretch.out.flatten(0, 1).to(self.values)
 
     def write(self, layer: int, donors: Mapping[Run, Recording]) -> None:
         """Makes the edits of the stream at this layer's input."""
@@ -104,8 +104,8 @@ class States:
             numbered = [(number, edit) for number, (_, edit) in enumerate(edits)]
             self._flat[rows] = rewritten(self._flat[rows], numbered, donors)
 
-    def whole(self, layer: int, limit: int) -> Iterator[Block]:
-        """All tokens of the worlds that have joined, in blocks of about `limit` tokens."""
+    def whole(self, layer: int, limit: int) -> Iterator[Stretch]:
+        """All tokens of the worlds that have joined, in stretches of about `limit` tokens."""
         joined, length = self.group.joined(layer), self.group.length
         size = max(1, limit // max(1, length))
         for start in range(0, joined if length else 0, size):
@@ -113,16 +113,16 @@ class States:
             values = self.values[members.start : members.stop]
             yield self._block(layer, members, self.positions, values, out=values)
 
-    def read(self, layer: int, block: Block, own: KeysValues) -> Iterator[Block]:
-        """The tokens of a whole block that are read behind the last layer; their keys and values are known."""
-        for read, members in _alike(block.members, lambda member: self.group.read(self._member(member))):
+    def read(self, layer: int, stretch: Stretch, own: KeysValues) -> Iterator[Stretch]:
+        """The tokens of a whole stretch that are read behind the last layer; their keys and values are known."""
+        for read, members in _alike(stretch.members, lambda member: self.group.read(self._member(member))):
             if read:
                 positions = torch.tensor(read, device=self.values.device)
                 hidden = self.values[members][:, positions - self.group.first]
-                at = [member - block.members[0] for member in members]
+                at = [member - stretch.members[0] for member in members]
                 yield self._block(layer, members, positions, hidden, own=(own[0][at], own[1][at]))
 
-    def points(self, layer: int) -> Iterator[Block]:
+    def points(self, layer: int) -> Iterator[Stretch]:
         """The tokens edited inside this layer, of worlds that join behind it: until then they are the base run's."""
         joining = range(self.group.joined(layer), self.group.joined(layer + 1))
         for points, members in _alike(joining, lambda member: self._member(member).points):
@@ -151,11 +151,11 @@ class States:
         out: Tensor | None = None,
         own: KeysValues | None = None,
         first: int | None = None,
-    ) -> Block:
+    ) -> Stretch:
         listed = positions.tolist()
         picked = slice(members.start, members.stop) if isinstance(members, range) else members
         arrives = [(member, position) for member in members for position in listed] if out is None else None
-        return Block(
+        return Stretch(
             states=self,
             members=members,
             rows=self.rows[picked],

@@ -72,5 +72,5 @@ def named(measurements: Measurements, one: Checked) -> str:
     site, pairs = one.site, measurements.pairs
     token = str(pairs.clean_token.sel(pair=one.pair).values[site.position]).strip()
     whose = f"{one.pair}: " if pairs.sizes["pair"] > 1 else ""
-    part = "" if site.unit is None else f" {kind_of_component(site.component).part} {site.unit}"
+    part = "" if site.part is None else f" {kind_of_component(site.component).part} {site.part}"
     return f"{whose}{site.component} layer {site.layer}{part}, token {site.position} ({token})"

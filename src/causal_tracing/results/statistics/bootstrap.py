@@ -1,11 +1,11 @@
 """From many pairs to estimates with intervals, for a whole map of sites at once.
 
-The unit is the pair; pairs of one cluster (the same fact) are one unit. What crosses the functions below is
-`[unit, *map]`, float64 inside; NaN means that the unit has no such cell.
+What counts once is a cluster: the pairs of one fact, or a pair alone. What crosses the functions below is
+`[cluster, *map]`, float64 inside; NaN means that the cluster has no such cell.
 
-1. Pairs to units: a cluster's value is the mean of its pairs, and the estimate is the mean over clusters, each counted
-   once however many pairs it has. Clusters are in the order of their names, so the order of pairs changes nothing.
-2. Intervals: units are drawn with replacement, the same draws for every cell; BCa (Efron 1987, "Better bootstrap
+1. Pairs to clusters: a cluster's value is the mean of its pairs, and the estimate is the mean over clusters, each
+   counted once however many pairs it has. Clusters are in the order of their names, so that of pairs changes nothing.
+2. Intervals: clusters are drawn with replacement, the same draws for every cell; BCa (Efron 1987, "Better bootstrap
    confidence intervals"; Efron & Tibshirani 1993, 14.3). Means and ratios of means are one case: Σ top / Σ bottom.
 
 Tests: `permutation.py`. Peaks: `peaks.py`.
@@ -22,7 +22,7 @@ from scipy.special import ndtr, ndtri
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 
-FEWEST = 8  # units: with fewer there are values, and no interval
+FEWEST = 8  # clusters: with fewer there are values, and no interval
 TOO_FEW = f"fewer than {FEWEST} clusters"
 NEAR_ZERO = "the interval of the denominator contains 0"
 ZERO = "the mean of the denominator is 0"
@@ -41,7 +41,7 @@ class Interval:
     level: float
 
 
-def clusters(names: Sequence[str]) -> Int[np.ndarray, " pair"]:
+def cluster_codes(names: Sequence[str]) -> Int[np.ndarray, " pair"]:
     """Each pair's cluster as a number from 0, in the alphabetical order of the clusters' names."""
     number = {name: code for code, name in enumerate(sorted(set(names)))}
     return np.array([number[name] for name in names], dtype=np.int64)
@@ -55,30 +55,30 @@ def cluster_means(
     means = np.full((int(codes.max()) + 1, *values.shape[1:]), np.nan)
     for code in np.unique(codes):
         # Sorted, so that the order of pairs does not change the last bit of their sum.
-        means[code] = unit_means(np.sort(values[codes == code].astype(np.float64), axis=0))
+        means[code] = means_over_clusters(np.sort(values[codes == code].astype(np.float64), axis=0))
     return means
 
 
-def unit_means(values: Float[np.ndarray, "unit *map"]) -> Float[np.ndarray, "*map"]:
-    """The mean of each cell over the units that have it, in the unit of the values; NaN where none has it."""
+def means_over_clusters(values: Float[np.ndarray, "cluster *map"]) -> Float[np.ndarray, "*map"]:
+    """The mean of each cell over the clusters that have it, in the unit of the values; NaN where none has it."""
     present = ~np.isnan(values)
     return _divided(np.asarray(np.where(present, values, 0.0).sum(0)), np.asarray(present.sum(0)))
 
 
-def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, "resample unit"]:
-    """How often each unit is drawn in each resample: every row adds up to the number of units."""
+def resample_counts(clusters: int, resamples: int, seed: int) -> Float[np.ndarray, "resample cluster"]:
+    """How often each cluster is drawn in each resample: every row adds up to the number of clusters."""
     validation.whole("The number of resamples", resamples, least=1)
     validation.whole("The seed", seed, least=0)
     generator = np.random.default_rng(seed)
-    return generator.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.float64)
 
 
 def mean_interval(
-    values: Float[np.ndarray, "unit *map"], *, level: float = 0.95, resamples: int = 10_000, seed: int
+    values: Float[np.ndarray, "cluster *map"], *, level: float = 0.95, resamples: int = 10_000, seed: int
 ) -> Interval:
-    """The mean over units and its BCa interval for each cell, in the unit of the values.
+    """The mean over clusters and its BCa interval for each cell, in the unit of the values.
 
-    A resample's mean is over the units in it that have the cell. NaN (the interval) with fewer than 8 of them.
+    A resample's mean is over the clusters in it that have the cell. NaN (the interval) with fewer than 8 of them.
     Where all of them are equal, which BCa does not define, low = high = the estimate. Raises InvalidOption.
     """
     require_values(values)
@@ -91,8 +91,8 @@ def mean_interval(
 
 
 def ratio_interval(
-    numerator: Float[np.ndarray, "unit *map"],
-    denominator: Float[np.ndarray, "unit ..."],
+    numerator: Float[np.ndarray, "cluster *map"],
+    denominator: Float[np.ndarray, "cluster ..."],
     *,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -100,16 +100,16 @@ def ratio_interval(
 ) -> Interval:
     """Mean numerator / mean denominator, and its BCa interval for each cell: a fraction, never clipped.
 
-    The denominator is one number a unit, or one a unit and cell. Both means are over the units that have both, and are
-    drawn together. NaN where the denominator's own interval contains 0, or its mean is 0; with fewer than 8 units only
-    the interval is NaN. Of clusters in which some pairs lack the cell, give the denominator by cell, with NaN for
-    those pairs: else a fraction of 1 is not 1. Raises InvalidOption.
+    The denominator is one number a cluster, or one a cluster and cell. Both means are over the clusters that have both,
+    and are drawn together. NaN where the denominator's own interval contains 0, or its mean is 0; with fewer than 8
+    clusters only the interval is NaN. Of clusters in which some pairs lack the cell, give the denominator by cell,
+    with NaN for those pairs: else a fraction of 1 is not 1. Raises InvalidOption.
     """
     require_values(numerator)
     require_values(denominator)
     if denominator.shape not in (numerator.shape, numerator.shape[:1]):
         raise InvalidOption(
-            f"The denominator must be one number a unit {numerator.shape[:1]}, or one a unit and cell "
+            f"The denominator must be one number a cluster {numerator.shape[:1]}, or one a cluster and cell "
             f"{numerator.shape}; it has the shape {denominator.shape}."
         )
     bottom = np.broadcast_to(denominator.reshape(len(denominator), -1), (len(numerator), numerator[0].size))
@@ -124,8 +124,8 @@ def ratio_interval(
 
 
 def ratio_difference_interval(
-    first: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
-    second: tuple[Float[np.ndarray, "unit *map"], Float[np.ndarray, "unit *map"]],
+    first: tuple[Float[np.ndarray, "cluster *map"], Float[np.ndarray, "cluster *map"]],
+    second: tuple[Float[np.ndarray, "cluster *map"], Float[np.ndarray, "cluster *map"]],
     *,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -133,8 +133,8 @@ def ratio_difference_interval(
 ) -> Interval:
     """The first ratio of means minus the second, and its BCa interval for each cell: all four means drawn together.
 
-    Each is (numerator, denominator), both one number a unit and cell; the means are over the units that have all four.
-    NaN as for `ratio_interval`, by either denominator: `reason` says which. Raises InvalidOption.
+    Each is (numerator, denominator), both one number a cluster and cell; the means are over the clusters that have all
+    four. NaN as for `ratio_interval`, by either denominator: `reason` says which. Raises InvalidOption.
     """
     parts, shape = (*first, *second), first[0].shape[1:]
     for part in parts:
@@ -162,14 +162,14 @@ def ratio_difference_interval(
 
 
 def require_values(values: np.ndarray) -> None:
-    """Raises InvalidOption where there are no units, or an infinite value."""
+    """Raises InvalidOption where there are no clusters, or an infinite value."""
     if not len(values):
         raise InvalidOption("There are no pairs to take a mean over. Give one at least.")
     if np.isinf(values).any():
         raise InvalidOption("The values hold an infinite number: no mean is defined. Mark it as missing (NaN).")
 
 
-def filled(values: np.ndarray) -> tuple[Float[np.ndarray, "unit cell"], Bool[np.ndarray, "unit cell"]]:
+def filled(values: np.ndarray) -> tuple[Float[np.ndarray, "cluster cell"], Bool[np.ndarray, "cluster cell"]]:
     """The values with 0 for what is missing, and what is there."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     present = ~np.isnan(flat)
@@ -184,7 +184,10 @@ def _divided(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def _denominator_reasons(
-    bottom: Float[np.ndarray, "unit cell"], present: Bool[np.ndarray, "unit cell"], level: float, counts: np.ndarray
+    bottom: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
+    level: float,
+    counts: np.ndarray,
 ) -> Shaped[np.ndarray, " cell"]:
     """Why a ratio or its interval is undefined, for each cell; "" where both are defined."""
     columns, where = np.unique(np.concatenate([bottom, present]), axis=1, return_inverse=True)  # mostly a few
@@ -197,13 +200,13 @@ def _denominator_reasons(
 
 
 def _intervals(
-    top: Float[np.ndarray, "unit cell"],
-    bottom: Float[np.ndarray, "unit cell"],
-    present: Bool[np.ndarray, "unit cell"],
+    top: Float[np.ndarray, "cluster cell"],
+    bottom: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
     level: float,
-    counts: Float[np.ndarray, "resample unit"],
+    counts: Float[np.ndarray, "resample cluster"],
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
-    """Σ top / Σ bottom, and both ends of its interval; NaN where fewer than 8 units are present."""
+    """Σ top / Σ bottom, and both ends of its interval; NaN where fewer than 8 clusters are present."""
     if not 0 < level < 1:
         raise InvalidOption(f"The level of an interval must lie between 0 and 1; it is {level!r}.")
     estimate = _divided(top.sum(0), bottom.sum(0))
@@ -217,11 +220,11 @@ def _intervals(
 
 
 class _Resampled(NamedTuple):
-    """An estimate by cell, in each resample, and without each unit; and how far apart numbers may be and be equal."""
+    """An estimate by cell, in each resample, and without each cluster; and how far apart equal numbers may be."""
 
     estimate: Float[np.ndarray, " cell"]
     drawn: Float[np.ndarray, "cell resample"]
-    left_out: Float[np.ndarray, "unit cell"]
+    left_out: Float[np.ndarray, "cluster cell"]
     tie: Float[np.ndarray, " cell"]
 
     def __sub__(self, other: "_Resampled") -> "_Resampled":
@@ -232,12 +235,12 @@ class _Resampled(NamedTuple):
 
 def _resampled(
     estimate: Float[np.ndarray, " cell"],
-    top: Float[np.ndarray, "unit cell"],
-    bottom: Float[np.ndarray, "unit cell"],
-    present: Bool[np.ndarray, "unit cell"],
-    counts: Float[np.ndarray, "resample unit"],
+    top: Float[np.ndarray, "cluster cell"],
+    bottom: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
+    counts: Float[np.ndarray, "resample cluster"],
 ) -> _Resampled:
-    """An estimate, Σ top / Σ bottom of each resample, and without each unit (NaN for those without the cell)."""
+    """An estimate, Σ top / Σ bottom of each resample, and without each cluster (NaN for those without the cell)."""
     shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
     left_out = _divided(top.sum(0) - top, bottom.sum(0) - bottom)
     scale = np.abs(top).max(0) + np.abs(estimate) * np.abs(bottom).max(0)
@@ -250,15 +253,15 @@ def _resampled(
 
 
 def _bca(
-    found: _Resampled, present: Bool[np.ndarray, "unit cell"], level: float
+    found: _Resampled, present: Bool[np.ndarray, "cluster cell"], level: float
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """BCa as scipy.stats.bootstrap has it (the tests hold it to that), which is one cell at a time and far slower."""
     estimate, drawn, left_out, tie = found
-    drawn.sort(axis=1)  # NaN, a resample without any unit that has the cell, comes last
+    drawn.sort(axis=1)  # NaN, a resample without any cluster that has the cell, comes last
     defined = np.maximum((~np.isnan(drawn)).sum(1), 1)
     below = (drawn < (estimate - tie)[:, None]).sum(1) + (drawn <= (estimate + tie)[:, None]).sum(1)
     bias = ndtri(np.clip(below / 2, 0.5, defined - 0.5) / defined)
-    pull = np.nan_to_num(unit_means(left_out) - left_out)
+    pull = np.nan_to_num(means_over_clusters(left_out) - left_out)
     alike = np.abs(pull).max(0) * len(present) <= tie
     acceleration = (pull**3).sum(0) / 6 / np.where(alike, 1.0, (pull**2).sum(0)) ** 1.5
     ends = []

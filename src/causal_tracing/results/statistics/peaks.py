@@ -1,7 +1,7 @@
 """Where a map is strongest, and how far that may be believed: the largest of many is too large, and may be elsewhere.
 
-The peak is the eligible cell with the largest mean in size. Cells that fewer than 8 units have where others have more
-are not eligible, nor should cuts and structural zeros be. `values` is `[unit, *map]`, as in `bootstrap.py`.
+The peak is the eligible cell with the largest mean in size. Cells that fewer than 8 clusters have where others have
+more are not eligible, nor should cuts and structural zeros be. `values` is `[cluster, *map]`, as in `bootstrap.py`.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from causal_tracing.results.statistics.bootstrap import (
     ROUNDING,
     TOO_FEW,
     filled,
+    means_over_clusters,
     require_values,
     resample_counts,
     slices,
-    unit_means,
 )
 
 NOWHERE = "no cell is eligible"
@@ -28,7 +28,7 @@ NOWHERE = "no cell is eligible"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitHalfPeak:
-    """The peak of all units, and what a peak is worth in units that did not choose it.
+    """The peak of all clusters, and what a peak is worth in clusters that did not choose it.
 
     `held_out` and `in_sample` are in the unit of the values: means over splits, where the other half and where the
     same half is measured at the peak that a half chose. `chosen` is the share of halves that chose the peak at `index`.
@@ -43,7 +43,7 @@ class SplitHalfPeak:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakStability:
-    """The peak of all units, and the shares of resamples with their peak there, or within one layer of it."""
+    """The peak of all clusters, and the shares of resamples with their peak there, or within one layer of it."""
 
     index: tuple[int, ...] | None
     same: float
@@ -52,12 +52,12 @@ class PeakStability:
 
 
 def split_half_peak(
-    values: Float[np.ndarray, "unit *map"], eligible: Bool[np.ndarray, "*map"], *, halves: int = 100, seed: int
+    values: Float[np.ndarray, "cluster *map"], eligible: Bool[np.ndarray, "*map"], *, halves: int = 100, seed: int
 ) -> SplitHalfPeak:
-    """What the peak's effect is when one half of the units chooses it and the other measures it, both ways.
+    """What the peak's effect is when one half of the clusters chooses it and the other measures it, both ways.
 
-    `halves` is the number of random splits. NaN with fewer than 8 units, or where nothing is eligible. The sites that
-    halves choose may differ: `held_out` is the effect that choosing a peak in this way finds. Raises InvalidOption.
+    `halves` is the number of random splits. NaN with fewer than 8 clusters, or where nothing is eligible. The sites
+    that halves choose may differ: `held_out` is the effect that choosing a peak so finds. Raises InvalidOption.
     """
     validation.whole("The number of splits", halves, least=1)
     validation.whole("The seed", seed, least=0)
@@ -73,15 +73,15 @@ def split_half_peak(
     inside, outside = (_means_at(weights, columns, present, chosen) for weights in (choosing, 1 - choosing))
     return SplitHalfPeak(
         index=index,
-        held_out=float(unit_means(outside)),
-        in_sample=float(unit_means(inside)),
+        held_out=float(means_over_clusters(outside)),
+        in_sample=float(means_over_clusters(inside)),
         chosen=float(np.mean(chosen == _peaks(np.ones((1, len(values))), columns, present))),
         reason="",
     )
 
 
 def peak_stability(
-    values: Float[np.ndarray, "unit *map"],
+    values: Float[np.ndarray, "cluster *map"],
     eligible: Bool[np.ndarray, "*map"],
     *,
     layer_axis: int,
@@ -89,10 +89,10 @@ def peak_stability(
     resamples: int = 10_000,
     seed: int,
 ) -> PeakStability:
-    """In what share of resamples of units the peak is at most one layer away, everything else (position, head) equal.
+    """The share of resamples in which the peak is at most one layer away, everything else (position, head) equal.
 
     `layer_axis` is an axis of the map; `layers` are the layers along it, where they are not 0, 1, 2 and so on. NaN
-    with fewer than 8 units, or where nothing is eligible. Raises InvalidOption.
+    with fewer than 8 clusters, or where nothing is eligible. Raises InvalidOption.
     """
     shape = eligible.shape
     if not -len(shape) <= layer_axis < len(shape):
@@ -114,8 +114,8 @@ def peak_stability(
 
 
 def _candidates(
-    values: Float[np.ndarray, "unit *map"], eligible: Bool[np.ndarray, "*map"]
-) -> tuple[Float[np.ndarray, "unit cell"], Bool[np.ndarray, "unit cell"], Int[np.ndarray, " cell"]]:
+    values: Float[np.ndarray, "cluster *map"], eligible: Bool[np.ndarray, "*map"]
+) -> tuple[Float[np.ndarray, "cluster cell"], Bool[np.ndarray, "cluster cell"], Int[np.ndarray, " cell"]]:
     """The cells that may be the peak: their values, who has them, and where they are in the flat map."""
     require_values(values)
     columns, present = filled(values)
@@ -124,8 +124,8 @@ def _candidates(
 
 
 def _peak(
-    columns: Float[np.ndarray, "unit cell"],
-    present: Bool[np.ndarray, "unit cell"],
+    columns: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
     cells: Int[np.ndarray, " cell"],
     shape: tuple[int, ...],
 ) -> tuple[tuple[int, ...] | None, str]:
@@ -138,11 +138,11 @@ def _peak(
 
 
 def _peaks(
-    weights: Float[np.ndarray, "row unit"],
-    columns: Float[np.ndarray, "unit cell"],
-    present: Bool[np.ndarray, "unit cell"],
+    weights: Float[np.ndarray, "row cluster"],
+    columns: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
 ) -> Int[np.ndarray, " row"]:
-    """The cell with the largest mean in size, for each weighting of the units; the first of several that are equal."""
+    """The cell with the largest mean in size, for each weighting of the clusters; the first of those that are equal."""
     found = np.empty(len(weights), dtype=np.int64)
     for some in slices(len(weights), columns.shape[1]):
         held = weights[some] @ present.astype(np.float64)
@@ -152,12 +152,12 @@ def _peaks(
 
 
 def _means_at(
-    weights: Float[np.ndarray, "row unit"],
-    columns: Float[np.ndarray, "unit cell"],
-    present: Bool[np.ndarray, "unit cell"],
+    weights: Float[np.ndarray, "row cluster"],
+    columns: Float[np.ndarray, "cluster cell"],
+    present: Bool[np.ndarray, "cluster cell"],
     chosen: Int[np.ndarray, " row"],
 ) -> Float[np.ndarray, " row"]:
-    """Each weighting's mean at the cell that was chosen for it; NaN where none of its units has that cell."""
+    """Each weighting's mean at the cell that was chosen for it; NaN where none of its clusters has that cell."""
     held = (weights.T * present[:, chosen]).sum(0)
     total = (weights.T * columns[:, chosen]).sum(0)
     return np.where(held > 0, total / np.maximum(held, 1.0), np.nan)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from causal_tracing.errors import MachineError
 from causal_tracing.report.notebook import notebook_html
 from causal_tracing.report.page.page import to_html
 from causal_tracing.results.effects import effects
+from causal_tracing.results.site_kinds import KINDS
 from made import measurements, taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
 
@@ -228,3 +230,24 @@ def test_a_notebook_gets_words_and_a_map_without_script():
     assert "<img" not in html
     assert html.count("<rect") == 9 + 9 - 1
     assert "total effect 2.00 logits" in html
+
+
+def test_another_kind_of_part_has_a_section_of_its_own(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lanes = replace(KINDS["heads"], name="lanes", axes=("component", "layer", "lane", "position"))
+    monkeypatch.setitem(KINDS, "lanes", lanes)
+    made = with_units()
+    renamed = made.maps["heads"].rename(head="lane").assign_coords(kind="lanes")
+    made = replace(made, maps={"blocks": made.maps["blocks"], "lanes": renamed})
+    with opened(browser, tmp_path / "lanes.html", made) as page:
+        page.locator('#lanes-map td[data-at="1,3"]').hover()
+        said = page.locator("#lanes-readout").inner_text()
+        assert "lane 3" in said
+        assert page.locator("#lanes-title").inner_text() == "Single lanes"
+        z = effects(made, "lanes").sel(metric="logit_diff", pair="p", component="z", layer=1, lane=3)
+        strongest = int(abs(z.restoration).argmax("position"))
+        page.locator('select[name="lanes-p"]').select_option(str(strongest))
+        page.locator('#lanes-map td[data-at="1,3"]').hover()
+        said = page.locator("#lanes-readout").inner_text()
+        np.testing.assert_allclose(numbers_in(said)[0], z.restoration.sel(position=strongest), rtol=5e-3)

@@ -15,13 +15,18 @@
   };
   const options = {
     p: [...(data.mean ? [data.mean.id] : []), ...data.pairs.map((pair) => pair.id)], m: data.metrics.map((metric) => metric.name), c: data.components,
-    d: data.effects, v: ["effect", "fraction"], hc: data.heads?.components ?? [], hp: [...new Set([...(data.heads?.positions ?? []), ...(data.heads?.mean?.positions ?? [])])], n: data.neurons ? ["20", "100"] : [],
+    d: data.effects, v: ["effect", "fraction"],
   };
-  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", hc: "component", hp: "position", n: "rows" };
+  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", n: "rows" };
+  // A section's own switches are named by its kind: "heads-c" is the component that is shown of heads.
+  for (const part of data.parts) {
+    if (part.drawn) Object.assign(options, { [`${part.kind}-c`]: part.components, [`${part.kind}-p`]: [...new Set([...part.positions, ...(part.mean?.positions ?? [])])] });
+    else options[`${part.kind}-n`] = ["20", "100"];
+  }
   const state = Object.fromEntries(Object.keys(options).map((key) => [key, options[key][0]]));
   state.cell = null; // [layer index, position index]
-  state.head = null; // [layer index, head]
-  if (data.heads) state.hp = data.heads.strongest;
+  const maps = data.parts.filter((part) => part.drawn);
+  for (const part of maps) { state[`${part.kind}-p`] = part.strongest; state[`${part.kind}-at`] = null; } // [layer index, part]
 
   // The state of the switches lives in the fragment, so that a view can be linked.
   const restore = () => {
@@ -32,12 +37,12 @@
       if (found && +found[1] < columns && +found[2] < rows) state[key] = [+found[1], +found[2]];
     };
     place("cell", data.layers.length, pair().rows.length);
-    if (data.heads) place("head", data.heads.layers.length, data.heads.counts[state.hc]);
+    for (const part of maps) place(`${part.kind}-at`, part.layers.length, part.counts[state[`${part.kind}-c`]]);
   };
   const remember = () => {
     const parts = new URLSearchParams();
     for (const key of Object.keys(options)) if (options[key].length > 1) parts.set(key, state[key]);
-    for (const key of ["cell", "head"]) if (state[key]) parts.set(key, state[key].join(","));
+    for (const key of ["cell", ...maps.map((part) => `${part.kind}-at`)]) if (state[key]) parts.set(key, state[key].join(","));
     history.replaceState(null, "", "#" + parts);
   };
 
@@ -92,9 +97,10 @@
   };
   const switchFor = (key, place = "") => {
     if (key === "p" && options.p.length > MOST_RADIOS) return chooser();
-    const set = make("fieldset", {}, make("legend", { textContent: names[key] }));
+    const own = key.split("-"), name = own.length > 1 ? key : place + key;
+    const set = make("fieldset", {}, make("legend", { textContent: names[own.at(-1)] }));
     for (const option of options[key]) {
-      const input = make("input", { type: "radio", name: place + key, value: option, checked: state[key] === option });
+      const input = make("input", { type: "radio", name, value: option, checked: state[key] === option });
       if (key === "v" && option === "fraction" && fractionReason()) input.disabled = true;
       if (key === "m" && !place) input.disabled = !pair().metrics[option];
       input.addEventListener("change", () => { if (key === "p") open(option); else { state[key] = option; draw(); } });
@@ -250,13 +256,13 @@
     }));
     return found;
   };
-  const units = unitSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, tested, chartWidth, redraw: () => draw() });
+  const parts = partSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, tested, chartWidth, redraw: () => draw() });
   const mean = meanSection({ data, $, make, drawn, state, unit, signed, meanInWords, chartWidth, place: cellPlace, open });
   const draw = () => {
     if (!pair().metrics[state.m]) state.m = Object.keys(pair().metrics)[0];
     if (fractionReason()) state.v = "effect";
     const active = document.activeElement?.name;
-    drawSwitches(); drawMap(); mean.draw(); drawCurves(); units.draw(); remember();
+    drawSwitches(); drawMap(); mean.draw(); drawCurves(); parts.draw(); remember();
     if (active) document.querySelector(`input[name="${CSS.escape(active)}"]:checked, select[name="${CSS.escape(active)}"]`)?.focus();
     if (state.cell) read(...state.cell);
   };
@@ -268,7 +274,7 @@
   const paint = (dark) => { document.documentElement.classList.toggle("dark", dark); $("theme").setAttribute("aria-pressed", dark); };
   $("theme").addEventListener("click", () => { paint(!isDark()); draw(); });
   paint(matchMedia("(prefers-color-scheme: dark)").matches);
-  addEventListener("resize", () => { drawCurves(); units.draw(); });
+  addEventListener("resize", () => { drawCurves(); parts.draw(); });
   addEventListener("hashchange", () => { restore(); draw(); });
   restore();
   draw();

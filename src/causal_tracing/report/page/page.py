@@ -23,6 +23,7 @@ from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
+from causal_tracing.results.site_kinds import KINDS, SiteKind
 from causal_tracing.results.storage.atomic import write_text
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
@@ -34,11 +35,11 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
     mean = mean_of(measurements, shown)
-    style, script = part("page.css"), part("units.js") + part("mean.js") + part("page.js")
+    style, script = part("page.css"), part("parts.js") + part("mean.js") + part("page.js")
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        units="".join(part(f"{name}.html") for name in _sections(measurements)),
+        parts="".join(map(_section, _sections(measurements))),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
@@ -60,11 +61,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
 
 def part(name: str) -> str:
     """A file of this folder, as text."""
-    return _file(name).read_text(encoding="utf-8")
-
-
-def _file(name: str) -> Any:
-    return files("causal_tracing.report.page").joinpath(name)
+    return files("causal_tracing.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def head(title: str, style: str, script: str = "") -> str:
@@ -118,14 +115,19 @@ def prompt(text: str) -> str:
     return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
 
 
-def _sections(measurements: Measurements) -> list[str]:
-    """The kinds of site that have a section of their own behind the first one's map."""
-    return [name for name in measurements.kinds[1:] if _file(f"{name}.html").is_file()]
+def _sections(measurements: Measurements) -> list[SiteKind]:
+    """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
+    return [KINDS[name] for name in measurements.kinds[1:] if KINDS[name].part]
+
+
+def _section(kind: SiteKind) -> str:
+    form = part("drawn.html" if kind.drawn else "ranked.html")
+    return Template(form).substitute(kind=kind.name, noun=kind.part)
 
 
 def _left_out(measurements: Measurements) -> str:
     count = measurements.pairs.sizes["pair"]
-    others = [name for name in measurements.kinds[1:] if name not in _sections(measurements)]
+    others = [name for name in measurements.kinds[1:] if not KINDS[name].part]
     lacking = f'<p class="warning">This page has no section for {", ".join(others)}.</p>' if others else ""
     shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
     return lacking + (shown if count > MOST_PAIRS else "")
@@ -182,9 +184,10 @@ def _provenance(measurements: Measurements) -> str:
 def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
-    for name in _sections(measurements):
-        of_mean = {"mean": mean.parts[name]} if name in mean.parts else {}
-        data[name] = parts_data(measurements, name, shown) | of_mean
+    data["parts"] = [
+        parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
+        for kind in _sections(measurements)
+    ]
     return data
 
 

@@ -15,7 +15,7 @@ from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import SUM, half_of_all, has_sum, parts_of, ranked, strongest_position, summed
-from causal_tracing.results.site_kinds import kind_of
+from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 MOST_NUMBERS = 300_000  # of a drawn kind, in a page: about 2 MB
 STRONGEST = 200  # of a ranked kind, by each effect
@@ -26,10 +26,11 @@ TESTED = ("low", "high", "p_adjusted")
 LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f"}
 
 
-def parts_data(measurements: Measurements, kind: str, shown: list[str]) -> dict[str, Any]:
-    """A kind's numbers, of these pairs: as maps, or where it has none, ranked."""
-    found = effects(measurements, kind).sel(pair=shown)
-    return _maps(found, shown) if kind_of(found).drawn else _ranks(found, shown)
+def parts_data(measurements: Measurements, kind: SiteKind, shown: list[str]) -> dict[str, Any]:
+    """A kind's numbers, of these pairs: as maps, or where it has none, ranked; and what the kind is called."""
+    found = effects(measurements, kind.name).sel(pair=shown)
+    numbers = _maps(found, shown) if kind.drawn else _ranks(found, shown)
+    return {"kind": kind.name, "noun": kind.part, "drawn": bool(kind.drawn), **numbers}
 
 
 def parts_mean(means: MeanMap) -> dict[str, Any]:
@@ -106,10 +107,13 @@ def _ranks_mean(means: MeanMap) -> dict[str, Any]:
 
 
 def _readers(found: xr.Dataset) -> dict[str, list[str]]:
-    """Who reads each part, by component, where that is known."""
+    """Who reads each part, by component, where that is known, in words."""
     if "readers" not in found.coords:
         return {}
-    return {str(name): found.readers.sel(component=name).values.tolist() for name in found.component.values}
+    return {
+        str(name): [f"read by query heads {some}" if some else "" for some in found.readers.sel(component=name).values]
+        for name in found.component.values
+    }
 
 
 def _strongest(found: xr.Dataset, metrics: list[str], shown: list[str]) -> int | str:

@@ -27,7 +27,7 @@ from causal_tracing.report.words.method import (
 )
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
-from causal_tracing.results.site_kinds import KINDS
+from causal_tracing.results.site_kinds import KINDS, kind_of
 
 SITES_EACH = 3  # a component
 
@@ -235,7 +235,8 @@ def _of_parts(parts: Sequence[xr.Dataset]) -> Iterator[str]:
 
 def _readers(found: xr.Dataset, row: SiteRow) -> str:
     """Which query heads read a head of keys or values."""
-    readers = found.readers.sel(component=row.component, head=row.part).item() if "readers" in found.coords else ""
+    at = {"component": row.component, kind_of(found).part: row.part}
+    readers = found.readers.sel(at).item() if "readers" in found.coords else ""
     return f" (It is read by query heads {readers}.)" if readers else ""
 
 

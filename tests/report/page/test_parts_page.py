@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from causal_tracing.report.page import parts
 from causal_tracing.results.select import select, strongest
+from causal_tracing.results.site_kinds import KINDS
 from made import taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
 
@@ -38,12 +39,12 @@ def numbers_of(found: xr.Dataset) -> list[float]:
 
 @needs_browser
 def test_the_grid_of_heads_shows_their_numbers(units_page: Page):
-    heads, said = units_page.locator("#heads"), units_page.locator("#heads-readout")
+    heads, said = units_page.locator("#heads-map"), units_page.locator("#heads-readout")
     for component, count in (("z", 4), ("k", 2)):
-        units_page.locator(f'input[name="heads-hc"][value="{component}"]').check()
+        units_page.locator(f'input[name="heads-c"][value="{component}"]').check()
         assert heads.locator("tbody tr").count() == count
         for position in (0, 2):
-            units_page.locator('select[name="hp"]').select_option(str(position))
+            units_page.locator('select[name="heads-p"]').select_option(str(position))
             for layer, head in ((1, 0), (2, 1)):
                 heads.locator(f'td[data-at="{layer},{head}"]').hover()
                 expected = numbers_of(head_effects(component, layer, head).sel(position=position))
@@ -53,8 +54,8 @@ def test_the_grid_of_heads_shows_their_numbers(units_page: Page):
 
 @needs_browser
 def test_the_sum_over_positions_is_said_to_be_one(units_page: Page):
-    units_page.locator('select[name="hp"]').select_option("sum")
-    units_page.locator('#heads td[data-at="1,3"]').click()
+    units_page.locator('select[name="heads-p"]').select_option("sum")
+    units_page.locator('#heads-map td[data-at="1,3"]').click()
     said = units_page.locator("#heads-readout").inner_text()
     expected = numbers_of(head_effects("z", 1, 3).sum("position"))
     np.testing.assert_allclose(numbers_in(said), expected, rtol=5e-3)
@@ -68,30 +69,30 @@ def test_heads_have_a_scale_that_their_components_and_directions_share(units_pag
     found = select(with_units(), of="heads")
     largest = max(abs(found[name]).max().item() for name in ("restoration", "disruption", "interaction"))
     for component in ("z", "k"):
-        units_page.locator(f'input[name="heads-hc"][value="{component}"]').check()
+        units_page.locator(f'input[name="heads-c"][value="{component}"]').check()
         assert f"+{largest:.3g} logits" in units_page.locator("#heads-legend").inner_text()
 
 
 @needs_browser
 def test_heads_are_read_by_keyboard_with_their_readers(units_page: Page):
-    units_page.locator('input[name="heads-hc"][value="k"]').check()
-    units_page.locator('#heads td[tabindex="0"]').focus()
+    units_page.locator('input[name="heads-c"][value="k"]').check()
+    units_page.locator('#heads-map td[tabindex="0"]').focus()
     for key in ("ArrowRight", "ArrowDown", "ArrowDown"):
         units_page.keyboard.press(key)
-    assert units_page.evaluate("document.activeElement.closest('table').id") == "heads"
+    assert units_page.evaluate("document.activeElement.closest('table').id") == "heads-map"
     assert units_page.evaluate("document.activeElement.dataset.at") == "1,1"  # there is no third head of keys
     spoken = units_page.evaluate("document.activeElement.ariaLabel")
     assert spoken == units_page.locator("#heads-readout").inner_text()
     assert "k · layer 1 · head 1 (read by query heads 2, 3)" in spoken
-    assert units_page.locator("#heads tbody th").nth(1).get_attribute("title") == "read by query heads 2, 3"
+    assert units_page.locator("#heads-map tbody th").nth(1).get_attribute("title") == "read by query heads 2, 3"
     assert units_page.locator("#readout").inner_text().startswith("Point at a cell")  # the map has a readout of its own
 
 
 @needs_browser
 def test_a_head_that_cannot_matter_is_drawn_as_such(units_page: Page):
-    units_page.locator('select[name="hp"]').select_option("0")
-    assert units_page.locator('#heads td[data-at="0,0"]').get_attribute("class") == "zero"
-    assert units_page.locator('#heads td[data-at="0,1"]').get_attribute("class") == ""
+    units_page.locator('select[name="heads-p"]').select_option("0")
+    assert units_page.locator('#heads-map td[data-at="0,0"]').get_attribute("class") == "zero"
+    assert units_page.locator('#heads-map td[data-at="0,1"]').get_attribute("class") == ""
 
 
 @needs_browser
@@ -100,14 +101,14 @@ def test_sections_share_the_direction_and_a_view_of_them_can_be_linked(units_pag
     for place in ("", "heads-", "neurons-"):
         assert units_page.locator(f'input[name="{place}d"][value="disruption"]').is_checked()
     assert units_page.evaluate("document.activeElement.name") == "heads-d"
-    units_page.locator('input[name="heads-hc"][value="k"]').check()
-    units_page.locator('select[name="hp"]').select_option("sum")
-    units_page.locator('#heads td[data-at="2,1"]').click()
+    units_page.locator('input[name="heads-c"][value="k"]').check()
+    units_page.locator('select[name="heads-p"]').select_option("sum")
+    units_page.locator('#heads-map td[data-at="2,1"]').click()
     before = units_page.locator("#heads-readout").inner_text()
     units_page.reload()
     assert units_page.locator("#heads-readout").inner_text() == before
-    assert units_page.locator('select[name="hp"]').input_value() == "sum"
-    units_page.evaluate("location.hash = '#hp=<b>&head=99,0&hc=resid_post'")
+    assert units_page.locator('select[name="heads-p"]').input_value() == "sum"
+    units_page.evaluate("location.hash = '#heads-p=<b>&heads-at=99,0&heads-c=resid_post'")
     assert units_page.locator("#heads-readout").inner_text() == before
 
 
@@ -116,11 +117,11 @@ def test_sections_share_the_direction_and_a_view_of_them_can_be_linked(units_pag
 def test_the_strongest_neurons_are_listed(units_page: Page, direction: str):
     units_page.locator(f'input[name="neurons-d"][value="{direction}"]').check()
     lines, expected = (
-        units_page.locator("#neurons tbody tr"),
+        units_page.locator("#neurons-table tbody tr"),
         strongest(select(with_units(), of="neurons"), 100, by=direction),
     )
     for rows in (20, 100):
-        units_page.locator(f'input[name="n"][value="{rows}"], input[name="neurons-n"][value="{rows}"]').check()
+        units_page.locator(f'input[name="neurons-n"][value="{rows}"]').check()
         assert lines.count() == rows
         for line, row in zip(lines.all_inner_texts(), expected[:rows], strict=True):
             at = 'position 2 "t2"' if row.position == 2 else "the last token"
@@ -153,7 +154,7 @@ def test_what_was_not_measured_has_no_section(browser: Browser, tmp_path: Path):
     made = with_units()
     heads_only = taken_apart(made.numbers(), made.provenance, heads=made.maps["heads"])
     with opened(browser, tmp_path / "heads.html", heads_only) as other:
-        assert other.locator("#heads td").count() == 12
+        assert other.locator("#heads-map td").count() == 12
         assert other.locator("#neurons-section").count() == 0
 
 
@@ -163,10 +164,10 @@ def test_hostile_tokens_stay_text_among_heads_and_neurons(browser: Browser, tmp_
     neurons = made.maps["neurons"].assign_coords(position=["1", "last"])
     hostile = taken_apart(made.numbers(), made.provenance, heads=made.maps["heads"], neurons=neurons)
     with opened(browser, tmp_path / "hostile.html", hostile) as page:
-        page.locator('select[name="hp"]').select_option("1")
-        page.locator('#heads td[data-at="1,1"]').click()
-        assert EVIL.strip() in page.locator('select[name="hp"] option').nth(1).inner_text()
-        for part in ("#heads-readout", "#heads-note", "#neurons"):
+        page.locator('select[name="heads-p"]').select_option("1")
+        page.locator('#heads-map td[data-at="1,1"]').click()
+        assert EVIL.strip() in page.locator('select[name="heads-p"] option').nth(1).inner_text()
+        for part in ("#heads-readout", "#heads-note", "#neurons-table"):
             assert EVIL.strip() in page.locator(part).inner_text()
         assert page.locator("img").count() == 0
         assert page.locator("script").count() == 2
@@ -181,7 +182,7 @@ def test_too_many_heads_leave_their_strongest_positions_and_say_so(
     weakest = int(abs(found.restoration).max(["component", "layer", "head"]).argmin("position"))
     kept = [str(position) for position in range(3) if position != weakest]
     with opened(browser, tmp_path / "few.html", with_units()) as page:
-        assert page.locator('select[name="hp"] option').evaluate_all("all => all.map(one => one.value)") == [
+        assert page.locator('select[name="heads-p"] option').evaluate_all("all => all.map(one => one.value)") == [
             *kept,
             "sum",
         ]
@@ -189,8 +190,8 @@ def test_too_many_heads_leave_their_strongest_positions_and_say_so(
         note = page.locator("#heads-note").inner_text()
         assert "the 2 of 3 positions with the strongest heads" in note
         assert "by logit_diff only" in note
-        page.locator('select[name="hp"]').select_option("sum")
-        page.locator('#heads td[data-at="1,3"]').click()
+        page.locator('select[name="heads-p"]').select_option("sum")
+        page.locator('#heads-map td[data-at="1,3"]').click()
         expected = numbers_of(head_effects("z", 1, 3).sum("position"))  # of all three
         np.testing.assert_allclose(numbers_in(page.locator("#heads-readout").inner_text()), expected, rtol=5e-3)
 
@@ -198,7 +199,7 @@ def test_too_many_heads_leave_their_strongest_positions_and_say_so(
 def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
     found = select(with_units(), of="neurons")
     monkeypatch.setattr(parts, "STRONGEST", 30)
-    data = parts.parts_data(with_units(), "neurons", ["p"])["pairs"][0]["metrics"]["logit_diff"]
+    data = parts.parts_data(with_units(), KINDS["neurons"], ["p"])["pairs"][0]["metrics"]["logit_diff"]
     kept = {(layer, neuron, ["2", "last"][position]) for layer, neuron, position, *_ in data["top"]}
     assert 30 <= len(data["top"]) == len(kept) <= 90
     for effect in ("restoration", "disruption", "interaction"):
@@ -212,4 +213,4 @@ def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("room", "metrics"), [(6, 6), (5, 1)])
 def test_many_views_leave_the_neurons_their_first_metric(room: int, metrics: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parts, "MOST_VIEWS", room)
-    assert len(parts.parts_data(with_units(), "neurons", ["p"])["metrics"]) == metrics
+    assert len(parts.parts_data(with_units(), KINDS["neurons"], ["p"])["metrics"]) == metrics

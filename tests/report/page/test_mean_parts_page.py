@@ -52,9 +52,9 @@ def bounds(cell, names: list[str]) -> list[list[float]]:
 def test_heads_of_the_mean_have_their_numbers_and_intervals(page: Page, trace: ct.Trace):
     cells = trace.evidence("heads").cells
     for component in ("k", "z"):
-        page.locator(f'input[name="heads-hc"][value="{component}"]').check()
-        page.locator('select[name="hp"]').select_option("1")
-        page.locator('#heads td[data-at="2,1"]').hover()
+        page.locator(f'input[name="heads-c"][value="{component}"]').check()
+        page.locator('select[name="heads-p"]').select_option("1")
+        page.locator('#heads-map td[data-at="2,1"]').hover()
         text = page.locator("#heads-readout").inner_text()
         here = trace.heads.sel(metric="logit_diff", component=component, layer=2, head=1, position=1)
         np.testing.assert_allclose(outside(text), [here[name].mean().item() for name in EFFECTS], rtol=6e-3)
@@ -62,7 +62,7 @@ def test_heads_of_the_mean_have_their_numbers_and_intervals(page: Page, trace: c
         np.testing.assert_allclose(intervals(text), bounds(cell, EFFECTS), rtol=6e-3)
         assert text.endswith("9 clusters")
     assert page.get_by_text("The mean over pairs, with its 95 % interval and p over the map of heads").is_visible()
-    assert page.locator('select[name="hp"] option[value="sum"]').count() == 0
+    assert page.locator('select[name="heads-p"] option[value="sum"]').count() == 0
 
 
 @needs_browser
@@ -74,10 +74,10 @@ def test_heads_that_cannot_be_told_from_zero_are_marked(browser: Browser, model,
     cells, seen = same.evidence("heads").cells.sel(component="z"), []
     with opened(browser, tmp_path / "report.html", same.measurements) as page:
         for position, direction in product((1, 2, 3), EFFECTS):
-            page.locator('select[name="hp"]').select_option(str(position))
+            page.locator('select[name="heads-p"]').select_option(str(position))
             page.locator(f'input[name="heads-d"][value="{direction}"]').check()
             p = cells[f"{direction}_p_adjusted"].sel(position=position).transpose("layer", "head").values
-            found = page.locator("#heads td.faint").evaluate_all("cells => cells.map((cell) => cell.dataset.at)")
+            found = page.locator("#heads-map td.faint").evaluate_all("cells => cells.map((cell) => cell.dataset.at)")
             assert {tuple(map(int, at.split(","))) for at in found} == {(n, m) for n, m in np.argwhere(p >= 0.05)}
             seen += p[~np.isnan(p)].tolist()
     assert {*np.digitize(seen, [0.05, 0.5]).tolist()} == {0, 1, 2}
@@ -90,7 +90,7 @@ def test_neurons_of_the_mean_are_ranked_with_their_intervals(page: Page, trace: 
     cells = trace.evidence("neurons").cells.sel(component="neurons", position="last")
     order = abs(cells[direction].where(cells.status == "ok")).stack(site=("layer", "neuron")).dropna("site")
     best = order.site.values[np.argsort(-order.values)]
-    rows = page.locator("#neurons tbody tr")
+    rows = page.locator("#neurons-table tbody tr")
     assert rows.count() == len(best)
     for n in (0, 1, len(best) - 1):
         layer, neuron = best[n]
@@ -104,16 +104,16 @@ def test_neurons_of_the_mean_are_ranked_with_their_intervals(page: Page, trace: 
 @needs_browser
 def test_a_pair_has_its_own_heads_and_neurons(page: Page, trace: ct.Trace):
     page.locator("select[name=p]").select_option("p3")
-    page.locator('select[name="hp"]').select_option("1")
-    page.locator('#heads td[data-at="2,1"]').hover()
+    page.locator('select[name="heads-p"]').select_option("1")
+    page.locator('#heads-map td[data-at="2,1"]').hover()
     here = trace.heads.sel(metric="logit_diff", pair="p3", component="z", layer=2, head=1, position=1)
     text = page.locator("#heads-readout").inner_text()
     np.testing.assert_allclose(outside(text), [here[name].item() for name in EFFECTS], rtol=6e-3)
     assert "clusters" not in text
-    assert "[" not in page.locator("#neurons tbody tr").first.inner_text()
-    page.locator('select[name="hp"]').select_option("sum")
+    assert "[" not in page.locator("#neurons-table tbody tr").first.inner_text()
+    page.locator('select[name="heads-p"]').select_option("sum")
     page.locator("select[name=p]").select_option("mean")  # which has no sum: its strongest position is shown
-    assert page.locator('#heads td[data-at="2,1"][aria-label*="9 clusters"]').count() == 1
+    assert page.locator('#heads-map td[data-at="2,1"][aria-label*="9 clusters"]').count() == 1
 
 
 @needs_browser
@@ -135,9 +135,9 @@ def test_means_by_role_have_roles_to_choose_from(browser: Browser, model, tmp_pa
     with opened(browser, tmp_path / "report.html", mixed.measurements) as page:
         cells = mixed.evidence("heads").cells
         roles = [str(name) for name in cells.position.values]
-        assert page.locator('select[name="hp"] option').evaluate_all("all => all.map((one) => one.value)") == roles
-        page.locator('select[name="hp"]').select_option("subject_last")
-        page.locator('#heads td[data-at="1,2"]').hover()
+        assert page.locator('select[name="heads-p"] option').evaluate_all("all => all.map((one) => one.value)") == roles
+        page.locator('select[name="heads-p"]').select_option("subject_last")
+        page.locator('#heads-map td[data-at="1,2"]').hover()
         cell = cells.sel(component="z", layer=1, head=2, position="subject_last")
         text = page.locator("#heads-readout").inner_text()
         assert "the subject last token" in text

@@ -1,7 +1,6 @@
 """A configuration file: any of a command's options, by their names in Python, in TOML."""
 
 import inspect
-import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ def read(path: Path, function: Callable[..., Any], declared: type, given: Collec
 
 
 def _content(path: Path) -> dict[str, Any]:
+    import tomllib  # only where there is a file: every --help loads this module
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

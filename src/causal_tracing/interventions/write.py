@@ -4,7 +4,6 @@ zero, mean and resample take away what is there: they go into the clean run, and
 either way: the other run's activation in part (alpha), a tensor of the user's, or the part inside a subspace.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,6 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.edits import From, Given, Mean, Run, Source, Subspace, Zero
-from causal_tracing.interventions.sites import Site
 
 KINDS = ("donor", "zero", "mean", "resample", "given", "subspace")
 ABLATIONS = ("zero", "mean", "resample")
@@ -68,21 +65,6 @@ class Write:
             found["tensors"] = {f"{name}.{layer}": _digest(each) for (name, layer), each in self.tensors.items()}
         return found
 
-    def source(self, site: Site, donor: From, reference: Sequence[Run]) -> Source:
-        """What is written at a site, where the other run has `donor`."""
-        match self.kind:
-            case "zero":
-                return Zero()
-            case "mean":
-                return Mean(tuple(From(run, site.position) for run in reference))
-            case "given":
-                tensor = self.tensors[site.component, site.layer]
-                return Given(tensor if site.part is None else tensor[site.part])
-            case "subspace":
-                return Subspace(self.tensors[site.component, site.layer], donor)
-            case _:
-                return donor
-
 
 def _check_tensors(kind: str, tensors: Any) -> None:
     """Raises InvalidOption for what is no mapping from places to tensors, or a basis that spans less than it says."""
@@ -120,6 +102,8 @@ def checked_write(write: Any) -> Write:
 
 
 def _digest(tensor: Any) -> str:
+    import hashlib
+
     import numpy as np
     import torch
 

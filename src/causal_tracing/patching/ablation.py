@@ -7,11 +7,28 @@ import numpy as np
 import torch
 
 from causal_tracing.errors import InvalidOption, InvalidPair
-from causal_tracing.interventions.edits import Run
+from causal_tracing.interventions.edits import From, Given, Mean, Run, Source, Subspace, Zero
+from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import REFERENCED, TENSORED, Write
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import encode
+
+
+def written(write: Write, site: Site, donor: From, reference: Sequence[Run]) -> Source:
+    """What is written at a site, where the other run has `donor`."""
+    match write.kind:
+        case "zero":
+            return Zero()
+        case "mean":
+            return Mean(tuple(From(run, site.position) for run in reference))
+        case "given":
+            tensor = write.tensors[site.component, site.layer]
+            return Given(tensor if site.part is None else tensor[site.part])
+        case "subspace":
+            return Subspace(write.tensors[site.component, site.layer], donor)
+        case _:
+            return donor
 
 
 def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int], parts: Mapping[str, int]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import Write
+from causal_tracing.patching.ablation import written
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 
@@ -41,7 +42,7 @@ class Contrast:
         if self.write.kind == "resample":  # its donors stand in for the clean prompt, token by token
             there = here
         site = Site(component, layer, here, part)
-        return Edit(site, self.write.source(site, From(donor, there), self.reference), float(self.write.alpha))
+        return Edit(site, written(self.write, site, From(donor, there), self.reference), float(self.write.alpha))
 
 
 def of_clean(pair: TokenPair) -> Run:

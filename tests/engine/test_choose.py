@@ -141,7 +141,7 @@ def test_what_worlds_would_take_is_counted():
     replayed = plain_backend(load("llama")).describe(WORLDS).cost
     assert replayed is not None
     assert replayed.token_layers == 4 * 4 * 4
-    recorded = 2 * 4 * 4 * 6 * 32 * 4  # two runs, tokens, layers, six vectors of the stream's width in float32
+    recorded = 2 * 4 * 4 * 9 * 32 * 4  # two runs, tokens, layers, nine vectors of the stream's width in float32
     assert open_backend(load("llama"), [], budget=1000).describe(WORLDS).cost.memory == 1000 + recorded  # pyright: ignore[reportOptionalMemberAccess]
     assert cost.seconds > 0
 

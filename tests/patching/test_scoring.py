@@ -9,10 +9,12 @@ from numpy.testing import assert_allclose
 
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
-from causal_tracing.engine.choose import plain_backend
+from causal_tracing.engine.choose import open_backend, plain_backend
+from causal_tracing.engine.hooks import replay as replay_module
+from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
-from causal_tracing.patching.scoring import Scoring
+from causal_tracing.patching.scoring import Scoring, spread
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
@@ -140,6 +142,38 @@ def test_several_tokens_are_said(model):
 def test_the_spread_of_repeats_is_of_the_size_of_rounding(model):
     tokens = [tokenize(pair(), WORDS), tokenize(pair(**SEVERAL), WORDS)]
     worlds = [World(Run(one.clean.tokens), (), (LAST,), number) for number, one in enumerate(tokens)]
-    found = Scoring(plain_backend(model), dict(enumerate(tokens))).spread(worlds)
-    assert found.shape == (2, len(METRICS))
-    assert found[:, METRICS.index("log_prob")].max() < 1e-5
+    for backend in (plain_backend(model), open_backend(model, ["resid_post"])):
+        scoring = Scoring(backend, dict(enumerate(tokens)))
+        repeats = [again for world in worlds for again in scoring.repeats([world])]
+        assert len(repeats) == 2 * 4
+        values = scoring.evaluate([*worlds, *repeats]).values
+        found = spread(values[:2], values[2:])
+        assert found.shape == (len(METRICS),)
+        assert found[METRICS.index("log_prob")] < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["packed", "replay"])
+def test_repeats_are_run_on_the_engine_that_runs_the_cells(model, engine: str, monkeypatch: pytest.MonkeyPatch):
+    before = ct.trace(model, pair(), engine=engine, spot_checks=0).measurements.pairs
+    owner, name = (Wave, "_send") if engine == "packed" else (replay_module, "forward")
+    right = getattr(owner, name)
+
+    def noisy(*args: Any, **options: Any) -> Any:
+        found = right(*args, **options)
+        drawn = torch.randn(found[0].shape, generator=generator) * 1e-3
+        return (found[0] + drawn, *found[1:])
+
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(owner, name, noisy)
+    after = ct.trace(model, pair(), engine=engine, spot_checks=0).measurements.pairs
+    assert (before.spread.sel(metric="logit_diff") < 1e-5).all()
+    assert (after.spread.sel(metric="logit_diff") > 1e-4).all()
+
+
+@pytest.mark.parametrize("answers", [{"answer": " w7"}, SEVERAL])
+def test_worlds_are_counted_as_they_are_run_and_as_they_were_estimated(model, answers: dict[str, str]):
+    asked = pair(**answers)
+    record = ct.trace(model, asked, spot_checks=0).provenance
+    assert 0 < record["worlds_skipped"] < record["worlds"]
+    found = ct.estimate(model, asked)
+    assert (found.worlds, found.worlds_skipped) == (record["worlds"], record["worlds_skipped"])

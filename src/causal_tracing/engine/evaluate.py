@@ -15,6 +15,7 @@ from torch import Tensor
 from causal_tracing.engine.backend import Evaluation, Measure, Progress
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.engine.memory import default_budget, is_out_of_memory
+from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.engine import Packed
 from causal_tracing.engine.progress import Steps, never
 from causal_tracing.errors import InvalidEdit, OutOfMemory
@@ -36,18 +37,21 @@ def evaluate(
     budget: int | None = None,
     rows: int | None = None,
     progress: Progress | None = None,
+    known: Tapes | None = None,
 ) -> Evaluation:
     """The numbers that `measure` makes of each world's logits at its readout, on the engine "packed" or "replay".
 
     `measure` may depend on a world through its base run, its readout and its `pair` only. A world that is dropped
     gets its base run's numbers, so that the difference is exactly zero. `budget` is in bytes, `rows` caps a batch.
-    `progress` is told between layers and between batches how much is done of how much.
+    `known` has what was recorded before. `progress` is told between layers and batches how much is done of how much.
     Raises InvalidEdit, ComponentNotOffered, CannotPack, OutOfMemory.
     """
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
     planned = plan(worlds, model.rules, prune=prune)
-    run = ENGINES[engine](model, planned.worlds, budget or default_budget(model))
+    budget = budget or default_budget(model)
+    packed = engine == "packed"
+    run = Packed(model, planned.worlds, budget, known) if packed else Replay(model, planned.worlds, budget)
     told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
     values: dict[int, Tensor] = {}
     for batch in run.batches(rows):

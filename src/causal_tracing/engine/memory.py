@@ -39,10 +39,13 @@ def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
 
 
 def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
-    """The worlds' numbers, in groups that can share a forward: equally many tokens, equally many readouts."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """The worlds' numbers, in groups that can share a forward: equally many tokens, equally many readouts.
+
+    Repeats have groups of their own, so that they are of another size than what they repeat.
+    """
+    groups: dict[tuple[int, int, int], list[int]] = {}
     for number, world in enumerate(worlds):
-        groups.setdefault((len(world.base.tokens), len(world.readout)), []).append(number)
+        groups.setdefault((len(world.base.tokens), len(world.readout), world.again), []).append(number)
     yield from groups.values()
 
 

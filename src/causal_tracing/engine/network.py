@@ -18,6 +18,7 @@ from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import linearised
 from causal_tracing.engine.hooks.record import donor_recordings, record
 from causal_tracing.engine.memory import default_budget, rows_that_fit
+from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
 
@@ -31,6 +32,7 @@ class NetworkBackend:
         self.note = note
         self.budget = budget
         self._seconds: float | None = None
+        self._tapes = Tapes(model) if engine == "packed" else None
 
     def within(self, budget: int | None) -> "NetworkBackend":
         """The same backend with this budget."""
@@ -55,7 +57,10 @@ class NetworkBackend:
 
     def record(self, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
         """Each distinct run's activations at the places, and its logits at the last `keep` positions."""
-        return record(self.model, runs, places, keep=keep)
+        if self._tapes is None or places or keep > 1:
+            return record(self.model, runs, places, keep=keep)
+        tapes = self._tapes.of(list(dict.fromkeys(runs)))  # they will be wanted again, with worlds behind them
+        return {run: Recording(logits=tape.recordings[run].logits) for run, tape in tapes.items()}
 
     def evaluate(
         self,
@@ -67,8 +72,8 @@ class NetworkBackend:
         progress: Progress | None = None,
     ) -> Evaluation:
         """The numbers that `measure` makes of each world's logits at its readout."""
-        options = {"engine": self.engine, "budget": self.budget}
-        return evaluate(self.model, worlds, measure, prune=prune, rows=rows, progress=progress, **options)
+        more = {"engine": self.engine, "budget": self.budget, "known": self._tapes}
+        return evaluate(self.model, worlds, measure, prune=prune, rows=rows, progress=progress, **more)
 
     def gradients(
         self,

@@ -8,6 +8,7 @@ from causal_tracing.engine.backend import Backend, Cost
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.cells import cells
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.scoring import asked_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,8 @@ def cost_of_job(job: Job) -> TraceCost:
     asked, costs = 0, []
     for number in range(len(job.pairs)):
         question = job.question(number)
-        worlds = [*question.unedited, *(cell.world for grid in job.grids for cell in cells(question, grid))]
+        traced = [*question.unedited, *(cell.world for grid in job.grids for cell in cells(question, grid))]
+        worlds = [one for world in traced for one in asked_for(question.pair, world)]
         asked += len(worlds)
         costs.append(_cost(job.backend, worlds))
     return TraceCost(

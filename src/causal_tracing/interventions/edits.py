@@ -1,6 +1,6 @@
 """What is run: runs, edits and worlds. An intervention is a value, never a callback."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from causal_tracing.errors import InvalidEdit
@@ -106,13 +106,18 @@ class Run:
 class World:
     """A what-if: this base run with these edits, its logits wanted at the positions `readout`.
 
-    `pair` says by whose answer and foil the logits are measured; the engine only hands it on.
+    `pair` says by whose answer and foil the logits are measured; the engine only hands it on. `again` marks a repeat: a
+    world that is run though it may be known, and however often. The packed engine computes repeat n anew from layer
+    n − 1 on, so that repeats of one run are products of different shapes. `run` is the patched run: the base run's own
+    edits, then the world's.
     """
 
     base: Run
     edits: tuple[Edit, ...]
     readout: tuple[int, ...]
     pair: int = 0
+    again: int = 0
+    run: Run = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.readout:
@@ -124,12 +129,8 @@ class World:
                 raise InvalidEdit(
                     f"A world cannot edit {edit.site}: noise belongs to its base run; resid_pre of layer 0 restores."
                 )
-        _ = self.run  # edits of the base and of the world must go together
-
-    @property
-    def run(self) -> Run:
-        """The patched run: the base run's own edits, then the world's."""
-        return Run(self.base.tokens, self.base.edits + self.edits)
+        patched = Run(self.base.tokens, self.base.edits + self.edits) if self.edits else self.base
+        object.__setattr__(self, "run", patched)  # made once: that the edits go together is checked on the way
 
 
 def _check_position(what: str, position: int, run: Run) -> None:

@@ -47,7 +47,8 @@ def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True) -> Plan:
     for world in worlds:
         edits = effective(world, rules)
         zero.append(bool(world.edits) and not edits)
-        index.append(numbers.setdefault(replace(world, edits=edits), len(numbers)))
+        left = world if edits == world.edits else replace(world, edits=edits)
+        index.append(numbers.setdefault(left, len(numbers)))
     return Plan(worlds=tuple(numbers), index=tuple(index), structural_zero=tuple(zero))
 
 

@@ -34,10 +34,11 @@ from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.measure import BOTH, STEPS, Numbers, picked, spot_checks
+from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
-from causal_tracing.patching.preview import Preview, preview_tokens
-from causal_tracing.patching.scoring import Scoring
+from causal_tracing.patching.preview import Preview, check_length, understood
+from causal_tracing.patching.scoring import Scoring, spread
+from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
@@ -77,17 +78,19 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
     """
     for pair in job.pairs:
         _check_pair(job, pair)
-    previews = preview_tokens(job.model, job.backend, job.pairs, job.contrasts)
-    found = []
-    for number, preview in enumerate(previews):
-        found.append(_Screened(job, screen, job.question(number), preview, _share(progress, number, len(previews))))
+    for pair in job.pairs:
+        check_length(job.model, pair)
+    checks, found = SpotChecks(job), []
+    for number in range(len(job.pairs)):
+        found.append(_Screened(job, screen, job.question(number), _share(progress, number, len(job.pairs))))
+    clean = {number: found[number].clean for number in checks.pairs}
     sums = {number: each.sums for number, each in enumerate(found)}
     unedited = {number: each.unedited for number, each in enumerate(found)}
     return Numbers(
         measurements=joined([each.measurements for each in found], {}),
         worlds=sum(each.worlds for each in found),
         worlds_run=sum(each.worlds_run for each in found),
-        spot_checks=spot_checks(job, list(picked(job, sums, unedited))),
+        spot_checks=checks.run(sums, unedited, clean),
     )
 
 
@@ -117,10 +120,12 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
 class _Screened:
     """One pair: its estimates, what is known beforehand, what was patched."""
 
-    def __init__(self, job: Job, screen: Screen, question: Question, preview: Preview, progress: Progress) -> None:
+    def __init__(self, job: Job, screen: Screen, question: Question, progress: Progress) -> None:
         self.job, self.question, self.progress = job, question, progress
+        (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
         self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
-        self.scoring = Scoring(job.backend, {question.number: question.pair})
+        number = question.number
+        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean})
         self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
         self.chosen = [
             (grid, at, why)
@@ -130,8 +135,7 @@ class _Screened:
         ]
         self.sums = {grid.kind.name: Sums(grid, 1) for grid in job.grids}
         self._patch()
-        spread = np.max(self.scoring.on(job.plain).spread(question.unedited[:BOTH]), axis=0)
-        self.measurements = self._measurements(preview, spread)
+        self.measurements = self._measurements(preview)
 
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
         """What is patched of one component: it does not depend on which others were asked for."""
@@ -149,15 +153,16 @@ class _Screened:
             for grid, at, _ in self.chosen
             for world in worlds_of(self.question, grid, grid.arms[0], 0, at)
         ]
-        asked = [*self.question.unedited, *(cell.world for _, cell in worlds)]
+        unedited = self.question.unedited
+        asked = [*unedited, *self.scoring.repeats(unedited), *(cell.world for _, cell in worlds)]
         found = self.scoring.evaluate(asked, progress=_share(self.progress, 1, 2))
         runs = len(asked) - len(worlds)
-        self.unedited = found.values[:runs]
-        self.worlds, self.worlds_run = len(asked), found.worlds_run
+        self.unedited, self.repeats = found.values[: len(unedited)], found.values[len(unedited) : runs]
+        self.worlds, self.worlds_run = found.worlds, found.worlds_run
         for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
             self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 
-    def _measurements(self, preview: Preview, spread: np.ndarray) -> Measurements:
+    def _measurements(self, preview: Preview) -> Measurements:
         order, maps = metric_order(self.job.metric), {}
         for grid in self.job.grids:
             name, axes = grid.kind.name, grid.kind.axes
@@ -180,7 +185,8 @@ class _Screened:
             maps[name] = found.assign(
                 {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
             )
-        return measurements_of(preview, self.unedited, spread, maps, self.job.metric)
+        apart = spread(self.unedited, self.repeats)
+        return measurements_of(preview, self.unedited, apart, maps, self.job.metric)
 
 
 def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:

@@ -3,7 +3,8 @@
 1. Some pairs at a time: the unedited runs, and the cells of each grid behind them, in batches.
 2. Each batch's numbers go to their cells. Whoever listens is handed the maps so far; then layers come from coarse to
    fine, so that the whole picture is there early, and batches are small.
-3. The unedited runs again in batches of other sizes (the spread), and a few random cells alone, on whole forwards.
+3. With them ride repeats of the unedited runs, in other shapes (the spread); at the end a few random cells are run
+   again, on whole forwards (`spot_checks.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,25 +13,26 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
-from causal_tracing.patching.cells import Cell, cells, worlds_of
+from causal_tracing.patching.cells import Cell, cells
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Progress
-from causal_tracing.patching.preview import Preview, preview_tokens
-from causal_tracing.patching.scoring import Scoring
+from causal_tracing.patching.preview import Preview, check_length, understood
+from causal_tracing.patching.scoring import Scoring, spread
+from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.units import METRICS
 
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
 PAIRS_AT_ONCE = 8
 AT_ONCE = 16_384  # cells
 AT_ONCE_SHOWN = 512  # cells, where somebody looks on
-BOTH = 2  # the unedited runs that are repeated: the clean one, and one corrupt one, however many draws there are
 STEPS = 1000  # in which progress is told
 
 
@@ -65,13 +67,16 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
 
     What either raises stops the work, between two layers or two batches, and leaves nothing behind.
     """
-    previews = preview_tokens(job.model, job.backend, job.pairs, job.contrasts)
+    for pair in job.pairs:
+        check_length(job.model, pair)
+    checks = SpotChecks(job)
     tally = _Tally(progress, sum(_count(job, grid) for grid in job.grids))
-    chunks = []
+    chunks: list[_Chunk] = []
+    clean: dict[int, Tensor] = {}
     for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
         numbers = range(start, min(start + pairs_at_once(job.contrasts), len(job.pairs)))
-        chunk = _Chunk(job, {number: previews[number] for number in numbers}, tally, sink)
-        chunk.run()
+        chunk = _Chunk(job, numbers, tally, sink)
+        clean |= {number: expected for number, expected in chunk.run().items() if number in checks.pairs}
         chunks.append(chunk)
     sums = {number: each for chunk in chunks for number, each in chunk.sums.items()}
     unedited = {number: each for chunk in chunks for number, each in chunk.unedited.items()}
@@ -79,7 +84,7 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
         measurements=joined([each for chunk in chunks for each in chunk.measurements()], {}),
         worlds=sum(chunk.worlds for chunk in chunks),
         worlds_run=sum(chunk.worlds_run for chunk in chunks),
-        spot_checks=spot_checks(job, list(picked(job, sums, unedited))),
+        spot_checks=checks.run(sums, unedited, clean),
     )
 
 
@@ -116,29 +121,34 @@ class _Tally:
 class _Chunk:
     """Some pairs in work at once: their worlds, and the numbers that these have given so far."""
 
-    def __init__(self, job: Job, previews: Mapping[int, Preview], tally: _Tally, sink: Sink | None) -> None:
-        self.job, self.previews, self.tally, self.sink = job, previews, tally, sink
-        self.rows: dict[int, list[np.ndarray]] = {number: [] for number in previews}  # of the unedited runs
-        self.spread: dict[int, np.ndarray] = {}
+    def __init__(self, job: Job, numbers: Sequence[int], tally: _Tally, sink: Sink | None) -> None:
+        self.job, self.numbers, self.tally, self.sink = job, numbers, tally, sink
+        self.previews: dict[int, Preview] = {}
+        self.rows: dict[int, list[np.ndarray]] = {number: [] for number in numbers}  # of the unedited runs
+        self.repeats: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
         self.sums: dict[int, dict[str, Sums]] = {
             number: {grid.kind.name: Sums(grid, job.contrasts[number].draws) for grid in job.grids}
-            for number in previews
+            for number in numbers
         }
         self.worlds = self.worlds_run = 0
 
-    def run(self) -> None:
-        """All cells of all grids; of kinds with parts, whose maps are large, one pair at a time."""
-        for grid in self.job.grids:
-            apart = [[number] for number in self.previews]
-            for numbers in apart if grid.kind.part else [list(self.previews)]:
-                scoring = Scoring(self.job.backend, {number: self.job.pairs[number] for number in numbers})
-                for batch in self._batches(grid, numbers):
+    def run(self) -> dict[int, Float[Tensor, " vocab"]]:
+        """All cells of all grids; of kinds with parts, whose maps are large, one pair at a time.
+
+        Returns what the model expects after each clean prompt.
+        """
+        job, pairs = self.job, {number: self.job.pairs[number] for number in self.numbers}
+        contrasts = [job.contrasts[number] for number in self.numbers]
+        previews, expected = understood(job.model, job.backend, list(pairs.values()), contrasts)
+        self.previews = dict(zip(self.numbers, previews, strict=True))
+        clean = dict(zip(self.numbers, expected, strict=True))
+        scoring = Scoring(job.backend, pairs, clean)
+        for grid in job.grids:
+            apart = [[number] for number in self.numbers]
+            for numbers in apart if grid.kind.part else [list(self.numbers)]:
+                for batch in self._batches(grid, numbers, scoring):
                     self._measure(grid, scoring, batch)
-        unedited = {number: self.job.question(number).unedited[:BOTH] for number in self.previews}
-        scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in self.previews})
-        repeats = iter(scoring.spread([world for both in unedited.values() for world in both]))
-        for number, both in unedited.items():
-            self.spread[number] = np.max([next(repeats) for _ in both], axis=0)
+        return clean
 
     @property
     def unedited(self) -> dict[int, np.ndarray]:
@@ -147,31 +157,35 @@ class _Chunk:
 
     def measurements(self) -> Iterator[Measurements]:
         """What is known of each pair."""
-        for number in self.previews:
+        for number in self.numbers:
             yield self._of_pair(number)
 
     def _of_pair(self, number: int) -> Measurements:
         unedited, order = np.stack(self.rows[number]), metric_order(self.job.metric)
-        spread = self.spread.get(number, np.full(len(METRICS), np.nan))
         maps = {name: each.map(unedited, order) for name, each in self.sums[number].items()}
-        return measurements_of(self.previews[number], unedited, spread, maps, self.job.metric)
+        apart = spread(unedited, np.stack(self.repeats[number]))
+        return measurements_of(self.previews[number], unedited, apart, maps, self.job.metric)
 
-    def _batches(self, grid: Grid, numbers: Sequence[int]) -> Iterator[list[tuple[int, Cell | World]]]:
-        """Worlds with their pair's number: before a pair's first cells, its unedited runs."""
+    def _batches(
+        self, grid: Grid, numbers: Sequence[int], scoring: Scoring
+    ) -> Iterator[list[tuple[int, Cell | World]]]:
+        """Worlds with their pair's number: before a pair's first cells, its unedited runs and their repeats."""
         if self.sink is None:
-            stream = (one for number in numbers for one in self._of(grid, number, None))
+            stream = (one for number in numbers for one in self._of(grid, number, scoring, None))
             while batch := list(islice(stream, AT_ONCE)):
                 yield batch
             return
         for layers in coarse_to_fine(len(grid.layers)):
-            stream = (one for number in numbers for one in self._of(grid, number, layers))
+            stream = (one for number in numbers for one in self._of(grid, number, scoring, layers))
             while batch := list(islice(stream, AT_ONCE_SHOWN)):
                 yield batch
 
-    def _of(self, grid: Grid, number: int, layers: Sequence[int] | None) -> Iterator[tuple[int, Cell | World]]:
+    def _of(
+        self, grid: Grid, number: int, scoring: Scoring, layers: Sequence[int] | None
+    ) -> Iterator[tuple[int, Cell | World]]:
         question = self.job.question(number)
         if not self.rows[number]:
-            yield from ((number, world) for world in question.unedited)
+            yield from ((number, world) for world in (*question.unedited, *scoring.repeats(question.unedited)))
         yield from ((number, cell) for cell in cells(question, grid, layers))
 
     def _measure(self, grid: Grid, scoring: Scoring, batch: Sequence[tuple[int, Cell | World]]) -> None:
@@ -180,11 +194,11 @@ class _Chunk:
         counted = sum(isinstance(one, Cell) for _, one in batch)
         found = scoring.evaluate(worlds, progress=self.tally.batch(counted))
         self.tally.done += counted
-        self.worlds, self.worlds_run = self.worlds + len(batch), self.worlds_run + found.worlds_run
+        self.worlds, self.worlds_run = self.worlds + found.worlds, self.worlds_run + found.worlds_run
         new: dict[int, list[At]] = {number: [] for number, _ in batch}
         for (number, one), value, zero in zip(batch, found.values, found.structural_zero, strict=True):
             if isinstance(one, World):
-                self.rows[number].append(value)
+                (self.repeats if one.again else self.rows)[number].append(value)
                 continue
             cut = one.arm == grid.arms[0] and scoring.is_cut(one.world)
             mine = self.sums[number][grid.kind.name]
@@ -192,13 +206,10 @@ class _Chunk:
             new[number].append(one.at)
         if self.sink:
             for number, places in new.items():
-                told = Filled(
-                    kind=grid.kind.name,
-                    pair=number,
-                    measurements=self._of_pair(number),
-                    new=tuple(dict.fromkeys(places)),
-                )
-                self.sink(told)
+                if len(self.repeats[number]) == len(scoring.repeats(self.job.question(number).unedited)):
+                    cells = tuple(dict.fromkeys(places))
+                    found = self._of_pair(number)
+                    self.sink(Filled(kind=grid.kind.name, pair=number, measurements=found, new=cells))
 
     def _base(self, number: int, cell: Cell) -> np.ndarray:
         """The numbers of the run that a cell patches."""
@@ -216,43 +227,3 @@ def coarse_to_fine(count: int) -> Iterator[list[int]]:
             yield numbers
         seen.update(numbers)
         step = max(1, step // 2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Picked:
-    """A cell that is to be run again: its worlds, and the numbers that are told of it, by metric."""
-
-    worlds: Sequence[World]
-    told: np.ndarray
-
-
-def picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
-    """Random cells of every map, with the numbers that the trace has for them (sums over a window's layers left out).
-
-    A cell of several worlds (a role of several tokens, draws of noise) is their mean.
-    """
-    random = np.random.default_rng(job.options.seed)
-    for grid in job.grids:
-        arms = [arm for arm in grid.arms if not arm.alone]
-        for number in random.integers(len(job.pairs), size=job.options.spot_checks).tolist():
-            arm, mine = arms[random.integers(len(arms))], sums[number][grid.kind.name]
-            there = np.argwhere(mine.measured(arm))
-            if not len(there):
-                continue
-            at = tuple(there[random.integers(len(there))].tolist())
-            draws = range(job.contrasts[number].draws)
-            worlds = [world for draw in draws for world in worlds_of(job.question(number), grid, arm, draw, at)]
-            yield Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
-
-
-def spot_checks(job: Job, cells: Sequence[Picked]) -> dict[str, float | int | None]:
-    """Cells run again on the plain backend, alone (with their own draws) and unpruned, against what the trace says."""
-    if not cells:
-        return {"cells": 0, "largest_difference": None}
-    worlds = [world for one in cells for world in one.worlds]
-    scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
-    metric = METRICS.index(job.metric)
-    draws = max(contrast.draws for contrast in job.contrasts)
-    alone = iter(scoring.evaluate(worlds, prune=False, rows=draws).values[:, metric])
-    differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in cells]
-    return {"cells": len(differences), "largest_difference": float(max(differences))}

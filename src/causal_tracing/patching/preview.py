@@ -1,6 +1,6 @@
 """What was understood, before anything is patched: tokens, positions, the model's first choices, warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,13 +84,23 @@ def preview_tokens(
     model: Model, backend: Backend, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast] | None = None
 ) -> list[Preview]:
     """The same for pairs that are tokenised already; with their runs, noised ones too."""
-    for pair in pairs:
-        check_length(model, pair)
     if contrasts is None:
         contrasts = [
             Contrast(clean=Run(pair.clean.tokens), corrupt=()) if pair.noised else of_prompts(pair) for pair in pairs
         ]
-    return [_preview(model, backend, pair, contrast) for pair, contrast in zip(pairs, contrasts, strict=True)]
+    return understood(model, backend, pairs, contrasts)[0]
+
+
+def understood(
+    model: Model, backend: Backend, pairs: Sequence[TokenPair], contrasts: Sequence[Contrast]
+) -> tuple[list[Preview], list[Float[Tensor, " vocab"]]]:
+    """Each pair's preview, and what the model expects after its clean prompt: all unedited runs are recorded once."""
+    for pair in pairs:
+        check_length(model, pair)
+    runs = [run for contrast in contrasts for run in (contrast.clean, *contrast.corrupt)]
+    expected = dict(zip(runs, log_probs(backend, runs), strict=True))
+    both = zip(pairs, contrasts, strict=True)
+    return [_preview(model, pair, each, expected) for pair, each in both], [expected[each.clean] for each in contrasts]
 
 
 def check_length(model: Model, pair: TokenPair) -> None:
@@ -103,8 +113,8 @@ def check_length(model: Model, pair: TokenPair) -> None:
         )
 
 
-def _preview(model: Model, backend: Backend, pair: TokenPair, contrast: Contrast) -> Preview:
-    clean, *corrupt = log_probs(backend, [contrast.clean, *contrast.corrupt])
+def _preview(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
+    clean, *corrupt = (expected[run] for run in (contrast.clean, *contrast.corrupt))
     after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
     return Preview(
         pair=pair,

@@ -7,17 +7,16 @@ difference of their logits. What depends on the prediction right after the promp
 a logit or a rank of several tokens is undefined.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from causal_tracing.engine.backend import Backend, Evaluation
+from causal_tracing.engine.backend import Backend
 from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
@@ -26,70 +25,77 @@ from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.units import METRICS
 
+REPEATS = 4  # of an unedited run
+BOTH = 2  # of a pair's unedited runs are repeated: the clean one, and one corrupt one, however many draws there are
 LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 
 
-class Scoring:
-    """How the worlds of some pairs are measured on a backend. A world's `pair` is a key of `pairs`."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scored:
+    """Worlds' numbers in the order of METRICS, [world, metric]; how many worlds were asked for, and how many run.
 
-    def __init__(self, backend: Backend, pairs: Mapping[int, TokenPair]) -> None:
+    Repeats are in neither count.
+    """
+
+    values: Float[np.ndarray, "world metric"]
+    structural_zero: Bool[np.ndarray, " world"]
+    worlds: int
+    worlds_run: int
+
+
+class Scoring:
+    """How the worlds of some pairs are measured on a backend. A world's `pair` is a key of `pairs`.
+
+    `clean` is what the model expects after each pair's clean prompt; where it is not given, these prompts are run.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        pairs: Mapping[int, TokenPair],
+        clean: Mapping[int, Float[Tensor, " vocab"]] | None = None,
+    ) -> None:
         self.backend = backend
         self.pairs = pairs
         self.rules = backend.describe().rules
-        references = log_probs(backend, [Run(pair.clean.tokens) for pair in pairs.values()])
-        self.clean = dict(zip(pairs, references, strict=True))
+        if clean is None:
+            references = log_probs(backend, [Run(pair.clean.tokens) for pair in pairs.values()])
+            clean = dict(zip(pairs, references, strict=True))
+        self.clean = clean
 
-    def on(self, backend: Backend) -> "Scoring":
-        """The same pairs and references, on another backend of the same model."""
-        other = copy.copy(self)
-        other.backend = backend
-        return other
-
-    def evaluate(self, worlds: Sequence[World], **options: Any) -> Evaluation:
-        """Each world's numbers, in the order of METRICS; options and errors as `Backend.evaluate` has them."""
-        taken = [self._runs(world) for world in worlds]
+    def evaluate(self, worlds: Sequence[World], **options: Any) -> Scored:
+        """Each world's numbers; options and errors as `Backend.evaluate` has them."""
+        taken = [asked_for(self.pairs[world.pair], world) for world in worlds]
         flat = [world for runs in taken for world in runs]
         found = self.backend.evaluate(flat, self._measure, **options)
+        repeats = sum(world.again > 0 for world in flat)
+        count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
         if len(flat) == len(worlds):
-            return found
+            return Scored(values=found.values, structural_zero=found.structural_zero, **count)
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
         values, zero = found.values[firsts], found.structural_zero[firsts]
         for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
             if len(runs) > 1:
                 values[place, LOGIT_DIFF] = values[place, LOG_PROB] - found.values[first + 1, LOG_PROB]
                 zero[place] &= found.structural_zero[first + 1]
-        return replace(found, values=values, structural_zero=zero)
+        return Scored(values=values, structural_zero=zero, **count)
 
     def is_cut(self, world: World) -> bool:
         """Whether the whole difference must pass the edited sites, in all that is run for a world.
 
         A window of layers is a cut where one of its layers is: the others write what is there, or what is replaced.
         """
-        runs = self._runs(world)
+        runs = asked_for(self.pairs[world.pair], world)
         layers = dict.fromkeys(edit.site.layer for edit in world.edits if edit.site.component in RESIDUAL)
         return any(all(is_cut(run, self.rules, layer) for run in runs) for layer in layers)
 
-    def spread(self, worlds: Sequence[World], *, sizes: Sequence[int] = (1, 2, 4, 8)) -> np.ndarray:
-        """The standard deviation of each world's numbers over repeats in batches of different sizes [world, metric].
+    def repeats(self, unedited: Sequence[World]) -> list[World]:
+        """The first unedited worlds of a pair again (the clean one, and one corrupt one), to ride along with its cells.
 
-        What remains when nothing changes but the shape of the computation: no effect can be told from less.
+        They begin at up to four layers, evenly spread: of fewer layers they have other shapes.
         """
-        repeats = []
-        for size in sizes:
-            repeated = [world for world in worlds for _ in range(size)]
-            values = self.evaluate(repeated, prune=False, rows=size).values
-            repeats.append(values.reshape(len(worlds), size, -1))
-        return np.concatenate(repeats, axis=1).std(axis=1)
-
-    def _runs(self, world: World) -> tuple[World, ...]:
-        """What is run for a world: itself, or the prompt with the answer behind it and with the foil (if any)."""
-        pair = self.pairs[world.pair]
-        if not pair.several_tokens:
-            return (world,)
-        answered = _continued(world, pair.answer_tokens, -1 - 2 * world.pair)
-        if not pair.foil_tokens:
-            return (answered,)
-        return answered, _continued(world, pair.foil_tokens, -2 - 2 * world.pair)
+        layers = sorted({self.rules.num_layers * n // REPEATS for n in range(REPEATS)})
+        return [replace(world, again=1 + layer) for world in unedited[:BOTH] for layer in layers]
 
     def _measure(
         self, logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]
@@ -110,6 +116,29 @@ class Scoring:
             tokens = torch.tensor([_text(pairs[place], worlds[place]) for place in continued], device=here)
             values[continued] = _of_text(values[continued], logits[continued], tokens)
         return values
+
+
+def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
+    """What is run for a world: itself, or the prompt with the answer behind it and with the foil (if any)."""
+    if not pair.several_tokens:
+        return (world,)
+    answered = _continued(world, pair.answer_tokens, -1 - 2 * world.pair)
+    if not pair.foil_tokens:
+        return (answered,)
+    return answered, _continued(world, pair.foil_tokens, -2 - 2 * world.pair)
+
+
+def spread(
+    unedited: Float[np.ndarray, "run metric"], repeats: Float[np.ndarray, "repeat metric"]
+) -> Float[np.ndarray, " metric"]:
+    """How far the numbers of a pair's unedited runs spread, by `Scoring.repeats`: the larger standard deviation of two.
+
+    What remains when nothing changes but the shape of the computation, on the backend that runs the cells: no effect
+    can be told from less.
+    """
+    both = unedited[:BOTH]
+    again = repeats.reshape(len(both), -1, repeats.shape[-1])
+    return np.concatenate([both[:, None], again], axis=1).std(axis=1).max(axis=0)
 
 
 def _of_text(
@@ -145,7 +174,7 @@ def _continued(world: World, text: tuple[int, ...], pair: int) -> World:
         return Run((*run.tokens, *behind), run.edits) if len(run.tokens) == length else run
 
     edits = tuple(Edit(edit.site, _with_donors(edit.source, longer), edit.alpha) for edit in world.edits)
-    return World(longer(world.base), edits, tuple(range(length - 1, length - 1 + len(text))), pair)
+    return World(longer(world.base), edits, tuple(range(length - 1, length - 1 + len(text))), pair, world.again)
 
 
 def _with_donors(source: Source, change: Callable[[Run], Run]) -> Source:

@@ -56,6 +56,29 @@ class Tape:
     recordings: Mapping[Run, Recording]
 
 
+class Tapes:
+    """The tapes of the runs that were asked for last: one record serves what is seen before patching, and all waves.
+
+    Whole components are recorded in every layer, so that whatever is patched of them finds its donors there.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        inside = [name for name in model.anatomy.components if name not in ("resid_pre", "resid_post")]
+        self.places: set[Place] = {(name, layer) for name in inside for layer in range(model.num_layers)}
+        self.recorded: set[Place] = set()
+        self.known: dict[Run, Tape] = {}
+
+    def of(self, runs: Collection[Run], places: Collection[Place] = ()) -> dict[Run, Tape]:
+        """Each run's tape, with its activations at the places. Raises CannotPack."""
+        wanted = {place for place in places if place[0] not in ("resid_pre", "resid_post")}
+        if not (self.known.keys() >= {*runs} and wanted <= self.recorded):
+            self.known = {}  # before others are recorded, so that they are not held together
+            self.recorded = self.places | wanted
+            self.known = tapes(self.model, runs, self.recorded)
+        return {run: self.known[run] for run in runs}
+
+
 def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dict[Run, Tape]:
     """Each run's tape, with its activations at the places (the stream's are always there).
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
-from causal_tracing.engine.packed.base_runs import Tape, tapes
+from causal_tracing.engine.packed.base_runs import Tape, Tapes
 from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
@@ -30,11 +30,11 @@ from causal_tracing.models.model import Model
 class Packed:
     """Worlds on the packed engine: batches of them (waves), and a wave's logits."""
 
-    def __init__(self, model: Model, worlds: Sequence[World], budget: int) -> None:
+    def __init__(self, model: Model, worlds: Sequence[World], budget: int, known: Tapes | None = None) -> None:
         self.model = model
         self.worlds = worlds
         self.sizes = sizes(model, budget)
-        self.tapes, self.donors = _recorded(model, worlds)
+        self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model))
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
         """The worlds' numbers, in waves that fit the memory; `rows` caps their number."""
@@ -69,7 +69,7 @@ class Packed:
                 yield numbers[start : start + at_once], logits.view(len(part), readout, -1)
 
 
-def _recorded(model: Model, worlds: Sequence[World]) -> tuple[dict[Run, Tape], dict[Run, Recording]]:
+def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict[Run, Tape], dict[Run, Recording]]:
     """A tape of every base run, and a recording of every donor."""
     bases = dict.fromkeys(world.base for world in worlds)
     sources, places = {}, set()
@@ -78,5 +78,5 @@ def _recorded(model: Model, worlds: Sequence[World]) -> tuple[dict[Run, Tape], d
         for donor in donors_of(edit.source):
             sources[donor.run] = True
             places.add((edit.site.component, edit.site.layer))
-    found = tapes(model, list(bases | sources), places)
+    found = known.of(list(bases | sources), places)
     return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}

@@ -98,7 +98,13 @@ def groups(worlds: Sequence[World], numbers: Sequence[int], tapes: Mapping[Run, 
 
 
 def joining(world: World, number: int, num_layers: int) -> Member:
-    """Where a world joins the wave. One without edits never does: it is its base run."""
+    """Where a world joins the wave. One without edits never does: it is its base run, unless it is a repeat."""
+    if world.again and not world.edits:
+        layer = (world.again - 1) % num_layers
+        writes = tuple(_again(world.base.edits, 0, layer, ()))
+        return Member(
+            number=number, base=world.base, readout=world.readout, first=0, joins=layer, points=(), writes=writes
+        )
     first = min((edit.site.position for edit in world.edits), default=len(world.base.tokens))
     layer = min((edit.site.place.layer for edit in world.edits), default=num_layers)
     here = [edit for edit in world.edits if edit.site.place.layer == layer]

@@ -1,0 +1,75 @@
+"""A few random cells run again another way: on the plain backend, each whole and unpruned, all of them in one batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from causal_tracing.interventions.edits import World
+from causal_tracing.patching.arrays import Sums
+from causal_tracing.patching.cells import worlds_of
+from causal_tracing.patching.grid import Grid
+from causal_tracing.patching.job import Job
+from causal_tracing.patching.scoring import Scoring
+from causal_tracing.results.units import METRICS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picked:
+    """A cell that is to be run again: its worlds, and the numbers that are told of it, by metric."""
+
+    worlds: Sequence[World]
+    told: np.ndarray
+
+
+class SpotChecks:
+    """The random cells of a job, and what became of them. `pairs` says beforehand of which pairs they are."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.random = np.random.default_rng(job.options.seed)
+        drawn = [self.random.integers(len(job.pairs), size=job.options.spot_checks).tolist() for _ in job.grids]
+        self.drawn: Sequence[tuple[Grid, list[int]]] = list(zip(job.grids, drawn, strict=True))
+
+    @cached_property
+    def pairs(self) -> frozenset[int]:
+        """The pairs whose cells are checked."""
+        return frozenset(number for _, numbers in self.drawn for number in numbers)
+
+    def run(
+        self,
+        sums: Mapping[int, Mapping[str, Sums]],
+        unedited: Mapping[int, np.ndarray],
+        clean: Mapping[int, Float[Tensor, " vocab"]],
+    ) -> dict[str, float | int | None]:
+        """The cells run again, against what the trace says; `clean` is what the model expects after clean prompts."""
+        cells = list(self._picked(sums, unedited))
+        if not cells:
+            return {"cells": 0, "largest_difference": None}
+        worlds = [world for one in cells for world in one.worlds]
+        scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in sorted(self.pairs)}, clean)
+        metric = METRICS.index(self.job.metric)
+        again = iter(scoring.evaluate(worlds, prune=False).values[:, metric])
+        differences = [abs(float(np.mean([next(again) for _ in one.worlds])) - one.told[metric]) for one in cells]
+        return {"cells": len(differences), "largest_difference": float(max(differences))}
+
+    def _picked(self, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
+        """Random cells of every map, with the numbers that the trace has (sums over a window's layers left out).
+
+        A cell of several worlds (a role of several tokens, draws of noise) is their mean.
+        """
+        job, random = self.job, self.random
+        for grid, numbers in self.drawn:
+            arms = [arm for arm in grid.arms if not arm.alone]
+            for number in numbers:
+                arm, mine = arms[random.integers(len(arms))], sums[number][grid.kind.name]
+                there = np.argwhere(mine.measured(arm))
+                if not len(there):
+                    continue
+                at = tuple(there[random.integers(len(there))].tolist())
+                draws = range(job.contrasts[number].draws)
+                worlds = [world for draw in draws for world in worlds_of(job.question(number), grid, arm, draw, at)]
+                yield Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))

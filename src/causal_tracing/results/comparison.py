@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.means import (
     LEVEL,
@@ -224,7 +225,7 @@ def _shared_cells(
                 f"The two traces have no {kind} in common: the first has {_listed(labels[0][kind])}, the second "
                 f"{_listed(labels[1][kind])}. Trace both with the same {'directions' if kind == 'effects' else kind}=."
             )
-    at = {dim: shared[kind] for kind, dim in dims.items()}
+    at = {dim: shared[kind] for kind, dim in dims.items()} | {"position": labelled(shared["positions"])}
     both = (first.sel(at)[[*shared["effects"], "status"]], second.sel(at)[[*shared["effects"], "status"]])
     return both, (labels[0], labels[1])
 

@@ -25,6 +25,7 @@ from causal_tracing.report.words.method import (
     pairing_warnings,
     write_sentences,
 )
+from causal_tracing.results.columns import tokens_among
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
 from causal_tracing.results.site_kinds import KINDS, kind_of
@@ -244,7 +245,7 @@ def _usual(found: xr.Dataset) -> Iterator[str]:
     """The usual picture of factual recall, held against the map; only where every token has its own column."""
     roles = [str(role) for role in found.clean_role.values if role]
     component = next((name for name in ("resid_post", "resid_pre") if name in found.component), None)
-    by_token = all(str(position).isdigit() for position in found.position.values)
+    by_token = len(tokens_among(found)) == found.sizes["position"]
     if "subject_last" not in roles or component is None or not by_token or len(found.layer) < 3:
         return
     stream = found.sel(component=component)

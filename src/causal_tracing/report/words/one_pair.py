@@ -267,9 +267,21 @@ def _usual(found: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+def _first_choice_is_wrong(data: xr.Dataset) -> bool:
+    """Whether the clean run's first choice is certainly another token than the answer's first.
+
+    A text need not be its token's: decoding may drop a space, and an answer may be several tokens. So where the tokens
+    were not kept, only texts that differ in their letters, of an answer of one token, are known to be of two tokens.
+    """
+    if "answer_id" in data and not np.isnan(data.answer_id.item()):
+        return bool(data.clean_top_id.values[0] != data.answer_id.item())
     first, answer = data.clean_top.values[0], data.answer.item()
-    if first != answer:
+    return bool(data.answer_length.item() == 1 and first.strip() != answer.strip())
+
+
+def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+    if _first_choice_is_wrong(data):
+        first, answer = data.clean_top.values[0], data.answer.item()
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
     yield from control_sentences(measurements.provenance)
     yield from pairing_warnings(data)

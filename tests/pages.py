@@ -13,6 +13,7 @@ import xarray as xr
 from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 from causal_tracing.report.page.page import to_html
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.measurements import Measurements
 from made import measurements, taken_apart
 
@@ -47,9 +48,7 @@ def example() -> Measurements:
     return taken_apart(data.assign_coords(component=list(factors)), made.provenance)
 
 
-def unit_table(
-    made: Measurements, unit: str, components: dict[str, int], columns: list[Any], size: float
-) -> xr.Dataset:
+def unit_table(made: Measurements, unit: str, components: dict[str, int], columns: Any, size: float) -> xr.Dataset:
     """Numbers of three layers' heads or neurons, with as many units a component as it says; the rest is absent."""
     random, most = np.random.default_rng(1), max(components.values())
     shape = (len(components), 3, most, len(columns))
@@ -74,7 +73,7 @@ def with_units() -> Measurements:
     heads["restored"].values[:, 0, 0, 0, 0, 0], heads["disrupted"].values[:, 0, 0, 0, 0, 0] = 1.0, 3.0
     readers = np.array([["", "", "", ""], ["0, 1", "2, 3", "", ""]], object)
     heads = heads.assign_coords(readers=(("component", "head"), readers))
-    neurons = unit_table(made, "neuron", {"neurons": 300}, ["2", "last"], 0.01)
+    neurons = unit_table(made, "neuron", {"neurons": 300}, labelled([2, "last"]), 0.01)
     return taken_apart(made.numbers(), made.provenance, heads=heads, neurons=neurons)
 
 

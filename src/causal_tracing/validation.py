@@ -1,5 +1,6 @@
 """What options may hold: a value that cannot be meant is one clear error, where it comes in."""
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
@@ -55,6 +56,11 @@ def columns(what: str, values: Any) -> None:
         for value in values:
             if not (_integer(value) or isinstance(value, str)):
                 raise InvalidOption(f"{what} holds {value!r}, which is neither a position nor a role.")
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is, with or without a sign; None where it is another text."""
+    return int(text) if re.fullmatch("[+-]?[0-9]+", text) else None
 
 
 def _integer(value: Any) -> bool:

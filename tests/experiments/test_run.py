@@ -22,7 +22,7 @@ from causal_tracing.cli.app import app
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.models.model import Model
-from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, merge
+from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, merge, read_manifest, write_manifest
 from families import FAMILIES, build
 from tiny import tiny_folder
 from tokenizers_for_tests import words
@@ -413,9 +413,16 @@ def test_the_command_line_merges_and_shards(asked):
         )
     done = CliRunner().invoke(app, ["merge", "all", "shard-0", "shard-1"])
     assert done.exit_code == 0, done.output
-    assert ct.open_trace("all").effects.sizes["pair"] == 9
+    merged, part = ct.open_trace("all"), ct.open_trace("shard-0")
+    assert merged.effects.sizes["pair"] == 9
+    assert merged.provenance["command"] == part.provenance["command"].replace("--shard 0/2 --out shard-0", "--out all")
+    assert "--shard" not in Path("all/report.html").read_text()
+    manifest = read_manifest("shard-0")
+    write_manifest(Path("shard-0"), {name: each for name, each in manifest.items() if name != "whole_command"})
     done = CliRunner().invoke(app, ["merge", "half", "shard-0"])
     assert done.exit_code == 5
+    assert ct.open_trace("half").provenance["command"] is None  # 0.1.0 did not keep it
+    assert "made by: none: the shards that were merged do not say it" in Path("half/report.html").read_text()
     assert "1 chunks are in none of the shards: 1" in done.stderr
 
 

@@ -409,6 +409,17 @@ def test_the_preview_shows_what_was_understood(model: Model):
     assert any("same tokens" in warning for warning in ct.preview(model, pair(corrupt=CLEAN))[0].warnings)
 
 
+def test_an_answer_of_several_tokens_is_the_first_choice_by_its_first(model: Model):
+    with torch.no_grad():
+        best = WORDS.decode([int(model.network(ids(CLEAN)).logits[0, -1].argmax())])
+    for answer, wrong in ((f"{best} w3", False), (" w3 w5", True)):
+        found = ct.trace(model, pair(answer=answer, foil=" w9 w8"), components=["mlp_out"], layers=[1])
+        assert ("first choice is" in found.summary()) == wrong
+        data = found.measurements.pairs
+        assert WORDS.decode([data.answer_id.item()]) == answer[: answer.index(" ", 1)]
+        assert [WORDS.decode([n]) for n in data.corrupt_top_id.values[0]] == data.corrupt_top.values[0].tolist()
+
+
 def test_both_engines_give_the_same_trace(model):
     pairs = [pair(), ct.Pair(clean=" w21 w22 w23", corrupt=" w21 w25 w23", answer=ANSWER, foil=FOIL)]
     packed, replayed = (ct.trace(model, pairs, engine=engine) for engine in ("packed", "replay"))

@@ -84,6 +84,12 @@ def test_values_of_another_form_are_refused(name, value, said):
         text.from_file(name, value)
 
 
+def test_numbers_are_tokens_and_all_else_is_a_name():
+    assert texts.positions("2,last, -1,+4,²,--3,1.5") == [2, "last", -1, 4, "²", "--3", "1.5"]
+    with pytest.raises(InvalidOption, match="neither a layer nor a range"):
+        texts.layers("²")
+
+
 def test_tensors_are_written_and_read(tmp_path):
     import torch
 

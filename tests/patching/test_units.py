@@ -92,7 +92,7 @@ def test_effects_equal_bare_hooks(model, trace, kind):
 
                 restored = patched(network, module, CORRUPT, lambda v, d=donors[CLEAN], f=put: f(v, d)) - corrupt
                 lost = clean - patched(network, module, CLEAN, lambda v, d=donors[CORRUPT], f=put: f(v, d))
-                at = {"layer": layer, kind[:-1]: unit, "position": str(column) if kind == "neurons" else column}
+                at = {"layer": layer, kind[:-1]: unit, "position": column}
                 at["component"] = "z" if kind == "heads" else "neurons"
                 assert part(found, "restoration", **at) == pytest.approx(restored, abs=1e-5)
                 assert part(found, "disruption", **at) == pytest.approx(lost, abs=1e-5)

@@ -53,6 +53,13 @@ def test_named_spans_can_be_asked_for():
         pair(spans={"last": "b"})
 
 
+@pytest.mark.parametrize("name", ["3", "-1", "+03", " 7 "])
+def test_a_span_is_never_called_as_a_token_is(name):
+    with pytest.raises(InvalidPair, match=r"a span cannot be called .*as a position it would be token .*'span_"):
+        pair(spans={name: "b"})
+    assert pair(spans={"3rd": "b", "²": "c", "1.5": "a"}).spans.keys() == {"3rd", "²", "1.5"}
+
+
 def test_a_repeated_subject_is_chosen_by_occurrence():
     repeated = {"clean": "a b c b", "corrupt": "x b c b", "subject": "b"}
     assert tokenize(pair(**repeated), WORDS).clean.positions("subject_last") == (1,)

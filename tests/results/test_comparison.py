@@ -364,6 +364,22 @@ def test_prompts_of_other_lengths_meet_by_role(model: Model):
     assert "9 of 9 pairs have the same id and another clean prompt: are they the same pairs?" in found.summary()
 
 
+def test_tokens_beside_roles_are_compared_by_role(model: Model):
+    """Token 2 has one role in each trace, and another in the other: `last` is compared, token 2 only by its role."""
+    some: dict[str, Any] = {"components": ["mlp_out"], "positions": [2, "last"]}
+    short, long = (ct.trace(model, [make(n) for n in range(9)], **some) for make in (pair, longer))
+    found = ct.compare(short, long)
+    assert 2 not in found.cells.position.values.tolist()
+    assert found.cells.clusters.sel(position="last").values.tolist() == [[9] * 4]
+    one, other = (
+        trace.effects.restoration.sel(metric="logit_diff", position="last").mean("pair") for trace in (short, long)
+    )
+    assert_allclose(found.cells.restoration.sel(position="last"), one - other, atol=1e-12)
+    assert found.cells.restoration.sel(position="next").isnull().all()
+    alone = ct.compare(ct.trace(model, [pair(n) for n in range(9)], components=["mlp_out"]), short)
+    assert alone.cells.position.values.tolist() == [2]
+
+
 def test_columns_of_other_kinds_are_an_error(model: Model, traces: tuple[ct.Trace, ct.Trace]):
     roles = ct.trace(model, [other(n) for n in range(3)], positions=["subject_last", "last"])
     message = (

@@ -1,5 +1,6 @@
 """Effects from numbers worked by hand: no model runs here."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,28 @@ def test_the_words_carry_their_numbers():
     assert "early layers: subject first token (as usual); middle layers: subject last token (as usual)" in words
     assert "does not say that the site stores a fact" in words
     assert "no interval" in words
+
+
+@pytest.mark.parametrize(
+    ("top", "ids", "length", "warned"),
+    [
+        ("yes", (5, 5), 1, False),  # decoding drops the leading space
+        (" yes", (4, 5), 1, True),  # two tokens may decode to one text
+        (" ye", (5, 5), 2, False),  # the answer's first token of two
+        (" no", (6, 5), 2, True),
+        ("yes", None, 1, False),  # the tokens were not kept: what differs in white space alone is not known
+        (" no", None, 1, True),
+        (" no", None, 2, False),
+        (" no", (6, np.nan), 2, False),  # of a run that was begun by a version that did not keep them
+    ],
+)
+def test_a_first_choice_is_the_answer_by_its_token(top, ids, length, warned):
+    found = measurements([[1.1]], [[1.0]])
+    pairs = found.pairs.assign(answer_length=("pair", [length]), clean_top=(("pair", "rank"), [[top]]))
+    if ids:
+        pairs = pairs.assign(clean_top_id=(("pair", "rank"), [[ids[0]]]), answer_id=("pair", [ids[1]]))
+    said = " ".join(read(replace(found, pairs=pairs)).warnings)
+    assert ("first choice is" in said) == warned
 
 
 def test_the_words_warn():

@@ -1,5 +1,7 @@
 """Means over pairs: columns that mean the same, units, families and fractions by hand; and the words' numbers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -108,6 +110,34 @@ def test_prompts_of_different_lengths_meet_by_role(model):
         assert (cells.clusters.sel(position=role) == len(values)).all()
     assert cells.restoration_low.sel(position="next").notnull().all()
     assert cells.restoration_low.sel(position="further").isnull().all()  # five pairs have it
+
+
+def test_tokens_beside_roles_go_by_role_as_tokens_alone_do(model):
+    """Token 2 is next to the subject in some pairs and its first token in others: never averaged as one column."""
+    pairs = [*(pair(n) for n in range(5)), *(longer(n) for n in range(5, 9))]
+    some: dict[str, Any] = {"components": ["mlp_out"]}
+    mixed, tokens, roles = (
+        ct.trace(model, pairs, positions=positions, **some) for positions in ([2, 6, "last"], [2, 6], ["last"])
+    )
+    found, by_role, last = (trace.evidence().cells for trace in (mixed, tokens, roles))
+    columns = found.position.values.tolist()
+    assert columns == ["before_subject", "subject_first", "subject_last", "next", "further", "last"]
+    for name in ("restoration", "interaction", "restoration_low"):
+        assert_allclose(found[name][..., :-1], by_role[name].sel(position=columns[:-1]), rtol=0, atol=1e-5)
+        assert_allclose(found[name][..., -1:], last[name], rtol=0, atol=1e-5)
+    assert (found.clusters.sel(position="next") == 5).all()
+    assert (found.clusters.sel(position="subject_first") == 4).all()
+    assert (found.clusters.sel(position="last") == 9).all()
+    same = ct.trace(model, pairs[:5], positions=[2, "last"], **some).evidence().cells
+    assert same.position.values.tolist() == [2, "last"]
+
+
+def test_tokens_beside_roles_have_no_mean_without_subjects(model):
+    pairs = [pair(n, subject=None, corrupt_subject=None) for n in range(2)]
+    pairs = [*pairs, ct.Pair(clean=" w11 w9 w14", corrupt=" w11 w13 w14", **ANSWERS)]
+    found = ct.trace(model, pairs, positions=[1, "last"], components=["mlp_out"])
+    with pytest.raises(NoMean, match="different lengths and no subjects"):
+        found.evidence()
 
 
 def test_roles_that_were_asked_for_stay(model):

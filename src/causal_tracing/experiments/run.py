@@ -112,13 +112,14 @@ def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions
         "chunk": pairs_at_once(job.contrasts),
     }
     if not is_run_folder(folder):
-        part = _part(options) | {"out": folder.name}
+        part, whole = _part(options) | {"out": folder.name}, {"keep": options.keep}
         record["command"] = command(job.model, pairs, record["options"], part)
         manifest = {
             "spec": spec,
             "spec_sha256": digest(spec),
             "pairs": [pair_to_dict(pair) for pair in pairs],
             "shard": list(shard),
+            "whole_command": command(job.model, pairs, record["options"], whole),
             "threads": torch.get_num_threads(),
             "budget": job.backend.describe().budget,
             "provenance": {name: value for name, value in record.items() if name not in ("pairs", "noise")}

@@ -104,15 +104,23 @@ class Trace:
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""
+        means = self._by_kind(metric)
+        first = next(iter(means.values()))
+        if isinstance(first, NoMean):
+            return f"There is no mean over these pairs: {first}"
+        return many_pairs.words(means, self.provenance)
+
+    def _by_kind(self, metric: str | None = None) -> dict[str, MeanMap | NoMean]:
+        """The evidence of every kind that was measured, or why it has none; the first alone where that has none."""
         means: dict[str, MeanMap | NoMean] = {}
         for kind in self.measurements.kinds:
             try:
                 means[kind] = self.evidence(kind, metric=metric)
             except NoMean as error:
-                if not means:
-                    return f"There is no mean over these pairs: {error}"
                 means[kind] = error
-        return many_pairs.words(means, self.provenance)
+                if len(means) == 1:
+                    break
+        return means
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure; `kind` and the options are those of `plots.plot`.
@@ -155,4 +163,5 @@ class Trace:
     def _repr_html_(self) -> str:
         from causal_tracing.report.notebook import notebook_html
 
-        return notebook_html(self.measurements)
+        several = self.measurements.pairs.sizes["pair"] > 1
+        return notebook_html(self.measurements, self._by_kind() if several else None)

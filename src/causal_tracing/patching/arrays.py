@@ -14,6 +14,8 @@ from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.units import METRICS, UNITS
 
+NO_TOKEN = -1  # where a number of a token is wanted and there is none
+
 
 class Sums:
     """One pair's numbers on their way into a map: added up cell by cell, draw by draw.
@@ -129,8 +131,11 @@ def _prompts(preview: Preview) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         found[f"{name}_top"] = (("pair", "rank"), _padded([choice.token for choice in top], CHOICES))
         probs = [choice.prob for choice in top] + [np.nan] * (CHOICES - len(top))
         found[f"{name}_top_prob"] = (("pair", "rank"), np.array([probs]))
+        ids = [choice.id for choice in top] + [NO_TOKEN] * (CHOICES - len(top))
+        found[f"{name}_top_id"] = (("pair", "rank"), np.array([ids]))
     found["corrupt_position"] = (("pair", "token"), _paired_with(pair, length))
     found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens)]))
+    found["answer_id"] = (("pair",), np.array([pair.answer]))
     found["answer"] = (("pair",), _texts([pair.pair.answer]))
     found["foil"] = (("pair",), _texts([pair.pair.foil or ""]))
     return found

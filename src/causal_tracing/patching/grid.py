@@ -16,12 +16,13 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import RESIDUAL, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.columns import Column, patched_together, resolved_columns
+from causal_tracing.patching.columns import patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
+from causal_tracing.results.columns import Column, labelled
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
 # What comes after a site in its own layer.
@@ -43,12 +44,10 @@ class Grid:
     @property
     def labels(self) -> dict[str, Any]:
         """What stands along each axis of the arrays, and what else is known of the sites."""
-        numbered = all(isinstance(column, int) for column in self.columns)
-        columns = list(self.columns) if numbered else [str(column) for column in self.columns]
         return {
             "component": np.array(self.components, dtype=object),
             "layer": list(self.layers),
-            "position": columns if numbered else np.array(columns, dtype=object),
+            "position": labelled(self.columns),
         }
 
     @property

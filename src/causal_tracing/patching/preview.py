@@ -20,10 +20,11 @@ CHOICES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A next token that the model considers, and its probability."""
+    """A next token that the model considers, by its text and its id, and its probability."""
 
     token: str
     prob: float
+    id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,7 +134,7 @@ def log_probs(backend: Backend, runs: Sequence[Run]) -> list[Float[Tensor, " voc
 def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
     best = log_probs.topk(min(CHOICES, len(log_probs)))
     both = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-    return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob) for token, prob in both)
+    return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob, id=token) for token, prob in both)
 
 
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
@@ -111,10 +112,11 @@ HEADS = _one(
 
 
 def positions(text: str) -> str | list[int | str]:
-    """3,subject_last,last as a list; "each" and "together" as they are."""
+    """3,subject_last,last as a list; "each" and "together" as they are. No span is called by a number (`Pair`)."""
     if text in ("each", "together"):
         return text
-    return [int(name) if name.lstrip("-").isdigit() else name for name in names(text)]
+    numbers = ((name, validation.whole_number(name)) for name in names(text))
+    return [name if number is None else number for name, number in numbers]
 
 
 POSITIONS = _one(
@@ -131,7 +133,7 @@ def layers(text: str) -> list[int]:
     found: list[int] = []
     for part in names(text):
         first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
+        if not (first.isdecimal() and (last or first).isdecimal()):
             raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
         found += range(int(first), int(last or first) + 1)
     return found
@@ -145,7 +147,7 @@ def size(text: str) -> int:
     units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
     digits = text.strip().rstrip("kKmMgGbB ")
     unit = text.strip()[len(digits) :].strip().upper()
-    if unit not in units or not digits.replace(".", "", 1).isdigit():
+    if unit not in units or not digits.replace(".", "", 1).isdecimal():
         raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
     return int(float(digits) * units[unit])
 
@@ -164,7 +166,7 @@ def neurons(text: str) -> bool | dict[int, list[int]]:
     for part in names(text):
         layer, colon, listed = part.partition(":")
         chosen = listed.split("+") if colon else []
-        if not layer.isdigit() or not all(neuron.isdigit() for neuron in chosen):
+        if not layer.isdecimal() or not all(neuron.isdecimal() for neuron in chosen):
             raise InvalidOption(f"--neurons {text!r}: {part!r} names no neurons. Write all, or such as 5,20:14+1035.")
         found.setdefault(int(layer), []).extend(int(neuron) for neuron in chosen)
     return found
@@ -189,12 +191,12 @@ NEURONS = _one(
 
 def window(text: str) -> int | dict[str, int]:
     """10 for all components, or attn_out=10,mlp_out=5. Raises InvalidOption."""
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     widths: dict[str, int] = {}
     for part in names(text):
         component, _, width = part.partition("=")
-        if not width.isdigit():
+        if not width.isdecimal():
             raise InvalidOption(
                 f"--window {text!r}: {part!r} is no width. Write such as 10, or attn_out=10,mlp_out=10."
             )
@@ -220,7 +222,7 @@ WINDOW = _one(
 def shard(text: str) -> tuple[int, int]:
     """2/8 as the third of eight (from 0). Raises InvalidOption."""
     first, _, count = text.partition("/")
-    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise InvalidOption(f"--shard {text!r} is no shard. Write such as 0/4, 1/4, 2/4 and 3/4.")
     return int(first), int(count)
 
@@ -354,7 +356,7 @@ def read_tensors(path: Path) -> dict[tuple[str, int], Any]:
     named = {}
     for name, tensor in found.items():
         component, _, layer = name.rpartition(".")
-        if not component or not layer.isdigit():
+        if not component or not layer.isdecimal():
             raise InvalidOption(f"--tensors {path}: {name!r} names no place. Name tensors such as resid_post.12.")
         named[component, int(layer)] = tensor
     return named

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
 from causal_tracing.prompts.tokens import (
@@ -24,6 +25,8 @@ from causal_tracing.prompts.tokens import (
     token_strings,
 )
 
+TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a role or a span
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
@@ -32,8 +35,9 @@ class Pair:
     `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
     from the left (0-based; negative: from the right). `spans` names further stretches, which can be asked for as
-    positions. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's messages, put through the
-    tokenizer's chat template, and answer and foil begin the model's reply. Raises InvalidPair.
+    positions, so that no name is a whole number. Pairs of one `cluster` share a fact. With `chat`, the prompts are a
+    user's messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
+    InvalidPair.
     """
 
     clean: str
@@ -69,12 +73,24 @@ class Pair:
             raise InvalidPair(f"{self._who}: spans must map names to texts, and is {self.spans!r}.")
         for name, part in self.spans.items():
             _check_letters(f"{self._who}: span {name!r}", part)
-            if name in ROLES or name in ("each", "together"):
-                raise InvalidPair(f"{self._who}: a span cannot be called {name!r}: the word has a meaning here.")
+            _check_name(self._who, name)
 
     @property
     def _who(self) -> str:
         return f"pair {self.id!r}" if isinstance(self.id, str) else "this pair"
+
+
+def _check_name(who: str, name: Any) -> None:
+    """Raises InvalidPair for a span that could be taken for another column: a token, a role, all of them."""
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidPair(f"{who}: a span's name must be a text, and is {name!r}.")
+    if name in (*ROLES, *TAKEN):
+        raise InvalidPair(f"{who}: a span cannot be called {name!r}: the word has a meaning here.")
+    if validation.whole_number(name.strip()) is not None:
+        raise InvalidPair(
+            f"{who}: a span cannot be called {name!r}: as a position it would be token {name}. Give it a name with a "
+            f"letter, such as {'span_' + name.strip().lstrip('+-')!r}."
+        )
 
 
 def _check_letters(what: str, text: str) -> None:

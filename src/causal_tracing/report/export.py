@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, MachineError
+from causal_tracing.results.columns import columns_of, is_token, tokens_among
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import cluster_names
 from causal_tracing.results.measurements import Measurements
@@ -48,9 +49,8 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
     for axis, dim in enumerate(dims[2:-1], start=2):
         columns[dim] = grid.numbers(found[dim].values, axis)
     tokens, at = _tokens(found), (0, len(dims) - 1)
-    positions = found.position.values
-    numbered = positions.dtype.kind in "iu"
-    columns["position"] = (grid.numbers if numbered else grid.texts)(positions, at[1])
+    numbered = len(tokens_among(found)) == found.sizes["position"]
+    columns["position"] = (grid.numbers if numbered else grid.texts)(found.position.values, at[1])
     columns |= {name: grid.texts(texts, *at) for name, texts in tokens.items()}
     columns["effect"] = grid.texts(np.array(names, object), len(dims))
     columns["status"] = grid.texts(_status(found, dims), *range(len(dims)))
@@ -110,14 +110,14 @@ def _clusters(measurements: Measurements, found: xr.Dataset) -> np.ndarray:
 
 def _tokens(found: xr.Dataset) -> dict[str, np.ndarray]:
     """Role and tokens over (pair, position); of a position that is a role, itself, and no tokens."""
-    positions = found.position.values.tolist()
+    positions = columns_of(found)
     sources = {"role": "clean_role", "clean_token": "clean_token", "corrupt_token": "corrupt_token"}
     texts = {name: found[source].transpose("pair", "token").values for name, source in sources.items()}
     columns = {name: np.full((found.sizes["pair"], len(positions)), "", dtype=object) for name in sources}
     for n, position in enumerate(positions):
         for name, column in columns.items():
-            if str(position).isdigit():
-                column[:, n] = texts[name][:, int(position)]
+            if is_token(position):
+                column[:, n] = texts[name][:, position]
             elif name == "role":
                 column[:, n] = str(position)
     return columns
@@ -161,9 +161,9 @@ def _netcdf(measurements: Measurements, of: str | None, path: Path) -> None:
 
 
 def _changed(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """The table with every text changed, as columns of text: two texts may become one."""
+    """The table with every text changed, as columns of text (tokens among roles too): two texts may become one."""
     changed: Mapping[str, Any] = {
-        name: np.array([change(text) for text in table[name].cat.categories], dtype=object)[table[name].cat.codes]
+        name: np.array([change(str(text)) for text in table[name].cat.categories], dtype=object)[table[name].cat.codes]
         for name in table.columns
         if isinstance(table[name].dtype, pd.CategoricalDtype)
     }

@@ -1,12 +1,17 @@
 """What a notebook shows: the words and a small map, without script."""
 
+from collections.abc import Mapping
 from html import escape
 
 import numpy as np
+import xarray as xr
 
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.one_pair import read
+from causal_tracing.report.words import many_pairs, one_pair
+from causal_tracing.report.words.many_pairs import MeanReading
+from causal_tracing.report.words.one_pair import Reading
+from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_position
 from causal_tracing.results.select import select
@@ -16,22 +21,40 @@ SIZE = 12  # of a cell, in pixels
 POSITIVE, NEGATIVE, NEUTRAL = (94, 60, 153), (230, 97, 1), (246, 245, 248)
 
 
-def notebook_html(measurements: Measurements) -> str:
-    """The first pair's words, with its first component's effects as an SVG for each direction."""
-    reading = read(measurements)
-    maps = "".join(_map(measurements, name) for name in measurements.directions)
-    words = "".join(f"<li>{escape(visible(text))}</li>" for text in (*reading.sentences, *reading.warnings))
+def notebook_html(measurements: Measurements, means: Mapping[str, MeanMap | NoMean] | None = None) -> str:
+    """The words, with the first component's effects as an SVG for each direction: of the pair, or of many pairs' means.
+
+    `means` are those of each kind, made here unless given; where pairs have none, the first pair is shown, and says so.
+    """
     count = measurements.pairs.sizes["pair"]
-    more = f"<p>The first of {count} pairs; .summary() lists all.</p>" if count > 1 else ""
+    if count == 1:
+        return _one_pair(measurements)
+    means = mean_maps(measurements) if means is None else means
+    main = next(iter(means.values()))
+    if isinstance(main, NoMean):
+        return _one_pair(measurements, f"The first of {count} pairs. There is no mean over them: {main}")
+    reading = many_pairs.read(means, measurements.provenance)
+    maps = "".join(_map(main.cells, name) for name in measurements.directions)
+    return _shown(reading.title, reading, maps, ".summary() lists the pairs.")
+
+
+def _one_pair(measurements: Measurements, which: str = "") -> str:
+    """The first pair."""
+    reading, found = one_pair.read(measurements), select(measurements)
+    maps = "".join(_map(found, name) for name in measurements.directions)
+    return _shown(reading.headline, reading, maps, f"{which} .summary() lists all." if which else "")
+
+
+def _shown(title: str, reading: Reading | MeanReading, maps: str, more: str) -> str:
+    words = "".join(f"<li>{escape(visible(text))}</li>" for text in (*reading.sentences, *reading.warnings))
     return (
-        f"<div><p><strong>{escape(visible(reading.headline))}</strong><br>{escape(reading.total)}</p>"
-        f"<ul>{words}</ul>{maps}{more}<p><em>{escape(reading.caveats[0])}</em></p></div>"
+        f"<div><p><strong>{escape(visible(title))}</strong><br>{escape(reading.total)}</p><ul>{words}</ul>{maps}"
+        f"{f'<p>{escape(visible(more))}</p>' if more else ''}<p><em>{escape(reading.caveats[0])}</em></p></div>"
     )
 
 
-def _map(measurements: Measurements, effect: str) -> str:
+def _map(found: xr.Dataset, effect: str) -> str:
     """The first component's map, at the strongest position where it has other rows; none of a kind that is ranked."""
-    found = select(measurements)
     drawn, component = kind_of(found).drawn, str(found.component.values[0])
     if drawn is None:
         return ""

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from causal_tracing.report.labels import UNPAIRED, number
+from causal_tracing.results.columns import Column, is_token
 from causal_tracing.results.effects import label
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
@@ -87,10 +88,12 @@ def _ruler(layers: np.ndarray) -> str:
     return text
 
 
-def _label(found: xr.Dataset, position: int | str) -> str:
+def _label(found: xr.Dataset, position: Column) -> str:
     """A row's name: its token, both where the prompts differ; of means its number or role."""
-    if not str(position).isdigit() or "clean_token" not in found:
-        return f"token {position}" if str(position).isdigit() else str(position).replace("_", " ")
-    tokens = (str(found[name].values[int(position)]) for name in ("clean_token", "corrupt_token"))
+    if not is_token(position):
+        return str(position).replace("_", " ")
+    if "clean_token" not in found:  # of many pairs
+        return f"token {position}"
+    tokens = (str(found[name].values[position]) for name in ("clean_token", "corrupt_token"))
     clean, corrupt = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in token).strip() for token in tokens)
     return clean if clean == corrupt else f"{clean} | {corrupt or UNPAIRED}"

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.results.columns import columns_of, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.means import (
     LEVEL,
@@ -186,16 +187,17 @@ def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> 
 
 def _columns(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     """Both with columns that mean the same in every pair of both. Raises InvalidOption where there are none."""
-    numbered = [found.position.dtype.kind in "iu" for found in (first, second)]
-    if numbered[0] != numbered[1]:
-        kinds = ["token positions" if each else f"roles ({_listed(found.position.values.tolist())})"
-                 for each, found in zip(numbered, (first, second), strict=True)]  # fmt: skip
+    tokens, columns = ([many(found) for found in (first, second)] for many in (tokens_among, columns_of))
+    numbered = [len(some) == len(every) for some, every in zip(tokens, columns, strict=True)]
+    if numbered[0] != numbered[1] and not all(tokens):
+        kinds = ["token positions" if each else f"roles ({_listed(every)})"
+                 for each, every in zip(numbered, columns, strict=True)]  # fmt: skip
         raise InvalidOption(
             f"The columns of the first trace are {kinds[0]}, those of the second {kinds[1]}: they do not mean the "
             "same. Trace both with the same positions=."
         )
     alike = np.array_equal(_roles(first), _roles(second))
-    if all(numbered) and (not alike or roles_differ(first) or roles_differ(second)):
+    if all(tokens) and (not alike or roles_differ(first) or roles_differ(second)):
         return by_role(first), by_role(second)
     return by_position(first), by_position(second)
 
@@ -224,7 +226,7 @@ def _shared_cells(
                 f"The two traces have no {kind} in common: the first has {_listed(labels[0][kind])}, the second "
                 f"{_listed(labels[1][kind])}. Trace both with the same {'directions' if kind == 'effects' else kind}=."
             )
-    at = {dim: shared[kind] for kind, dim in dims.items()}
+    at = {dim: shared[kind] for kind, dim in dims.items()} | {"position": labelled(shared["positions"])}
     both = (first.sel(at)[[*shared["effects"], "status"]], second.sel(at)[[*shared["effects"], "status"]])
     return both, (labels[0], labels[1])
 

@@ -1,7 +1,7 @@
 """From many pairs to one map: means over pairs with their intervals and tests, and how far their peak can be trusted.
 
 1. Columns: token positions where all pairs have the same roles in the same places, roles else; a pair's cells of one
-   role are averaged first, and a role that it lacks is missing, never 0.
+   role are averaged first, and a role that it lacks is missing, never 0. Columns that are roles stay what they are.
 2. Clusters: pairs of one cluster count once (`statistics/bootstrap.py`).
    Maps of single heads and neurons have an axis for them between layer and position, and are maps of their own.
 3. Means with intervals, sign-flip tests over the map, and the peak (`statistics/`). What is known beforehand
@@ -17,6 +17,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
+from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.statistics.bootstrap import (
@@ -159,9 +160,9 @@ def by_column(found: xr.Dataset) -> xr.Dataset:
 
 
 def roles_differ(found: xr.Dataset) -> bool:
-    """Whether the columns are token positions, and the same position has another role in another pair."""
+    """Whether columns are token positions, and the same position has another role in another pair."""
     roles = found.clean_role.transpose("pair", "token").values
-    return found.position.dtype.kind in "iu" and not (roles == roles[:1]).all()
+    return bool(tokens_among(found)) and not (roles == roles[:1]).all()
 
 
 def by_position(found: xr.Dataset) -> xr.Dataset:
@@ -176,23 +177,29 @@ def by_position(found: xr.Dataset) -> xr.Dataset:
 
 
 def by_role(found: xr.Dataset) -> xr.Dataset:
-    """The effects of token positions by role, each pair's tokens of a role averaged. Raises NoMean without subjects."""
+    """The effects of token positions by role, each pair's tokens of a role averaged. Raises NoMean without subjects.
+
+    Columns that were measured as roles or spans stay; what single tokens say of the same role is left out beside them.
+    """
     kept, roles = by_position(found), found.clean_role.transpose("pair", "token").values
+    numbers = tokens_among(found)
+    named = [column for column in columns_of(found) if not is_token(column)]
     present = [role for role in ROLES if (roles == role).any()]
     if "subject_last" not in present:
         raise NoMean(
             "These prompts have different lengths and no subjects: no column means the same in each of them. Give the "
             "pairs a subject=, or trace roles (positions=...)."
         )
-    return xr.concat(
-        [_role(kept, roles, role) for role in present],
-        dim=xr.DataArray(np.array(present, dtype=object), dims="position", name="position"),
-    ).transpose(*kept.dims)
+    tokens, gathered = kept.sel(position=numbers), [role for role in present if role not in named]
+    columns = [_role(tokens, roles, role) for role in gathered] + [kept.sel(position=name) for name in named]
+    at = xr.DataArray(labelled([*gathered, *named]), dims="position", name="position")
+    bare = [column.drop_vars("position", errors="ignore") for column in columns]
+    return xr.concat(bare, dim=at).transpose(*kept.dims)
 
 
 def _role(kept: xr.Dataset, roles: np.ndarray, role: str) -> xr.Dataset:
     """One column: for each pair the mean over its tokens of a role, and the status that they share."""
-    at = roles[:, kept.position.values] == role
+    at = roles[:, tokens_among(kept)] == role
     mask = xr.DataArray(at, dims=("pair", "position"))
     column = kept.drop_vars("status").where(mask).mean("position")
     shared = xr.full_like(column[next(iter(column.data_vars))], "", dtype=object)

@@ -7,6 +7,7 @@
 import numpy as np
 import xarray as xr
 
+from causal_tracing.results.columns import Column, columns_of, tokens_among
 from causal_tracing.results.site_kinds import kind_of
 
 SUM = "sum"  # as a position: the sum over all of them
@@ -21,16 +22,16 @@ def parts_of(found: xr.Dataset, component: str) -> int:
     return int(there[-1]) + 1 if len(there) else found.sizes[part]
 
 
-def strongest_position(found: xr.Dataset, effect: str) -> int | str:
+def strongest_position(found: xr.Dataset, effect: str) -> Column:
     """Where the largest single effect (by size) is, structural zeros and cuts left out."""
     size = abs(found[effect].where(found.status == "ok"))
     largest = size.max([name for name in size.dims if name != "position"])
-    return found.position.values.tolist()[int(largest.fillna(-1).argmax("position"))]
+    return columns_of(found)[int(largest.fillna(-1).argmax("position"))]
 
 
 def has_sum(found: xr.Dataset) -> bool:
     """Whether a sum over positions means something: several, each one token of its own."""
-    return found.sizes["position"] > 1 and all(str(position).isdigit() for position in found.position.values)
+    return found.sizes["position"] > 1 and len(tokens_among(found)) == found.sizes["position"]
 
 
 def summed(found: xr.Dataset, effect: str) -> xr.Dataset:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS
+from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import WINDOW, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import kind_of
@@ -97,7 +98,7 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
     def value(name: str) -> float | None:
         return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
 
-    position = int(position) if str(position).isdigit() else str(position)
+    position = int(position) if is_token(position) else str(position)
     tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
     if isinstance(position, int):
         tokens = {name: str(found[name].values[position]) for name in tokens}

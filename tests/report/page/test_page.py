@@ -11,11 +11,13 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from causal_tracing.errors import MachineError
+from causal_tracing.report.labels import number
 from causal_tracing.report.notebook import notebook_html
 from causal_tracing.report.page.page import to_html
+from causal_tracing.report.words.many_pairs import with_interval
 from causal_tracing.results.effects import effects
 from causal_tracing.results.site_kinds import KINDS
-from made import measurements, taken_apart
+from made import measurements, synthetic, taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
 
 
@@ -230,6 +232,26 @@ def test_a_notebook_gets_words_and_a_map_without_script():
     assert "<img" not in html
     assert html.count("<rect") == 9 + 9 - 1
     assert "total effect 2.00 logits" in html
+
+
+def test_a_notebook_of_many_pairs_shows_their_mean_and_its_caveats():
+    trace = synthetic(1)
+    html, found = trace._repr_html_(), trace.evidence()
+    assert "Mean over 12 pairs" in html
+    assert with_interval(found.total) in html
+    assert "anecdote" not in html
+    assert "The unit is the pair" in html
+    largest = number(float(abs(found.cells.restoration).max()))
+    assert f"resid_post: restoration (−{largest} to {largest};" in html
+    assert html == notebook_html(trace.measurements)
+
+
+def test_a_notebook_of_pairs_without_a_mean_says_which_one_it_shows():
+    trace = synthetic(1)
+    trace.measurements.pairs.clean[0, 1:] = np.nan  # but one pair lacks the metric
+    html = trace._repr_html_()
+    assert "The first of 12 pairs. There is no mean over them: fewer than two pairs have logit_diff" in html
+    assert "anecdote" in html
 
 
 def test_another_kind_of_part_has_a_section_of_its_own(

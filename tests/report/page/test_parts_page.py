@@ -9,6 +9,7 @@ import xarray as xr
 from playwright.sync_api import Browser, Page
 
 from causal_tracing.report.page import parts
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.select import select, strongest
 from causal_tracing.results.site_kinds import KINDS
 from made import taken_apart
@@ -161,7 +162,7 @@ def test_what_was_not_measured_has_no_section(browser: Browser, tmp_path: Path):
 @needs_browser
 def test_hostile_tokens_stay_text_among_heads_and_neurons(browser: Browser, tmp_path: Path):
     made = with_units()
-    neurons = made.maps["neurons"].assign_coords(position=["1", "last"])
+    neurons = made.maps["neurons"].assign_coords(position=labelled([1, "last"]))
     hostile = taken_apart(made.numbers(), made.provenance, heads=made.maps["heads"], neurons=neurons)
     with opened(browser, tmp_path / "hostile.html", hostile) as page:
         page.locator('select[name="heads-p"]').select_option("1")

@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from causal_tracing.report.labels import UNPAIRED
+from causal_tracing.results.columns import Column, is_token
 
 MOST_TICKS = 12
 
@@ -43,13 +44,13 @@ def unit_label(found: xr.Dataset) -> str:
     return f"{found.unit.item()} of {found.metric.item()}"
 
 
-def where(found: xr.Dataset, position: int | str) -> str:
+def where(found: xr.Dataset, position: Column) -> str:
     """A position's token; both where the prompts differ."""
-    if not str(position).isdigit():
+    if not is_token(position):
         return str(position)
     if "clean_token" not in found:  # of many pairs
         return f"token {position}"
-    clean, corrupt = (drawable(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
+    clean, corrupt = (drawable(str(found[name].values[position])) for name in ("clean_token", "corrupt_token"))
     return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt or UNPAIRED}"
 
 

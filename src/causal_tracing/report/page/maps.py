@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.text import DIGITS, metrics_with_effects, plain, role_row, switched, token_row, visible
+from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
 from causal_tracing.results.means import MeanMap, by_column, defined
 from causal_tracing.results.measurements import Measurements
@@ -92,8 +93,8 @@ def _windows(found: xr.Dataset) -> dict[str, list[list[int]]]:
 def _pair(found: xr.Dataset, data: xr.Dataset, metrics: list[str], number: int) -> dict[str, Any]:
     """One pair's map, as long as its own prompt; of pairs beyond the first ones, by the first metric alone."""
     few = number >= MOST_IN_FULL
-    if found.position.dtype.kind in "iu":
-        found = found.sel(position=found.position < data.clean_length)
+    length = int(data.clean_length)
+    found = found.isel(position=[not is_token(each) or each < length for each in columns_of(found)])
     return {
         "id": str(found.pair.item()),
         "asked": _asked(data),

@@ -8,7 +8,7 @@ from typing import Any
 from causal_tracing.report.page.maps import mean_data
 from causal_tracing.report.page.parts import parts_mean
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.many_pairs import CAVEATS, words
+from causal_tracing.report.words.many_pairs import read
 from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 
@@ -35,22 +35,20 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
             story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(first)))}</p>'
         )
     data = mean_data(measurements, first, shown)
-    title, total, *said = (line for line in words(means, measurements.provenance).split("\n") if line)
-    told = said[: said.index("What this does not show")]
-    warnings = [text for text in told if text.startswith("Warning: ")]
-    sentences = [text for text in told if text not in warnings]
+    said = read(means, measurements.provenance)
+    finding = said.sentences[0] if said.sentences else "No effect could be measured."
     story = (
-        f'<div class="story" data-pair="{escape(data["id"])}"><h1>{escape(title)}</h1>'
-        f'<p class="finding">{escape(visible(sentences[0] if sentences else "No effect could be measured."))}</p>'
-        f'<p class="total">{escape(total)}</p>'
-        + "".join(f"<p>{escape(visible(text))}</p>" for text in sentences[1:])
-        + "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in warnings)
+        f'<div class="story" data-pair="{escape(data["id"])}"><h1>{escape(said.title)}</h1>'
+        f'<p class="finding">{escape(visible(finding))}</p>'
+        f'<p class="total">{escape(said.total)}</p>'
+        + "".join(f"<p>{escape(visible(text))}</p>" for text in said.sentences[1:])
+        + "".join(f'<p class="warning">Warning: {escape(visible(text))}</p>' for text in said.warnings)
         + _not_measured(measurements.provenance)
         + "</div>"
     )
-    caveats = f'<div data-pair="{escape(data["id"])}">{_list(CAVEATS)}</div>'
+    caveats = f'<div data-pair="{escape(data["id"])}">{_list(said.caveats)}</div>'
     parts = {each.kind: parts_mean(each) for each in others if isinstance(each, MeanMap)}
-    return MeanPart(title=title, story=story, caveats=caveats, data=data, parts=parts)
+    return MeanPart(title=said.title, story=story, caveats=caveats, data=data, parts=parts)
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

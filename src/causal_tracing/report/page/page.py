@@ -7,6 +7,7 @@ allows the page's own style and script by their hashes and nothing else.
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -176,9 +177,15 @@ def list_of(texts: tuple[str, ...]) -> str:
 def _provenance(measurements: Measurements) -> str:
     """The command first, then a line for each entry; what is not ASCII is escaped, so that nothing hides in it."""
     record = dict(measurements.provenance)
-    command = record.pop("command", None) or "none: the model was handed in from memory"
+    command = record.pop("command", None) or f"none: {_without_command(record)}"
     lines = [f"{name}: {json.dumps(value)}" for name, value in record.items()]
     return "\n".join([f"made by: {visible(command)}", *lines])
+
+
+def _without_command(record: Mapping[str, Any]) -> str:
+    """Why no command makes a result again."""
+    from_memory = record.get("source", {}).get("kind") in (None, "memory")
+    return "the model was handed in from memory" if from_memory else "the shards that were merged do not say it"
 
 
 def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:

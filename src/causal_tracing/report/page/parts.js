@@ -83,8 +83,8 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
   const positionChooser = () => {
     const select = make("select", { name: key("p") });
     placed().positions.forEach((name, n) => {
-      const { label } = shown().rows[n], token = /^\d+$/.test(name) && label !== name ? `${name}  ` : "";
-      select.append(make("option", { value: name, textContent: token + label, selected: name === position() }));
+      const { label, token } = shown().rows[n], number = token === undefined ? "" : `${token}  `;
+      select.append(make("option", { value: name, textContent: number + label, selected: name === position() }));
     });
     select.addEventListener("change", () => { state[key("p")] = select.value; redraw(); });
     return make("fieldset", {}, make("label", { className: "choice" }, make("span", { className: "name", textContent: "position" }), select));

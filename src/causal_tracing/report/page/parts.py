@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
+from causal_tracing.results.columns import Column, columns_of, labelled
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
@@ -101,7 +102,7 @@ def _ranks_mean(means: MeanMap) -> dict[str, Any]:
     cells = means.cells
     tested = [f"{name}_{part}" for name in switched(cells) for part in TESTED]
     return {
-        "rows": [role_row(position) for position in cells.position.values.tolist()],
+        "rows": [role_row(position) for position in columns_of(cells)],
         "metrics": {means.metric: _rank_numbers(cells, tested)},
     }
 
@@ -116,16 +117,16 @@ def _readers(found: xr.Dataset) -> dict[str, list[str]]:
     }
 
 
-def _strongest(found: xr.Dataset, metrics: list[str], shown: list[str]) -> int | str:
+def _strongest(found: xr.Dataset, metrics: list[str], shown: list[str]) -> Column:
     """The position that is shown first: that of the first pair's strongest head."""
     if not metrics:
-        return found.position.values.tolist()[0]
+        return columns_of(found)[0]
     return strongest_position(found.sel(metric=metrics[0], pair=shown[0]), switched(found)[0])
 
 
-def _kept_positions(found: xr.Dataset, metrics: list[str], count: int) -> list[int | str]:
+def _kept_positions(found: xr.Dataset, metrics: list[str], count: int) -> list[Column]:
     """As many positions as there is room for, those with the strongest heads first, in the order of the prompt."""
-    positions = found.position.values.tolist()
+    positions = columns_of(found)
     if count >= len(positions) or not metrics:
         return positions[:count]
     size = abs(found[switched(found)[0]].sel(metric=metrics[0]).where(found.status.sel(metric=metrics[0]) == "ok"))
@@ -135,7 +136,7 @@ def _kept_positions(found: xr.Dataset, metrics: list[str], count: int) -> list[i
 
 
 def _maps_of_pair(
-    found: xr.Dataset, metrics: list[str], names: list[str], kept: list[int | str], with_sum: bool
+    found: xr.Dataset, metrics: list[str], names: list[str], kept: list[Column], with_sum: bool
 ) -> dict[str, Any]:
     rows = [token_row(found, position) for position in kept]
     if with_sum:
@@ -146,7 +147,7 @@ def _maps_of_pair(
     }
 
 
-def _map_numbers(found: xr.Dataset, names: list[str], kept: list[int | str], with_sum: bool) -> dict[str, Any]:
+def _map_numbers(found: xr.Dataset, names: list[str], kept: list[Column], with_sum: bool) -> dict[str, Any]:
     found = found.drop_vars("readers", errors="ignore")
     parts = {name: _at_positions(found[[name, "status"]], name, kept, with_sum) for name in names}
     status, counts = parts[names[0]].status, {str(name): parts_of(found, name) for name in found.component.values}
@@ -162,13 +163,13 @@ def _map_numbers(found: xr.Dataset, names: list[str], kept: list[int | str], wit
     }
 
 
-def _at_positions(found: xr.Dataset, effect: str, kept: list[int | str], with_sum: bool) -> xr.Dataset:
+def _at_positions(found: xr.Dataset, effect: str, kept: list[Column], with_sum: bool) -> xr.Dataset:
     """One effect and its status at the positions kept, the sum over all positions behind them."""
-    here = found.sel(position=kept)
+    here = found.sel(position=labelled(kept))
     if with_sum:
-        here = here.assign_coords(position=[*map(str, kept)])
-        here = xr.concat([here, summed(found, effect).expand_dims(position=[SUM])], "position", coords="minimal",
-                         compat="override")  # fmt: skip
+        here = here.assign_coords(position=labelled([*map(str, kept)]))
+        whole = summed(found, effect).expand_dims(position=labelled([SUM]))
+        here = xr.concat([here, whole], "position", coords="minimal", compat="override")
     return here.transpose("component", "position", "layer", kind_of(found).part)
 
 
@@ -179,7 +180,7 @@ def _letters(status: np.ndarray) -> list[list[str]]:
 
 def _ranks_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
     return {
-        "rows": [token_row(found, position) for position in found.position.values.tolist()],
+        "rows": [token_row(found, position) for position in columns_of(found)],
         "metrics": {name: _rank_numbers(found.sel(metric=name)) for name in metrics},
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import UNPAIRED
+from causal_tracing.results.columns import Column, is_token
 from causal_tracing.results.effects import DEFINITIONS
 
 DIGITS = 7
@@ -19,25 +20,26 @@ def visible(text: str) -> str:
     )
 
 
-def token_row(found: xr.Dataset, position: int | str) -> dict[str, Any]:
-    """A row's label (both tokens where the prompts differ), and how it is spoken."""
-    if not str(position).isdigit():
+def token_row(found: xr.Dataset, position: Column) -> dict[str, Any]:
+    """A row's label (both tokens where the prompts differ), its token's position, and how it is spoken."""
+    if not is_token(position):
         return role_row(position)
-    clean, corrupt = (visible(str(found[name].values[int(position)])) for name in ("clean_token", "corrupt_token"))
+    clean, corrupt = (visible(str(found[name].values[position])) for name in ("clean_token", "corrupt_token"))
     differs = clean != corrupt
     both = (clean.strip() or clean, corrupt.strip() or corrupt or UNPAIRED)
     spoken = " | ".join(f'"{text}"' for text in (both if differs else both[:1]))
     return {
         "label": " | ".join(both if differs else both[:1]),
+        "token": position,
         "spoken": f"position {position} {spoken}",
         "differs": differs,
     }
 
 
-def role_row(position: int | str) -> dict[str, Any]:
+def role_row(position: Column) -> dict[str, Any]:
     """A row's label and how it is spoken, where there is no one token: a role, or a position of several pairs."""
     name = str(position).replace("_", " ")
-    spoken = f"position {name}" if name.isdigit() else f"the {name} token"
+    spoken = f"position {name}" if is_token(position) else f"the {name} token"
     return {"label": name, "spoken": "all tokens together" if name == "together" else spoken, "differs": False}
 
 

@@ -1,6 +1,7 @@
 """Evidence in words: each number with its interval, the pairs it speaks for, and the caveats that apply."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,25 +29,43 @@ CAVEATS = (
 )
 
 
-def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanReading:
+    """What many pairs say together, in words: whom it speaks for, the findings, what limits them."""
+
+    title: str
+    total: str
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...]
+    caveats: tuple[str, ...] = CAVEATS
+
+
+def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> MeanReading:
     """The means over pairs: what they speak for, the peaks with their intervals, and the caveats that apply.
 
     Each kind of site is a map of its own; the first of `means` must have one.
     """
-    first, *others = means.items()
-    main = first[1]
+    (_, main), *others = means.items()
     assert isinstance(main, MeanMap)
-    lines = [_share(main, record), _total(main), "", *_best(main), *_usual(main)]
-    maps = [main]
+    maps = [main, *(found for _, found in others if isinstance(found, MeanMap))]
+    sentences = [*_best(main), *_usual(main)]
     for name, found in others:
-        if isinstance(found, NoMean):
-            lines.append(f"There is no mean of {name} over these pairs: {found}")
-        else:
-            lines += _best(found)
-            maps.append(found)
-    warnings = (*control_sentences(record), *_warnings(main), *(each for one in maps for each in _of_peaks(one)))
-    lines += [f"Warning: {warning}" for warning in warnings]
-    return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in CAVEATS)])
+        lacking = f"There is no mean of {name} over these pairs: {found}"
+        sentences += [lacking] if isinstance(found, NoMean) else _best(found)
+    return MeanReading(
+        title=_share(main, record),
+        total=_total(main),
+        sentences=tuple(sentences),
+        warnings=(*control_sentences(record), *_warnings(main), *(each for one in maps for each in _of_peaks(one))),
+    )
+
+
+def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> str:
+    """The same as plain text."""
+    reading = read(means, record)
+    lines = [reading.title, reading.total, "", *reading.sentences]
+    lines += [f"Warning: {warning}" for warning in reading.warnings]
+    return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)])
 
 
 def _share(means: MeanMap, record: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from causal_tracing.report.words.method import (
     pairing_warnings,
     write_sentences,
 )
+from causal_tracing.results.columns import tokens_among
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
 from causal_tracing.results.site_kinds import KINDS, kind_of
@@ -244,7 +245,7 @@ def _usual(found: xr.Dataset) -> Iterator[str]:
     """The usual picture of factual recall, held against the map; only where every token has its own column."""
     roles = [str(role) for role in found.clean_role.values if role]
     component = next((name for name in ("resid_post", "resid_pre") if name in found.component), None)
-    by_token = all(str(position).isdigit() for position in found.position.values)
+    by_token = len(tokens_among(found)) == found.sizes["position"]
     if "subject_last" not in roles or component is None or not by_token or len(found.layer) < 3:
         return
     stream = found.sel(component=component)
@@ -266,9 +267,21 @@ def _usual(found: xr.Dataset) -> Iterator[str]:
         )
 
 
-def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+def _first_choice_is_wrong(data: xr.Dataset) -> bool:
+    """Whether the clean run's first choice is certainly another token than the answer's first.
+
+    A text need not be its token's: decoding may drop a space, and an answer may be several tokens. So where the tokens
+    were not kept, only texts that differ in their letters, of an answer of one token, are known to be of two tokens.
+    """
+    if "answer_id" in data and not np.isnan(data.answer_id.item()):
+        return bool(data.clean_top_id.values[0] != data.answer_id.item())
     first, answer = data.clean_top.values[0], data.answer.item()
-    if first != answer:
+    return bool(data.answer_length.item() == 1 and first.strip() != answer.strip())
+
+
+def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+    if _first_choice_is_wrong(data):
+        first, answer = data.clean_top.values[0], data.answer.item()
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
     yield from control_sentences(measurements.provenance)
     yield from pairing_warnings(data)

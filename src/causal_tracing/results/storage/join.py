@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.results.columns import tokens_among
 from causal_tracing.results.measurements import Measurements
 
 PAIRED = "corrupt_position"
@@ -14,8 +15,8 @@ PAIRED = "corrupt_position"
 def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Measurements:
     """The parts' pairs in this order. They have the same maps, with the same sites and metrics."""
     maps = {name: _joined([part.maps[name] for part in parts]) for name in parts[0].maps}
-    positions = [each.position.values for each in maps.values() if each.position.dtype.kind in "iu"]
-    reached = max((int(each.max()) + 1 for each in positions), default=0)  # by pairs that are not among these
+    positions = [position for each in maps.values() for position in tokens_among(each)]
+    reached = max(positions, default=-1) + 1  # by pairs that are not among these
     longest = max(reached, *(part.pairs.sizes.get("token", 0) for part in parts))
     pairs = _joined([_padded(part.pairs, longest) for part in parts])
     return Measurements(pairs=pairs, maps=maps, provenance=provenance)

@@ -26,13 +26,13 @@ def open_run(folder: str | Path) -> Measurements:
         why = f" The first pair that failed: {reasons[0]}" if reasons else ""
         raise InvalidResults(f"{folder} holds no measured pair yet.{why} Run the same command again to go on.")
     provenance = _provenance(manifest, done, rows, [chunks[chunk] for chunk in sorted(chunks) if chunks[chunk]])
-    return joined([_measurements(row) for row in done], provenance)
+    return joined([_measurements(row, provenance) for row in done], provenance)
 
 
-def _measurements(row: Row) -> Measurements:
+def _measurements(row: Row, provenance: Mapping[str, Any]) -> Measurements:
     assert row.texts is not None
     assert row.arrays is not None
-    return from_parts(row.texts["tables"], row.arrays, {})
+    return from_parts(row.texts["tables"], row.arrays, provenance)
 
 
 def _provenance(

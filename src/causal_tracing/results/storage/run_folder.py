@@ -12,6 +12,7 @@ systems where job arrays run), so that a kill at any moment loses the chunk in h
 import hashlib
 import json
 import os
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -246,9 +247,16 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
         shard = Store(source, first["spec_sha256"])
         shard.rows()  # held against their sha256
         whole.take(shard)
-    write_manifest(target, first | {"shard": [0, 1]})
+    record = first["provenance"] | {"command": _of_the_whole(first, target)}
+    write_manifest(target, first | {"shard": [0, 1], "provenance": record})
     chunks = range(-(-len(first["pairs"]) // first["spec"]["chunk"]))
     return sorted({*chunks} - {*whole.chunks()})
+
+
+def _of_the_whole(manifest: Mapping[str, Any], target: Path) -> str | None:
+    """The command of the whole run, as one that was never cut into shards; None where a shard does not say (0.1.0)."""
+    command = manifest.get("whole_command")
+    return command and f"{command} --out {shlex.quote(target.name)}"
 
 
 def _packed(row: Row) -> tuple[str, bytes, str]:

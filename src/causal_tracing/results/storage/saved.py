@@ -13,8 +13,9 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidResults, MachineError
+from causal_tracing.results.columns import columns_of, labelled
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import BLOCKS
+from causal_tracing.results.site_kinds import BLOCKS, KINDS
 
 SCHEMA = 2  # 1, of version 0.1.0, had what is now "pairs" in the table "blocks"
 TEXT, ARRAYS, PAIRS, ABOUT_PAIRS = "trace.json", "arrays.npz", "pairs.jsonl", "pairs"
@@ -84,10 +85,26 @@ def to_parts(measurements: Measurements) -> tuple[dict[str, Any], dict[str, np.n
 def from_parts(
     described: Mapping[str, Any], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any]
 ) -> Measurements:
-    """What `to_parts` took apart."""
+    """What `to_parts` took apart, with the record of the whole trace."""
     maps = {name: _dataset(name, each, arrays) for name, each in described.items()}
+    maps = {name: _with_columns(name, each, provenance) for name, each in maps.items()}
     pairs = maps.pop(ABOUT_PAIRS) if ABOUT_PAIRS in maps else _taken_apart(maps)
     return Measurements(pairs=pairs, maps=maps, provenance=provenance)
+
+
+def _with_columns(name: str, data: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:
+    """The map with tokens as numbers also where version 0.1.0 wrote all as texts, because roles stood among them.
+
+    What was asked for says which of them are roles; without that, each is what it is.
+    """
+    if name not in KINDS or data.position.dtype.kind != "O":
+        return data
+    part = KINDS[name].part
+    asked = provenance.get("options", {}).get(f"{part}_positions" if part else "positions")
+    if asked is None or isinstance(asked, str):
+        return data
+    texts = [column if column in asked else int(column) for column in columns_of(data)]
+    return data.assign_coords(position=labelled(texts))
 
 
 def _taken_apart(maps: dict[str, xr.Dataset]) -> xr.Dataset:

@@ -32,6 +32,7 @@ from causal_tracing.patching.measure import pairs_at_once
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.run_folder import (
     DROPPED,
     FAILED,
@@ -237,12 +238,8 @@ def _added(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is recorded of pairs that were measured alone, as one record."""
     if not records:
         return {}
-    worst = [record["spot_checks"]["largest_difference"] for record in records]
     return {
         "started": records[0]["started"],
         **{name: sum(record[name] for record in records) for name in ("seconds", "worlds", "worlds_skipped")},
-        "spot_checks": {
-            "cells": sum(record["spot_checks"]["cells"] for record in records),
-            "largest_difference": max((each for each in worst if each is not None), default=None),
-        },
+        "spot_checks": together([record["spot_checks"] for record in records]),
     }

@@ -18,11 +18,12 @@ from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
 from causal_tracing.patching.cells import Cell, cells, worlds_of
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
-from causal_tracing.patching.job import Job
+from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, preview_tokens
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.spot_checks import record_of
 from causal_tracing.results.storage.join import joined
 from causal_tracing.results.units import METRICS
 
@@ -245,14 +246,17 @@ def picked(job: Job, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[i
             yield Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
 
 
-def spot_checks(job: Job, cells: Sequence[Picked]) -> dict[str, float | int | None]:
-    """Cells run again on the plain backend, alone (with their own draws) and unpruned, against what the trace says."""
+def spot_checks(job: Job, cells: Sequence[Picked]) -> dict[str, Any]:
+    """Cells run again on the plain backend, alone (with their own draws) and unpruned, against what the trace says.
+
+    Cells of pairs for which the metric is undefined say nothing, and are left out.
+    """
+    metric = METRICS.index(job.metric)
+    cells = [one for one in cells if not undefined(job.metric, job.pairs[one.worlds[0].pair])]
     if not cells:
-        return {"cells": 0, "largest_difference": None}
+        return record_of([])
     worlds = [world for one in cells for world in one.worlds]
     scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted({world.pair for world in worlds})})
-    metric = METRICS.index(job.metric)
     draws = max(contrast.draws for contrast in job.contrasts)
     alone = iter(scoring.evaluate(worlds, prune=False, rows=draws).values[:, metric])
-    differences = [abs(float(np.mean([next(alone) for _ in one.worlds])) - one.told[metric]) for one in cells]
-    return {"cells": len(differences), "largest_difference": float(max(differences))}
+    return record_of([abs(float(np.mean([next(alone) for _ in one.worlds]) - one.told[metric])) for one in cells])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed= must be a whole number of at least 0; it is -1"),
     ({"seed": "a"}, "seed= must be a whole number"),
     ({"spot_checks": 1.5}, "must be a whole number of at least 0; it is 1.5"),
+    ({"positions": [-1, 3]}, "positions= names one place twice: -1 and 3 are both 3. Name each once"),
+    ({"positions": [2, "last", 2]}, "positions= names one place twice: 2 and 2 are both 2"),
+    ({"positions": ["last", "last"]}, "positions= names one place twice: 'last' and 'last' are both last"),
+    ({"heads": True, "head_positions": [0, -4]}, "positions= names one place twice: 0 and -4 are both 0"),
+    ({"neurons": True, "neuron_positions": [np.int64(1), -3]}, "positions= names one place twice: 1 and -3 are both 1"),
+    ({"layers": [1, 0, np.int64(1)]}, "The layer 1 is asked for twice. Name each once"),
+    ({"components": ["mlp_out", "mlp_out"]}, "The component 'mlp_out' is asked for twice"),
+    ({"directions": ["disruption", "disruption"]}, "The direction 'disruption' is asked for twice"),
+    ({"sever": ["mlp_out", "mlp_out"]}, "The part to sever 'mlp_out' is asked for twice"),
+    ({"heads": ["z", "z"]}, "The heads' component 'z' is asked for twice"),
+    ({"neurons": {1: [5, 5]}}, "The neuron 5 is asked for twice"),
 ]
 
 
@@ -69,6 +81,11 @@ BAD_WRITES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "given", "tensors": [1.0]}, r"tensors= maps \(component, layer\) to tensors; it is \[1.0\]"),
     ({"kind": "given", "tensors": {"resid_post": [1.0]}}, r"is by \(component, layer\).*it has 'resid_post'"),
 ]
+
+
+def by_its_number() -> object:
+    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return ct.trace(model, replace(PAIR, spans={"2": "w12"}), positions=[2, "2"])
 
 
 def outcome(run: Callable[[], object]) -> str:
@@ -110,6 +127,10 @@ def said() -> dict[str, Any]:
 @pytest.mark.parametrize("number", range(len(BAD)), ids=[str(options) for options, _ in BAD])
 def test_values_that_cannot_be_meant(said, number):
     assert re.match(f"InvalidOption: .*{BAD[number][1]}", said["options"][number], re.DOTALL)
+
+
+def test_a_span_that_is_called_as_a_position_is():
+    assert outcome(by_its_number).startswith("InvalidOption: positions= names one place twice: 2 and '2' are both 2")
 
 
 def test_noise_that_cannot_be_meant(said):

@@ -1,7 +1,8 @@
 """What options may hold: a value that cannot be meant is one clear error, where it comes in."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -23,6 +24,14 @@ def names(what: str, values: Any, valid: Sequence[str]) -> None:
         raise InvalidOption(f"No {what} was asked for. Valid: {', '.join(valid)}.")
     for value in values:
         one_of(what, value, valid)
+    once(what, values)
+
+
+def once(what: str, values: Iterable[Any]) -> None:
+    """Raises InvalidOption where one of these is named twice: the arrays of a result have one place for each."""
+    twice = [value for value, times in Counter(values).items() if times > 1]
+    if twice:
+        raise InvalidOption(f"The {what} {twice[0]!r} is asked for twice. Name each once.")
 
 
 def texts(what: str, values: Any) -> None:
@@ -47,6 +56,7 @@ def numbered(what: str, values: Any, count: int, owner: str) -> None:
     for value in values:
         if not (_integer(value) and 0 <= value < count):
             raise InvalidOption(f"There is no {what} {value!r}: {owner} has {what}s 0 to {count - 1}.")
+    once(what, map(int, values))
 
 
 def columns(what: str, values: Any) -> None:

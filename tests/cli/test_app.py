@@ -63,7 +63,7 @@ def test_the_result_goes_to_stdout_and_the_notes_to_stderr(monkeypatch, capsys):
     assert "5 tokens   w11| w12| w13| w14| w15" in err
     assert "differ  at position 2 ( w13/ w43)" in err
     assert "tracing, 100 %" in err
-    assert "8 random cells run again alone differ by at most" in err
+    assert "8 random cells run again on whole forwards differ by at most" in err
     assert "tracing," not in out
 
 
@@ -104,6 +104,33 @@ def test_json_says_null_where_a_number_is_undefined(monkeypatch, capsys):
     assert document["spot_checks"] == {"cells": 0, "largest_difference": None}
     assert document["all_metrics"]["logit_diff"]["restoration"]["mlp_out"][0][0][4] is None
     assert document["all_metrics"]["prob"]["restoration"]["mlp_out"][0][0][4] is not None
+
+
+def test_numbers_that_are_not_finite_are_null_with_their_reason(monkeypatch, capsys):
+    """A model whose logits overflow: nothing is known, and the document says so."""
+    from causal_tracing.patching import scoring
+
+    real = scoring.measure_logits
+
+    def overflowing(*given: Any) -> Any:
+        return real(*given) * float("nan")
+
+    monkeypatch.setattr(scoring, "measure_logits", overflowing)
+    code, out, err = run(monkeypatch, capsys, *TRACE, "--json")
+    document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert code == 0
+    assert document["pairs"][0]["total_effect"] is None
+    assert document["pairs"][0]["reason"] == "an unedited run's logits are not finite"
+    reason = "8 of 8 cells run again gave numbers that are not finite"
+    assert document["spot_checks"] == {"cells": 8, "largest_difference": None, "reason": reason}
+    assert f"note: {reason}" in err
+
+
+def test_a_metric_that_needs_a_foil_is_refused_without_one(monkeypatch, capsys):
+    arguments = ["trace", "--model", "tiny", "--clean", CLEAN, "--corrupt", CORRUPT, "--answer", " w7"]
+    code, out, err = run(monkeypatch, capsys, *arguments, "--json", "--metric", "logit_diff")
+    assert (code, out) == (2, "")
+    assert "InvalidOption: metric='logit_diff' is undefined for every pair (pair-0): it needs a foil. Give foil=" in err
 
 
 def test_a_folder_and_its_page_and_the_page_again(monkeypatch, capsys, tmp_path: Path):

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bare_hooks import PATHS, Bare, Paths, first
+from causal_tracing.engine import network
 from causal_tracing.engine.backend import Evaluation
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks import record as recording
 from causal_tracing.engine.hooks import replay
 from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.packed import base_runs
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, OutOfMemory
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
 from causal_tracing.interventions.sites import Site
@@ -34,6 +38,7 @@ from families import FAMILIES, build
 CLEAN = (5, 17, 42, 11, 60, 33, 8, 71, 90)
 CORRUPT = (5, 17, 42, 13, 60, 29, 8, 71, 90)
 LENGTH, LAYERS = 9, range(4)
+PLACE = ("resid_post", 1, 3)
 TOLERANCE = 2e-5  # of the largest logit
 
 CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
@@ -261,6 +266,69 @@ def test_one_world_that_does_not_fit_is_an_error(monkeypatch):
     with pytest.raises(OutOfMemory, match=message):
         evaluate(llama(), sweep(), all_logits)
     assert sizes == [36, 18, 9, 4, 2, 1]
+
+
+def other_bases(count: int) -> list[World]:
+    """One world of each of so many base runs of equal length."""
+    return [single((*CORRUPT[:3], 20 + n, *CORRUPT[4:]), CLEAN, *PLACE) for n in range(count)]
+
+
+@pytest.mark.parametrize(("engine", "module"), [("replay", recording), ("packed", base_runs)])
+def test_what_is_recorded_beforehand_is_halved_too(monkeypatch, engine, module):
+    """Twelve runs do not fit at once into a recording, five do; the numbers are the same."""
+    worlds = other_bases(11)
+    if engine == "replay":  # which records donors only
+        worlds = [single(CORRUPT, world.base.tokens, *PLACE) for world in other_bases(12)]
+    expected = evaluate(llama(), worlds, all_logits, engine=engine)
+    sizes: list[int] = []
+    monkeypatch.setattr(module, "forward", fails_above(5, torch.OutOfMemoryError("CUDA out of memory."), sizes))
+    found = evaluate(llama(), worlds, all_logits, engine=engine)
+    assert sizes == [12, 6, 3, 3, 6, 3, 3]
+    assert_allclose(found.values, expected.values, rtol=0, atol=TOLERANCE * np.abs(expected.values).max())
+    monkeypatch.setattr(module, "forward", fails_above(0, MemoryError(), sizes))
+    with pytest.raises(OutOfMemory, match="A single run of 9 tokens does not fit into the memory of cpu"):
+        evaluate(llama(), worlds, all_logits, engine=engine)
+
+
+def test_where_all_that_is_recorded_does_not_fit_fewer_worlds_run_at_once(monkeypatch):
+    """Each run fits alone, but not what is kept of more than three (two base runs and the donor of both)."""
+    worlds, told = other_bases(8), []
+    expected = evaluate(llama(), worlds, all_logits, engine="packed")
+    tapes, counts = base_runs.tapes, []
+
+    def limited(model: Model, runs: Any, places: Any) -> Any:
+        counts.append(len(runs))
+        if len(runs) > 3:
+            raise OutOfMemory("A single run does not fit.")
+        return tapes(model, runs, places)
+
+    monkeypatch.setattr(base_runs, "tapes", limited)
+    found = evaluate(llama(), worlds, all_logits, engine="packed", progress=lambda done, _: told.append(done))
+    assert counts == [9, 5, 3, 3, 5, 3, 3]
+    assert told == sorted(told)
+    assert told[-1] == 8 * len(LAYERS)
+    assert_allclose(found.values, expected.values, rtol=0, atol=TOLERANCE * np.abs(expected.values).max())
+
+
+def test_gradients_are_halved_too(monkeypatch):
+    runs = [Run((*CORRUPT[:8], 20 + n)) for n in range(6)]
+    backend, real, sizes = plain_backend(llama()), network.linearised, []  # pyright: ignore[reportPrivateImportUsage]
+
+    def total(logits: Tensor) -> Tensor:
+        return logits.sum(-1).sum(-1)
+
+    (expected,) = backend.gradients(runs, [("mlp_out", 1)], total)
+
+    def limited(model: Model, runs: Any, **options: Any) -> Any:
+        sizes.append(len(runs))
+        if len(runs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(model, runs, **options)
+
+    monkeypatch.setattr(network, "linearised", limited)
+    found = torch.cat([part.gradients["mlp_out", 1] for part in backend.gradients(runs, [("mlp_out", 1)], total)])
+    assert sizes == [6, 3, 3]
+    torch.testing.assert_close(found, expected.gradients["mlp_out", 1])
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):

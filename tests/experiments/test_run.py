@@ -312,6 +312,61 @@ def test_a_pair_that_does_not_fit_into_memory_is_marked(model, tmp_path, monkeyp
     assert found.effects.pair.values.tolist() == ["pair-0", "pair-1", "pair-3"]
 
 
+def limited(real: Callable[..., Any], fits: Callable[[Any], bool]) -> Callable[..., Any]:
+    """A forward for which memory runs out where the runs do not fit."""
+
+    def forward(model: Model, runs: Any, *given: Any, **options: Any) -> Any:
+        if not fits(runs):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, runs, *given, **options)
+
+    return forward
+
+
+def test_a_run_goes_on_with_fewer_at_once_where_eight_do_not_fit(model, whole, tmp_path, monkeypatch):
+    from causal_tracing.engine.hooks import record
+    from causal_tracing.engine.packed import base_runs
+
+    for module in (record, base_runs):
+        monkeypatch.setattr(module, "forward", limited(module.forward, lambda runs: len(runs) <= 4))
+    found, there = ct.run(model, PAIRS[:8], tmp_path / "run"), ct.open_trace(whole)
+    assert found.provenance["failed"] == {}
+    at = {"metric": "logit_diff", "pair": found.effects.pair}
+    np.testing.assert_allclose(found.effects.restoration.sel(at), there.effects.restoration.sel(at), rtol=0, atol=2e-5)
+
+
+def test_where_memory_runs_out_half_of_the_pairs_are_in_work_at_once(model, tmp_path, monkeypatch):
+    from causal_tracing.experiments import run as runs
+
+    real, sizes = runs.measured, []  # pyright: ignore[reportPrivateImportUsage]
+
+    def too_many(job: Any, progress: Any) -> Any:
+        sizes.append(len(job.pairs))
+        if len(job.pairs) > 4:
+            raise OutOfMemory("A single run does not fit.")
+        return real(job, progress)
+
+    monkeypatch.setattr(runs, "measured", too_many)
+    assert ct.run(model, PAIRS[:8], tmp_path / "run").effects.sizes["pair"] == 8
+    assert sizes == [8, 4, 4]
+
+
+def test_a_pair_whose_noise_does_not_fit_into_memory_is_marked(model, tmp_path, monkeypatch):
+    """How strong noise is, is measured on a run of the prompt, before anything is traced."""
+    from causal_tracing.engine.hooks import record
+
+    fits = limited(record.forward, lambda runs: all(len(run.tokens) < 5 for run in runs))
+    monkeypatch.setattr(record, "forward", fits)
+    longer = ct.Pair(clean=LONGER.clean, answer=" w7", foil=" w8", subject="w12", id="longer")
+    pairs = [ct.Pair(clean=one.clean, answer=" w7", foil=" w8", subject="w13") for one in PAIRS[:2]]
+    found = ct.run(model, [longer, *pairs], tmp_path / "run", noise=ct.Noise(draws=2), positions=["last"])
+    assert found.provenance["failed"].keys() == {"longer"}
+    assert "A single run of 5 tokens does not fit into the memory" in found.provenance["failed"]["longer"]
+    assert found.effects.sizes["pair"] == 2
+    with pytest.raises(OutOfMemory, match="A single run of 5 tokens does not fit"):
+        ct.trace(model, longer, noise=ct.Noise(draws=2))
+
+
 def test_only_pairs_that_the_clean_run_gets_right(model, tmp_path):
     """Chosen by the clean run alone, as a bare forward has it."""
     import torch

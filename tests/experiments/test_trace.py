@@ -267,6 +267,29 @@ def test_without_a_foil_log_prob_is_shown(model: Model):
         np.testing.assert_allclose(a, b, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("metric", "fields", "message"),
+    [
+        ("logit_diff", {"foil": None}, r"every pair \(a, b\): it needs a foil. Give foil=, or use metric='log_prob'"),
+        ("logit", {"answer": " w7 w9"}, "several tokens has no single logit. Give an answer of one token, or use"),
+        ("neg_rank", {"answer": " w7 w9"}, "several tokens has no single rank"),
+    ],
+)
+def test_a_metric_that_no_pair_has_is_refused_before_the_work(model: Model, monkeypatch, metric, fields, message):
+    monkeypatch.setattr("causal_tracing.patching.job.open_backend", None)  # nothing runs
+    with pytest.raises(InvalidOption, match=message):
+        ct.trace(model, [pair(id=name, **fields) for name in "ab"], metric=metric)
+
+
+def test_a_pair_that_lacks_the_metric_is_undefined_beside_those_that_have_it(model: Model):
+    found = ct.trace(model, [pair(id="with"), pair(id="without", foil=None)], metric="logit_diff", spot_checks=16)
+    assert found.effects.total_effect.sel(metric="logit_diff").isnull().values.tolist() == [False, True]
+    assert found.effects.reason.sel(metric="logit_diff").values.tolist() == ["", "the pair has no foil"]
+    checked = found.provenance["spot_checks"]
+    assert 0 < checked["cells"] < 16  # of the pair that has numbers
+    assert checked["largest_difference"] < TOLERANCE
+
+
 def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, trace: ct.Trace):
     network, module = model.network, model.network.model.layers[1].mlp
     value = output_of(network, CLEAN, module)
@@ -360,7 +383,7 @@ def test_spot_checks_would_notice_a_wrong_number(model: Model, monkeypatch: pyte
     monkeypatch.setattr(Sums, "add", lambda self, cell, value, **known: add(self, cell, value + 1.0, **known))
     wrong = ct.trace(model, pair(), spot_checks=20)
     assert wrong.provenance["spot_checks"]["largest_difference"] > 0.9
-    assert "run again alone differ" in wrong.summary()
+    assert "run again on whole forwards differ" in wrong.summary()
 
 
 def test_the_provenance_says_how_to_make_it_again(model: Model, trace: ct.Trace):

@@ -181,6 +181,6 @@ def test_the_words_warn():
     warnings = " ".join(read(found, metric="log_prob").warnings)
     assert "first choice is ' other', not the answer ' yes'" in warnings
     assert "Fractions are undefined" in warnings
-    assert "run again alone differ by up to 0.5" in warnings
+    assert "run again on whole forwards differ by up to 0.5" in warnings
     with pytest.raises(InvalidOption, match="no metric 'log_prop' in this trace. Did you mean 'log_prob'"):
         read(found, metric="log_prop")

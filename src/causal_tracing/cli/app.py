@@ -1,6 +1,5 @@
 """The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -198,7 +197,7 @@ def attribute(
     if page is not None:
         found.to_html(page)
         console.note(f"wrote {page}")
-    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
+    print(console.json_of(found.to_dict()) if as_json else found.summary())
 
 
 @commands.command(app)
@@ -216,7 +215,7 @@ def check(
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     checkup = examine_again(loaded)
     if as_json:
-        print(json.dumps(checkup.to_dict(), allow_nan=False))
+        print(console.json_of(checkup.to_dict()))
     else:
         print(checkup)
 

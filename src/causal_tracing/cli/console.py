@@ -48,8 +48,11 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     if result.provenance["engine_note"]:
         note(f"note: {result.provenance['engine_note']}")
     checked = result.provenance["spot_checks"]
-    if checked["cells"]:
-        note(f"{checked['cells']} random cells run again alone differ by at most {checked['largest_difference']:.1e}")
+    if "reason" in checked:
+        note(f"note: {checked['reason']}")
+    elif checked["cells"]:
+        largest = checked["largest_difference"]
+        note(f"{checked['cells']} random cells run again on whole forwards differ by at most {largest:.1e}")
     return result
 
 
@@ -91,7 +94,7 @@ def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, ke
         note(f"{len(found.pairs)} of {len(pairs)} pairs: {len(found.dropped)} left out, {len(found.failed)} fail")
         pairs = list(found.pairs) or pairs
     found = run(model, pairs, **options)
-    print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found)
+    print(json_of(found.to_dict()) if as_json else found)
 
 
 def kept(
@@ -122,7 +125,14 @@ def say(result: "Trace", *, as_json: bool, all_metrics: bool) -> None:
         return
     from causal_tracing.report.document import document
 
-    print(json.dumps(document(result.measurements, all_metrics=all_metrics), allow_nan=False))
+    print(json_of(document(result.measurements, all_metrics=all_metrics)))
+
+
+def json_of(values: Any) -> str:
+    """Plain values as one JSON document: what is not finite is null, for JSON has no other word for it."""
+    from causal_tracing.report.document import plain
+
+    return json.dumps(plain(values), allow_nan=False)
 
 
 def show(result: "Trace", page: Path | None) -> None:

@@ -92,7 +92,7 @@ def compare(
     from causal_tracing.results.storage.atomic import write_text
 
     found = run(open_trace(first), open_trace(second), metric=metric, second_metric=second_metric, of=of, seed=seed)
-    text = json.dumps(found.to_dict(), allow_nan=False)
+    text = console.json_of(found.to_dict())
     if out is not None:
         write_text(out, text)
         console.note(f"wrote {out}")

@@ -7,9 +7,11 @@ import torch
 
 from causal_tracing.engine.backend import Cost
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.memory import too_large
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import plan
+from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
 TIMED_TOKENS = 512  # of the forward that is timed
@@ -32,10 +34,15 @@ def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, sec
 def seconds_a_token_layer(model: Model, run: Run) -> float:
     """Seconds that one token takes in one layer, by the second of two forwards of the run without its edits."""
     plain, rows = Run(run.tokens), max(1, TIMED_TOKENS // len(run.tokens))
-    forward(model, [plain], {}, keep=1)
+    _forwards(model, [plain])
     started = time.perf_counter()
-    forward(model, [plain] * rows, {}, keep=1)
+    _forwards(model, [plain] * rows)
     return (time.perf_counter() - started) / (rows * len(run.tokens) * (model.num_layers + _head_in_layers(model)))
+
+
+def _forwards(model: Model, runs: Sequence[Run]) -> None:
+    for _ in in_parts(runs, lambda part: forward(model, part, {}, keep=1), too_large(model, len(runs[0].tokens))):
+        pass
 
 
 def _packed(model: Model, worlds: Sequence[World]) -> int:

@@ -1,11 +1,13 @@
 """Worlds in, numbers out: on either engine.
 
 1. Plan: drop what cannot matter, run equal worlds once.
-2. The engine records what it needs, and runs batches that fit the memory; one that does not is halved.
+2. The engine records what it needs, and runs batches that fit the memory; one that does not is halved, and so are the
+   worlds where what is recorded for all of them does not fit.
 3. Measure each batch's logits at once, so that they are never held together.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Evaluation, Measure, Progress
 from causal_tracing.engine.hooks.replay import Replay
-from causal_tracing.engine.memory import default_budget, is_out_of_memory
+from causal_tracing.engine.memory import default_budget, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.engine import Packed
 from causal_tracing.engine.progress import Steps, never
 from causal_tracing.errors import InvalidEdit, OutOfMemory
-from causal_tracing.interventions.edits import World
+from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import plan
+from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import Model
 
 Engine = Packed | Replay
@@ -49,15 +52,10 @@ def evaluate(
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
     planned = plan(worlds, model.rules, prune=prune)
-    budget = budget or default_budget(model)
-    packed = engine == "packed"
-    run = Packed(model, planned.worlds, budget, known) if packed else Replay(model, planned.worlds, budget)
     told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
-    values: dict[int, Tensor] = {}
-    for batch in run.batches(rows):
-        values |= _measured(model, run, planned.worlds, batch, measure, told)
-        if told:
-            told.reach(len(values) * model.num_layers)
+    budget = budget or default_budget(model)
+    work = _Work(model=model, engine=engine, budget=budget, rows=rows, measure=measure, told=told, known=known)
+    values = work.values(planned.worlds)
     return Evaluation(
         values=torch.stack([values[number] for number in planned.index]).numpy(),
         structural_zero=np.array(planned.structural_zero),
@@ -65,30 +63,72 @@ def evaluate(
     )
 
 
-def _measured(
-    model: Model,
-    run: Engine,
-    worlds: Sequence[World],
-    batch: Sequence[int],
-    measure: Measure,
-    told: Steps | None,
-) -> dict[int, Float[Tensor, " metric"]]:
-    """A batch's numbers; what is left of it in halves where memory runs out."""
-    done: dict[int, Tensor] = {}
-    try:
-        for numbers, logits in run.logits(batch, told.layers(len(batch)) if told else never):
-            done.update(zip(numbers, measure(logits, [worlds[n] for n in numbers]).double().cpu(), strict=True))
-    except Exception as error:
-        if not is_out_of_memory(error) or (told and error is told.stopped_by):
-            raise  # the halves are run outside this block: an exception keeps its frames' tensors alive
-    left = [number for number in batch if number not in done]
-    if left and len(batch) == 1:
-        raise OutOfMemory(
-            f"A single run of {len(worlds[left[0]].base.tokens)} tokens does not fit into the memory of "
-            f"{model.device}. Use a shorter prompt, a smaller dtype, or another device."
-        )
-    half = len(left) // 2
-    for part in (left[:half], left[half:]):
-        if part:
-            done |= _measured(model, run, worlds, part, measure, told)
-    return done
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Work:
+    """How worlds are evaluated, and how many are."""
+
+    model: Model
+    engine: str
+    budget: int
+    rows: int | None
+    measure: Measure
+    told: Steps | None
+    known: Tapes | None
+    done: int = 0
+
+    def values(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
+        """The worlds' numbers, in order: in halves, by what they need recorded, where all of that does not fit."""
+        before, halves = self.done, _by_what_is_recorded(worlds)
+        try:
+            return self._at_once(worlds)
+        except OutOfMemory as error:
+            if len(halves) == 1 or self._stopped_by(error):
+                raise
+        self.done, found = before, dict[int, Tensor]()
+        for numbers in halves:
+            found.update(zip(numbers, self.values([worlds[number] for number in numbers]), strict=True))
+        return [found[number] for number in range(len(worlds))]
+
+    def _at_once(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
+        model, budget, packed = self.model, self.budget, self.engine == "packed"
+        run = Packed(model, worlds, budget, self.known) if packed else Replay(model, worlds, budget)
+        values: dict[int, Tensor] = {}
+        for batch in run.batches(self.rows):
+            values |= self._measured(run, batch)
+            self.done += len(batch)
+            if self.told:
+                self.told.reach(self.done * self.model.num_layers)
+        return [values[number] for number in range(len(worlds))]
+
+    def _measured(self, run: Engine, batch: Sequence[int]) -> dict[int, Float[Tensor, " metric"]]:
+        """A batch's numbers; what is left of it in halves where memory runs out."""
+        done: dict[int, Tensor] = {}
+        try:
+            for numbers, logits in run.logits(batch, self.told.layers(len(batch)) if self.told else never):
+                measured = self.measure(logits, [run.worlds[n] for n in numbers])
+                done.update(zip(numbers, measured.double().cpu(), strict=True))
+        except Exception as error:
+            if not is_out_of_memory(error) or self._stopped_by(error):
+                raise  # the halves are run outside this block: an exception keeps its frames' tensors alive
+        left = [number for number in batch if number not in done]
+        if left and len(batch) == 1:
+            raise OutOfMemory(too_large(self.model, len(run.worlds[left[0]].base.tokens)))
+        half = len(left) // 2
+        for part in (left[:half], left[half:]):
+            if part:
+                done |= self._measured(run, part)
+        return done
+
+    def _stopped_by(self, error: BaseException) -> bool:
+        return self.told is not None and error is self.told.stopped_by
+
+
+def _by_what_is_recorded(worlds: Sequence[World]) -> list[list[int]]:
+    """The worlds' numbers in two parts that need other runs recorded; in one where all need the same."""
+    groups: dict[frozenset[Run], list[int]] = {}
+    for number, world in enumerate(worlds):
+        donors = (donor.run for edit in world.run.edits for donor in donors_of(edit.source))
+        groups.setdefault(frozenset([world.base, *donors]), []).append(number)
+    half = len(groups) // 2
+    parts = ([*groups.values()][:half], [*groups.values()][half:])
+    return [[number for numbers in part for number in numbers] for part in parts if part]

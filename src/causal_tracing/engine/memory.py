@@ -49,12 +49,12 @@ def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out; CPU and GPU say it in different words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+def too_large(model: Model, tokens: int) -> str:
+    """What is said where one run alone does not fit."""
+    return (
+        f"A single run of {tokens} tokens does not fit into the memory of {model.device}. Use a shorter prompt, a "
+        "smaller dtype, or another device."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The backend of a model whose network is here: worlds on the packed engine or on replay, all else by hooks."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 from causal_tracing.engine.backend import (
     Cost,
@@ -17,9 +18,10 @@ from causal_tracing.engine.cost import cost_of, seconds_a_token_layer
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import linearised
 from causal_tracing.engine.hooks.record import donor_recordings, record
-from causal_tracing.engine.memory import default_budget, rows_that_fit
+from causal_tracing.engine.memory import default_budget, rows_that_fit, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.interventions.edits import Run, World
+from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
 
@@ -91,7 +93,8 @@ class NetworkBackend:
         budget = (self.budget or default_budget(model)) // (model.num_layers - first)
         rows = rows_that_fit(model, len(runs[0].tokens), keep, budget)
         for start in range(0, len(runs), rows):
-            yield linearised(model, runs[start : start + rows], places, measure, donors=donors, keep=keep)
+            work = partial(linearised, model, places=places, measure=measure, donors=donors, keep=keep)
+            yield from in_parts(runs[start : start + rows], work, too_large(model, len(runs[0].tokens)))
 
     def _cost(self, worlds: Sequence[World], budget: int) -> Cost:
         if self._seconds is None:

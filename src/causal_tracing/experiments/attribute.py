@@ -40,7 +40,7 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     """
     require_model(model)
     asked = named(as_pairs(pairs))
-    job = _job(model, asked, tuple(dict.fromkeys(options.components)), options)
+    job = _job(model, asked, options.components, options)
     if note := job.backend.describe().note:
         warnings.warn(note, EngineNote, stacklevel=3)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)

@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from causal_tracing.errors import InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.errors import InputError, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.experiments.filter import Kept, keep_pairs
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.open_trace import open_trace
@@ -32,6 +33,7 @@ from causal_tracing.patching.measure import pairs_at_once
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.run_folder import (
     DROPPED,
     FAILED,
@@ -69,13 +71,7 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     require_model(model)
     folder = _prepared(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
-    kept = keep_pairs(model, asked, options, options.keep)
-    if not kept.pairs:
-        reasons = {**kept.failed, **kept.dropped}
-        raise InvalidPair(
-            f"None of the {len(asked)} pairs can be traced. The first: {next(iter(reasons.values()), '')}"
-        )
-    job = plan_job(model, kept.pairs, options)
+    kept, job = _planned(model, keep_pairs(model, asked, options, options.keep), options)
     with locked(folder), telling(options.progress) as progress:
         manifest = _manifest(folder, job, asked, options)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
@@ -83,6 +79,33 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
             job = job.within(manifest["budget"])
             _fill(Store(folder, manifest["spec_sha256"]), job, asked, kept, manifest, progress)
     return open_trace(folder)
+
+
+def _planned(model: Model, kept: Kept, options: RunOptions) -> tuple[Kept, Job]:
+    """The job of the pairs that are kept, without those that alone do not fit into memory (noise is made of a run)."""
+    if not kept.pairs:
+        reasons = {**kept.failed, **kept.dropped}
+        count = len(kept.failed) + len(kept.dropped)
+        raise InvalidPair(f"None of the {count} pairs can be traced. The first: {next(iter(reasons.values()), '')}")
+    try:
+        return kept, plan_job(model, kept.pairs, options)
+    except OutOfMemory:
+        too_large = {pair.id: said for pair in kept.pairs if (said := _too_large(model, pair, options))}
+        if not too_large:
+            raise
+    rest = [pair for pair in kept.pairs if pair.id not in too_large]
+    return _planned(model, replace(kept, pairs=rest, failed={**kept.failed, **too_large}), options)
+
+
+def _too_large(model: Model, pair: Pair, options: RunOptions) -> str:
+    """What is said where a pair alone does not fit; empty where it does, or where it is no job alone."""
+    try:
+        plan_job(model, [pair], options)
+    except OutOfMemory as error:
+        return str(error)
+    except InputError:
+        pass
+    return ""
 
 
 def _prepared(folder: Path) -> Path:
@@ -206,7 +229,7 @@ def _left_out(pair: Pair, kept: Kept) -> Row:
 
 
 def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tuple[list[Row], dict[str, Any]]:
-    """A chunk's rows, and what is recorded of it. Where memory runs out for one world, each pair is tried alone."""
+    """A chunk's rows, and what is recorded of it. Where a world does not fit into memory, half of the pairs at once."""
     if not numbers:
         return [], {}
     part = job.part(numbers)
@@ -215,7 +238,8 @@ def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tu
     except OutOfMemory as error:
         if len(numbers) == 1:
             return [Row(pair=part.pairs[0].id, status=FAILED, reason=str(error))], {}
-        apart = [_measured(job, [number], None) for number in numbers]
+        half = len(numbers) // 2
+        apart = [_measured(job, part, None) for part in (numbers[:half], numbers[half:])]
         return [row for rows, _ in apart for row in rows], _added([record for _, record in apart if record])
     rows = [_row(found, n) for n in range(len(numbers))]
     return rows, {name: found.provenance[name] for name in RECORDED}
@@ -238,12 +262,8 @@ def _added(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is recorded of pairs that were measured alone, as one record."""
     if not records:
         return {}
-    worst = [record["spot_checks"]["largest_difference"] for record in records]
     return {
         "started": records[0]["started"],
         **{name: sum(record[name] for record in records) for name in ("seconds", "worlds", "worlds_skipped")},
-        "spot_checks": {
-            "cells": sum(record["spot_checks"]["cells"] for record in records),
-            "largest_difference": max((each for each in worst if each is not None), default=None),
-        },
+        "spot_checks": together([record["spot_checks"] for record in records]),
     }

@@ -26,15 +26,15 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
     validation.columns("positions=", positions)
     if positions == "each":
         return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
-    named = (positions,) if isinstance(positions, str) else dict.fromkeys(positions)
-    columns: tuple[Column, ...] = tuple(column if isinstance(column, str) else int(column) for column in named)
+    asked = (positions,) if isinstance(positions, str) else positions
+    named: tuple[Column, ...] = tuple(column if isinstance(column, str) else int(column) for column in asked)
+    columns = named
     if not columns:
         raise InvalidOption('positions= is empty. Use "each", "together", token positions, or roles.')
     lengths = {len(pair.clean.tokens) for pair in pairs}
     if len(lengths) == 1:  # positions from the right mean the same token in every pair
-        columns = tuple(
-            column + min(lengths) if isinstance(column, int) and column < 0 else column for column in columns
-        )
+        columns = tuple(_from_the_left(column, min(lengths)) for column in columns)
+    _check_once(named, columns)
     for column in columns:
         if isinstance(column, str):
             _check_role(pairs, column)
@@ -42,6 +42,22 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
             hint = ' Prompts of different lengths share no positions from the right but "last".' if column < 0 else ""
             raise InvalidOption(f"There is no position {column}: the longest prompt has {max(lengths)} tokens.{hint}")
     return columns
+
+
+def _from_the_left(column: Column, length: int) -> Column:
+    return column + length if isinstance(column, int) and column < 0 else column
+
+
+def _check_once(named: Sequence[Column], columns: Sequence[Column]) -> None:
+    """Raises InvalidOption where two names mean one column. A span may be called by a number too."""
+    by_label: dict[str, Column] = {}
+    for name, column in zip(named, columns, strict=True):
+        if str(column) in by_label:
+            raise InvalidOption(
+                f"positions= names one place twice: {by_label[str(column)]!r} and {name!r} are both {column}. Name "
+                "each once."
+            )
+        by_label[str(column)] = name
 
 
 def _check_role(pairs: Sequence[TokenPair], column: str) -> None:

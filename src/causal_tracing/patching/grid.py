@@ -172,7 +172,7 @@ def plan_blocks(
 
     Raises InvalidOption or ComponentNotOffered, with what is possible.
     """
-    components = tuple(dict.fromkeys(components))
+    components = tuple(components)
     if sever not in ((), []):
         _check_severed(components, directions)
     for component in (*components, *sever):
@@ -182,7 +182,7 @@ def plan_blocks(
     windows = plan_windows(components, window, model.num_layers, rome=rome)
     arms = _arms(directions)
     sums = tuple(SUMS[arm.name] for arm in arms) if window_sums and windows.wide else ()
-    severed = tuple(SEVERED[part] for part in dict.fromkeys(sever))
+    severed = tuple(SEVERED[part] for part in sever)
     return BlockGrid(
         kind=BLOCKS,
         components=components,
@@ -256,7 +256,7 @@ def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...
 
 def named_heads(heads: bool | Sequence[str]) -> tuple[str, ...]:
     """The heads' components that an option names: z for True."""
-    return ("z",) if heads is True else tuple(dict.fromkeys(heads or ()))
+    return ("z",) if heads is True else tuple(heads or ())
 
 
 def _arms(directions: Sequence[str]) -> tuple[Arm, ...]:

@@ -83,6 +83,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
+    check_metric(options.metric, tokens)
     grids = _grids(model, tokens, options, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     components = [name for grid in grids for name in grid.components]
@@ -102,6 +103,26 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         plain=plain_backend(model),
         noise=record,
     )
+
+
+def check_metric(metric: str | None, pairs: Sequence[TokenPair]) -> None:
+    """Raises InvalidOption where no pair has this metric: all numbers would be undefined."""
+    reasons = {pair.id: undefined(metric, pair) for pair in pairs}
+    if all(reasons.values()):
+        listed = ", ".join([*reasons][:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+        raise InvalidOption(
+            f"metric={metric!r} is undefined for every pair ({listed}): {next(iter(reasons.values()))}. Give "
+            f"{'foil=' if metric == 'logit_diff' else 'an answer of one token'}, or use metric='log_prob'."
+        )
+
+
+def undefined(metric: str | None, pair: TokenPair) -> str:
+    """Why a pair has no such metric; empty where it has (None: the default is one that every pair has)."""
+    if metric == "logit_diff" and not pair.foil_tokens:
+        return "it needs a foil"
+    if metric in ("logit", "neg_rank") and len(pair.answer_tokens) > 1:
+        return f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
+    return ""
 
 
 def _grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> list[Grid]:

@@ -143,7 +143,7 @@ def _seed() -> Any:
 def _spot_checks() -> Any:
     return option(
         8,
-        help="How many random cells are run again alone; 0 turns it off.",
+        help="How many random cells are run again on whole forwards; 0 turns it off.",
         group=ENGINE,
         text=texts.NUMBER,
         check=_whole("spot_checks= (cells)", least=0),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -12,8 +13,9 @@ from causal_tracing.interventions.edits import World
 from causal_tracing.patching.arrays import Sums
 from causal_tracing.patching.cells import worlds_of
 from causal_tracing.patching.grid import Grid
-from causal_tracing.patching.job import Job
+from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.scoring import Scoring
+from causal_tracing.results.spot_checks import record_of
 from causal_tracing.results.units import METRICS
 
 
@@ -44,17 +46,22 @@ class SpotChecks:
         sums: Mapping[int, Mapping[str, Sums]],
         unedited: Mapping[int, np.ndarray],
         clean: Mapping[int, Float[Tensor, " vocab"]],
-    ) -> dict[str, float | int | None]:
-        """The cells run again, against what the trace says; `clean` is what the model expects after clean prompts."""
-        cells = list(self._picked(sums, unedited))
+    ) -> dict[str, Any]:
+        """The cells run again, against what the trace says; `clean` is what the model expects after clean prompts.
+
+        Cells of pairs for which the metric is undefined say nothing, and are left out.
+        """
+        job = self.job
+        cells = [
+            one for one in self._picked(sums, unedited) if not undefined(job.metric, job.pairs[one.worlds[0].pair])
+        ]
         if not cells:
-            return {"cells": 0, "largest_difference": None}
+            return record_of([])
         worlds = [world for one in cells for world in one.worlds]
         scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in sorted(self.pairs)}, clean)
         metric = METRICS.index(self.job.metric)
         again = iter(scoring.evaluate(worlds, prune=False).values[:, metric])
-        differences = [abs(float(np.mean([next(again) for _ in one.worlds])) - one.told[metric]) for one in cells]
-        return {"cells": len(differences), "largest_difference": float(max(differences))}
+        return record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[metric])) for one in cells])
 
     def _picked(self, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
         """Random cells of every map, with the numbers that the trace has (sums over a window's layers left out).

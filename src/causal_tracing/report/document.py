@@ -1,7 +1,7 @@
 """A trace as one JSON document: what `--json` prints. Undefined numbers are null."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
-    return texts | {"provenance": dict(record)}
+    return plain(texts | {"provenance": dict(record)})
 
 
 def comparison_document(found: Differences) -> dict[str, Any]:
@@ -157,6 +157,7 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         "answer": str(data.answer.item()),
         "foil": str(data.foil.item()) or None,
         **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **({"reason": reason} if (reason := str(found.reason.item())) else {}),
         **({"total_effect_deviation": plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
     }
 
@@ -194,8 +195,10 @@ def _not_ok(status: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A number as JSON has it, or lists of them of any depth: what is not finite is None."""
-    if isinstance(value, list):
+    """A number as JSON has it, or lists and mappings of them of any depth: what is not finite is None."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None

@@ -5,6 +5,7 @@ packed one is used for the components on which it gives what replay gives.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.evaluate import ENGINES
-from causal_tracing.engine.memory import default_budget, is_out_of_memory
+from causal_tracing.engine.memory import default_budget
 from causal_tracing.errors import CannotPack, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
+from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.model import Agreement, Model
 
 LENGTH = 6
@@ -45,7 +47,8 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Engi
     agreement = model.agreement
     known = agreement.differences if agreement else {}
     if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
-        agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
+        with room_for_checks(model.name):
+            agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
     against = agreement.against(components)
     if against is None:
         return EngineChoice("packed")
@@ -53,6 +56,14 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Engi
         raise CannotPack(f"The packed engine does not run {model.name}: {against} Use engine='replay'.")
     return EngineChoice(
         "replay", f"The packed engine is not used on {model.name}: {against} Replay is, which is slower."
+    )
+
+
+def room_for_checks(name: str) -> AbstractContextManager[None]:
+    """Raises OutOfMemory where memory runs out: nothing is known of a model that could not be tried."""
+    return memory_said(
+        f"{name} cannot be checked: beside its weights, prompts of {LENGTH} tokens do not fit into memory. Give "
+        'dtype="bfloat16", another device, or a smaller model.'
     )
 
 

@@ -18,8 +18,10 @@ from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.attention import Asked, attention_by, causal_rows
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import donor_recordings
+from causal_tracing.engine.memory import too_large
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
+from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
 ROWS = 16  # runs that are recorded at once
@@ -82,7 +84,8 @@ class Tapes:
 def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dict[Run, Tape]:
     """Each run's tape, with its activations at the places (the stream's are always there).
 
-    Raises CannotPack where the layers do not attend by the replaceable function.
+    Raises CannotPack where the layers do not attend by the replaceable function, OutOfMemory where one run alone does
+    not fit.
     """
     donors = donor_recordings(model, runs)
     found: dict[Run, Tape] = {}
@@ -91,12 +94,13 @@ def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dic
         by_length.setdefault(len(run.tokens), []).append(run)
     for alike in by_length.values():
         for start in range(0, len(alike), ROWS):
-            tape = _tape(model, alike[start : start + ROWS], donors, places)
-            found |= dict.fromkeys(tape.rows, tape)
+            work = partial(_tape, model, donors=donors, places=places)
+            for tape in in_parts(alike[start : start + ROWS], work, too_large(model, len(alike[0].tokens))):
+                found |= dict.fromkeys(tape.rows, tape)
     return found
 
 
-def _tape(model: Model, runs: Sequence[Run], donors: Mapping[Run, Recording], places: Collection[Place]) -> Tape:
+def _tape(model: Model, runs: Sequence[Run], *, donors: Mapping[Run, Recording], places: Collection[Place]) -> Tape:
     last = model.num_layers - 1
     streams = [("resid_pre", layer) for layer in range(model.num_layers)] + [("resid_post", last)]
     inside = {place for place in places if place[0] not in ("resid_pre", "resid_post")}

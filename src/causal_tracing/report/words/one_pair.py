@@ -287,9 +287,15 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
     yield from pairing_warnings(data)
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."
-    difference = measurements.provenance["spot_checks"]["largest_difference"]
+    checks = measurements.provenance["spot_checks"]
+    difference = checks["largest_difference"]
+    if "reason" in checks:
+        yield f"What was run again on whole forwards cannot be compared: {checks['reason']}."
     if difference is not None and difference > LARGE_SPOT_DIFFERENCE:
-        yield f"Cells that were run again alone differ by up to {difference:.2g}: do not trust digits beyond that."
+        yield (
+            f"Cells that were run again on whole forwards differ by up to {difference:.2g}: do not trust digits beyond "
+            "that."
+        )
     if measurements.provenance["dtype"] in ("bfloat16", "float16"):
         yield (
             f"The model ran in {measurements.provenance['dtype']}: repeats of the unedited runs differ by "

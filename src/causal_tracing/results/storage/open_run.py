@@ -6,6 +6,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidResults
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.join import joined
 from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row, Store, listed, read_manifest
 from causal_tracing.results.storage.saved import from_parts
@@ -43,7 +44,6 @@ def _provenance(
     left_out = {
         status: {row.pair: row.reason for row in rows.values() if row.status == status} for status in (FAILED, DROPPED)
     }
-    worst = [chunk["spot_checks"]["largest_difference"] for chunk in chunks]
     return manifest["provenance"] | {
         "noise": _noise(manifest["provenance"]["noise"], done),
         "pairs": [by_id[row.pair] for row in done],
@@ -54,10 +54,7 @@ def _provenance(
         **left_out,
         "started": min((chunk["started"] for chunk in chunks), default=None),
         **{name: sum(chunk[name] for chunk in chunks) for name in ("seconds", "worlds", "worlds_skipped")},
-        "spot_checks": {
-            "cells": sum(chunk["spot_checks"]["cells"] for chunk in chunks),
-            "largest_difference": max((each for each in worst if each is not None), default=None),
-        },
+        "spot_checks": together([chunk["spot_checks"] for chunk in chunks]),
     }
 
 

@@ -18,15 +18,16 @@ from types import FunctionType
 from typing import Any
 
 import jaxtyping
-from beartype import beartype
-from jaxtyping import AbstractArray
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError
 
 whole = jaxtyping.jaxtyped
+typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))  # a TypeError, as jaxtyping raises it
 own_random = random.Random(0)  # beartype samples the items of a list: Python's generator is left to the tests
 nested: dict[Any, "Compiled"] = {}  # by code and annotations
 
 
-def jaxtyped(made: Any = None, *, typechecker: Any = beartype) -> Any:
+def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
     """Stands in for `jaxtyping.jaxtyped`, with which jaxtyping's import hook decorates all functions and classes."""
     if made is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
@@ -72,7 +73,7 @@ class Compiled:
     @classmethod
     def of(cls, function: FunctionType) -> "Compiled":
         twin = resolved(function)
-        return cls(twin, beartype(twin), any(map(is_shaped, twin.__annotations__.values())))
+        return cls(twin, typed(twin), any(map(is_shaped, twin.__annotations__.values())))
 
     def calling(self, function: FunctionType) -> Any:
         """The same checks around another closure: beartype's wrapper keeps what it needs as default values."""

@@ -1,10 +1,16 @@
 """What more than one test file needs."""
 
+import jaxtyping
 import pytest
 import torch
 
-import causal_tracing
-from causal_tracing.models.model import Model
+import type_checks
+
+# Before the package is imported: its functions are decorated with whatever stands here then.
+jaxtyping.jaxtyped = type_checks.jaxtyped  # pyright: ignore[reportPrivateImportUsage]
+
+import causal_tracing  # noqa: E402
+from causal_tracing.models.model import Model  # noqa: E402
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 

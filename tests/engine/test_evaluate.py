@@ -7,7 +7,6 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -474,13 +473,9 @@ def test_a_sweep_leaves_everything_as_it_was(in_use, engine):
 
 @pytest.mark.parametrize("engine", ["replay", "packed"])
 def test_pythons_random_state_is_left_alone(in_use, engine):
-    jaxtyping.config.update("jaxtyping_disable", True)  # the type checker draws from it
-    try:
-        before = random.getstate()
-        evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine)
-        assert random.getstate() == before
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    before = random.getstate()
+    evaluate(in_use.model, every_component(in_use.model), all_logits, engine=engine)
+    assert random.getstate() == before
 
 
 def test_accepting_a_model_leaves_everything_as_it_was(in_use):

@@ -80,25 +80,38 @@ def compare(found: Any, pair: str, by_hand: ByHand, windows: dict[str, Callable[
     return max(sizes)
 
 
-def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo: Model):
-    """Sixty cells of all three kinds: ten draws, every position, layers from the first to the last."""
-    noise = ct.Noise(scale=3.0, draws=10, seed=3)
-    pairs = [ct.Pair(clean=prompt, subject=subject, answer=answer, id=subject) for prompt, subject, answer in PROMPTS]
+def assert_random_cells_equal(
+    demo: Model, prompts: Sequence[tuple[str, str, str]], count: int, cells: int, **where: Any
+) -> None:
+    noise = ct.Noise(scale=3.0, draws=count, seed=3)
+    pairs = [ct.Pair(clean=prompt, subject=subject, answer=answer, id=subject) for prompt, subject, answer in prompts]
     trace = ct.trace(
         demo, pairs, noise=noise, window={"attn_out": 10, "mlp_out": 10}, window_sums=False, spot_checks=0,
-        metric="prob", layers=[0, 4, 11, 17, 24, 29],
+        metric="prob", **where,
     )  # fmt: skip
     wide = lambda layer: range(layer - 4, layer + 6)  # noqa: E731
     kinds = {"resid_post": lambda n: range(n, n + 1), "attn_out": wide, "mlp_out": wide}
     largest = []
-    for pair, said in zip(pairs, PROMPTS, strict=True):
+    for pair, said in zip(pairs, prompts, strict=True):
         embedded = demo.network.get_input_embeddings()(torch.tensor([demo.tokenizer(pair.clean)["input_ids"]]))
         drawn = draws(tokenize(pair, demo.tokenizer, noise=True), noise, embedded.shape[-1])
-        by_hand = ByHand(demo, *said, 3.0 * embedded.std().item() * drawn)
-        largest.append(compare(trace.effects, said[1], by_hand, kinds, 15))
+        by_hand = ByHand(demo, *said, noise=3.0 * embedded.std().item() * drawn)
+        largest.append(compare(trace.effects, said[1], by_hand, kinds, cells))
     assert max(largest) > 200 * TOLERANCE
-    first = trace.measurements.pairs.clean_top.isel(rank=0).values.tolist()
-    assert [one == pair.answer for one, pair in zip(first, pairs, strict=True)] == [True, False, True, True]
+    choices = trace.measurements.pairs.clean_top.isel(rank=0).values.tolist()
+    right = [choice == pair.answer for choice, pair in zip(choices, pairs, strict=True)]
+    assert right == [said != PROMPTS[1] for said in prompts]
+
+
+def test_random_cells_of_two_prompts_equal_bare_hooks_given_the_same_noise(demo: Model):
+    """Eighteen cells of all three kinds, of a prompt that the demo model gets right and of one that it gets wrong."""
+    assert_random_cells_equal(demo, PROMPTS[:2], 4, 9, layers=[4, 17, 24], positions=[2, 3, 5])
+
+
+@pytest.mark.slow
+def test_random_cells_of_four_prompts_equal_bare_hooks_given_the_same_noise(demo: Model):
+    """Sixty cells of all three kinds: ten draws, every position, layers from the first to the last."""
+    assert_random_cells_equal(demo, PROMPTS, 10, 15, layers=[0, 4, 11, 17, 24, 29])
 
 
 def test_romes_preset_equals_its_code_by_hand(demo: Model):

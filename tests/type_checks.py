@@ -1,0 +1,117 @@
+"""The package's annotations, checked by beartype and jaxtyping as the tests run: a lighter `jaxtyping.jaxtyped`.
+
+jaxtyping's own wraps each function in four, binds the arguments of each call, and compiles the checks of a nested
+function anew whenever the function around it runs; with tiny models that was most of the suite's time. Here
+1. a function without a tensor's shape in its annotations is checked by beartype alone;
+2. one with shapes is checked in a scope of its own for the names of axes, as jaxtyping has it;
+3. the checks of a nested function are compiled once, and each closure gets a copy that calls it.
+"""
+
+import dataclasses
+import functools
+import inspect
+import random
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError
+
+whole = jaxtyping.jaxtyped
+typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))  # a TypeError, as jaxtyping raises it
+own_random = random.Random(0)  # beartype samples the items of a list: Python's generator is left to the tests
+nested: dict[Any, "Compiled"] = {}  # by code and annotations
+
+
+def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
+    """Stands in for `jaxtyping.jaxtyped`, with which jaxtyping's import hook decorates all functions and classes."""
+    if made is None:
+        return functools.partial(jaxtyped, typechecker=typechecker)
+    if not inspect.isclass(made):
+        return checked(made)
+    if dataclasses.is_dataclass(made) and "__init__" in vars(made):
+        setattr(made, "__init__", checked(made.__init__))  # noqa: B010
+    return made
+
+
+def checked(function: FunctionType) -> Callable[..., Any]:
+    if "<locals>" not in function.__qualname__:
+        compiled = Compiled.of(function)
+    else:
+        key = (function.__code__, *function.__annotations__.items())
+        compiled = nested[key] if key in nested else nested.setdefault(key, Compiled.of(function))
+    if not compiled.shaped:
+        return compiled.calling(function)
+    if inspect.isgeneratorfunction(function):  # jaxtyping's own way, in which what is yielded is not checked
+        return whole(function, typechecker=lambda stub: Compiled.of(stub).calling(stub))
+    return scoped(compiled.calling(function))
+
+
+def scoped(function: FunctionType) -> Callable[..., Any]:
+    """Within one call of the function an axis has one size."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        with whole("context"):
+            return function(*args, **options)
+
+    return called
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A function, itself within beartype's checks (or as it was, without any), and whether shapes are among them."""
+
+    function: Any
+    wrapper: Any
+    shaped: bool
+
+    @classmethod
+    def of(cls, function: FunctionType) -> "Compiled":
+        twin = resolved(function)
+        return cls(twin, typed(twin), any(map(is_shaped, twin.__annotations__.values())))
+
+    def calling(self, function: FunctionType) -> Any:
+        """The same checks around another closure: beartype's wrapper keeps what it needs as default values."""
+        if self.wrapper is self.function:
+            return function
+        copy = FunctionType(self.wrapper.__code__, self.wrapper.__globals__)
+        defaults = self.wrapper.__kwdefaults__.items()
+        copy.__kwdefaults__ = {name: self.instead(value, function) for name, value in defaults}
+        return functools.update_wrapper(copy, function)
+
+    def instead(self, value: Any, function: FunctionType) -> Any:
+        if value is self.function:
+            return function
+        return own_random.getrandbits if value == random.getrandbits else value
+
+
+def resolved(function: FunctionType) -> Any:
+    """A twin that is annotated by values alone; by Any for what is not defined (yet), as jaxtyping has it."""
+    twin: Any = FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
+    functools.update_wrapper(twin, function)
+    del twin.__wrapped__
+    twin.__defaults__, twin.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    twin.__annotations__ = {name: value_of(hint, function) for name, hint in function.__annotations__.items()}
+    return twin
+
+
+def value_of(hint: Any, function: FunctionType) -> Any:
+    def annotated() -> None: ...
+
+    annotated.__annotations__ = {"hint": hint}
+    try:
+        return typing.get_type_hints(annotated, function.__globals__, include_extras=True)["hint"]
+    except NameError:
+        return Any
+
+
+def is_shaped(hint: Any) -> bool:
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return True
+    arguments = hint if isinstance(hint, list) else typing.get_args(hint)
+    return any(map(is_shaped, arguments))

@@ -130,7 +130,7 @@ def test_values_that_cannot_be_meant(said, number):
 
 
 def test_a_span_that_is_called_as_a_position_is():
-    assert outcome(by_its_number).startswith("InvalidOption: positions= names one place twice: 2 and '2' are both 2")
+    assert outcome(by_its_number).startswith("InvalidPair: this pair: a span cannot be called '2': as a position it")
 
 
 def test_noise_that_cannot_be_meant(said):

@@ -6,8 +6,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.prompts.tokens import ROLES
-from causal_tracing.results.columns import Column
+from causal_tracing.prompts.tokens import ROLES, Column
 
 
 def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:

@@ -21,8 +21,9 @@ from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
-from causal_tracing.results.columns import Column, labelled
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
 # What comes after a site in its own layer.

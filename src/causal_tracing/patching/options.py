@@ -25,10 +25,10 @@ from causal_tracing.patching.choices import (
     RANKED,
     SMOOTH,
 )
-from causal_tracing.patching.columns import Column
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
 
 Progress = Callable[[int, int], None]  # is told how much is done, and of how much

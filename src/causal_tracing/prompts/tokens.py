@@ -6,6 +6,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidPair, UnsupportedTokenizer
 
+Column = int | str  # of a map: a token's position, or a role or span
 ROLES = ("before_subject", "subject_first", "subject_middle", "subject_last", "next", "further", "last")
 MARK = "causal-tracing-mark"
 

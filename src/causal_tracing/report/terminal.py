@@ -7,8 +7,9 @@ import xarray as xr
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
-from causal_tracing.results.columns import Column, is_token
+from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import label
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import xarray as xr
 
-Column = int | str
+from causal_tracing.prompts.tokens import Column
 
 
 def is_token(column: Any) -> TypeGuard[int]:

@@ -7,7 +7,8 @@
 import numpy as np
 import xarray as xr
 
-from causal_tracing.results.columns import Column, columns_of, tokens_among
+from causal_tracing.prompts.tokens import Column
+from causal_tracing.results.columns import columns_of, tokens_among
 from causal_tracing.results.site_kinds import kind_of
 
 SUM = "sum"  # as a position: the sum over all of them

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED
-from causal_tracing.results.columns import Column, is_token
+from causal_tracing.results.columns import is_token
 
 MOST_TICKS = 12
 

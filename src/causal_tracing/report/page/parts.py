@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
-from causal_tracing.results.columns import Column, columns_of, labelled
+from causal_tracing.results.columns import columns_of, labelled
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED
-from causal_tracing.results.columns import Column, is_token
+from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import DEFINITIONS
 
 DIGITS = 7

@@ -8,7 +8,7 @@ CausalTracingError
 │   ├── InvalidEdit             edits that contradict each other, or name a place that is not there
 │   └── InvalidResults          a saved trace that is missing, damaged or too new
 ├── MachineError                disk, memory, network (exit code 3)
-│   └── OutOfMemory             one world alone does not fit
+│   └── OutOfMemory             the model, or one world alone, does not fit
 └── ModelError                  model or tokenizer (exit code 4)
     ├── ModelNotFound           no such folder, file, repository or revision, or no access to it
     ├── UnsupportedModel        not a causal decoder, or one whose parts cannot be told apart
@@ -60,7 +60,7 @@ class MachineError(CausalTracingError):
 
 
 class OutOfMemory(MachineError):
-    """A single world does not fit into memory."""
+    """The model, or a single world, does not fit into memory."""
 
 
 class ModelError(CausalTracingError):

@@ -312,6 +312,18 @@ def test_a_pair_that_does_not_fit_into_memory_is_marked(model, tmp_path, monkeyp
     assert found.effects.pair.values.tolist() == ["pair-0", "pair-1", "pair-3"]
 
 
+def test_a_pair_of_unequal_lengths_fails_by_itself_where_patterns_are_exchanged(model, tmp_path):
+    shifted = ct.Pair(clean=f" w9{PAIRS[1].clean}", corrupt=PAIRS[1].corrupt, answer=" w7", foil=" w8", id="shifted")
+    options: dict[str, Any] = {"align": "suffix", "heads": ["pattern"], "layers": [1]}
+    for _ in range(2):  # and so it does when the run is gone on with
+        found = ct.run(model, [PAIRS[0], shifted], tmp_path / "run", **options)
+        assert found.effects.pair.values.tolist() == ["pair-0"]
+        assert found.provenance["failed"].keys() == {"shifted"}
+        assert "a pattern goes over all tokens of a prompt, and these have 5 and 4" in str(found.provenance["failed"])
+    with pytest.raises(InvalidPair, match="pair 'shifted': a pattern goes over all tokens"):
+        ct.trace(model, [PAIRS[0], shifted], **options)
+
+
 def limited(real: Callable[..., Any], fits: Callable[[Any], bool]) -> Callable[..., Any]:
     """A forward for which memory runs out where the runs do not fit."""
 

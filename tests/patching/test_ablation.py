@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -269,10 +270,46 @@ def test_one_world_may_read_from_several_donors(model, engine):
     assert abs(expected - logit_diff(model.network, CLEAN)) > 0.05
 
 
-def test_a_tensor_of_another_size_is_said(model):
-    wrong = {place: torch.zeros(WIDTH + 1) for place in TENSORS}
-    with pytest.raises(ct.CausalTracingError, match="holds 32 numbers; the tensor given has shape"):
-        ct.trace(model, PAIR, write=ct.Write("given", tensors=wrong))
+def full(component: str, *shape: int) -> dict[tuple[str, int], Tensor]:
+    """A tensor of this shape for a component of layer 2."""
+    return {(component, 2): torch.eye(*shape) if len(shape) == 2 else torch.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "message"),
+    [
+        (("given", full("resid_post", WIDTH + 1)), {}, r"resid_post of layer 2 must have the shape \[32\]: .*\[33\]"),
+        (("given", full("resid_post", 1, WIDTH)), {}, r"the shape \[32\]: a site there holds 32 .*\[1, 32\]"),
+        (("subspace", full("resid_post", 2, WIDTH - 1)), {}, r"must have the shape \[2, 32\]: .* the shape \[2, 31\]"),
+        (("given", full("z", HEADS, D_HEAD + 1)), {"heads": ["z"]}, r"for z of layer 2 must have the shape \[4, 8\]"),
+        (("subspace", full("z", 2, WIDTH)), {"heads": ["z"]}, r"for z of layer 2 must have the shape \[2, 8\]: a site"),
+        (("given", full("neurons", 64)), {"neurons": True}, r"for neurons of layer 2 must have the shape \[64, 1\]"),
+        (
+            ("given", {("resid_post", layer): torch.zeros(WIDTH) for layer in (2, 3)}),
+            {"window": 3},
+            r"nothing for \('resid_post', 1\)",
+        ),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_said_before_anything_is_traced(model, monkeypatch, write, options, message):
+    monkeypatch.setattr("causal_tracing.experiments.trace.measured", None)
+    kind, tensors = write
+    whole = {("resid_post", 2): torch.eye(1, WIDTH) if kind == "subspace" else torch.zeros(WIDTH)} | tensors
+    with pytest.raises(InvalidOption, match=message):
+        ct.trace(model, PAIR, components=["resid_post"], layers=[2], write=ct.Write(kind, tensors=whole), **options)
+
+
+def test_a_pattern_that_is_given_is_of_so_many_tokens(model, tmp_path):
+    """Of two pairs, the one whose prompts have other lengths fails by itself."""
+    longer = replace(PAIR, clean=f"{CLEAN} w9", corrupt=f"{CORRUPT} w9", id="longer")
+    tensors = {("resid_post", 2): torch.zeros(WIDTH), ("pattern", 2): torch.zeros(HEADS, LENGTH)}
+    options: dict[str, Any] = {"components": ["resid_post"], "layers": [2], "heads": ["pattern"]}
+    write = ct.Write("given", tensors=tensors)
+    found = ct.run(model, [longer, PAIR], tmp_path / "run", write=write, **options)
+    assert found.effects.sizes["pair"] == 1
+    assert "is for 4 tokens, and what is run has 5" in found.provenance["failed"]["longer"]
+    with pytest.raises(InvalidPair, match="pair 'longer': the tensor for pattern of layer 2 is for 4 tokens"):
+        ct.trace(model, [longer, PAIR], write=write, **options)
 
 
 def test_the_words_say_what_was_written_and_claim_nothing_of_the_usual_picture(model, tmp_path):

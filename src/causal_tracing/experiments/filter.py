@@ -7,9 +7,10 @@ from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
-from causal_tracing.patching.ablation import reference_runs, reference_tokens
+from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
+from causal_tracing.patching.grid import named_heads
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
@@ -47,7 +48,10 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
     noise = options.noise is not None or options.preset is not None
     found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
     check_length(model, found)
-    reference_runs(reference, found, checked_write(options.write))
+    write = checked_write(options.write)
+    reference_runs(reference, found, write)
+    if "pattern" in named_heads(options.heads):
+        check_patterns(write, found)
     for positions in (options.positions, options.head_positions, options.neuron_positions):
         try:
             resolved_columns([found], positions)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     FileMetadataError,
@@ -22,7 +21,15 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from causal_tracing.errors import CausalTracingError, MachineError, ModelError, ModelNotFound, UnsupportedModel
+from causal_tracing.errors import (
+    CausalTracingError,
+    MachineError,
+    ModelError,
+    ModelNotFound,
+    OutOfMemory,
+    UnsupportedModel,
+)
+from causal_tracing.models.memory import is_out_of_memory
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -179,6 +186,6 @@ def _of_the_hub(error: BaseException, place: Place, revision: str | None) -> Cau
 def _of_the_machine(error: BaseException, place: Place) -> MachineError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(f"The disk is full: {place.name} could not be kept. Make room, or set HF_HOME elsewhere.")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return MachineError(f'{place.name} does not fit into memory. Give dtype="bfloat16", or a smaller model.')
+    if is_out_of_memory(error):
+        return OutOfMemory(f'{place.name} does not fit into memory. Give dtype="bfloat16", or a smaller model.')
     return None

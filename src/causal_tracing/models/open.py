@@ -30,6 +30,7 @@ from causal_tracing.errors import (
 )
 from causal_tracing.models.demo import DEMO, demo_folder, without_bars
 from causal_tracing.models.hub import Place, brief, download_weights, explained, known, resolve_commit
+from causal_tracing.models.memory import is_out_of_memory, memory_said
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -86,7 +87,7 @@ def _read(place: Place, tokenizer: Any, dtype: Any, device: torch.device) -> Ope
         try:
             network = network.to(device)  # pyright: ignore[reportArgumentType]
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             raise InvalidOption(f"device={str(device)!r} cannot be used on this machine: {error}") from error
     return Opened(network=network, tokenizer=tokenizer, name=place.name, source=place.source)
@@ -261,7 +262,8 @@ def _handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
     if nnsight is not None and isinstance(model, nnsight.Envoy):
         if not getattr(model, "dispatched", True):
-            model.dispatch()
+            with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
+                model.dispatch()
         network, wrapper = model._module, {"wrapper": f"nnsight {type(model).__name__}"}
         tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
     if not isinstance(network, PreTrainedModel):

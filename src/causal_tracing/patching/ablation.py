@@ -9,10 +9,12 @@ import torch
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import From, Given, Mean, Run, Source, Subspace, Zero
 from causal_tracing.interventions.sites import Site
-from causal_tracing.interventions.write import REFERENCED, TENSORED, Write
+from causal_tracing.interventions.write import REFERENCED, Write
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import encode
+
+EXCHANGED = ("donor", "subspace")  # what is written where the other run has it
 
 
 def written(write: Write, site: Site, donor: From, reference: Sequence[Run]) -> Source:
@@ -31,22 +33,52 @@ def written(write: Write, site: Site, donor: From, reference: Sequence[Run]) -> 
             return donor
 
 
-def check_tensors(write: Write, components: Sequence[str], layers: Sequence[int], parts: Mapping[str, int]) -> None:
-    """Raises InvalidOption where a tensor is missing for what is traced, or is not one for each of so many `parts`."""
-    if write.kind not in TENSORED:
-        return
-    missing = [(name, layer) for name in components for layer in layers if (name, layer) not in write.tensors]
+def check_tensors(
+    write: Write, places: Sequence[tuple[str, int]], parts: Mapping[str, int], widths: Mapping[tuple[str, int], int]
+) -> None:
+    """Raises InvalidOption where a tensor is missing for what is written at these (component, layer), or has no fit.
+
+    `parts` says of heads and neurons how many a layer has, `widths` how many numbers each place has (one part of it).
+    """
+    missing = [place for place in places if place not in write.tensors]
     if missing:
         shown = ", ".join(map(str, missing[:3])) + (", …" if len(missing) > 3 else "")
         raise InvalidOption(
             f"tensors= has nothing for {shown}. Give one for every component and layer traced, or trace fewer "
             "(components=, layers=)."
         )
-    for (component, layer), tensor in write.tensors.items():
-        if write.kind == "given" and component in parts and torch.as_tensor(tensor).shape[0] != parts[component]:
+    for component, layer in places:
+        shape, given = list(torch.as_tensor(write.tensors[component, layer]).shape), write.kind == "given"
+        if given and component in parts and shape[0] != parts[component]:
             raise InvalidOption(
                 f"The tensor for {component} of layer {layer} must have {parts[component]} rows, one a head or neuron; "
-                f"it has the shape {list(torch.as_tensor(tensor).shape)}."
+                f"it has the shape {shape}."
+            )
+        rows = [parts[component]] if component in parts else []
+        expected = [*(rows if given else shape[:1]), widths.get((component, layer), shape[-1])]
+        if shape != expected:
+            raise InvalidOption(
+                f"The tensor for {component} of layer {layer} must have the shape {expected}: a site there holds "
+                f"{expected[-1]} numbers. It has the shape {shape}."
+            )
+
+
+def check_patterns(write: Write, pair: TokenPair) -> None:
+    """Raises InvalidPair where patterns, which go over all tokens of a run, have another size than what is written."""
+    prompts = [len(prompt.tokens) for prompt in (pair.clean, pair.corrupt)]
+    if write.kind in EXCHANGED and prompts[0] != prompts[1]:
+        raise InvalidPair(
+            f"pair {pair.id!r}: a pattern goes over all tokens of a prompt, and these have {prompts[0]} and "
+            f"{prompts[1]}. Leave pattern out, or give prompts of equal length."
+        )
+    texts = [text for text in (pair.answer_tokens, pair.foil_tokens) if text]
+    lengths = {length + len(text) - 1 for length in prompts for text in texts}
+    for (component, layer), tensor in write.tensors.items():
+        width = torch.as_tensor(tensor).shape[-1]
+        if component == "pattern" and lengths != {width}:
+            raise InvalidPair(
+                f"pair {pair.id!r}: the tensor for pattern of layer {layer} is for {width} tokens, and what is run has "
+                f"{' and '.join(map(str, sorted(lengths)))}. Leave pattern out, or give a tensor of that size."
             )
 
 

@@ -25,10 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Backend, Differentiable, Recording
-from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.known import effective
 from causal_tracing.interventions.sites import Site
+from causal_tracing.interventions.write import Write
+from causal_tracing.patching.ablation import check_patterns
 from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
 from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
@@ -109,12 +111,8 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
         raise InvalidOption("The pair has no foil, which logit_diff needs: give foil=, or use metric='log_prob'.")
     if job.metric == "logit" and pair.several_tokens:
         raise InvalidOption("An answer of several tokens has no single logit: use metric='log_prob' or 'logit_diff'.")
-    patterns = any("pattern" in grid.components for grid in job.grids)
-    if patterns and len(pair.clean.tokens) != len(pair.corrupt.tokens):
-        raise InvalidPair(
-            f"pair {pair.id!r}: a pattern goes over all tokens of a prompt, and these have {len(pair.clean.tokens)} "
-            f"and {len(pair.corrupt.tokens)}. Leave pattern out of components=, or give prompts of equal length."
-        )
+    if any("pattern" in grid.components for grid in job.grids):
+        check_patterns(Write(), pair)
 
 
 class _Screened:

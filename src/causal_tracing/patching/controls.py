@@ -16,6 +16,7 @@ import torch
 
 from causal_tracing.engine.choose import accept_again
 from causal_tracing.errors import InvalidOption
+from causal_tracing.models.memory import memory_said
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
 
@@ -30,7 +31,11 @@ def randomised(model: Model, seed: int) -> Model:
             f"control='random-weights' reorders a network's parameters, and {model.name} is run by a backend of its "
             "own. Use control='shuffled-pairs'."
         )
-    network = copy.deepcopy(model.network)
+    with memory_said(
+        f"A copy of {model.name} with other weights does not fit into memory beside it. Or trace "
+        "control='shuffled-pairs'."
+    ):
+        network = copy.deepcopy(model.network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():  # tied ones come once
             named = hashlib.sha256(f"{seed} {name}".encode()).digest()

@@ -71,6 +71,10 @@ class Grid:
         """The column of a cell."""
         return self.columns[at[-1]]
 
+    def written(self) -> list[tuple[str, int]]:
+        """The components and layers at which anything is written."""
+        return list(product(self.components, self.layers))
+
     def count(self, pair: TokenPair) -> int:
         """How many worlds one draw of a pair's map takes, if no cell takes more than one for each token."""
         columns = [len(patched_together(pair, column)) for column in self.columns]
@@ -99,6 +103,11 @@ class BlockGrid(Grid):
         ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
         of_window = ("component", "layer")
         return labels | {"window_first": (of_window, ends[..., 0]), "window_last": (of_window, ends[..., 1])}
+
+    def written(self) -> list[tuple[str, int]]:
+        """Those of all whole windows."""
+        centred = product(self.components, self.layers)
+        return list(dict.fromkeys((name, one) for name, layer in centred for one in self.windows.layers(name, layer)))
 
     def edits(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run

@@ -7,10 +7,11 @@ from typing import Any
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import open_backend, plain_backend, within
 from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
+from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.ablation import check_tensors, reference_runs, reference_tokens
+from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
@@ -89,8 +90,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     components = [name for grid in grids for name in grid.components]
     backend = open_backend(model, [*components, *severed], options.engine, options.budget)
     for grid in grids:
-        counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
-        check_tensors(write, grid.components, grid.layers, counts)
+        _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
     return Job(
         model=model,
@@ -103,6 +103,20 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         plain=plain_backend(model),
         noise=record,
     )
+
+
+def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[TokenPair], write: Write) -> None:
+    """Raises InvalidOption or InvalidPair where what is to be written does not fit the sites of a grid."""
+    if write.kind in TENSORED:
+        counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
+        run = Run(pairs[0].clean.tokens)
+        seen = backend.record([run], grid.written())[run].activations
+        widths = {place: each.shape[-1] // counts.get(place[0], 1) for place, each in seen.items()}
+        known = {place: width for place, width in widths.items() if place[0] != "pattern"}  # its size is the run's
+        check_tensors(write, grid.written(), counts, known)
+    if "pattern" in grid.components:
+        for pair in pairs:
+            check_patterns(write, pair)
 
 
 def check_metric(metric: str | None, pairs: Sequence[TokenPair]) -> None:

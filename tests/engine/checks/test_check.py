@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.check import accept, check
+from causal_tracing.engine.checks.check import accept, check, prove
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.errors import ComponentNotOffered, UnsupportedModel
+from causal_tracing.errors import ComponentNotOffered, OutOfMemory, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, Site
 from causal_tracing.models import architectures as anatomy
@@ -30,6 +30,30 @@ def expected_components(family: Family) -> tuple[str, ...]:
     if not family.additive:
         return ("resid_pre", "resid_post")
     return tuple(name for name in COMPONENTS if name != "resid_mid" or family.residual == "sequential")
+
+
+@pytest.mark.parametrize("calls", range(16))
+def test_memory_that_runs_out_is_no_refusal(monkeypatch, calls):
+    """Wherever in the checks it happens: a model is never offered with less than it has."""
+    seen, network = [], build(BY_NAME["gpt_neox"])
+    real = network.forward
+
+    def forward(*args, **kwargs):
+        seen.append(1)
+        if len(seen) > calls:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes.")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", forward)
+    with pytest.raises(OutOfMemory, match="does not fit into|do not fit into"):
+        accept(network, TOKENIZER, name="gpt_neox")
+
+
+def test_memory_that_runs_out_while_heads_are_proved_is_no_refusal(monkeypatch):
+    model = load("llama")
+    monkeypatch.setattr(model.network, "forward", lambda **_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(OutOfMemory, match="does not fit into|do not fit into"):
+        prove(model, ["z"])
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Recording
-from causal_tracing.engine.checks.agreement import LENGTH, SEED, TOLERANCE, compare, random_prompts
+from causal_tracing.engine.checks.agreement import (
+    LENGTH,
+    SEED,
+    TOLERANCE,
+    compare,
+    random_prompts,
+    room_for_checks,
+)
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.hooks.forward import forward
@@ -25,6 +32,7 @@ from causal_tracing.errors import InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Given, Run
 from causal_tracing.interventions.sites import RESIDUAL, Site
 from causal_tracing.models.architectures import Anatomy, candidates
+from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import Agreement, Model, require_model
 
 
@@ -92,8 +100,13 @@ def check(model: Model) -> Checkup:
 def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     """The model without those of these mediators (heads' components, neurons) whose checks fail, and the checks.
 
-    The rest is compared between the engines.
+    The rest is compared between the engines. Raises OutOfMemory.
     """
+    with room_for_checks(model.name):
+        return _proved(model, mediators)
+
+
+def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     clean, corrupt = random_prompts(model.network, model.tokenizer)
     anatomy, found = model.anatomy, list(proofs(model, mediators, clean, corrupt))
     for failed in (finding for finding in found if not finding.holds):
@@ -110,11 +123,16 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 
 
 def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Checkup:
-    """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel.
+    """The first candidate anatomy that explains the model, with all its checks. Raises UnsupportedModel, OutOfMemory.
 
     Heads and neurons are found, and counted; `prove` patches them.
     """
-    common = {"network": network, "tokenizer": tokenizer, "name": name, "source": source or {}}
+    with room_for_checks(name):
+        return _examined(network, tokenizer, name, source or {})
+
+
+def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
+    common = {"network": network, "tokenizer": tokenizer, "name": name, "source": source}
     clean, corrupt = random_prompts(network, tokenizer)
     for anatomy in candidates(network):
         model = Model(anatomy=anatomy, **common)
@@ -156,8 +174,10 @@ def _explained(model: Model, run: Run) -> tuple[Anatomy, list[Finding]] | None:
         recording = _look(replace(model, anatomy=anatomy), run)
         findings = [_additive(model, recording)]
         findings.append(_local(model, run) if layout.mid is None else _middle(model, recording))
-    except (AttributeError, KeyError, RuntimeError, TypeError):  # a guess that does not even fit the modules' shapes
-        return None
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # a guess that does not even fit the modules' shapes
     return (anatomy, findings) if all(finding.holds for finding in findings) else None
 
 

@@ -1,5 +1,6 @@
 """The one way to a backend: what is proved on the way, what is refused, and what the backends say of themselves."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from causal_tracing.engine import choose
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.checks import check as checks
-from causal_tracing.engine.checks.check import accept, check
+from causal_tracing.engine.checks.check import accept, check, prove
 from causal_tracing.engine.choose import open_backend, plain_backend, within
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import linearised
@@ -174,3 +176,19 @@ def test_a_model_without_a_network_says_what_its_backend_says():
     assert model.context is None
     with pytest.raises(InvalidOption, match="fake is run by a backend of its own: there is no network here"):
         check(model)
+
+
+def test_heads_are_proved_once_and_again_where_the_model_has_changed(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(choose, "prove", lambda model, names: asked.append(names) or prove(model, names))
+    model = load("qwen3")
+    first, again = (open_backend(model, ["z", "resid_post"]).describe() for _ in range(2))
+    assert asked == [["z"]]
+    assert (first.components, first.counts, first.note) == (again.components, again.counts, again.note)
+    open_backend(model, ["z", "q"])
+    assert asked == [["z"], ["z", "q"]]
+    handle = model.layers[0].register_forward_hook(lambda *_: None)
+    open_backend(model, ["z"])
+    handle.remove()
+    open_backend(model, ["z"])
+    assert asked == [["z"], ["z", "q"], ["z"]]

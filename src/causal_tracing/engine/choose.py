@@ -1,16 +1,22 @@
 """One way to a backend: what is asked of it is proved first, and the engine is chosen by what both engines give."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.checks.agreement import choose
+from causal_tracing.engine.checks.agreement import choose, circumstances
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import MEDIATORS
-from causal_tracing.models.model import Model
+from causal_tracing.models.architectures import Anatomy
+from causal_tracing.models.model import Agreement, Model
+
+# What was proved of each network, without a reference to it: anatomy and agreement, by all that they depend on.
+_PROVED: MutableMapping[nn.Module, dict[Hashable, tuple[Anatomy, Agreement | None]]] = WeakKeyDictionary()
 
 
 def open_backend(model: Model, components: Sequence[str], asked: str = "auto", budget: int | None = None) -> Backend:
@@ -31,7 +37,7 @@ def open_backend(model: Model, components: Sequence[str], asked: str = "auto", b
         model.anatomy.require(component)
     mediators = [name for name in components if name in MEDIATORS]
     if mediators:
-        model, _ = prove(model, mediators)
+        model = _with_proofs(model, mediators)
         for component in mediators:
             model.anatomy.require(component)
     choice = choose(model, components, asked)
@@ -51,6 +57,17 @@ def within(backend: Backend, budget: int | None) -> Backend:
 def accept_again(model: Model, network: nn.Module) -> Model:
     """The model with another network in the place of its own, its anatomy found and checked anew."""
     return accept(network, model.tokenizer, name=model.name, source=dict(model.source))
+
+
+def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
+    """The model with these proved on it: once, as long as its network lives and nothing about it has changed."""
+    known = _PROVED.setdefault(model.network, {})
+    key = (model.anatomy, circumstances(model), model.dtype, model.device, tuple(mediators))
+    if key not in known:
+        proved, _ = prove(model, mediators)
+        known[key] = proved.anatomy, proved.agreement
+    anatomy, agreement = known[key]
+    return replace(model, anatomy=anatomy, agreement=agreement)
 
 
 def _own(model: Model, components: Sequence[str], asked: str, budget: int | None) -> Backend:

@@ -210,9 +210,9 @@ def test_a_role_is_the_mean_over_its_tokens(model: Model):
     subject = pair(clean=CLEAN, subject="w13 w14 w15 w16 w17")
     each = ct.trace(model, subject).effects
     roles = ct.trace(model, subject, positions=["subject_last", "subject_middle", "last", 3]).effects
-    assert roles.position.values.tolist() == ["subject_last", "subject_middle", "last", "3"]
+    assert roles.position.values.tolist() == ["subject_last", "subject_middle", "last", 3]
     for name in ("restoration", "disruption"):
-        for role, positions in (("subject_last", [6]), ("subject_middle", [3, 4, 5]), ("last", [8]), ("3", [3])):
+        for role, positions in (("subject_last", [6]), ("subject_middle", [3, 4, 5]), ("last", [8]), (3, [3])):
             np.testing.assert_allclose(
                 roles[name].sel(position=role), each[name].sel(position=positions).mean("position"), atol=TOLERANCE
             )

@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/causal-tracing demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 # What the tests above take a fixed sample of, in full.
 test-slow: install

@@ -69,7 +69,8 @@ def measurements(
         "position": list(range(positions)),
     }
     provenance = {
-        "model": "toy", "dtype": "float32", "engine": "replay", "worlds": 10, "worlds_skipped": 4, "seconds": 1.0,
+        "model": "toy", "layers": layers, "dtype": "float32", "engine": "replay",
+        "worlds": 10, "worlds_skipped": 4, "seconds": 1.0,
         "spot_checks": {"cells": 0, "largest_difference": None},
     }  # fmt: skip
     return taken_apart(xr.Dataset(data, coordinates), provenance)

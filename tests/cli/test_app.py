@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import pytest
 import causal_tracing
 import causal_tracing as ct
 from causal_tracing.cli import app as cli
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ModelNotFound
 from causal_tracing.patching import texts
-from families import FAMILIES, build
+from loaded import shared
 from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
@@ -34,8 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if name == "none":
             raise ModelNotFound("There is no model 'none'.")
         family = {"parallel": "gpt_neox", "bloom": "bloom"}.get(name, "llama")
-        network = build(next(one for one in FAMILIES if one.name == family))
-        return accept(network, WORDS, name=name, source={"kind": "folder"})
+        return replace(shared(family), tokenizer=WORDS, name=name, source={"kind": "folder"})
 
     monkeypatch.setattr(causal_tracing, "load", load)
     return asked

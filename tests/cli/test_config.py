@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from typer.testing import CliRunner
 
 import causal_tracing as ct
 from causal_tracing.cli.app import app
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
-from families import FAMILIES, build
+from loaded import shared
 from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
@@ -30,8 +30,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
     def load(name: str, **_: Any) -> Any:
-        network = build(next(one for one in FAMILIES if one.name == "llama"))
-        return accept(network, WORDS, name=name, source={"kind": "folder"})
+        return replace(shared("llama"), tokenizer=WORDS, name=name, source={"kind": "folder"})
 
     monkeypatch.setattr(ct, "load", load)
 
@@ -116,7 +115,7 @@ def ask_part(*arguments: str) -> None:
 
 
 def test_a_model_in_memory_has_no_such_file(tmp_path):
-    model = accept(build(next(one for one in FAMILIES if one.name == "llama")), WORDS, name="mine")
+    model = replace(shared("llama"), tokenizer=WORDS, name="mine")
     pair = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7")
     ct.run(model, [pair], tmp_path / "run")
     assert not (tmp_path / "run" / "config.toml").exists()
@@ -126,12 +125,7 @@ def test_any_text_comes_back_as_it_was(tmp_path):
     from causal_tracing.experiments.repeat import config
 
     odd = 'a "b" \\ \n\t\x7f\x00 é 😀 = # [x]'
-    model = accept(
-        build(next(one for one in FAMILIES if one.name == "llama")),
-        WORDS,
-        name="x",
-        source={"kind": "hub", "commit": "c"},
-    )
+    model = replace(shared("llama"), tokenizer=WORDS, name="x", source={"kind": "hub", "commit": "c"})
     text = config(model, [ct.Pair(clean=odd, answer=" w7", subject="é")], {"write": {"kind": "mean", "prompts": [odd]}})
     assert text is not None
     found = tomllib.loads(text)

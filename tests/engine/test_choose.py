@@ -1,7 +1,6 @@
 """The one way to a backend: what is proved on the way, what is refused, and what the backends say of themselves."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from causal_tracing.engine import choose
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.checks import check as checks
-from causal_tracing.engine.checks.check import accept, check, prove
+from causal_tracing.engine.checks.check import check, prove
 from causal_tracing.engine.choose import open_backend, plain_backend, within
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import linearised
@@ -21,17 +20,11 @@ from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.known import Rules
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.testing import FakeBackend, ToyTokenizer, fake_model
-from families import FAMILIES, build
+from causal_tracing.testing import FakeBackend, fake_model
+from loaded import fresh, shared
 
 CLEAN, CORRUPT = Run((5, 17, 42, 11)), Run((5, 23, 42, 11))
 WORLDS = [World(CORRUPT, (Edit(Site("resid_post", layer, 2), From(CLEAN, 2)),), (3,)) for layer in range(4)]
-
-
-@cache
-def load(name: str) -> Model:
-    family = next(one for one in FAMILIES if one.name == name)
-    return accept(build(family), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
 
 
 def flat(logits: Tensor, _: Any) -> Tensor:
@@ -43,23 +36,23 @@ def first_logit(logits: Tensor) -> Tensor:
 
 
 def test_both_engines_and_the_fake_are_backends():
-    for backend in (open_backend(load("llama"), []), plain_backend(load("llama")), FakeBackend(lambda run: [0.0])):
+    for backend in (open_backend(shared("llama"), []), plain_backend(shared("llama")), FakeBackend(lambda run: [0.0])):
         assert isinstance(backend, Backend)
-    assert not isinstance(load("llama"), Backend)
+    assert not isinstance(shared("llama"), Backend)
 
 
 @pytest.mark.parametrize("engine", ["packed", "replay"])
 def test_a_backend_gives_what_its_engine_gives(engine: str):
-    backend = open_backend(load("llama"), ["resid_post"], engine)
+    backend = open_backend(shared("llama"), ["resid_post"], engine)
     assert backend.describe().engine == engine
-    found, expected = backend.evaluate(WORLDS, flat), evaluate(load("llama"), WORLDS, flat, engine=engine)
+    found, expected = backend.evaluate(WORLDS, flat), evaluate(shared("llama"), WORLDS, flat, engine=engine)
     assert np.array_equal(found.values, expected.values)
     assert found.worlds_run == expected.worlds_run == 4
     assert found.structural_zero.tolist() == [False, False, False, True]  # the last one is its base run
 
 
 def test_what_is_described_is_what_the_model_has():
-    described = open_backend(load("llama"), ["resid_post", "z", "v"]).describe()
+    described = open_backend(shared("llama"), ["resid_post", "z", "v"]).describe()
     assert described.engine == "packed"
     assert described.note is None
     assert described.rules == Rules(num_layers=4, cut=True)
@@ -75,11 +68,11 @@ def test_what_is_described_is_what_the_model_has():
 
 
 def test_where_the_packed_engine_is_not_used_the_backend_says_why():
-    described = open_backend(load("bloom"), ["resid_post"]).describe()
+    described = open_backend(shared("bloom"), ["resid_post"]).describe()
     assert described.engine == "replay"
     assert "does not attend by transformers' replaceable attention function" in (described.note or "")
     with pytest.raises(CannotPack, match="does not run bloom"):
-        open_backend(load("bloom"), ["resid_post"], "packed")
+        open_backend(shared("bloom"), ["resid_post"], "packed")
 
 
 def test_heads_are_proved_once_and_refused_where_the_proof_fails(monkeypatch: pytest.MonkeyPatch):
@@ -91,21 +84,21 @@ def test_heads_are_proved_once_and_refused_where_the_proof_fails(monkeypatch: py
         for finding in proofs(model, mediators, *runs):
             yield checks.bounded(finding.name, finding.component, 1.0, 0.0) if finding.component == "z" else finding
 
-    open_backend(load("llama"), ["resid_post"])
+    open_backend(shared("llama"), ["resid_post"])
     monkeypatch.setattr(checks, "proofs", failing)
-    open_backend(load("llama"), ["resid_post", "v", "v"])
+    open_backend(shared("llama"), ["resid_post", "v", "v"])
     with pytest.raises(ComponentNotOffered, match=r"z is not offered on this model \(llama\): its check failed"):
-        open_backend(load("llama"), ["v", "z"])
+        open_backend(shared("llama"), ["v", "z"])
     assert asked == [["v"], ["v", "z"]]
 
 
 def test_what_the_model_does_not_have_is_refused_before_anything_runs():
     with pytest.raises(ComponentNotOffered, match="neurons is not offered on this model"):
-        open_backend(load("mixtral"), ["neurons"])
+        open_backend(shared("mixtral"), ["neurons"])
 
 
 def test_the_budget_belongs_to_the_backend():
-    small = open_backend(load("llama"), [], budget=1)
+    small = open_backend(shared("llama"), [], budget=1)
     assert small.describe().budget == 1
     sizes: list[int] = []
 
@@ -122,11 +115,11 @@ def test_the_budget_belongs_to_the_backend():
 
 def test_gradients_come_in_order_as_many_runs_at_a_time_as_fit():
     runs, places = [CLEAN, CORRUPT], [("resid_post", 1), ("mlp_out", 2)]
-    whole = list(open_backend(load("llama"), []).gradients(runs, places, first_logit))
-    apart = list(open_backend(load("llama"), [], budget=1).gradients(runs, places, first_logit))
+    whole = list(open_backend(shared("llama"), []).gradients(runs, places, first_logit))
+    apart = list(open_backend(shared("llama"), [], budget=1).gradients(runs, places, first_logit))
     assert [len(part.values["mlp_out", 2]) for part in whole] == [2]
     assert [len(part.values["mlp_out", 2]) for part in apart] == [1, 1]
-    expected = linearised(load("llama"), runs, places, first_logit)
+    expected = linearised(shared("llama"), runs, places, first_logit)
     for place in places:
         assert torch.equal(whole[0].values[place], expected.values[place])
         assert torch.equal(whole[0].gradients[place], expected.gradients[place])
@@ -135,16 +128,16 @@ def test_gradients_come_in_order_as_many_runs_at_a_time_as_fit():
 
 
 def test_what_worlds_would_take_is_counted():
-    cost = open_backend(load("llama"), ["resid_post"]).describe(WORLDS).cost
+    cost = open_backend(shared("llama"), ["resid_post"]).describe(WORLDS).cost
     assert cost is not None
     assert (cost.worlds_run, cost.naive_token_layers) == (4, 4 * 4 * 4)
     # The base run whole; then by layer the worlds that have joined, two tokens each, and what is read in the last.
     assert cost.token_layers == 4 * 4 + (0 + 2 + 4 + 3)
-    replayed = plain_backend(load("llama")).describe(WORLDS).cost
+    replayed = plain_backend(shared("llama")).describe(WORLDS).cost
     assert replayed is not None
     assert replayed.token_layers == 4 * 4 * 4
     recorded = 2 * 4 * 4 * 9 * 32 * 4  # two runs, tokens, layers, nine vectors of the stream's width in float32
-    assert open_backend(load("llama"), [], budget=1000).describe(WORLDS).cost.memory == 1000 + recorded  # pyright: ignore[reportOptionalMemberAccess]
+    assert open_backend(shared("llama"), [], budget=1000).describe(WORLDS).cost.memory == 1000 + recorded  # pyright: ignore[reportOptionalMemberAccess]
     assert cost.seconds > 0
 
 
@@ -181,7 +174,7 @@ def test_a_model_without_a_network_says_what_its_backend_says():
 def test_heads_are_proved_once_and_again_where_the_model_has_changed(monkeypatch: pytest.MonkeyPatch):
     asked: list[Sequence[str]] = []
     monkeypatch.setattr(choose, "prove", lambda model, names: asked.append(names) or prove(model, names))
-    model = load("qwen3")
+    model = fresh("qwen3")
     first, again = (open_backend(model, ["z", "resid_post"]).describe() for _ in range(2))
     assert asked == [["z"]]
     assert (first.components, first.counts, first.note) == (again.components, again.counts, again.note)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import Any
 
@@ -31,8 +30,7 @@ from causal_tracing.errors import ComponentNotOffered, InvalidEdit, OutOfMemory
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.testing import ToyTokenizer
-from families import FAMILIES, build
+from loaded import CASES, fresh, ids, shared
 
 CLEAN = (5, 17, 42, 11, 60, 33, 8, 71, 90)
 CORRUPT = (5, 17, 42, 13, 60, 29, 8, 71, 90)
@@ -40,32 +38,22 @@ LENGTH, LAYERS = 9, range(4)
 PLACE = ("resid_post", 1, 3)
 TOLERANCE = 2e-5  # of the largest logit
 
-CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
-IDS = [f"{family.name}-{attention}" for family, attention in CASES]
-BY_NAME = {family.name: family for family in FAMILIES}
 
-
-def load(name: str, attention: str | None = None) -> Model:
-    return accept(build(BY_NAME[name], attention), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
-
-
-@cache
 def llama() -> Model:
-    return load("llama")
+    return shared("llama")
 
 
-@cache
 def gpt2() -> Model:
-    return load("gpt2")
+    return shared("gpt2")
 
 
 def all_logits(logits: Tensor, _: Any) -> Tensor:
     return logits.flatten(1)
 
 
-@pytest.mark.parametrize(("family", "attention"), CASES, ids=IDS)
+@pytest.mark.parametrize(("family", "attention"), CASES, ids=ids(CASES))
 def test_the_engine_agrees_with_bare_hooks(family, attention):
-    model = load(family.name, attention)
+    model = shared(family.name, attention)
     expected = ["resid_pre", "resid_post"]
     if family.additive:
         expected += ["attn_out", "mlp_out"] + (["resid_mid"] if family.residual == "sequential" else [])
@@ -87,7 +75,7 @@ def single(base: tuple[int, ...], donor: tuple[int, ...], component: str, layer:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "granite", "opt", "falcon", "bloom"])
 def test_what_is_recorded_is_what_bare_hooks_see(name):
-    model = load(name)
+    model = shared(name)
     bare, run = Bare(model.network, PATHS.get(name, Paths())), Run(CLEAN)
     places = list(product(model.anatomy.components, LAYERS))
     recording = record(model, [run], places, keep=LENGTH)[run]
@@ -356,7 +344,7 @@ def test_a_tensor_of_the_wrong_size_is_an_error():
 
 def test_a_component_that_the_model_does_not_have_is_an_error():
     with pytest.raises(ComponentNotOffered, match="resid_mid is not offered on this model"):
-        evaluate(load("gpt_neox"), [single(CORRUPT, CLEAN, "resid_mid", 1, 3)], all_logits)
+        evaluate(shared("gpt_neox"), [single(CORRUPT, CLEAN, "resid_mid", 1, 3)], all_logits)
 
 
 # Law 39: whatever happens, the model and the process are left as they were.
@@ -435,7 +423,7 @@ class InUse:
 @pytest.fixture(params=["llama", "gpt2", "gpt_oss"])
 def in_use(request: pytest.FixtureRequest) -> InUse:
     """In training mode with one layer in evaluation mode, a frozen weight, hooks of the user's and of accelerate."""
-    model, calls, counter = load(request.param), [], Counter()
+    model, calls, counter = fresh(request.param), [], Counter()
     network, layers = model.network, model.layers
     # Whatever loading has done is undone, so that it shows when it is done again.
     torch.rand(3)
@@ -518,7 +506,7 @@ def test_an_exception_leaves_everything_as_it_was(in_use, engine, where, error):
 
 @pytest.mark.parametrize("engine", ["replay", "packed"])
 def test_what_a_users_hook_has_kept_is_not_written_to(engine):
-    model, kept = load("llama"), []
+    model, kept = fresh("llama"), []
     for path in ("self_attn", "mlp", ""):
         model.part(1, path).register_forward_hook(
             lambda _, __, output: kept.append((first(output), first(output).clone()))

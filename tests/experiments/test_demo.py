@@ -1,10 +1,13 @@
 """The whole path on the real model: cells against bare torch hooks, and what the demo says."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import causal_tracing as ct
 from causal_tracing.cli.app import DEMO
@@ -100,8 +103,8 @@ def test_every_cell_equals_bare_hooks(demo: Model, trace: ct.Trace):
     assert_equal_bare_hooks(demo, trace, dict.fromkeys(COMPONENTS, range(30)))
 
 
-def test_law_40_float32_agrees_with_float64(trace: ct.Trace):
-    exact = ct.load("demo", dtype="float64", device="cpu", progress=False)
+def test_law_40_float32_agrees_with_float64(demo: Model, trace: ct.Trace):
+    exact = replace(demo, network=copy.deepcopy(demo.network).double())
     layers, positions = [0, 16, 23], [2, 9]  # where the effects are
     found = ct.trace(exact, PAIR, layers=layers, positions=positions, spot_checks=0)
     assert found.provenance["dtype"] == "float64"
@@ -156,3 +159,20 @@ def test_the_whole_layer_decomposition_of_the_recipe_page(demo: Model):
     )
     assert "every layer of resid_post is a complete cut" in found.summary()
     assert {"mlp_out", "attn_out"} <= set(found.top(20).component)
+
+
+def test_the_demos_agreement_is_with_the_traces_effects(demo: Model, trace: ct.Trace):
+    found = ct.attribute(demo, PAIR)
+    exact = trace.effects.restoration.sel(metric="logit_diff", pair="pair-0")
+    assert len(found.verified) == 3 * 130
+    for row in found.checked:
+        cell = exact.sel(component=row.site.component, layer=row.site.layer, position=row.site.position).item()
+        assert row.exact == pytest.approx(cell, abs=1e-4)
+        assert row.estimate == found.estimates[row.site.component].values[0, row.site.layer, row.site.position]
+    words = found.summary()
+    for component, figures in found.agreement.iterrows():
+        mine = found.verified[found.verified.component == component]
+        assert figures.pearson == pytest.approx(np.corrcoef(mine.estimate, mine.exact)[0, 1])
+        assert figures.spearman == pytest.approx(stats.spearmanr(mine.estimate, mine.exact)[0])
+        assert f"{figures.pearson:.2f}" in next(line for line in words.splitlines() if line.startswith(f"{component} "))
+    assert "Estimates are a screen, not effects." in words

@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.words.one_pair import in_words, read
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.effects import EFFECTS, effects, label, require_effect
 from causal_tracing.results.select import pattern, strongest
-from made import measurements, taken_apart
+from made import measurements, synthetic, taken_apart
 
 
 def test_the_definitions():
@@ -150,6 +152,35 @@ def test_the_words_carry_their_numbers():
     assert "early layers: subject first token (as usual); middle layers: subject last token (as usual)" in words
     assert "does not say that the site stores a fact" in words
     assert "no interval" in words
+
+
+def test_early_and_late_are_of_the_model_not_of_what_was_traced():
+    values = [[1.5 + n, 1.0, 1.2] for n in range(3)]
+    found = measurements(values, values, clean=9.0)
+    of_27 = {"layers": 27}
+    shown = {**found.maps, "blocks": found.maps["blocks"].assign_coords(layer=[15, 18, 26])}
+    said = " ".join(read(replace(found, maps=shown, provenance={**found.provenance, **of_27})).sentences)
+    assert "on average over what was traced of each third of the model, middle layers: subject first" in said
+    assert "late layers: subject first token (not as usual)" in said
+    assert "early layers:" not in said
+    unknown = {name: each for name, each in found.provenance.items() if name != "layers"}
+    assert "usual picture" in " ".join(read(found).sentences)
+    assert "usual picture" not in " ".join(read(replace(found, provenance=unknown)).sentences)
+
+
+def test_early_and_late_of_many_pairs_are_of_the_model_too():
+    made = synthetic(1, layers=3).measurements
+    roles = made.maps["blocks"].assign_coords(position=labelled(["subject_first", "subject_last", "last"]))
+    for depth, layers, parts in (
+        (3, [0, 1, 2], "early middle late"),
+        (27, [15, 18, 26], "middle late"),
+        (None, [0, 1, 2], ""),
+    ):
+        shown = replace(
+            made, maps={"blocks": roles.assign_coords(layer=layers)}, provenance={**made.provenance, "layers": depth}
+        )
+        said = ct.Trace(shown).summary().split("Each pair alone")[0]
+        assert [part for part in ("early", "middle", "late") if f"{part} layers: " in said] == parts.split()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Heads and neurons: equal to bare hooks, equal to the components that they are parts of, on either engine."""
 
 from collections.abc import Callable
-from functools import cache
 from itertools import product
 from typing import Any
 
@@ -13,31 +12,22 @@ from torch import Tensor, nn
 
 from bare_hooks import Change, attention_written_out
 from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import accept, check
+from causal_tracing.engine.checks.check import check
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
-from causal_tracing.testing import ToyTokenizer
-from families import FAMILIES, build
+from loaded import SOME, ids, shared
 
 LAYERS, LENGTH, D_HEAD = 4, 7, 8
 CLEAN = (5, 17, 42, 11, 60, 33, 8)
 CORRUPT = (5, 23, 42, 11, 71, 33, 8)  # differs at 1 and 4
 TOLERANCE = 1e-4  # logits, float32
-CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
-IDS = [f"{family.name}-{attention}" for family, attention in CASES]
-BY_NAME = {family.name: family for family in FAMILIES}
 # Without heads' outputs that go into one projection; without an MLP that is known, or with experts in its place.
 NO_Z = ("qwen3_next", "mamba")
 NO_NEURONS = (*NO_Z, "falcon_h1", "opt-350m", "deepseek_v3", "mixtral", "qwen3_moe", "gpt_oss")
-
-
-@cache
-def load(name: str, attention: str | None = None) -> Model:
-    return accept(build(BY_NAME[name], attention), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
 
 
 def flat(logits: Tensor, _: Any) -> Tensor:
@@ -55,9 +45,9 @@ def world(site: Site, source: Source | None = None, readout: tuple[int, ...] = (
 # Laws 7 to 9 on every family: heads are the attention, neurons the MLP, queries and keys the pattern; both engines.
 
 
-@pytest.mark.parametrize(("family", "attention"), CASES, ids=IDS)
+@pytest.mark.parametrize(("family", "attention"), SOME, ids=ids(SOME))
 def test_heads_and_neurons_are_what_they_are_parts_of(family, attention):
-    checkup = check(load(family.name, attention))
+    checkup = check(shared(family.name, attention))
     offered = set(checkup.model.anatomy.mediators)
     own_attention = not family.packed
     expected = set(MEDIATORS)
@@ -113,7 +103,7 @@ def with_input(network: nn.Module, path: str, position: int, columns: slice, don
 def test_heads_and_neurons_equal_bare_hooks(name, component, engine):
     if name == "falcon" and engine == "packed":
         return  # its attention is its own: it is not packed
-    model = load(name)
+    model = shared(name)
     path = PROJECTIONS[name][1 if component == "z" else 2]
     width = 1 if component == "neurons" else D_HEAD
     chosen = range(0, model.parts(component), 1 if component == "z" else 13)
@@ -139,7 +129,7 @@ def inside(network: Any, tokens: tuple[int, ...], change: Change) -> np.ndarray:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gpt_neox", "phi"])
 @pytest.mark.parametrize("component", ["q", "k", "v", "pattern"])
 def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine):
-    model = load(name)
+    model = shared(name)
     donors: dict[int, Tensor] = {}
 
     def look(layer: int, name: str, seen: Tensor) -> Tensor:
@@ -172,7 +162,7 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
 @pytest.mark.parametrize("component", ["k", "v"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 def test_a_shared_head_reaches_its_own_query_heads(name, component):
-    model = load(name)
+    model = shared(name)
     assert (model.parts("q"), model.parts(component)) == (4, 2)
     plain = record(model, [Run(CORRUPT)], [("z", 1)])[Run(CORRUPT)].activations["z", 1]
     for unit in range(2):
@@ -213,7 +203,7 @@ def sources() -> dict[str, tuple[Source, Callable[[Tensor, Callable[[tuple[int, 
 @pytest.mark.parametrize("kind", sources())
 def test_every_source_equals_bare_hooks(kind, alpha, engine):
     source, by_hand = sources()[kind]
-    model, path, head = load("llama"), "model.layers.2.self_attn.o_proj", slice(D_HEAD, 2 * D_HEAD)
+    model, path, head = shared("llama"), "model.layers.2.self_attn.o_proj", slice(D_HEAD, 2 * D_HEAD)
     here = input_of(model.network, path, CORRUPT)[4, head]
     wanted = by_hand(here, lambda tokens: input_of(model.network, path, tokens)[4, head])
     donor = torch.zeros(LENGTH, 4 * D_HEAD)
@@ -226,7 +216,7 @@ def test_every_source_equals_bare_hooks(kind, alpha, engine):
 @pytest.mark.parametrize("engine", ["packed", "replay"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_noise_in_the_embedding_equals_bare_hooks(name, engine):
-    model = load(name)
+    model = shared(name)
     noise = torch.randn(2, 32, generator=torch.Generator().manual_seed(5))
     noised = Run(CLEAN, tuple(Edit(Site("embed", 0, p), Plus(noise[n])) for n, p in enumerate((2, 3))))
     worlds = [World(noised, (), (LENGTH - 1,))]
@@ -275,7 +265,7 @@ def test_noise_in_the_embedding_equals_bare_hooks(name, engine):
 
 
 def test_pruned_mediators_are_zero_where_they_are_run():
-    model = load("llama")
+    model = shared("llama")
     layers = {"q": (3,), "pattern": (3,), "z": (3,), "neurons": (3,), "k": (), "v": ()}
     dropped = [Site(name, layer, 4, 1) for name, which in layers.items() for layer in which]  # away from the readout
     dropped += [Site(name, 0, 3, 1) for name in ("q", "k", "v")]  # tokens that are equal
@@ -291,7 +281,7 @@ def test_pruned_mediators_are_zero_where_they_are_run():
 
 
 def test_a_neuron_costs_its_own_token():
-    model, seen = load("llama"), []
+    model, seen = shared("llama"), []
     worlds = [world(Site("neurons", 2, 4, unit)) for unit in range(model.parts("neurons"))]
     handle = model.part(2, "mlp").register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1].numel()))
     evaluate(model, worlds, flat, engine="packed")
@@ -300,7 +290,7 @@ def test_a_neuron_costs_its_own_token():
 
 
 def test_its_own_activations_change_nothing_to_the_bit():
-    model, run = load("llama"), Run(CLEAN)
+    model, run = shared("llama"), Run(CLEAN)
     sites = [Site(name, 2, 4, 1) for name in MEDIATORS]
     worlds = [
         World(run, (), (LENGTH - 1,)),
@@ -324,10 +314,10 @@ def test_what_cannot_be_edited_is_said():
     with pytest.raises(InvalidEdit, match="A mean needs at least one donor"):
         Mean(())
     with pytest.raises(ComponentNotOffered, match="neurons is not offered on this model .*mixture of experts"):
-        evaluate(load("mixtral"), [world(Site("neurons", 0, 1, 0))], flat)
+        evaluate(shared("mixtral"), [world(Site("neurons", 0, 1, 0))], flat)
     with pytest.raises(ComponentNotOffered, match="q is not offered .* replaceable attention function"):
-        evaluate(load("bloom"), [world(Site("q", 0, 1, 0))], flat)
+        evaluate(shared("bloom"), [world(Site("q", 0, 1, 0))], flat)
     longer = From(Run((*CLEAN, 9)), 2)
     with pytest.raises(InvalidEdit, match="patterns can be exchanged between prompts of equally many tokens only"):
-        evaluate(load("llama"), [world(Site("pattern", 0, 2, 0), longer)], flat, engine="packed")
-    assert choose(load("llama"), ["z"]).engine == "packed"
+        evaluate(shared("llama"), [world(Site("pattern", 0, 2, 0), longer)], flat, engine="packed")
+    assert choose(shared("llama"), ["z"]).engine == "packed"

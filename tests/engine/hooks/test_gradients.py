@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
-from scipy import stats
 from torch import Tensor, nn
 
 import causal_tracing as ct
 from bare_hooks import PATHS, Paths, attention_written_out
-from causal_tracing.cli.app import DEMO
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import gradients, linearised
@@ -24,8 +21,8 @@ from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.attribution import integrated
-from causal_tracing.testing import Copy, ToyLayer, ToyNetwork, ToyTokenizer, toy_model
-from families import FAMILIES, build
+from causal_tracing.testing import Copy, ToyLayer, ToyNetwork, toy_model
+from loaded import shared
 
 TOKENS, OTHER = (5, 17, 42, 11, 60, 33, 8), (5, 23, 42, 11, 71, 33, 8)
 LAYERS, LENGTH, ANSWER, FOIL = 4, 7, 3, 7
@@ -38,12 +35,6 @@ PROJECTIONS = {  # where heads' outputs go in, and neurons
     "mixtral": ("self_attn.o_proj", None),
 }
 TOLERANCE = 1e-5  # of the largest gradient of a place
-
-
-@cache
-def load(name: str) -> Model:
-    family = next(one for one in FAMILIES if one.name == name)
-    return accept(build(family), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
 
 
 def logit_diff(logits: Tensor) -> Tensor:
@@ -91,7 +82,7 @@ def only(layer: int, component: str, leaf: Callable[[Tensor], Tensor]) -> Any:
 
 def by_autograd(name: str, component: str, layer: int) -> Tensor:
     """[token, width]"""
-    network: Any = load(name).network
+    network: Any = shared(name).network
     paths = PATHS.get(name, Paths())
     block = network.get_submodule(f"{paths.layers}.{layer}")
     if component in ("q", "k", "v", "pattern"):
@@ -109,7 +100,7 @@ def by_autograd(name: str, component: str, layer: int) -> Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_at_every_place_equal_bare_autograd(name):
-    model = load(name)
+    model = shared(name)
     components = (*model.anatomy.components, *model.anatomy.mediators)
     expected = {"resid_mid"} if name == "gpt_neox" else {"neurons"} if name == "mixtral" else set()
     assert set(components) == {"resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", *MEDIATORS} - expected
@@ -131,7 +122,7 @@ def test_gradients_at_every_place_equal_bare_autograd(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_numbers_are_the_models_own_to_the_bit(name):
-    model = load(name)
+    model = shared(name)
     places = [
         (name, layer) for name in (*model.anatomy.components, *model.anatomy.mediators) for layer in range(LAYERS)
     ]
@@ -142,7 +133,7 @@ def test_the_numbers_are_the_models_own_to_the_bit(name):
 
 
 def test_the_runs_of_a_batch_do_not_mix():
-    model, places = load("llama"), [("resid_post", 1), ("pattern", 2)]
+    model, places = shared("llama"), [("resid_post", 1), ("pattern", 2)]
     both = gradients(model, [Run(TOKENS), Run(OTHER)], places, logit_diff)
     for row, tokens in enumerate((TOKENS, OTHER)):
         alone = gradients(model, [Run(tokens)], places, logit_diff)
@@ -156,7 +147,7 @@ def test_the_runs_of_a_batch_do_not_mix():
 
 @pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
 def test_a_callers_mode_neither_matters_nor_changes(mode):
-    model, run, place = load("llama"), Run(TOKENS, (Edit(Site("z", 0, 2), From(Run(OTHER), 2), 0.5),)), ("q", 1)
+    model, run, place = shared("llama"), Run(TOKENS, (Edit(Site("z", 0, 2), From(Run(OTHER), 2), 0.5),)), ("q", 1)
     expected = gradients(model, [run], [place], logit_diff)[place]
     with mode():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
@@ -166,7 +157,7 @@ def test_a_callers_mode_neither_matters_nor_changes(mode):
 
 
 def test_gradients_that_a_caller_keeps_are_left_alone():
-    model = load("llama")
+    model = shared("llama")
     weight: Any = model.part(0, "mlp.down_proj").weight
     mine = weight.grad = torch.ones_like(weight)
     try:
@@ -300,25 +291,3 @@ def test_law_38_integrated_gradients_of_one_site_are_complete(site):
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4 * abs(moved(site, 1.0))
     assert abs(moved(site, 1.0)) > 1e-3
-
-
-# The demo model: what is printed is what exact patching says.
-
-
-def test_the_demos_agreement_is_with_the_traces_effects(demo: Model):
-    pair = ct.Pair(**DEMO)
-    found = ct.attribute(demo, pair)
-    trace = ct.trace(demo, pair, directions=["restoration"], spot_checks=0)
-    exact = trace.effects.restoration.sel(metric="logit_diff", pair="pair-0")
-    assert len(found.verified) == 3 * 130
-    for row in found.checked:
-        cell = exact.sel(component=row.site.component, layer=row.site.layer, position=row.site.position).item()
-        assert row.exact == pytest.approx(cell, abs=1e-4)
-        assert row.estimate == found.estimates[row.site.component].values[0, row.site.layer, row.site.position]
-    words = found.summary()
-    for component, figures in found.agreement.iterrows():
-        mine = found.verified[found.verified.component == component]
-        assert figures.pearson == pytest.approx(np.corrcoef(mine.estimate, mine.exact)[0, 1])
-        assert figures.spearman == pytest.approx(stats.spearmanr(mine.estimate, mine.exact)[0])
-        assert f"{figures.pearson:.2f}" in next(line for line in words.splitlines() if line.startswith(f"{component} "))
-    assert "Estimates are a screen, not effects." in words

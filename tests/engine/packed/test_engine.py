@@ -1,6 +1,5 @@
 """The packed engine: equal to bare hooks on every family, thrifty, and used where it agrees."""
 
-from functools import cache
 from itertools import product
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from bare_hooks import PATHS, Bare, Paths
 from causal_tracing.engine.checks import agreement
 from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.packed import engine as packed
 from causal_tracing.engine.packed.schedule import groups
@@ -23,28 +21,19 @@ from causal_tracing.errors import CannotPack, OutOfMemory
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.testing import ToyTokenizer
-from families import FAMILIES, build
+from families import Family
+from loaded import CASES, SOME, fresh, ids, shared
 
 LAYERS = 4
 TOLERANCE = 1e-4  # logits, float32
 MIXES_ELSEWHERE = ("falcon_h1",)  # attention is replaceable, but a state space mixes tokens beside it
-CASES = [(family, attention) for family in FAMILIES for attention in family.attention]
 PACKED = [case for case in CASES if case[0].packed and case[0].name not in MIXES_ELSEWHERE]
-BY_NAME = {family.name: family for family in FAMILIES}
+SOME_PACKED = [case for case in PACKED if case in SOME]
+OTHERS_PACKED = [case for case in PACKED if case not in SOME]
 
 
-def ids(cases: list[Any]) -> list[str]:
-    return [f"{family.name}-{attention}" for family, attention in cases]
-
-
-def load(name: str, attention: str | None = None) -> Model:
-    return accept(build(BY_NAME[name], attention), ToyTokenizer([f"w{n}" for n in range(97)]), name=name)
-
-
-@cache
 def llama() -> Model:
-    return load("llama")
+    return shared("llama")
 
 
 def prompts(length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -68,9 +57,19 @@ def single(base: tuple[int, ...], donor: tuple[int, ...], site: Site, readout: t
 
 
 @pytest.mark.parametrize("length", [2, 9, 40])
-@pytest.mark.parametrize(("family", "attention"), PACKED, ids=ids(PACKED))
+@pytest.mark.parametrize(("family", "attention"), SOME_PACKED, ids=ids(SOME_PACKED))
 def test_packed_equals_bare_hooks(family, attention, length):
-    model = load(family.name, attention)
+    assert_packed_equals_bare_hooks(family, attention, length)
+
+
+# Each attention of the other families once, longer than the windows.
+@pytest.mark.parametrize(("family", "attention"), OTHERS_PACKED, ids=ids(OTHERS_PACKED))
+def test_packed_equals_bare_hooks_with_other_attention(family, attention):
+    assert_packed_equals_bare_hooks(family, attention, 9)
+
+
+def assert_packed_equals_bare_hooks(family: Family, attention: str, length: int) -> None:
+    model = shared(family.name, attention)
     bare = Bare(model.network, PATHS.get(family.name, Paths()))
     clean, corrupt = prompts(length)
     largest = 0.0
@@ -88,7 +87,7 @@ def test_packed_equals_bare_hooks(family, attention, length):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "gpt_neox", "gpt_oss", "mixtral"])
 def test_every_readout_is_right(name):
-    model, (clean, corrupt) = load(name), prompts(9)
+    model, (clean, corrupt) = shared(name), prompts(9)
     bare = Bare(model.network, PATHS.get(name, Paths()))
     for component, layer in product(model.anatomy.components, (0, 2, 3)):
         by_hand = bare.patched(corrupt, bare.donor(clean, component, layer), component, layer)
@@ -120,7 +119,7 @@ def make_world(tokens: tuple[int, ...], before: Any, after: Any, readout: tuple[
 @given(described=st.lists(WORLDS, min_size=1, max_size=15), prune=st.booleans(), rows=st.sampled_from([None, 2, 5]))
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 def test_packed_equals_replay_on_random_worlds(name, described, prune, rows):
-    model, worlds = cached(name), [make_world(*world) for world in described]
+    model, worlds = shared(name), [make_world(*world) for world in described]
 
     def padded(logits: Tensor, _: Any) -> Tensor:
         return nn.functional.pad(logits.flatten(1), (0, (3 - logits.shape[1]) * logits.shape[2]))
@@ -130,13 +129,8 @@ def test_packed_equals_replay_on_random_worlds(name, described, prune, rows):
     assert_allclose(found.values, replayed, rtol=0, atol=TOLERANCE)
 
 
-@cache
-def cached(name: str) -> Model:
-    return load(name)
-
-
 def test_given_tensors_and_layers_scales():
-    model, (clean, _) = load("granite"), prompts(9)
+    model, (clean, _) = shared("granite"), prompts(9)
     given_tensor = Given(torch.randn(32, generator=torch.Generator().manual_seed(1)))
     worlds = [
         World(Run(clean), (Edit(Site(component, layer, 3), given_tensor, 0.5),), (8,))
@@ -148,7 +142,7 @@ def test_given_tensors_and_layers_scales():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_of_numbers(dtype):
-    model = accept(build(BY_NAME["llama"], dtype=dtype), ToyTokenizer([f"w{n}" for n in range(97)]), name="llama")
+    model = fresh("llama", dtype=dtype)
     assert choose(model, COMPONENTS).engine == "packed"
     clean, corrupt = prompts(9)
     worlds = [single(corrupt, clean, Site(c, layer, p), (8,)) for c, layer, p in product(COMPONENTS, range(4), (1, 4))]
@@ -257,14 +251,14 @@ def test_one_world_that_does_not_fit_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize(("family", "attention"), CASES, ids=ids(CASES))
 def test_the_engine_is_chosen_by_what_it_gives(family, attention):
-    model = load(family.name, attention)
+    model = shared(family.name, attention)
     choice = choose(model, model.anatomy.components)
     assert choice.engine == ("packed" if (family, attention) in PACKED else "replay")
     assert (choice.note is None) == (choice.engine == "packed")
 
 
 def test_a_model_that_mixes_tokens_elsewhere_ends_on_replay_with_the_difference():
-    model = load("falcon_h1")
+    model = shared("falcon_h1")
     note = choose(model, ["resid_post"]).note or ""
     assert "its logits differ from replay's by" in note
     assert "Replay is, which is slower." in note
@@ -274,12 +268,12 @@ def test_a_model_that_mixes_tokens_elsewhere_ends_on_replay_with_the_difference(
 
 
 def test_own_attention_is_said():
-    note = choose(load("bloom"), ["resid_post"]).note or ""
+    note = choose(shared("bloom"), ["resid_post"]).note or ""
     assert "layer 0 does not attend by transformers' replaceable attention function." in note
 
 
 def test_a_hook_that_knows_positions_is_noticed():
-    model = load("llama")
+    model = fresh("llama")
     assert choose(model, ["resid_post"]).engine == "packed"
 
     def third_token(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -294,7 +288,7 @@ def test_a_hook_that_knows_positions_is_noticed():
 
 
 def test_another_attention_implementation_is_used_where_the_user_sets_it():
-    model = load("llama")
+    model = fresh("llama")
     model.network.set_attn_implementation("eager")
     assert choose(model, ["resid_post"]).engine == "packed"
     clean, corrupt = prompts(9)

@@ -8,17 +8,12 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number, percent
-from causal_tracing.report.words.method import control_sentences
+from causal_tracing.report.words.method import USUAL, control_sentences, thirds, usual_sentence
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
 VERBS = {"restoration": "restoring it brings back", "disruption": "disrupting it takes away"}
-USUAL = (
-    ("early", ("subject_first", "subject_middle", "subject_last")),
-    ("middle", ("subject_last",)),
-    ("late", ("last",)),
-)
 STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
 CAVEATS = (
     "The unit is the pair, and pairs of one cluster are one. The templates are fixed, not sampled: nothing here speaks "
@@ -48,7 +43,7 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> Me
     (_, main), *others = means.items()
     assert isinstance(main, MeanMap)
     maps = [main, *(found for _, found in others if isinstance(found, MeanMap))]
-    sentences = [*_best(main), *_usual(main)]
+    sentences = [*_best(main), *_usual(main, record)]
     for name, found in others:
         lacking = f"There is no mean of {name} over these pairs: {found}"
         sentences += [lacking] if isinstance(found, NoMean) else _best(found)
@@ -153,17 +148,17 @@ def _trust(means: MeanMap, held_out: float, near: float) -> str:
     )
 
 
-def _usual(means: MeanMap) -> Iterator[str]:
+def _usual(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
     """The usual picture of factual recall, held against the averaged map, with intervals; where roles are known."""
     cells = means.cells
     component = next((name for name in ("resid_post", "resid_pre") if name in cells.component), None)
     named = [str(position) for position in cells.position.values]
-    if component is None or "subject_last" not in named or len(cells.layer) < 3:
+    if component is None or "subject_last" not in named:
         return
     stream = cells.sel(component=component)
     effect = (stream[means.shown] * np.sign(float(means.total.estimate))).where(stream.status == "ok")
-    seen = []
-    for (part, expected), layers in zip(USUAL, np.array_split(cells.layer.values, 3), strict=True):
+    seen, traced = [], cells.layer.values.tolist()
+    for part, layers in thirds(traced, record).items():
         mean = effect.sel(layer=layers)
         if not (mean > 0).any():
             continue
@@ -172,13 +167,10 @@ def _usual(means: MeanMap) -> Iterator[str]:
         cell = stream.sel(layer=layer, position=role)
         shown = means.shown
         size = number(float(cell[shown])) + between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
-        fits = "as usual" if role in expected else "not as usual"
+        fits = "as usual" if role in USUAL[part] else "not as usual"
         seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits}; up to {size} in layer {layer})")
     if seen:
-        yield (
-            "The usual picture of factual recall is early layers at the subject, middle layers at its last token, late "
-            f"layers at the last token. Here the strongest tokens are, on average over each third, {'; '.join(seen)}."
-        )
+        yield usual_sentence(seen, traced, record)
 
 
 def _warnings(means: MeanMap) -> Iterator[str]:

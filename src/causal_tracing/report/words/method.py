@@ -1,6 +1,6 @@
 """What was done, in words: how noise corrupts, what is written at a site, what a window holds, what is severed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,11 +65,35 @@ WINDOWED_ROME = (
     "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
     "the sum of what each layer does alone. At the edges of the model windows are cut, so they are narrower there."
 )
+USUAL = {  # the roles that carry most in each third of the layers, in the usual picture of factual recall
+    "early": ("subject_first", "subject_middle", "subject_last"),
+    "middle": ("subject_last",),
+    "late": ("last",),
+}
 PARTS = {"attn_out": "attention", "mlp_out": "MLPs"}
 SEVERED = (
     "A severed effect is what a restored state still brings back while the outputs of all later {parts} at its token "
     "are held as in the corrupt run."
 )
+
+
+def thirds(layers: Sequence[int], record: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Which of these layers are early, middle and late in the model, and not among themselves; empty where unknown."""
+    depth = record.get("layers")
+    if not isinstance(depth, int) or len(layers) < 3:
+        return {}
+    parts = zip(("early", "middle", "late"), np.array_split(np.arange(depth), 3), strict=True)
+    found = {name: [layer for layer in layers if layer in part] for name, part in parts}
+    return {name: some for name, some in found.items() if some}
+
+
+def usual_sentence(seen: Sequence[str], layers: Sequence[int], record: Mapping[str, Any]) -> str:
+    """The usual picture of factual recall, and what was seen in each third of the model."""
+    over = "over each third" if len(layers) == record["layers"] else "over what was traced of each third of the model"
+    return (
+        "The usual picture of factual recall is early layers at the subject, middle layers at its last token, late "
+        f"layers at the last token. Here the strongest tokens are, on average {over}, {'; '.join(seen)}."
+    )
 
 
 def how_to_read(measurements: Measurements) -> tuple[str, ...]:

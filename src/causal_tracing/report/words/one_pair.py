@@ -6,15 +6,17 @@
 4. Warnings about this result, and what no result of this kind shows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number, percent, place, site_name, with_share
 from causal_tracing.report.words.method import (
+    USUAL,
     against,
     beside,
     control_sentences,
@@ -23,6 +25,8 @@ from causal_tracing.report.words.method import (
     noise_sentences,
     not_shown,
     pairing_warnings,
+    thirds,
+    usual_sentence,
     write_sentences,
 )
 from causal_tracing.results.columns import tokens_among
@@ -77,7 +81,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *noise_sentences(measurements, found),
             *write_sentences(measurements),
             *convention_sentences(measurements),
-            *(_usual(found) if found.attrs["write"] == "donor" else ()),
+            *(_usual(found, measurements.provenance) if found.attrs["write"] == "donor" else ()),
             *_of_parts(parts),
         ),
         sites=rows,
@@ -241,30 +245,25 @@ def _readers(found: xr.Dataset, row: SiteRow) -> str:
     return f" (It is read by query heads {readers}.)" if readers else ""
 
 
-def _usual(found: xr.Dataset) -> Iterator[str]:
+def _usual(found: xr.Dataset, record: Mapping[str, Any]) -> Iterator[str]:
     """The usual picture of factual recall, held against the map; only where every token has its own column."""
     roles = [str(role) for role in found.clean_role.values if role]
     component = next((name for name in ("resid_post", "resid_pre") if name in found.component), None)
     by_token = len(tokens_among(found)) == found.sizes["position"]
-    if "subject_last" not in roles or component is None or not by_token or len(found.layer) < 3:
+    if "subject_last" not in roles or component is None or not by_token:
         return
     stream = found.sel(component=component)
     effect = _towards(found, stream).where(stream.status == "ok")
-    seen = []
-    usual = (("early", ("subject",)), ("middle", ("subject_last",)), ("late", ("last",)))
-    for (part, expected), layers in zip(usual, np.array_split(found.layer.values, 3), strict=True):
+    seen, traced = [], found.layer.values.tolist()
+    for part, layers in thirds(traced, record).items():
         mean = effect.sel(layer=layers).mean("layer")
         if not (mean > 0).any():
             continue
         role = str(found.clean_role.values[int(_peak(mean))])
-        fits = any(role == name or role.startswith(f"{name}_") for name in expected)
-        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({'as usual' if fits else 'not as usual'})")
+        fits = "as usual" if role in USUAL[part] else "not as usual"
+        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits})")
     if seen:
-        yield (
-            "The usual picture of factual recall is early layers at the subject, middle layers at its last token, late "
-            f"layers at the last token. Here the strongest tokens are, on average over each third, {'; '.join(seen)}. "
-            "One pair, so without an interval."
-        )
+        yield f"{usual_sentence(seen, traced, record)} One pair, so without an interval."
 
 
 def _first_choice_is_wrong(data: xr.Dataset) -> bool:

@@ -1,5 +1,6 @@
 """Means over pairs: columns that mean the same, units, families and fractions by hand; and the words' numbers."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -218,9 +219,12 @@ def test_pairs_without_the_metric_are_not_counted(model):
     assert trace.evidence(metric="log_prob").pairs == 12
     with pytest.raises(NoMean, match="fewer than two pairs have entropy: entropy is shown raw"):
         trace.evidence(metric="entropy")
-    trace.measurements.maps["blocks"].restored[0, 5, 0, 0, 1] = np.inf
+    with pytest.raises(ValueError, match="read-only"):  # what was computed of it is kept
+        trace.measurements.maps["blocks"].restored[0, 5, 0, 0, 1] = np.inf
+    infinite = trace.measurements.maps["blocks"].copy(deep=True)
+    infinite.restored[0, 5, 0, 0, 1] = np.inf
     with pytest.raises(NoMean, match="restoration by logit_diff is infinite"):
-        ct.Trace(trace.measurements).evidence()
+        ct.Trace(replace(trace.measurements, maps={"blocks": infinite})).evidence()
 
 
 def test_all_metrics_but_entropy_have_evidence(trace):
@@ -299,8 +303,10 @@ def test_the_document_has_the_evidence_of_heads_and_neurons(units, of):
 
 def test_words_are_resampled_once(units, monkeypatch):
     said = units.summary()
-    monkeypatch.setattr("causal_tracing.experiments.trace_result.mean_map", None)
+    monkeypatch.setattr("causal_tracing.results.means.tested", None)
     assert units.summary() == said
+    assert document(units.measurements)["evidence"]["pairs"] == 9
+    assert "95 % interval" in units.to_html()
 
 
 def test_heads_without_a_mean_are_said_to_have_none(model):

@@ -25,7 +25,6 @@ class Trace:
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
-        self._means: dict[tuple[str, str | None, int], MeanMap] = {}
 
     @property
     def provenance(self) -> Mapping[str, Any]:
@@ -97,10 +96,7 @@ class Trace:
         `of` is "blocks", "heads" or "neurons" (default: the first that was measured): each a map of its own, with its
         own family of tests.
         """
-        key = (self.measurements.kind(of), metric, seed)
-        if key not in self._means:  # thousands of resamples: once is enough
-            self._means[key] = mean_map(self.measurements, metric=metric, seed=seed, of=of)
-        return self._means[key]
+        return mean_map(self.measurements, metric=metric, seed=seed, of=of)
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""

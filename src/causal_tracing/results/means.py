@@ -20,6 +20,7 @@ from causal_tracing.prompts.tokens import ROLES
 from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.once import once
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_codes,
@@ -85,12 +86,16 @@ def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int
 
     The interval of a mean needs 8 clusters; with fewer there are values alone. Raises InvalidOption.
     """
-    of = measurements.kind(of)
-    found = effects(measurements, of)
-    names = [str(name) for name in found.metric.values]
+    names = [str(name) for name in measurements.pairs.metric.values]
     if metric is not None and metric not in names:
         raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
-    chosen = defined(found.sel(metric=metric or names[0]))
+    return _mean_map(measurements, measurements.kind(of), metric or names[0], seed)
+
+
+@once  # thousands of resamples
+def _mean_map(measurements: Measurements, of: str, metric: str, seed: int) -> MeanMap:
+    found = effects(measurements, of, metrics=[metric])
+    chosen = defined(found.sel(metric=metric))
     ids = tuple(str(id) for id in chosen.pair.values)
     codes = cluster_codes(cluster_names(measurements, ids))
     averaged = by_column(chosen)

@@ -36,7 +36,7 @@ from causal_tracing.results.arms import ARMS
 from causal_tracing.results.site_kinds import in_order, kind_named
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Measurements:
     """The measured numbers of one trace, and its provenance (plain values that JSON can hold)."""
 

@@ -134,7 +134,8 @@ def select(
     for name, asked in (("pair", pair), ("metric", metric)):
         valid = [str(value) for value in measurements.pairs[name].values]
         chosen[name] = valid[0] if asked is None else known(name, asked, valid)
-    return effects(measurements.of_pair(chosen["pair"]), of).sel(chosen)  # of many pairs, effects take seconds
+    found = effects(measurements.of_pair(chosen["pair"]), of, metrics=[chosen["metric"]])  # all take seconds
+    return found.sel(chosen)
 
 
 def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:

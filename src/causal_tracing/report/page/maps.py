@@ -19,7 +19,7 @@ FEW_DIGITS = 4
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     """The pairs' numbers as [component][layer][position], null where undefined, with the labels of the axes."""
     data, found = measurements.pairs, effects(measurements)
-    metrics = metrics_with_effects(found)
+    metrics = metrics_with_effects(data.sel(pair=list(shown)))
     return {
         "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],
         "components": [str(name) for name in found.component.values],

@@ -30,8 +30,8 @@ LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unp
 
 def parts_data(measurements: Measurements, kind: SiteKind, shown: list[str]) -> dict[str, Any]:
     """A kind's numbers, of these pairs: as maps, or where it has none, ranked; and what the kind is called."""
-    found = effects(measurements, kind.name).sel(pair=shown)
-    numbers = _maps(found, shown) if kind.drawn else _ranks(found, shown)
+    pairs = measurements.pairs.sel(pair=shown)
+    numbers = _maps(measurements, kind, pairs) if kind.drawn else _ranks(measurements, kind, pairs)
     return {"kind": kind.name, "noun": kind.part, "drawn": bool(kind.drawn), **numbers}
 
 
@@ -40,10 +40,12 @@ def parts_mean(means: MeanMap) -> dict[str, Any]:
     return _maps_mean(means) if kind_of(means.cells).drawn else _ranks_mean(means)
 
 
-def _maps(found: xr.Dataset, shown: list[str]) -> dict[str, Any]:
+def _maps(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict[str, Any]:
     """Numbers as [component][position][layer][part]; the last position is the sum, where there is one."""
+    shown = pairs.pair.values.tolist()
+    found = effects(measurements, kind.name).sel(pair=shown)
     names = [name for name in switched(found) if name != "interaction"]
-    metrics = metrics_with_effects(found)
+    metrics = metrics_with_effects(pairs)
     each = (
         len(shown)
         * len(names)
@@ -68,10 +70,11 @@ def _maps(found: xr.Dataset, shown: list[str]) -> dict[str, Any]:
     }
 
 
-def _ranks(found: xr.Dataset, shown: list[str]) -> dict[str, Any]:
+def _ranks(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict[str, Any]:
     """The strongest parts as [layer, part, position, an effect each], and the curves by rank."""
-    metrics = metrics_with_effects(found)
+    metrics, shown = metrics_with_effects(pairs), pairs.pair.values.tolist()
     metrics = metrics if len(metrics) * len(shown) <= MOST_VIEWS else metrics[:1]
+    found = effects(measurements, kind.name, metrics=metrics or [measurements.metric]).sel(pair=shown)
     return {
         "effects": switched(found),
         "metrics": metrics,

@@ -54,10 +54,11 @@ def plain(value: Any, digits: int = DIGITS) -> Any:
     return value
 
 
-def metrics_with_effects(found: xr.Dataset) -> list[str]:
-    """The metrics that have effects for some pair, in the trace's order."""
-    names = [str(name) for name in found.metric.values if name != "entropy"]
-    return [name for name in names if found.total_effect.sel(metric=name).notnull().any()]
+def metrics_with_effects(pairs: xr.Dataset) -> list[str]:
+    """The metrics that have effects for some pair, in the trace's order: by the numbers of the unedited runs."""
+    total = pairs.clean - pairs.corrupt
+    names = [str(name) for name in pairs.metric.values if name != "entropy"]
+    return [name for name in names if total.sel(metric=name).notnull().any()]
 
 
 def switched(found: xr.Dataset) -> list[str]:

@@ -241,15 +241,19 @@ def test_options_reach_the_loader(monkeypatch, capsys, tiny):
 
 def test_check_prints_what_holds_with_the_measured_differences(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "check", "--model", "parallel")
-    assert code == 0
+    assert code == 5  # something is refused
     assert "4 layers of gpt_neox, found by table" in out
     assert "refused     resid_mid: its attention and MLP read the same stream" in out
     assert "resid_mid is not offered on this model" in err
     assert "FAILS" not in out
     assert out.count("holds") > 12
-    document = json.loads(run(monkeypatch, capsys, "check", "--model", "parallel", "--json")[1])
+    code, out, _ = run(monkeypatch, capsys, "check", "--model", "parallel", "--json")
+    assert code == 5
+    document = json.loads(out)
     assert document["components"] == ["resid_pre", "attn_out", "mlp_out", "resid_post"]
     assert all(finding["holds"] for finding in document["findings"])
+    code, out, _ = run(monkeypatch, capsys, "check", "--model", "tiny")
+    assert (code, "refused" in out) == (0, False)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,10 @@ def check(
     trust_remote_code: commands.Trust = False,
     as_json: commands.Json = False,
 ) -> None:
-    """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey."""
+    """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey.
+
+    Ends with exit code 5 where the model is refused something (it lacks it, or a check failed), and 0 else.
+    """
     from causal_tracing.engine.checks.check import check as examine_again
 
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -219,6 +222,8 @@ def check(
         print(json.dumps(checkup.to_dict(), allow_nan=False))
     else:
         print(checkup)
+    if checkup.model.anatomy.refused:
+        raise typer.Exit(commands.PARTLY)
 
 
 app.add_typer(cli_results.app)

@@ -300,7 +300,30 @@ def test_an_interruption_says_so(monkeypatch, capsys):
     monkeypatch.setattr(causal_tracing, "trace", interrupted)
     code, out, err = run(monkeypatch, capsys, *TRACE)
     assert (code, out) == (130, "")
-    assert "Interrupted" in err
+    assert "Interrupted. Nothing was written." in err
+
+
+def test_an_interruption_says_what_was_written(monkeypatch, capsys, tmp_path):
+    """Ctrl-C while the page is drawn: the trace is there already."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "kept"
+    with monkeypatch.context() as patched:
+        patched.setattr(causal_tracing.Trace, "to_html", interrupted)
+        code, _, err = run(monkeypatch, capsys, *TRACE, "--out", str(folder))
+    assert code == 130
+    assert f"Interrupted. Written before: {folder}." in err
+    assert (folder / "trace.json").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("causal_tracing.results.storage.run_folder.merge", interrupted)
+        code, _, err = run(monkeypatch, capsys, "merge", str(tmp_path / "all"), str(tmp_path / "shard"))
+    assert (code, "may hold a part of the shards" in err) == (130, True)
+    with monkeypatch.context() as patched:
+        patched.setattr(causal_tracing.Trace, "to_html", interrupted)
+        code, _, err = run(monkeypatch, capsys, "report", str(folder))
+    assert (code, "Nothing was written" in err) == (130, True)  # by this command
 
 
 @pytest.mark.parametrize(

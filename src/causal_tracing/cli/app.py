@@ -194,9 +194,11 @@ def attribute(
     if found.provenance["engine_note"]:
         console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:
-        console.note(f"wrote {found.save(out, overwrite=overwrite)}")
+        console.wrote(found.save(out, overwrite=overwrite))
+        console.note(f"wrote {out}")
     if page is not None:
         found.to_html(page)
+        console.wrote(page)
         console.note(f"wrote {page}")
     print(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary())
 

@@ -267,15 +267,19 @@ def test_options_reach_the_loader(monkeypatch, capsys, tiny):
 
 def test_check_prints_what_holds_with_the_measured_differences(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "check", "--model", "parallel")
-    assert code == 0
+    assert code == 5  # something is refused
     assert "4 layers of gpt_neox, found by table" in out
     assert "refused     resid_mid: its attention and MLP read the same stream" in out
     assert "resid_mid is not offered on this model" in err
     assert "FAILS" not in out
     assert out.count("holds") > 12
-    document = json.loads(run(monkeypatch, capsys, "check", "--model", "parallel", "--json")[1])
+    code, out, _ = run(monkeypatch, capsys, "check", "--model", "parallel", "--json")
+    assert code == 5
+    document = json.loads(out)
     assert document["components"] == ["resid_pre", "attn_out", "mlp_out", "resid_post"]
     assert all(finding["holds"] for finding in document["findings"])
+    code, out, _ = run(monkeypatch, capsys, "check", "--model", "tiny")
+    assert (code, "refused" in out) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +326,30 @@ def test_an_interruption_says_so(monkeypatch, capsys):
     monkeypatch.setattr(causal_tracing, "trace", interrupted)
     code, out, err = run(monkeypatch, capsys, *TRACE)
     assert (code, out) == (130, "")
-    assert "Interrupted" in err
+    assert "Interrupted. Nothing was written." in err
+
+
+def test_an_interruption_says_what_was_written(monkeypatch, capsys, tmp_path):
+    """Ctrl-C while the page is drawn: the trace is there already."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "kept"
+    with monkeypatch.context() as patched:
+        patched.setattr(causal_tracing.Trace, "to_html", interrupted)
+        code, _, err = run(monkeypatch, capsys, *TRACE, "--out", str(folder))
+    assert code == 130
+    assert f"Interrupted. Written before: {folder}." in err
+    assert (folder / "trace.json").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("causal_tracing.results.storage.run_folder.merge", interrupted)
+        code, _, err = run(monkeypatch, capsys, "merge", str(tmp_path / "all"), str(tmp_path / "shard"))
+    assert (code, "may hold a part of the shards" in err) == (130, True)
+    with monkeypatch.context() as patched:
+        patched.setattr(causal_tracing.Trace, "to_html", interrupted)
+        code, _, err = run(monkeypatch, capsys, "report", str(folder))
+    assert (code, "Nothing was written" in err) == (130, True)  # by this command
 
 
 @pytest.mark.parametrize(

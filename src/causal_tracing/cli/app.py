@@ -193,9 +193,11 @@ def attribute(
     if found.provenance["engine_note"]:
         console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:
-        console.note(f"wrote {found.save(out, overwrite=overwrite)}")
+        console.wrote(found.save(out, overwrite=overwrite))
+        console.note(f"wrote {out}")
     if page is not None:
         found.to_html(page)
+        console.wrote(page)
         console.note(f"wrote {page}")
     print(console.json_of(found.to_dict()) if as_json else found.summary())
 
@@ -209,7 +211,10 @@ def check(
     trust_remote_code: commands.Trust = False,
     as_json: commands.Json = False,
 ) -> None:
-    """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey."""
+    """What works on a model, and how exactly: anatomy, engine, and the laws that patching must obey.
+
+    Ends with exit code 5 where the model is refused something (it lacks it, or a check failed), and 0 else.
+    """
     from causal_tracing.engine.checks.check import check as examine_again
 
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -218,6 +223,8 @@ def check(
         print(console.json_of(checkup.to_dict()))
     else:
         print(checkup)
+    if checkup.model.anatomy.refused:
+        raise typer.Exit(commands.PARTLY)
 
 
 app.add_typer(cli_results.app)

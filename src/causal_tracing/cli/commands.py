@@ -42,10 +42,11 @@ def command(app: typer.Typer, declared: type | None = None) -> Callable[[Callabl
     def added(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def interruptible(*arguments: Any, **given: Any) -> None:
+            console.begin()
             try:
                 function(*arguments, **(given if declared is None else _meant(function, declared, given)))
             except KeyboardInterrupt:
-                console.note("Interrupted. Nothing was written.")
+                console.interrupted()
                 raise typer.Exit(console.INTERRUPTED) from None
 
         if declared is not None:

@@ -15,6 +15,8 @@ from causal_tracing.interventions.sites import COMPONENTS
 INTERRUPTED = 130
 MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
 
+_written: list[Path] = []  # by this command, so that Ctrl-C can say it
+
 if TYPE_CHECKING:
     from causal_tracing.experiments.compare import Comparison
     from causal_tracing.experiments.trace_result import Trace
@@ -68,6 +70,7 @@ def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "T
     except KeyboardInterrupt:
         note(f"Interrupted. What is done is kept in {folder}; go on with:\n{shlex.join(sys.argv)}")
         raise typer.Exit(INTERRUPTED) from None
+    wrote(folder)
     record = result.provenance
     if record["engine_note"]:
         note(f"note: {record['engine_note']}")
@@ -112,9 +115,10 @@ def kept(
     from causal_tracing.prompts.pairs import named
 
     if not saved:
-        result.save(folder, overwrite=overwrite)
+        wrote(result.save(folder, overwrite=overwrite))
         keep_config(folder, model, named(pairs), result.provenance["options"], write=options.get("write", "donor"))
     result.to_html(folder / "report.html")
+    wrote(folder / "report.html")
     note(f"wrote {folder} (the trace) and {folder / 'report.html'} (its page)")
 
 
@@ -148,6 +152,7 @@ def show(result: "Trace", page: Path | None) -> None:
         console.print(shown, soft_wrap=True)
     if page is not None:
         result.to_html(page)
+        wrote(page)
         console.print(f"\nThe page: {page}", soft_wrap=True)
 
 
@@ -165,6 +170,22 @@ def show_comparison(found: "Comparison") -> None:
     for shown in heat_maps(found, found.shown, called, colour=console.color_system is not None):
         console.print()
         console.print(shown, soft_wrap=True)
+
+
+def begin() -> None:
+    """A command that has written nothing."""
+    _written.clear()
+
+
+def wrote(path: Path) -> None:
+    """Keeps in mind what was written: to be called as soon as it is there."""
+    _written.append(path)
+
+
+def interrupted() -> None:
+    """Says that Ctrl-C ended the command, and what it had written."""
+    there = f"Written before: {', '.join(map(str, _written))}." if _written else "Nothing was written."
+    note(f"Interrupted. {there}")
 
 
 def note(text: str) -> None:

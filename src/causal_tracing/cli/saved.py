@@ -42,7 +42,12 @@ def merge(
     from causal_tracing.results.storage.run_folder import listed
     from causal_tracing.results.storage.run_folder import merge as run
 
-    missing = run(out, shards)
+    try:
+        missing = run(out, shards)
+    except KeyboardInterrupt:
+        console.note(f"Interrupted. {out} may hold a part of the shards: delete it, and merge them again.")
+        raise typer.Exit(console.INTERRUPTED) from None
+    console.wrote(out)
     open_trace(out).to_html(out / "report.html")
     console.note(f"wrote {out}")
     if missing:
@@ -60,6 +65,7 @@ def report(
 
     page = out or folder / "report.html"
     open_trace(folder).to_html(page)
+    console.wrote(page)
     print(page)
 
 
@@ -72,7 +78,9 @@ def export(
     """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
     from causal_tracing import open_trace
 
-    print(open_trace(folder).export(file, of))
+    written = open_trace(folder).export(file, of)
+    console.wrote(written)
+    print(written)
 
 
 @commands.command(app)
@@ -95,6 +103,7 @@ def compare(
     text = console.json_of(found.to_dict())
     if out is not None:
         write_text(out, text)
+        console.wrote(out)
         console.note(f"wrote {out}")
     if as_json:
         print(text)

@@ -324,6 +324,73 @@ def test_a_pair_of_unequal_lengths_fails_by_itself_where_patterns_are_exchanged(
         ct.trace(model, [PAIRS[0], shifted], **options)
 
 
+def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Everything in a folder: when it was written, and what it holds."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_opening_a_run_folder_writes_nothing(model, whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    before = listing(folder)
+    ct.open_trace(folder)
+    assert listing(folder) == before
+    (folder / RESULTS).unlink()
+    before = listing(folder)
+    with pytest.raises(InvalidResults, match="holds no measured pair yet"):
+        ct.open_trace(folder)
+    assert listing(folder) == before
+    assert merge(tmp_path / "all", [folder]) == [0, 1, 2]
+
+
+def test_what_a_kill_left_half_written_is_taken_back_in_a_copy(model, whole, tmp_path):
+    """The journal of a commit that was killed is hot: a reader that may not write cannot roll it back."""
+    folder, killed = copied(whole, tmp_path), tmp_path / "killed"
+    connection = sqlite3.connect(folder / RESULTS, isolation_level=None)
+    connection.execute("PRAGMA cache_size=1")  # so that pages are written before the commit
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM chunks WHERE chunk = 0")
+    connection.execute("UPDATE pairs SET arrays = zeroblob(200000)")
+    shutil.copytree(folder, killed)
+    connection.close()
+    assert (killed / f"{RESULTS}-journal").stat().st_size > 0
+    before = listing(killed)
+    assert ct.open_trace(killed).effects.sizes["pair"] == COUNT
+    assert listing(killed) == before
+    ct.run(model, PAIRS, killed)
+    assert arrays(killed) == arrays(whole)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_before_its_first_result_leaves_nothing(model, tmp_path, monkeypatch, there):
+    folder = tmp_path / "deep" / "run"
+    if there:
+        folder.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidOption, match="There is no layer 99"):
+        ct.run(model, PAIRS[:2], folder, layers=[99])
+    assert sorted(tmp_path.rglob("*")) == before
+
+    def stop(*_: Any) -> Any:
+        raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError):
+        ct.run(model, PAIRS[:2], folder, progress=stop)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InvalidResults, match="has no manifest"):
+        merge(folder, [tmp_path / "none"])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert ct.run(model, PAIRS[:2], folder).effects.sizes["pair"] == 2
+
+
+def test_a_merge_that_fails_leaves_nothing(model, whole, tmp_path):
+    damaged = copied(whole, tmp_path)
+    flipped(damaged / RESULTS, of_arrays(damaged / RESULTS))
+    with pytest.raises(InvalidResults, match="is damaged"):
+        merge(tmp_path / "all", [whole, damaged])
+    assert not (tmp_path / "all").exists()
+
+
 def limited(real: Callable[..., Any], fits: Callable[[Any], bool]) -> Callable[..., Any]:
     """A forward for which memory runs out where the runs do not fit."""
 

@@ -374,3 +374,15 @@ def test_bad_files_are_said(tmp_path, monkeypatch, options, message):
         app, ["trace", "--model", "nowhere", "--clean", "a", "--corrupt", "b", "--answer", " c", *options]
     )
     assert message in str(done.exception)
+
+
+def test_law_31_a_pairs_spread_over_draws_does_not_depend_on_its_neighbours(model: Model):
+    """One pair has five reference prompts of its length, the other has one."""
+    shorter = ct.Pair(clean=" w11 w12 w13", corrupt=" w11 w42 w13", answer=" w7", foil=" w8")
+    write = ct.Write("resample", prompts=[*POOL, " w1 w2 w3"], draws=4)
+    options = {"write": write, "positions": ["last"], "spot_checks": 0}
+    alone, beside = (ct.trace(model, pairs, **options).effects for pairs in ([PAIR], [PAIR, shorter]))
+    spread = alone.disruption_deviation.isel(pair=0)
+    assert (spread.sel(metric="logit_diff") > 0).any()
+    assert_allclose(beside.disruption_deviation.isel(pair=0), spread, rtol=0, atol=ABSOLUTE)
+    assert beside.disruption_deviation.isel(pair=1).isnull().all()

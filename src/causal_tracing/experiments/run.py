@@ -40,10 +40,10 @@ from causal_tracing.results.storage.run_folder import (
     OK,
     Row,
     Store,
+    begun,
     differences,
     digest,
     is_run_folder,
-    locked,
     read_manifest,
     write_manifest,
 )
@@ -69,10 +69,10 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
         ct.run(model, ct.read_pairs("facts"), "facts", keep="first_choice", components=["mlp_out"])
     """
     require_model(model)
-    folder = _prepared(Path(folder))  # before the work, not after it
+    folder = _checked(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
     kept, job = _planned(model, keep_pairs(model, asked, options, options.keep), options)
-    with locked(folder), telling(options.progress) as progress:
+    with begun(folder), telling(options.progress) as progress:
         manifest = _manifest(folder, job, asked, options)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
         with _threads(manifest["threads"]):
@@ -108,11 +108,11 @@ def _too_large(model: Model, pair: Pair, options: RunOptions) -> str:
     return ""
 
 
-def _prepared(folder: Path) -> Path:
-    """The folder, made if need be. Raises InvalidResults where something else is in it."""
+def _checked(folder: Path) -> Path:
+    """The folder, which may be there or not. Raises InvalidResults where something else is in it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(path.name for path in folder.iterdir() if path.name != "lock" and path.name[0] != ".")
+        there = folder.iterdir() if folder.exists() else ()
+        foreign = sorted(path.name for path in there if path.name != "lock" and path.name[0] != ".")
     except OSError as error:
         raise MachineError(f"{folder} cannot be written: {error}.") from error
     if foreign and not is_run_folder(folder):

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +11,17 @@ from causal_tracing.errors import MachineError
 def write_whole(path: Path, fill: Callable[[Path], None], *, otherwise: str = "Choose another place.") -> None:
     """Has `fill` write a new file beside the path, then puts it there; what was there stays until then.
 
+    A new file may be read and written by whom the umask says; one that was there, by whom it could be before.
     `otherwise` says what to do where the disk refuses. Raises MachineError; any other error passes, and leaves nothing.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
-        scratch = Path(name)
+        scratch = path.absolute().parent / f".{path.name}-{secrets.token_hex(8)}"
+        scratch.touch(mode=path.stat().st_mode & 0o777 if path.exists() else 0o666, exist_ok=False)
         try:
-            os.close(handle)
             fill(scratch)
             _sync(scratch)
-            scratch.chmod(0o644)
+            if path.exists():
+                scratch.chmod(path.stat().st_mode & 0o777)  # the umask is for new files
             os.replace(scratch, path)
             sync_folder(path.absolute().parent)
         except BaseException:

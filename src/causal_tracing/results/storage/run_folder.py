@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,62 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def begun(folder: Path) -> Iterator[None]:
+    """The folder, made if need be and for one process alone; a run that fails before its first result leaves nothing.
+
+    What was there before stays. Raises MachineError where another process is at work in it, or it cannot be made.
+    """
+    made = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    _make(folder)
+    before = {*folder.iterdir()}
+    try:
+        with locked(folder):
+            try:
+                yield
+            except Exception:
+                _clear(folder, before)
+                raise
+    except Exception:
+        if {*folder.iterdir()} == {*before, folder / LOCK}:
+            _remove([] if folder / LOCK in before else [folder / LOCK], made)
+        raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error}.") from error
+
+
+def _clear(folder: Path, before: Collection[Path]) -> None:
+    """Takes away what a run has put into a folder, unless there is a result."""
+    if _has_rows(folder / RESULTS):
+        return
+    for path in folder.iterdir():
+        if path not in before and path.name != LOCK and path.is_file():
+            path.unlink()
+
+
+def _remove(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Takes away files, and folders that are empty then."""
+    with suppress(OSError):
+        for file in files:
+            file.unlink()
+        for folder in folders:
+            folder.rmdir()
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether there is a result; a file that cannot be read may hold some."""
+    try:
+        with _read_only(path) as connection:
+            return connection.execute("SELECT 1 FROM chunks LIMIT 1").fetchone() is not None
+    except (sqlite3.Error, OSError):
+        return path.exists()
+
+
 class Store:
     """The rows of a run folder. Every method raises InvalidResults (damage) or MachineError (the disk)."""
 
@@ -128,11 +185,9 @@ class Store:
         self.spec = spec
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self, connected: AbstractContextManager[sqlite3.Connection]) -> Iterator[sqlite3.Connection]:
         try:
-            if not self.path.exists():
-                _create(self.path)
-            with closing(_connected(self.path)) as connection:
+            with connected as connection:
                 self._check(connection)
                 yield connection
         except (sqlite3.OperationalError, OSError) as error:
@@ -157,7 +212,7 @@ class Store:
     def add(self, chunk: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
         """Commits a chunk's rows and its record together."""
         packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
-        with self._open() as connection:
+        with self._open(_to_write(self.path)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", packed)
             text = json.dumps(dict(record))
@@ -166,8 +221,7 @@ class Store:
 
     def chunks(self) -> dict[int, dict[str, Any]]:
         """The chunks that are done, with what was recorded of each."""
-        with self._open() as connection:
-            found = connection.execute("SELECT chunk, record FROM chunks WHERE spec = ?", (self.spec,)).fetchall()
+        found = self._selected("SELECT chunk, record FROM chunks WHERE spec = ?")
         try:
             return {chunk: json.loads(record) for chunk, record in found}
         except ValueError as error:
@@ -176,16 +230,21 @@ class Store:
     def rows(self) -> dict[str, Row]:
         """Every row by its pair, each held against its sha256."""
         query = "SELECT pair, status, reason, texts, arrays, sha256 FROM pairs WHERE spec = ? ORDER BY chunk, pair"
-        with self._open() as connection:
-            found = connection.execute(query, (self.spec,)).fetchall()
+        found = self._selected(query)
         return {row[0]: self._unpacked(*row) for row in found}
+
+    def _selected(self, query: str) -> list[Any]:
+        """What a query of this run finds, nothing where nothing was written yet. The folder stays as it is."""
+        if not self.path.exists():
+            return []
+        with self._open(_read_only(self.path)) as connection:
+            return connection.execute(query, (self.spec,)).fetchall()
 
     def take(self, other: "Store") -> None:
         """All rows of another store, to the byte. Raises InvalidResults where a pair has other numbers there."""
-        with other._open() as connection:
-            pairs = connection.execute("SELECT * FROM pairs WHERE spec = ?", (self.spec,)).fetchall()
-            chunks = connection.execute("SELECT * FROM chunks WHERE spec = ?", (self.spec,)).fetchall()
-        with self._open() as connection:
+        pairs = other._selected("SELECT * FROM pairs WHERE spec = ?")
+        chunks = other._selected("SELECT * FROM chunks WHERE spec = ?")
+        with self._open(_to_write(self.path)) as connection:
             held = dict(connection.execute("SELECT pair, sha256 FROM pairs WHERE spec = ?", (self.spec,)).fetchall())
             for row in pairs:
                 if held.get(row[0], row[-1]) != row[-1]:
@@ -215,10 +274,41 @@ def _connected(path: Path) -> sqlite3.Connection:
     return connection
 
 
+@contextmanager
+def _to_write(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to the file, made if need be."""
+    if not path.exists():
+        _create(path)
+    with closing(_connected(path)) as connection:
+        yield connection
+
+
+@contextmanager
+def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that leaves the folder as it is. What a kill left half-written is taken back in a copy."""
+    with ExitStack() as stack:
+        found = stack.enter_context(closing(_opened(path)))
+        try:
+            found.execute("PRAGMA schema_version").fetchone()  # the first look finds what is half-written
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+            for name in (path.name, f"{path.name}-journal"):
+                shutil.copy(path.with_name(name), copy.with_name(name))
+            found = stack.enter_context(closing(_connected(copy)))
+        yield found
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
 def _create(path: Path) -> None:
     """A file of empty tables, whole or not there."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         new = Path(scratch) / path.name
+        new.touch()  # by the umask: SQLite would have a mode of its own
         with closing(_connected(new)) as connection:
             connection.executescript(f"{TABLES} PRAGMA user_version={SCHEMA};")
         os.replace(new, path)
@@ -238,17 +328,18 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
     if target.exists() and any(target.iterdir()):
         raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
     first = manifests[0]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"{target} cannot be written: {error}.") from error
     whole = Store(target, first["spec_sha256"])
-    for source in sources:
-        shard = Store(source, first["spec_sha256"])
-        shard.rows()  # held against their sha256
-        whole.take(shard)
-    record = first["provenance"] | {"command": _of_the_whole(first, target)}
-    write_manifest(target, first | {"shard": [0, 1], "provenance": record})
+    shards = [Store(source, first["spec_sha256"]) for source in sources]
+    with begun(target):
+        try:
+            for shard in shards:
+                shard.rows()  # held against their sha256
+                whole.take(shard)
+            record = first["provenance"] | {"command": _of_the_whole(first, target)}
+            write_manifest(target, first | {"shard": [0, 1], "provenance": record})
+        except Exception:
+            whole.path.unlink(missing_ok=True)  # a part of the whole is none
+            raise
     chunks = range(-(-len(first["pairs"]) // first["spec"]["chunk"]))
     return sorted({*chunks} - {*whole.chunks()})
 

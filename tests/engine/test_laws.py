@@ -165,7 +165,7 @@ def test_resid_post_is_resid_pre_of_the_next_layer(model):
 def test_a_layers_parts_together_are_its_output(model):
     if "mlp_out" not in model.anatomy.components:
         assert model.anatomy.family in ("opt", "falcon_h1", "mamba", "qwen3_next")
-        return
+        pytest.skip("its layers have no MLP output of their own")
     cases = list(product(LAYERS, (EVERYWHERE, (LAST,))))
     together = logits(model, *(parts(*case) for case in cases))
     outputs = logits(model, *(edits("resid_post", *case) for case in cases))
@@ -175,7 +175,7 @@ def test_a_layers_parts_together_are_its_output(model):
 
 def test_at_an_inner_position_a_layers_parts_are_more_than_its_output(model):
     if "mlp_out" not in model.anatomy.components:
-        return
+        pytest.skip("its layers have no MLP output of their own")
     together, output = logits(model, parts(1, [5]), edits("resid_post", 1, [5]))
     assert difference(together[5], output[5]) < TOLERANCE
     assert difference(together[6:], output[6:]) > REAL
@@ -260,7 +260,7 @@ def test_edits_at_one_token_apply_in_computation_order(model):
 
 def test_the_mlp_adds_to_a_middle_that_was_edited(model):
     if "resid_mid" not in model.anatomy.components:
-        return
+        pytest.skip("its layers have no stream between attention and MLP")
     layer, position = 1, LAST
     middle = recordings(model)[DONOR].activations["resid_mid", layer][position]
     given = torch.linspace(-1, 1, len(middle))

@@ -64,15 +64,13 @@ def attention_by(model: Model, attend: Attend) -> Iterator[None]:
     """The model's layers attend by `attend` while the context is open; other models are left alone. Not for threads."""
     name = model.attention
     layers = {id(part): number for number, layer in enumerate(model.layers) for part in layer.modules()}
-    registered: dict[str, Any] = ALL_ATTENTION_FUNCTIONS._local_mapping
-    before = registered.get(name)
-    ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, ALL_ATTENTION_FUNCTIONS.get(name), attend)
+    before = ALL_ATTENTION_FUNCTIONS.get(name)
+    ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, before, attend)
     try:
         yield
     finally:
-        if before is None:
-            del ALL_ATTENTION_FUNCTIONS[name]
-        else:
+        del ALL_ATTENTION_FUNCTIONS[name]  # what is left is the library's own
+        if ALL_ATTENTION_FUNCTIONS.get(name) is not before:  # there was one in its place
             ALL_ATTENTION_FUNCTIONS[name] = before
 
 

@@ -44,6 +44,7 @@ SUBSETS = {
 }
 LABELS = {
     "packed": "causal-tracing, packed",
+    "trace": "causal-tracing, `ct.trace` from prompts to result",
     "replay": "causal-tracing, replay",
     "nnsight_loop": "(a) nnsight, the recipe's loop",
     "nnsight_invokes": "(b) nnsight, ten invokes a trace",
@@ -96,6 +97,14 @@ class Ours:
         return found.values.reshape(-1, layers, len(task.clean))
 
 
+def traced(model: Model) -> np.ndarray:
+    """The same sweep as a user asks for it: with its repeats and spot checks, all metrics, and a Trace at the end."""
+    found = ct.trace(
+        model, ct.Pair(**DEMO), components=["resid_post"], directions=["restoration"], progress=False
+    ).measurements.maps["blocks"]
+    return found.restored.sel(metric="logit_diff").squeeze().transpose("layer", "position").values
+
+
 def seconds(run: Callable[[], object]) -> float:
     """How long it takes."""
     started = time.perf_counter()
@@ -112,6 +121,7 @@ def sweeps(model: Model, task: Task, peers: Sequence[str], repeats: int) -> dict
     step = {name: cells[:: max(1, len(cells) // SUBSETS[name])][: SUBSETS[name]] for name in peers}
     results = {name: sweep(task, step[name]) for name, sweep in prepared.items()}
     results |= {"packed": one(task)[0], "replay": replay(task)[0], "default": default(task)[0]}
+    results["trace"] = traced(model)
     apart = agreement(results)
     if apart > 1e-3:
         raise SystemExit(f"The sweeps differ by {apart:.1e} logits: there is nothing to time.")
@@ -126,6 +136,7 @@ def sweeps(model: Model, task: Task, peers: Sequence[str], repeats: int) -> dict
             _note(times, name, seconds(lambda s=sweep, n=name: s(task, step[n])) / len(step[name]))
         _note(times, "replay", seconds(lambda: replay(task)) / len(cells))
         _note(times, "packed", seconds(lambda: one(task)) / len(cells))
+        _note(times, "trace", seconds(lambda: traced(model)) / len(cells))
         _note(times, "projections", seconds(alone) / len(cells))
         speed = statistics.median(product() for _ in range(5))
         _note(times, "operations", work / speed / len(cells))

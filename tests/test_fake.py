@@ -64,7 +64,7 @@ def test_structural_zeros_are_not_run():
     assert all(site.position == LAST for site in ran if site.layer == LAYERS - 1)
     zero = trace.effects.status.sel(metric="logit_diff", pair="p") == "structural_zero"
     assert zero.isel(position=slice(DIFFERS)).all()
-    repeats = 2 * len({LAYERS * n // 4 for n in range(4)})  # of the two unedited runs
+    repeats = 2 * len({LAYERS * n // 3 for n in range(3)})  # of the two unedited runs
     assert len(model.backend.evaluated) == trace.provenance["worlds"] - trace.provenance["worlds_skipped"] + repeats
     assert Run((0, 1, 2, 4, 5)) in model.backend.recorded
 

@@ -145,7 +145,7 @@ def test_the_spread_of_repeats_is_of_the_size_of_rounding(model):
     for backend in (plain_backend(model), open_backend(model, ["resid_post"])):
         scoring = Scoring(backend, dict(enumerate(tokens)))
         repeats = [again for world in worlds for again in scoring.repeats([world])]
-        assert len(repeats) == 2 * 4
+        assert len(repeats) == 2 * 3
         values = scoring.evaluate([*worlds, *repeats]).values
         found = spread(values[:2], values[2:])
         assert found.shape == (len(METRICS),)

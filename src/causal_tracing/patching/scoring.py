@@ -25,7 +25,7 @@ from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.units import METRICS
 
-REPEATS = 4  # of an unedited run
+REPEATS = 3  # of an unedited run
 BOTH = 2  # of a pair's unedited runs are repeated: the clean one, and one corrupt one, however many draws there are
 LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 
@@ -92,7 +92,7 @@ class Scoring:
     def repeats(self, unedited: Sequence[World]) -> list[World]:
         """The first unedited worlds of a pair again (the clean one, and one corrupt one), to ride along with its cells.
 
-        They begin at up to four layers, evenly spread: of fewer layers they have other shapes.
+        They begin at up to three layers, evenly spread: of fewer layers they have other shapes.
         """
         layers = sorted({self.rules.num_layers * n // REPEATS for n in range(REPEATS)})
         return [replace(world, again=1 + layer) for world in unedited[:BOTH] for layer in layers]

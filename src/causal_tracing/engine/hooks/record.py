@@ -55,8 +55,9 @@ def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
                 place = edit.site.component, edit.site.layer
                 places.setdefault(donor.run, set()).add(place)
     alike: dict[frozenset[Place], list[Run]] = {}
-    for donor, wanted in places.items():
-        alike.setdefault(frozenset(wanted), []).append(donor)
+    everywhere = frozenset(place for wanted in places.values() for place in wanted)
+    for donor, wanted in places.items():  # of a few, more is kept than is read, so that they share a forward
+        alike.setdefault(everywhere if len(places) <= ROWS else frozenset(wanted), []).append(donor)
     recordings: dict[Run, Recording] = {}
     for wanted, donors in alike.items():
         recordings |= record(model, donors, wanted)

@@ -82,7 +82,7 @@ def test_heads_are_proved_once_and_refused_where_the_proof_fails(monkeypatch: py
     def failing(model: Model, mediators: Any, *runs: Run) -> Any:
         asked.append(list(mediators))
         for finding in proofs(model, mediators, *runs):
-            yield checks.bounded(finding.name, finding.component, 1.0, 0.0) if finding.component == "z" else finding
+            yield checks.bounded(finding.name, finding.components, 1.0, 0.0) if finding.component == "z" else finding
 
     open_backend(shared("llama"), ["resid_post"])
     monkeypatch.setattr(checks, "proofs", failing)

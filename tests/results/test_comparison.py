@@ -17,7 +17,9 @@ from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.report.labels import number
+from causal_tracing.report.words.comparison import DENOMINATORS
 from causal_tracing.results.means import NoMean
+from causal_tracing.results.statistics.bootstrap import OF_SIDE, Reason
 from families import FAMILIES, build
 from made import LAYERS, POSITIONS, WORDS, longer, pair, synthetic, taken_apart
 
@@ -362,6 +364,13 @@ def test_prompts_of_other_lengths_meet_by_role(model: Model):
     expected = [one[:, 0] - two[:, :2].mean(1), one[:, 1] - two[:, 3], one[:, 2] - two[:, 4], one[:, 3] - two[:, 6]]
     assert_allclose(found.cells.restoration.sel(component="mlp_out", layer=1), np.mean(expected, axis=1), atol=1e-12)
     assert "9 of 9 pairs have the same id and another clean prompt: are they the same pairs?" in found.summary()
+
+
+def test_why_a_fraction_is_undefined_is_a_reason_by_its_side():
+    assert {reason.removeprefix(f"{side}: ") for side, names in OF_SIDE.items() for reason in names.values()} == {
+        Reason.NEAR_ZERO, Reason.ZERO,
+    }  # fmt: skip
+    assert {*DENOMINATORS} == {*OF_SIDE["first"]} == {*OF_SIDE["second"]}
 
 
 def test_tokens_beside_roles_are_compared_by_role(model: Model):

@@ -8,6 +8,8 @@ from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import ROLES, Column
 
+OF_SUBJECT = tuple(role for role in ROLES if role != "last")  # what no token is in a pair without a subject
+
 
 def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
     """The worlds of a column: for each, the slots that it patches. Empty where the pair has none.
@@ -66,7 +68,7 @@ def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
     if column not in (*ROLES, *spans):
         raise InvalidOption(f"There is no position {column!r}. {nearest(column, ('each', 'together', *ROLES, *spans))}")
     if not any(pair.clean.positions(column) for pair in pairs):
-        hint = " Give the pairs a subject=." if "subject" in column or column in ("next", "further") else ""
+        hint = " Give the pairs a subject=." if column in OF_SUBJECT else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
     for pair in pairs:
         if not pair.corrupt.positions(column):

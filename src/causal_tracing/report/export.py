@@ -15,7 +15,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidOption, MachineError
 from causal_tracing.results.columns import columns_of, is_token, tokens_among
 from causal_tracing.results.effects import AVERAGED, effects
-from causal_tracing.results.means import cluster_names
+from causal_tracing.results.means import clusters_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE
 from causal_tracing.results.site_kinds import kind_of
@@ -103,9 +103,9 @@ class _Grid:
 
 def _clusters(measurements: Measurements, found: xr.Dataset) -> np.ndarray:
     """Each pair's cluster, or its own id; with the word before it where a cluster is called as another pair is."""
-    exact = cluster_names(measurements, found.pair.values)
-    plain = [name.split(" ", 1)[1] for name in exact]
-    return np.array(plain if len({*plain}) == len({*exact}) else exact, dtype=object)
+    exact = clusters_of(measurements, found.pair.values)
+    plain = [name for _, name in exact]
+    return np.array(plain if len({*plain}) == len({*exact}) else [" ".join(each) for each in exact], dtype=object)
 
 
 def _tokens(found: xr.Dataset) -> dict[str, np.ndarray]:

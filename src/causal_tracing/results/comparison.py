@@ -26,7 +26,7 @@ from causal_tracing.results.means import (
     MeanMap,
     by_position,
     by_role,
-    cluster_names,
+    clusters_of,
     require_finite,
     roles_differ,
     status_over_pairs,
@@ -175,8 +175,8 @@ def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> 
     """Each pair's cluster as a number: pairs that share a cluster in either trace are one."""
     cluster = {id: id for id in ids}
     for measurements in (first, second):
-        members: dict[str, list[str]] = {}
-        for id, name in zip(ids, cluster_names(measurements, ids), strict=True):
+        members: dict[tuple[str, str], list[str]] = {}
+        for id, name in zip(ids, clusters_of(measurements, ids), strict=True):
             members.setdefault(name, []).append(id)
         for named in members.values():
             together = {cluster[id] for id in named}
@@ -360,7 +360,7 @@ def _warnings(first: Measurements, second: Measurements, one: xr.Dataset, other:
     apart = (counts[0] != counts[1]) | (tokens[0][:, :length] != tokens[1][:, :length]).any(1)
     if (apart & (prompts[0] == prompts[1])).any():
         found.append("The same prompts are cut into other tokens: a position is not the same text in both.")
-    names = [cluster_names(each, ids) for each in (first, second)]
+    names = [clusters_of(each, ids) for each in (first, second)]
     if names[0] != names[1]:
         found.append("The clusters of some pairs differ: pairs that share one in either trace are one here.")
     return found

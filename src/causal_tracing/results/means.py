@@ -69,8 +69,13 @@ class MeanMap:
     @property
     def title(self) -> str:
         """How many pairs and clusters these are the means of, in words."""
+        return self.titled("mean")
+
+    def titled(self, what: str, *, of: int | None = None) -> str:
+        """The same of something else, or with how many pairs were asked for."""
+        pairs = f"{self.pairs} of {of}" if of is not None else f"{self.pairs}"
         clusters = "" if self.clusters == self.pairs else f" in {self.clusters} clusters"
-        return f"mean over {self.pairs} pairs{clusters}"
+        return f"{what} over {pairs} pairs{clusters}"
 
     def peak(self, component: str) -> xr.Dataset | None:
         """The cell where a component's map is strongest; None where no cell can be."""
@@ -97,7 +102,7 @@ def _mean_map(measurements: Measurements, of: str, metric: str, seed: int) -> Me
     found = effects(measurements, of, metrics=[metric])
     chosen = defined(found.sel(metric=metric))
     ids = tuple(str(id) for id in chosen.pair.values)
-    codes = cluster_codes(cluster_names(measurements, ids))
+    codes = cluster_codes(clusters_of(measurements, ids))
     averaged = by_column(chosen)
     by_cluster = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
@@ -150,10 +155,10 @@ def require_finite(kept: xr.Dataset) -> None:
             raise NoMean(f"{name} by {kept.metric.item()} is infinite somewhere. Choose another metric.")
 
 
-def cluster_names(measurements: Measurements, ids: Iterable[Any]) -> list[str]:
-    """Each pair's cluster: the one it names, or itself."""
+def clusters_of(measurements: Measurements, ids: Iterable[Any]) -> list[tuple[str, str]]:
+    """Each pair's cluster: ("cluster", the one it names), or ("pair", itself)."""
     said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
-    return [f"cluster {said[id]}" if said.get(id) else f"pair {id}" for id in map(str, ids)]
+    return [("cluster", str(said[id])) if said.get(id) else ("pair", id) for id in map(str, ids)]
 
 
 def by_column(found: xr.Dataset) -> xr.Dataset:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.check import accept, check, prove
+from causal_tracing.engine.checks.check import Checkup, accept, check, prove
+from causal_tracing.engine.checks.findings import Finding
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, OutOfMemory, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
@@ -325,6 +326,17 @@ def test_a_checkup_says_what_was_found():
         assert ("its own activations change nothing", component) in checked
         assert ("a large random write changes the logits", component) in checked
         assert ("nothing before an edit changes", component) in checked
+
+
+def test_a_finding_says_which_way_its_bound_is():
+    model = check(load("llama")).model
+    least = Finding(name="moves", components=("z", "v"), difference=0.5, bound=0.1, at_least=True)
+    most = replace(least, name="a large difference", at_least=False)
+    assert (least.holds, most.holds) == (True, False)
+    assert not replace(least, difference=float("nan")).holds
+    said = str(Checkup(model=model, findings=(least, most))).splitlines()[-2:]
+    assert [line.split()[-3:] for line in said] == [["≥", "1e-01", "holds"], ["≤", "1e-01", "FAILS"]]
+    assert least.to_dict() == {"name": "moves", "component": "z, v", "difference": 0.5, "bound": 0.1, "holds": True}
 
 
 def test_a_checkup_names_what_was_refused():

@@ -226,6 +226,14 @@ def test_the_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         to_html(example(), tmp_path / "nowhere" / "report.html")
 
 
+def test_prompts_with_the_page_s_own_marks_stay_whole():
+    made = example()
+    texts = {"clean_prompt": "one   against   two → three", "corrupt_prompt": "four → five", "foil": ""}
+    pairs = made.pairs.assign({name: ("pair", np.array([text], object)) for name, text in texts.items()})
+    html = to_html(replace(made, pairs=pairs))
+    assert "<h1>one   against   two → three → <b>yes</b><small>against four → five</small></h1>" in html
+
+
 def test_a_notebook_gets_words_and_a_map_without_script():
     html = notebook_html(example())
     assert "<script" not in html

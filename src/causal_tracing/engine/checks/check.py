@@ -24,7 +24,7 @@ from causal_tracing.engine.checks.agreement import (
     random_prompts,
     room_for_checks,
 )
-from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
+from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
@@ -56,7 +56,7 @@ class Checkup:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
         lines.append(f"\n{'check':50}{'component':20}{'measured':>10}{'bound':>12}")
         for finding in self.findings:
-            bound = f"{'≥' if finding.name.startswith('a large') else '≤'} {finding.bound:.0e}"
+            bound = f"{'≥' if finding.at_least else '≤'} {finding.bound:.0e}"
             verdict = "holds" if finding.holds else "FAILS"
             lines.append(f"{finding.name:50}{finding.component:20}{finding.difference:>10.1e}{bound:>12}  {verdict}")
         return "\n".join(lines)
@@ -76,9 +76,7 @@ class Checkup:
             "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
             "refused": dict(anatomy.refused),
             "whole_layers_are_cuts": anatomy.cut,
-            "findings": [
-                {name: getattr(finding, name) for name in Finding.__dataclass_fields__} for finding in self.findings
-            ],
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
 
@@ -110,7 +108,7 @@ def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Findin
     clean, corrupt = random_prompts(model.network, model.tokenizer)
     anatomy, found = model.anatomy, list(proofs(model, mediators, clean, corrupt))
     for failed in (finding for finding in found if not finding.holds):
-        for component in failed.component.split(", "):
+        for component in failed.components:
             if component in anatomy.mediators:
                 anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
     model = replace(model, anatomy=anatomy)
@@ -154,7 +152,7 @@ def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, s
 def _agreeing(agreement: Agreement) -> Iterator[Finding]:
     for component, difference in agreement.differences.items():
         if not agreement.reason:
-            yield bounded("packed = replay", component, difference, agreement.bound)
+            yield bounded("packed = replay", (component,), difference, agreement.bound)
 
 
 def _measured(failed: Finding) -> str:
@@ -193,7 +191,7 @@ def _additive(model: Model, recording: Recording) -> Finding:
         out = seen["resid_post", layer]
         parts = (seen["attn_out", layer] + seen["mlp_out", layer]) * model.scale(layer)
         rows.append((out - seen["resid_pre", layer], parts, out))
-    return _agree(model, "out - in = attention + MLP", "attn_out, mlp_out", rows)
+    return _agree(model, "out - in = attention + MLP", ("attn_out", "mlp_out"), rows)
 
 
 def _middle(model: Model, recording: Recording) -> Finding:
@@ -202,7 +200,7 @@ def _middle(model: Model, recording: Recording) -> Finding:
     for layer in range(model.num_layers):
         middle, before = seen["resid_mid", layer], seen["resid_pre", layer]
         rows.append((middle - before, seen["attn_out", layer] * model.scale(layer), middle))
-    return _agree(model, "middle - in = attention", "resid_mid", rows)
+    return _agree(model, "middle - in = attention", ("resid_mid",), rows)
 
 
 def _local(model: Model, run: Run) -> Finding:
@@ -213,17 +211,19 @@ def _local(model: Model, run: Run) -> Finding:
     _, captured = forward(model, [run, edited], {}, keep=1, wanted=[("mlp_out", layer)])
     before, after = captured["mlp_out", layer][:, 2:]
     change = ((after - before).abs().max() / before.abs().max().clamp(min=1e-30)).item()
-    return bounded("an MLP reads its own token only", "mlp_out", change, TOLERANCE[model.dtype])
+    return bounded("an MLP reads its own token only", ("mlp_out",), change, TOLERANCE[model.dtype])
 
 
-def _agree(model: Model, name: str, component: str, rows: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Finding:
+def _agree(
+    model: Model, name: str, components: tuple[str, ...], rows: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> Finding:
     """The largest |added − parts| in shares of what was added, less what rounding of the whole stream explains."""
     rounding, worst = 4 * torch.finfo(getattr(torch, model.dtype)).eps, 0.0
     for added, parts, whole in rows:
         difference = (added - parts).abs().amax(-1) - rounding * whole.abs().amax(-1)
         share = difference.clamp(min=0) / added.abs().amax(-1).clamp(min=1e-30)
         worst = max(worst, share.max().item())
-    return bounded(name, component, worst, TOLERANCE[model.dtype])
+    return bounded(name, components, worst, TOLERANCE[model.dtype])
 
 
 def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
@@ -239,16 +239,16 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     components = model.anatomy.components
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.num_layers - 1)])[0]
     alone = (in_a_batch - donors[clean].logits).abs().max().item() / size
-    yield bounded("a run alone = the run in a batch", "", alone, bound)
+    yield bounded("a run alone = the run in a batch", (), alone, bound)
     for component in components:
         yield own_activations(model, component, clean, donors)
     last = run([write_all(model, "resid_post", corrupt, model.num_layers - 1)])[0]
     difference = (last - donors[corrupt].logits).abs().max().item() / size
-    yield bounded("the last layer's output gives the donor's logits", "resid_post", difference, bound)
+    yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
         whole = run([write_all(model, component, corrupt, layer) for layer in range(model.num_layers)])
         difference = (whole - donors[corrupt].logits).abs().max().item() / size
-        yield bounded("a whole layer gives the donor's logits", component, difference, bound)
+        yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:
         yield from random_write(model, component, clean, donors[clean], bound)
 
@@ -257,12 +257,13 @@ def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy
     """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted."""
     for finding in (finding for finding in findings if not finding.holds):
         measured = _measured(finding)
-        if finding.name == "nothing before an edit changes":
+        if finding.name == Law.CAUSAL:
             raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
-        if finding.component in ("", "resid_post") and finding.name != "a whole layer gives the donor's logits":
+        if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
-        if finding.name == "a whole layer gives the donor's logits" and finding.component != "resid_mid":
+        if finding.name == Law.WHOLE_LAYER and finding.components != ("resid_mid",):
             anatomy = replace(anatomy, cut=False)
-        elif finding.component in anatomy.components:
-            anatomy = anatomy.refuse(finding.component, f"its check failed {measured}.")
+            continue
+        for component in (name for name in finding.components if name in anatomy.components):
+            anatomy = anatomy.refuse(component, f"its check failed {measured}.")
     return anatomy

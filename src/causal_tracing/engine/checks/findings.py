@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 import torch
 
@@ -15,20 +17,44 @@ from causal_tracing.models.model import Model
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
 
 
+class Law(StrEnum):
+    """Checks whose failure means more than that a component is refused (`check.py`)."""
+
+    CAUSAL = "nothing before an edit changes"
+    WHOLE_LAYER = "a whole layer gives the donor's logits"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One check: the difference that was measured, the bound that it was held against, and whether it held."""
+    """One check: the difference that was measured, the bound that it was held against, and whether it held.
+
+    It speaks for these components, of the model itself where there are none. `at_least`: the bound is a lower one.
+    """
 
     name: str
-    component: str
+    components: tuple[str, ...]
     difference: float
     bound: float
-    holds: bool
+    at_least: bool = False
+
+    @property
+    def component(self) -> str:
+        """The components, for people."""
+        return ", ".join(self.components)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference keeps to its bound; what is not a number does not."""
+        return self.difference >= self.bound if self.at_least else self.difference <= self.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: getattr(self, name) for name in ("name", "component", "difference", "bound", "holds")}
 
 
-def bounded(name: str, component: str, difference: float, bound: float) -> Finding:
+def bounded(name: str, components: tuple[str, ...], difference: float, bound: float) -> Finding:
     """A check that holds up to its bound."""
-    return Finding(name=name, component=component, difference=difference, bound=bound, holds=difference <= bound)
+    return Finding(name=name, components=components, difference=difference, bound=bound)
 
 
 def write_all(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
@@ -46,7 +72,7 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
     itself = Run(run.tokens, write_all(model, component, run))
     logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
     change = (logits[0] - donors[run].logits).abs().max().item()
-    return bounded("its own activations change nothing", component, change, 0.0)
+    return bounded("its own activations change nothing", (component,), change, 0.0)
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
@@ -59,12 +85,11 @@ def random_write(model: Model, component: str, run: Run, recording: Recording, b
     edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
     logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
     change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()
-    yield bounded("nothing before an edit changes", component, change[:position].max().item(), bound)
-    moved = change[position].item()
+    yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), bound)
     yield Finding(
         name="a large random write changes the logits",
-        component=component,
-        difference=moved,
+        components=(component,),
+        difference=change[position].item(),
         bound=REAL_CHANGE,
-        holds=moved >= REAL_CHANGE,
+        at_least=True,
     )

@@ -156,5 +156,5 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             ]
             one, other = forward(model, runs, donors, keep=LENGTH)[0].chunk(2)
             apart = (one - other).abs().max().item() / size
-            speaks_for = ", ".join(name for name in (*parts, *whole) if name in mediators)
+            speaks_for = tuple(name for name in (*parts, *whole) if name in mediators)
             yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, apart, bound)

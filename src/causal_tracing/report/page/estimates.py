@@ -28,11 +28,11 @@ def estimates_page(
     record, unit = measurements.provenance, str(measurements.pairs.unit.values[0])
     direction, several = measurements.directions[0], measurements.pairs.sizes["pair"] > 1
     named = [(one, in_words.named(measurements, one)) for one in checked]
-    asked, _, against = in_words.headline(measurements).partition("   against   ")
+    asked, *against = in_words.asked(measurements)
     rows = [{"component": name, **row} for name, row in agreement.to_dict("index").items()]
     page = Template(part("estimates.html")).substitute(
         head=head(f"Estimates: {asked}", part("page.css")),
-        headline=prompt(asked) + (f"<small>against {prompt(against)}</small>" if against else ""),
+        headline=prompt(asked) + "".join(f"<small>against {prompt(side)}</small>" for side in against),
         total=escape(
             f"estimated {direction} ({in_words.how(record)}, {measurements.metric}) · {_total(measurements)} · "
             f"{record['model']}"

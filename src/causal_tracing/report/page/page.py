@@ -21,6 +21,7 @@ from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.text import visible
+from causal_tracing.report.words.method import Side
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
@@ -90,7 +91,7 @@ def write(path: Path, page: str) -> None:
 def _story(reading: Reading, *, hidden: bool) -> str:
     """The finding, before anything else; what else the words say comes with the table of sites."""
     finding = reading.sentences[0] if reading.sentences else "No effect could be measured."
-    clean, _, corrupt = reading.headline.partition("   against   ")
+    clean, corrupt = reading.sides
     warnings = "".join(f'<p class="warning">{escape(visible(text))}</p>' for text in reading.warnings)
     return (
         f'<div class="story" data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
@@ -103,17 +104,17 @@ def _story(reading: Reading, *, hidden: bool) -> str:
 def _short_story(measurements: Measurements, pair: str) -> str:
     """A pair that is one of many: what is asked, and nothing more."""
     data = measurements.pairs.sel(pair=pair)
-    asked = [f"{data[f'{name}_prompt'].item()} →{data[text].item()}" for name, text in SIDES]
+    asked = [Side(data[f"{name}_prompt"].item(), data[text].item()) for name, text in SIDES]
     return (
         f'<div class="story" data-pair="{escape(pair)}" hidden>'
         f"<h1>{prompt(asked[0])}<small>against {prompt(asked[1])}</small></h1></div>"
     )
 
 
-def prompt(text: str) -> str:
+def prompt(side: Side) -> str:
     """A prompt, with what follows it set apart."""
-    prompt, arrow, answer = visible(text).rpartition(" →")
-    return f"{escape(prompt)} → <b>{escape(answer.strip() or answer)}</b>" if arrow else escape(visible(text))
+    text, follows = visible(side.prompt), visible(side.follows)
+    return f"{escape(text)} → <b>{escape(follows.strip() or follows)}</b>" if follows else escape(text)
 
 
 def _sections(measurements: Measurements) -> list[SiteKind]:

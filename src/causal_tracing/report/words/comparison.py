@@ -11,7 +11,7 @@ from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.many_pairs import SIGNIFICANT, between, p_value, where_peak, with_interval
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS
-from causal_tracing.results.statistics.bootstrap import FEWEST, NEAR_ZERO, ZERO
+from causal_tracing.results.statistics.bootstrap import FEWEST, NEAR_ZERO, OF_SIDE, ZERO
 
 LONGEST = 60  # letters of an option's value
 MOST = 12  # names of a list
@@ -39,7 +39,7 @@ def words(found: Differences) -> str:
 
 def _compared(found: Differences) -> Iterator[str]:
     """Both traces, and what their records say differently."""
-    yield f"The first minus the second: {found.title.replace('mean', 'mean paired difference', 1)}"
+    yield f"The first minus the second: {found.titled('mean paired difference')}"
     for which, side in found.sides.items():
         yield f"  {which:<7} {side.model} · {side.metric} ({side.unit})"
     if not found.differing:
@@ -148,7 +148,7 @@ def _without_fractions(cells: xr.Dataset) -> Iterator[str]:
     reasons = cells[f"{name}_reason"].values
     for which in ("first", "second"):
         for reason, what in DENOMINATORS.items():
-            count = int((reasons == f"{which}: {reason}").sum())
+            count = int((reasons == OF_SIDE[which][reason]).sum())
             if count:
                 cells_said = "No cell has fractions" if count == reasons.size else f"{count} cells have no fractions"
                 yield f"{cells_said} to compare: {what.format(which)}."

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from causal_tracing.report.words.method import against
+from causal_tracing.report.words.method import Side, headline, sides
 from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import kind_of_component
@@ -17,7 +17,7 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
     """The agreement of each component first, then what is known of the rest, then the strongest that were patched."""
     record = measurements.provenance
     lines = [
-        headline(measurements),
+        headline(asked(measurements)),
         f"estimated {measurements.directions[0]} ({how(record)}, {measurements.metric}) · {record['model']}",
         "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
         "",
@@ -39,13 +39,12 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
     return "\n".join(lines)
 
 
-def headline(measurements: Measurements) -> str:
+def asked(measurements: Measurements) -> tuple[Side, ...]:
     """What was asked: the two prompts, or how many pairs (then rows are medians over them)."""
     pairs = measurements.pairs
     if pairs.sizes["pair"] > 1:
-        return f"{pairs.sizes['pair']} pairs, each with estimates of its own; rows are medians over them"
-    data = pairs.isel(pair=0)
-    return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {against(measurements, data)}"
+        return (Side(f"{pairs.sizes['pair']} pairs, each with estimates of its own; rows are medians over them"),)
+    return sides(measurements, pairs.isel(pair=0))
 
 
 def how(record: Mapping[str, Any]) -> str:

@@ -66,9 +66,8 @@ def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> s
 def _share(means: MeanMap, record: Mapping[str, Any]) -> str:
     """How many pairs this speaks for, of how many."""
     asked = record.get("pairs_asked", means.pairs + len(means.undefined))
-    said = means.title[0].upper() + means.title[1:]
     if asked == means.pairs:
-        return said
+        return means.titled("Mean")
     left = {
         "left out by the clean run": len(record.get("dropped", ())),
         "failed": len(record.get("failed", ())),
@@ -76,7 +75,7 @@ def _share(means: MeanMap, record: Mapping[str, Any]) -> str:
         f"without {means.metric}": len(means.undefined),
     }
     why = ", ".join(f"{count} {reason}" for reason, count in left.items() if count)
-    return f"{said.replace(f'over {means.pairs} pairs', f'over {means.pairs} of {asked} pairs')} ({why})"
+    return f"{means.titled('Mean', of=asked)} ({why})"
 
 
 def _total(means: MeanMap) -> str:

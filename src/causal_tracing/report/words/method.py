@@ -1,6 +1,7 @@
 """What was done, in words: how noise corrupts, what is written at a site, what a window holds, what is severed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,18 @@ from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
 
 WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A prompt, and what follows it; nothing where it has no answer of its own."""
+
+    prompt: str
+    follows: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.prompt} →{self.follows}" if self.follows else self.prompt
+
 
 HOW_TO_READ = (
     "Restoration: the clean activation is put into the corrupt run at one site; shown is how much of the behaviour "
@@ -57,14 +70,10 @@ NOT_SHOWN_ABLATED = (
     "states that no text does, and each of them can rank sites otherwise.",
     NOT_SHOWN[-1],
 )
-WINDOWED = (
-    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
-    "the sum of what each layer does alone. Where there is no whole window, nothing is measured."
-)
-WINDOWED_ROME = (
-    "A window is several layers patched together, named by the layer it is centred on; beside its joint effect stands "
-    "the sum of what each layer does alone. At the edges of the model windows are cut, so they are narrower there."
-)
+WINDOWED = "A window is several layers patched together, named by the layer it is centred on{sums}. {edges}"
+SUMMED = "; beside its joint effect stands the sum of what each layer does alone"
+EDGES = "Where there is no whole window, nothing is measured."
+EDGES_ROME = "At the edges of the model windows are cut, so they are narrower there."
 USUAL = {  # the roles that carry most in each third of the layers, in the usual picture of factual recall
     "early": ("subject_first", "subject_middle", "subject_last"),
     "middle": ("subject_last",),
@@ -104,10 +113,9 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     if WINDOW[0] in measured:
-        text = WINDOWED_ROME if _preset(measurements) == "rome" else WINDOWED
-        if not {arm.raw for arm in SUMS.values()} & measured:
-            text = text.replace("; beside its joint effect stands the sum of what each layer does alone", "")
-        texts.append(text)
+        sums = SUMMED if {arm.raw for arm in SUMS.values()} & measured else ""
+        edges = EDGES_ROME if _preset(measurements) == "rome" else EDGES
+        texts.append(WINDOWED.format(sums=sums, edges=edges))
     parts = [name for part, name in PARTS.items() if SEVERED_ARMS[part].raw in measured]
     if parts:
         texts.append(SEVERED.format(parts=", or ".join(parts)))
@@ -126,12 +134,17 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     return (f"{few}and there is no interval.", *shown)
 
 
-def against(measurements: Measurements, data: xr.Dataset) -> str:
-    """What one pair's clean prompt is compared with."""
-    foil = data.foil.item()
+def sides(measurements: Measurements, data: xr.Dataset) -> tuple[Side, Side]:
+    """What was asked of one pair: its clean prompt, and what that is compared with."""
+    clean, foil = Side(data.clean_prompt.item(), data.answer.item()), data.foil.item()
     if measurements.provenance.get("noise"):
-        return WITH_NOISE + (f" (foil{foil})" if foil else "")
-    return data.corrupt_prompt.item() + (f" →{foil}" if foil else "")
+        return clean, Side(WITH_NOISE + (f" (foil{foil})" if foil else ""))
+    return clean, Side(data.corrupt_prompt.item(), foil)
+
+
+def headline(asked: Iterable[Side]) -> str:
+    """What was asked, on one line."""
+    return "   against   ".join(map(str, asked))
 
 
 def noise_sentences(measurements: Measurements, found: xr.Dataset) -> Iterator[str]:

@@ -17,14 +17,16 @@ import xarray as xr
 from causal_tracing.report.labels import number, percent, place, site_name, with_share
 from causal_tracing.report.words.method import (
     USUAL,
-    against,
+    Side,
     beside,
     control_sentences,
     convention_sentences,
+    headline,
     how_to_read,
     noise_sentences,
     not_shown,
     pairing_warnings,
+    sides,
     thirds,
     usual_sentence,
     write_sentences,
@@ -48,7 +50,7 @@ class Reading:
     """One pair's result in words: the finding first, then the sites, then what it does not show."""
 
     pair: str
-    headline: str
+    sides: tuple[Side, Side]
     total: str
     run: str
     sentences: tuple[str, ...]
@@ -56,6 +58,11 @@ class Reading:
     warnings: tuple[str, ...]
     caveats: tuple[str, ...]
     how_to_read: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """What was asked, on one line."""
+        return headline(self.sides)
 
 
 def read(measurements: Measurements, *, pair: str | None = None, metric: str | None = None) -> Reading:
@@ -71,7 +78,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
     )
     return Reading(
         pair=str(found.pair.item()),
-        headline=_headline(measurements, data),
+        sides=sides(measurements, data),
         total=_total(found),
         run=_run(measurements),
         sentences=(
@@ -123,10 +130,6 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
     if len(pairs) > PAIRS_EACH:
         lines.append(f"and {len(pairs) - PAIRS_EACH} more. Choose one with pair=.")
     return "\n".join(lines)
-
-
-def _headline(measurements: Measurements, data: xr.Dataset) -> str:
-    return f"{data.clean_prompt.item()} →{data.answer.item()}   against   {against(measurements, data)}"
 
 
 def _total(found: xr.Dataset) -> str:

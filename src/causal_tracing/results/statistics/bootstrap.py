@@ -13,6 +13,7 @@ Tests: `permutation.py`. Peaks: `peaks.py`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,27 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 
 FEWEST = 8  # clusters: with fewer there are values, and no interval
-TOO_FEW = f"fewer than {FEWEST} clusters"
-NEAR_ZERO = "the interval of the denominator contains 0"
-ZERO = "the mean of the denominator is 0"
 AT_ONCE = 2**22  # numbers held at once: resamples or flips, times cells
 ROUNDING = 1e-12  # sums in another order are the same number: ties are ties
+
+
+class Reason(StrEnum):
+    """Why a number or its interval is undefined; of a difference of two ratios, by which denominator."""
+
+    TOO_FEW = f"fewer than {FEWEST} clusters"
+    NEAR_ZERO = "the interval of the denominator contains 0"
+    ZERO = "the mean of the denominator is 0"
+    FIRST_NEAR_ZERO = f"first: {NEAR_ZERO}"
+    FIRST_ZERO = f"first: {ZERO}"
+    SECOND_NEAR_ZERO = f"second: {NEAR_ZERO}"
+    SECOND_ZERO = f"second: {ZERO}"
+
+
+TOO_FEW, NEAR_ZERO, ZERO = Reason.TOO_FEW, Reason.NEAR_ZERO, Reason.ZERO
+OF_SIDE = {  # what makes one ratio undefined, as the reason of a difference of two
+    "first": {NEAR_ZERO: Reason.FIRST_NEAR_ZERO, ZERO: Reason.FIRST_ZERO},
+    "second": {NEAR_ZERO: Reason.SECOND_NEAR_ZERO, ZERO: Reason.SECOND_ZERO},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +58,7 @@ class Interval:
     level: float
 
 
-def cluster_codes(names: Sequence[str]) -> Int[np.ndarray, " pair"]:
+def cluster_codes(names: Sequence[str] | Sequence[tuple[str, str]]) -> Int[np.ndarray, " pair"]:
     """Each pair's cluster as a number from 0, in the alphabetical order of the clusters' names."""
     number = {name: code for code, name in enumerate(sorted(set(names)))}
     return np.array([number[name] for name in names], dtype=np.int64)
@@ -144,7 +161,9 @@ def ratio_difference_interval(
     counts = resample_counts(len(top), resamples, seed)
     both = [_denominator_reasons(each, present, level, counts) for each in (bottom, base)]
     first_bad, second_bad = (np.isin(each, (NEAR_ZERO, ZERO)) for each in both)
-    reason = np.where(first_bad, "first: " + both[0], np.where(second_bad, "second: " + both[1], both[0]))
+    named = [np.array([names.get(one, one) for one in each], dtype=object)
+             for names, each in zip(OF_SIDE.values(), both, strict=True)]  # fmt: skip
+    reason = np.where(first_bad, named[0], np.where(second_bad, named[1], both[0]))
     ratios = [(_divided(each.sum(0), whole.sum(0)), each, whole) for each, whole in ((top, bottom), (other, base))]
     estimate = ratios[0][0] - ratios[1][0]
     low, high = np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)

@@ -22,6 +22,8 @@ from causal_tracing.cli.app import app
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.models.model import Model
+from causal_tracing.patching.options import RunOptions
+from causal_tracing.prompts.pairs import named as ct_named
 from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, merge, read_manifest, write_manifest
 from families import FAMILIES, build
 from tiny import tiny_folder
@@ -467,6 +469,53 @@ def test_only_pairs_that_the_clean_run_gets_right(model, tmp_path):
     ]
     found = ct.run(model, right, tmp_path / "first", keep="first_choice")
     assert found.effects.pair.values.tolist() == [f"pair-{n}" for n in (1, 3, 5)]
+
+
+def test_what_keep_asks_is_of_few_pairs_at_once_and_of_a_shards_own(model, tmp_path, monkeypatch):
+    """No more than a chunk's log-probabilities are there at once; what they say is not asked again."""
+    from causal_tracing.experiments import filter as filtering
+
+    real, asked = filtering.log_probs, []  # pyright: ignore[reportPrivateImportUsage]
+
+    def counted(backend: Any, runs: Any) -> Any:
+        asked.append([run.tokens for run in runs])
+        return real(backend, runs)
+
+    monkeypatch.setattr(filtering, "log_probs", counted)
+    tokens = [tuple(WORDS(one.clean)["input_ids"]) for one in PAIRS]
+    kept = filtering.keep_pairs(model, ct_named(PAIRS * 2), RunOptions(), "preferred")
+    assert max(map(len, asked)) == filtering.ASKED_AT_ONCE
+    whole = ct.run(model, PAIRS, tmp_path / "whole", keep="preferred")
+    assert [id for id in kept.dropped if int(id[5:]) < COUNT] == [*whole.provenance["dropped"]]
+    asked.clear()
+    ct.run(model, PAIRS, tmp_path / "shard-1", keep="preferred", shard=(1, 2))
+    assert asked == [tokens[8:16]]
+    ct.run(model, PAIRS, tmp_path / "shard-0", keep="preferred", shard=(0, 2))
+    assert asked == [tokens[8:16], tokens[:8], tokens[16:]]
+    ct.run(model, PAIRS, tmp_path / "shard-0", keep="preferred", shard=(0, 2))
+    assert len(asked) == 3
+    assert merge(tmp_path / "all", [tmp_path / "shard-0", tmp_path / "shard-1"]) == []
+    assert arrays(tmp_path / "all") == arrays(tmp_path / "whole")
+    assert ct.run(model, PAIRS, tmp_path / "all", keep="preferred").summary() == whole.summary()
+
+
+def test_what_only_pairs_have_that_were_left_out_is_in_no_map(model, tmp_path):
+    longer = replace(LONGER, foil=None)  # which it cannot be preferred to
+    found = ct.run(model, [longer, *PAIRS[:8]], tmp_path / "run", keep="preferred", heads=["z"], layers=[1])
+    assert found.provenance["dropped"]["pair-0"] == "there is no foil"
+    assert (found.effects.sizes["position"], found.heads.sizes["position"], found.effects.sizes["token"]) == (4, 4, 4)
+    with pytest.raises(InvalidResults, match="None of the 1 pairs of .* was measured. The first: there is no foil"):
+        ct.run(model, [longer], tmp_path / "none", keep="preferred")
+
+
+def test_a_pair_that_is_too_large_to_be_asked_about_is_marked(model, tmp_path, monkeypatch):
+    from causal_tracing.engine.hooks import record
+
+    fits = limited(record.forward, lambda runs: all(len(run.tokens) < 5 for run in runs))
+    monkeypatch.setattr(record, "forward", fits)
+    found = ct.run(model, [replace(LONGER, id="longer"), *PAIRS[:8]], tmp_path / "run", keep="preferred")
+    assert found.provenance["failed"].keys() == {"longer"}
+    assert found.effects.sizes["pair"] + len(found.provenance["dropped"]) == 8
 
 
 def test_shards_put_together_are_the_whole(model, whole, tmp_path):

@@ -1,10 +1,10 @@
 """Which pairs of a file are traced: those that can be, and, if asked, those that the clean run gets right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from causal_tracing.engine.choose import plain_backend
-from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.errors import InvalidOption, InvalidPair, OutOfMemory
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
@@ -14,6 +14,8 @@ from causal_tracing.patching.grid import named_heads
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
+
+ASKED_AT_ONCE = 16  # pairs: each has a number for every token of the vocabulary, until its answer is looked up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,25 +27,58 @@ class Kept:
     dropped: Mapping[str, str]
 
 
-def keep_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Kept:
-    """Which of the pairs (with ids) are traced. `keep` looks at the clean run alone, never at an effect.
-
-    "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
-    Raises InvalidOption.
-    """
-    tokens, failed = {}, {}
+def traceable_pairs(model: Model, pairs: Sequence[Pair], options: Options) -> Kept:
+    """Which of the pairs (with ids) can be traced in this way. Nothing is run. Raises InvalidOption."""
+    kept, failed = [], {}
     reference = reference_tokens(model, checked_write(options.write))
     for pair in pairs:
         try:
-            tokens[pair.id] = _usable(model, pair, options, reference)
+            _usable(model, pair, options, reference)
+            kept.append(pair)
         except InvalidPair as error:
             failed[pair.id] = str(error)
-    dropped = {} if keep == "all" else _dropped(model, list(tokens.values()), keep)
-    kept = [pair for pair in pairs if pair.id in tokens and pair.id not in dropped]
-    return Kept(pairs=kept, failed=failed, dropped=dropped)
+    return Kept(pairs=kept, failed=failed, dropped={})
 
 
-def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> TokenPair:
+def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Kept:
+    """Those of some pairs that the clean run gets right, by `keep`; a pair that does not fit into memory fails.
+
+    "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
+    """
+    if keep == "all" or not pairs:
+        return Kept(pairs=pairs, failed={}, dropped={})
+    noise = options.noise is not None or options.preset is not None
+    tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise) for pair in pairs]
+    try:
+        dropped = _dropped(model, tokens, keep)
+        return Kept(pairs=[pair for pair in pairs if pair.id not in dropped], failed={}, dropped=dropped)
+    except OutOfMemory as error:
+        if len(pairs) == 1:
+            return Kept(pairs=(), failed={pairs[0].id or "": str(error)}, dropped={})
+    return _together([preferred_pairs(model, [pair], options, keep) for pair in pairs])
+
+
+def keep_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Kept:
+    """Which of the pairs (with ids) are traced: some at a time are asked about, so that little is held at once.
+
+    `keep` looks at the clean run alone, never at an effect. Raises InvalidOption.
+    """
+    found = traceable_pairs(model, pairs, options)
+    starts = range(0, len(found.pairs), ASKED_AT_ONCE)
+    parts = [preferred_pairs(model, found.pairs[at : at + ASKED_AT_ONCE], options, keep) for at in starts]
+    return _together([replace(found, pairs=()), *parts])
+
+
+def _together(parts: Sequence[Kept]) -> Kept:
+    """The parts in order, as one."""
+    return Kept(
+        pairs=[pair for part in parts for pair in part.pairs],
+        failed={id: reason for part in parts for id, reason in part.failed.items()},
+        dropped={id: reason for part in parts for id, reason in part.dropped.items()},
+    )
+
+
+def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> None:
     """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
     noise = options.noise is not None or options.preset is not None
     found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
@@ -57,7 +92,6 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
             resolved_columns([found], positions)
         except InvalidOption:  # a role that this pair lacks, and others may have
             continue
-    return found
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 1. The manifest: what is asked for, on which model, and all that fixes the numbers (`results/storage/run_folder.py`). A
    folder that was begun with anything else is refused.
-2. Chunks: consecutive pairs of the file, by a size that the options fix. Each is a job of its own (`trace.measured`),
-   whose rows are committed together.
+2. Chunks: consecutive pairs of the file, by a size that the options fix. Of each it is asked which pairs are kept;
+   these are a job of their own (`trace.measured`), whose rows are committed together.
 3. A pair that cannot be measured is a row with its reason, and the rest goes on.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from causal_tracing.errors import InputError, InvalidPair, InvalidResults, MachineError, OutOfMemory
-from causal_tracing.experiments.filter import Kept, keep_pairs
+from causal_tracing.experiments.filter import Kept, preferred_pairs, traceable_pairs
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.open_trace import open_trace
 from causal_tracing.experiments.progress import telling
@@ -71,22 +71,21 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     require_model(model)
     folder = _checked(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
-    kept, job = _planned(model, keep_pairs(model, asked, options, options.keep), options)
+    kept, job = _planned(model, traceable_pairs(model, asked, options), options)
     with begun(folder), telling(options.progress) as progress:
         manifest = _manifest(folder, job, asked, options)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=_part(options))
         with _threads(manifest["threads"]):
             job = job.within(manifest["budget"])
-            _fill(Store(folder, manifest["spec_sha256"]), job, asked, kept, manifest, progress)
+            _fill(Store(folder, manifest["spec_sha256"]), _Asked(model, options, job, asked, kept), manifest, progress)
     return open_trace(folder)
 
 
 def _planned(model: Model, kept: Kept, options: RunOptions) -> tuple[Kept, Job]:
-    """The job of the pairs that are kept, without those that alone do not fit into memory (noise is made of a run)."""
+    """The job of the pairs that can be traced, without those whose noise does not fit into memory alone."""
     if not kept.pairs:
-        reasons = {**kept.failed, **kept.dropped}
-        count = len(kept.failed) + len(kept.dropped)
-        raise InvalidPair(f"None of the {count} pairs can be traced. The first: {next(iter(reasons.values()), '')}")
+        reason = next(iter(kept.failed.values()), "")
+        raise InvalidPair(f"None of the {len(kept.failed)} pairs can be traced. The first: {reason}")
     try:
         return kept, plan_job(model, kept.pairs, options)
     except OutOfMemory:
@@ -191,24 +190,30 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fill(
-    store: Store,
-    job: Job,
-    pairs: Sequence[Pair],
-    kept: Kept,
-    manifest: Mapping[str, Any],
-    progress: Progress | None,
-) -> None:
-    """Measures every chunk that is not there yet."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """All pairs of a run, which of them can be traced, and the job of those."""
+
+    model: Model
+    options: RunOptions
+    job: Job
+    pairs: Sequence[Pair]
+    traceable: Kept
+
+
+def _fill(store: Store, asked: _Asked, manifest: Mapping[str, Any], progress: Progress | None) -> None:
+    """Measures every chunk that is not there yet. A shard asks about no pair of another's."""
     size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
-    places = {pair.id: number for number, pair in enumerate(kept.pairs)}
-    chunks = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    places = {pair.id: number for number, pair in enumerate(asked.traceable.pairs)}
+    chunks = [asked.pairs[start : start + size] for start in range(0, len(asked.pairs), size)]
     mine, done = range(first, len(chunks), shards), store.chunks()
     for at, chunk in enumerate(mine):
         if chunk not in done:
-            rest = [_left_out(pair, kept) for pair in chunks[chunk] if pair.id not in places]
-            numbers = [places[pair.id] for pair in chunks[chunk] if pair.id in places]
-            rows, record = _measured(job, numbers, _within(progress, at, len(mine)))
+            there = [pair for pair in chunks[chunk] if pair.id in places]
+            kept = preferred_pairs(asked.model, there, asked.options, asked.options.keep)
+            rest = _left_out(chunks[chunk], {**asked.traceable.failed, **kept.failed}, kept.dropped)
+            numbers = [places[pair.id] for pair in kept.pairs]
+            rows, record = _measured(asked.job, numbers, _within(progress, at, len(mine)))
             store.add(chunk, [*rows, *rest], record)
         if progress:
             progress(1000 * (at + 1), 1000 * len(mine))
@@ -221,11 +226,14 @@ def _within(progress: Progress | None, at: int, of: int) -> Progress | None:
     return lambda done, total: progress(round(1000 * (at + done / max(1, total))), 1000 * of)
 
 
-def _left_out(pair: Pair, kept: Kept) -> Row:
-    id = pair.id or ""
-    if id in kept.failed:
-        return Row(pair=id, status=FAILED, reason=kept.failed[id])
-    return Row(pair=id, status=DROPPED, reason=kept.dropped[id])
+def _left_out(pairs: Sequence[Pair], failed: Mapping[str, str], dropped: Mapping[str, str]) -> list[Row]:
+    """The rows of those pairs of a chunk that are not measured, in order."""
+    ids = [pair.id or "" for pair in pairs]
+    return [
+        Row(pair=id, status=FAILED if id in failed else DROPPED, reason=failed.get(id) or dropped[id])
+        for id in ids
+        if id in failed or id in dropped
+    ]
 
 
 def _measured(job: Job, numbers: Sequence[int], progress: Progress | None) -> tuple[list[Row], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a run folder holds, as Measurements: its rows in the order of the file, and what is known of the others."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,24 @@ def open_run(folder: str | Path) -> Measurements:
     done = [rows[id] for id in ids if id in rows and rows[id].status == OK]
     if not done:
         reasons = [row.reason for row in rows.values() if row.reason]
+        if len(rows) == len(ids):
+            raise InvalidResults(f"None of the {len(ids)} pairs of {folder} was measured. The first: {reasons[0]}")
         why = f" The first pair that failed: {reasons[0]}" if reasons else ""
         raise InvalidResults(f"{folder} holds no measured pair yet.{why} Run the same command again to go on.")
     provenance = _provenance(manifest, done, rows, [chunks[chunk] for chunk in sorted(chunks) if chunks[chunk]])
-    return joined([_measurements(row, provenance) for row in done], provenance)
+    found = joined([_measurements(row, provenance) for row in done], provenance)
+    left_out = len(rows) == len(ids) and any(row.status == DROPPED for row in rows.values())
+    return _reached(found, manifest["spec"]["options"]) if left_out else found
+
+
+def _reached(found: Measurements, options: Mapping[str, Any]) -> Measurements:
+    """Without the positions that only pairs have which were left out: each token of every pair was asked for."""
+    longest, maps = int(found.pairs.clean_length.max()), dict(found.maps)
+    for kind, option in (("blocks", "positions"), ("heads", "head_positions"), ("neurons", "neuron_positions")):
+        if kind in maps and options.get(option) == "each":
+            maps[kind] = maps[kind].isel(position=slice(longest))
+    tokens = max(longest, int(found.pairs.corrupt_length.max()))
+    return replace(found, pairs=found.pairs.isel(token=slice(tokens)), maps=maps)
 
 
 def _measurements(row: Row, provenance: Mapping[str, Any]) -> Measurements:

@@ -393,6 +393,15 @@ def test_a_merge_that_fails_leaves_nothing(model, whole, tmp_path):
     assert not (tmp_path / "all").exists()
 
 
+def test_shards_of_other_thread_counts_are_not_merged(whole, tmp_path):
+    other = copied(whole, tmp_path)
+    manifest = read_manifest(other)
+    write_manifest(other, manifest | {"threads": manifest["threads"] + 1})
+    with pytest.raises(InvalidResults, match=r"was run on 2 threads and .* on 1: the last bits .* OMP_NUM_THREADS"):
+        merge(tmp_path / "all", [whole, other])
+    assert not (tmp_path / "all").exists()
+
+
 def limited(real: Callable[..., Any], fits: Callable[[Any], bool]) -> Callable[..., Any]:
     """A forward for which memory runs out where the runs do not fit."""
 

@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 from causal_tracing import validation
-from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.sites import COMPONENTS, HEADS, MEDIATORS
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.interventions.write import KINDS, Write, checked_write
 from causal_tracing.patching import texts
 from causal_tracing.patching.choices import (
@@ -26,64 +25,26 @@ from causal_tracing.patching.choices import (
     SMOOTH,
 )
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
+from causal_tracing.patching.option_checks import (
+    check_budget,
+    check_directions,
+    check_heads,
+    check_neurons,
+    check_noise,
+    check_progress,
+    check_severed,
+    check_shard,
+    one_of,
+)
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
+from causal_tracing.results.arms import DIRECTIONS
 
 Progress = Callable[[int, int], None]  # is told how much is done, and of how much
 
 ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
 ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
-
-
-def _one_of(what: str, valid: Sequence[str], use: str = "") -> Callable[[Any], None]:
-    """A check that a value is one of these names, or None where it is left open."""
-    return lambda value: None if value is None else validation.one_of(what, value, valid, use)
-
-
-def _check_noise(value: Any) -> None:
-    if value is not None and not isinstance(value, Noise):
-        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {value!r}.")
-
-
-def _check_directions(value: Any) -> None:
-    if value is not None:
-        validation.names("direction", value, tuple(DIRECTIONS))
-
-
-def _check_severed(value: Any) -> None:
-    if value not in ((), []):
-        validation.names("part to sever", value, SEVERABLE)
-
-
-def _check_heads(value: Any) -> None:
-    if value is not True and value is not False and value not in ((), []):
-        validation.names("heads' component", value, HEADS)
-
-
-def _check_neurons(value: Any) -> None:
-    if not isinstance(value, (bool, Mapping)) or value == {}:
-        raise InvalidOption(
-            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
-            f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
-        )
-
-
-def _check_budget(value: Any) -> None:
-    if value is not None:
-        validation.whole("budget= (bytes)", value, least=1)
-
-
-def _check_shard(value: Any) -> None:
-    parts = list(value) if isinstance(value, Sequence) else []
-    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
-        raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {value!r}.")
-
-
-def _check_progress(value: Any) -> None:
-    if not (isinstance(value, bool) or callable(value)):
-        raise InvalidOption(f"progress= is True, False, or called with (done, total); it is {value!r}.")
 
 
 _whole = partial(partial, validation.whole)
@@ -114,7 +75,7 @@ def _budget() -> Any:
         python="In bytes.",
         group=ENGINE,
         text=texts.SIZE,
-        check=_check_budget,
+        check=check_budget,
     )
 
 
@@ -152,7 +113,7 @@ def _spot_checks() -> Any:
 
 
 def _progress() -> Any:
-    return option(True, help=_PROGRESS, group=OUTPUT, check=_check_progress, recorded=False)
+    return option(True, help=_PROGRESS, group=OUTPUT, check=check_progress, recorded=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +143,7 @@ class Options:
         help="Of restoration, disruption (default: both; with noise restoration, with an ablation disruption).",
         group=PATCHED,
         text=texts.NAMES,
-        check=_check_directions,
+        check=check_directions,
         always=True,
     )
     positions: str | Sequence[Column] = option(
@@ -201,7 +162,7 @@ class Options:
         "numbers in random order) or shuffled-pairs (each pair with another one's answer and foil).",
         group=CHANGES,
         text=texts.WORD,
-        check=_one_of("control", CONTROLS),
+        check=one_of("control", CONTROLS),
         names=CONTROLS,
     )
     preset: str | None = option(
@@ -209,7 +170,7 @@ class Options:
         help='"rome": noise, windows and metric as in ROME\'s code.',
         group=CHANGES,
         text=texts.WORD,
-        check=_one_of("preset", PRESETS),
+        check=one_of("preset", PRESETS),
         names=PRESETS,
     )
     noise: Noise | None = option(
@@ -218,7 +179,7 @@ class Options:
         python="A Noise, such as Noise(scale=3.0, draws=10).",
         group=CHANGES,
         text=texts.NOISE,
-        check=_check_noise,
+        check=check_noise,
         kept=lambda noise: noise and asdict(noise),
         unless="preset",
     )
@@ -235,7 +196,7 @@ class Options:
         help="Freeze what comes behind a restored state: of mlp_out, attn_out.",
         group=PATCHED,
         text=texts.NAMES,
-        check=_check_severed,
+        check=check_severed,
     )
     window_sums: bool = option(
         True,
@@ -260,7 +221,7 @@ class Options:
         python="True: z.",
         group=PATCHED,
         text=texts.HEADS,
-        check=_check_heads,
+        check=check_heads,
         kept=lambda heads: ["z"] if heads is True else heads,
         beside="heads",
     )
@@ -279,7 +240,7 @@ class Options:
         python="True, or a mapping from layers to neurons, such as {5: [], 20: [14, 1035]}: none means all of a layer.",
         group=PATCHED,
         text=texts.NEURONS,
-        check=_check_neurons,
+        check=check_neurons,
         beside="neurons",
     )
     neuron_positions: str | Sequence[Column] = option(
@@ -297,7 +258,7 @@ class Options:
         "prob, neg_kl, neg_rank.",
         group=PATCHED,
         text=texts.WORD,
-        check=_one_of("metric", RANKED, " to trace by"),
+        check=one_of("metric", RANKED, " to trace by"),
         names=RANKED,
         unless="preset",
     )
@@ -334,7 +295,7 @@ class RunOptions(Options):
         help="The i-th of n parts, from 0, for a folder of its own: every n-th chunk of the pairs.",
         group=MANY,
         text=texts.SHARD,
-        check=_check_shard,
+        check=check_shard,
         recorded=False,
     )
 
@@ -378,7 +339,7 @@ class EstimateOptions:
         help="logit_diff (default), log_prob (default without a foil), logit or prob.",
         group=PATCHED,
         text=texts.WORD,
-        check=_one_of("metric", SMOOTH, " that has a gradient"),
+        check=one_of("metric", SMOOTH, " that has a gradient"),
         names=SMOOTH,
     )
     verify: int = option(

@@ -325,6 +325,12 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
         differ = list(differences(manifests[0]["spec"], manifest["spec"]))
         if differ:
             raise InvalidResults(f"{source} is no shard of the same run as {sources[0]}: {'; '.join(differ)}.")
+        if manifest["threads"] != manifests[0]["threads"]:
+            raise InvalidResults(
+                f"{source} was run on {manifest['threads']} threads and {sources[0]} on {manifests[0]['threads']}: the "
+                "last bits of their numbers depend on it. Run one of them again in a new folder, with OMP_NUM_THREADS "
+                "set to the same number for both."
+            )
     if target.exists() and any(target.iterdir()):
         raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
     first = manifests[0]

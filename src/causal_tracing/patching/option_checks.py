@@ -1,0 +1,67 @@
+"""Checks of the options' single values: each raises InvalidOption for what cannot be meant."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from causal_tracing import validation
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.sites import HEADS
+from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
+
+
+def one_of(what: str, valid: Sequence[str], use: str = "") -> Callable[[Any], None]:
+    """A check that a value is one of these names, or None where it is left open."""
+    return lambda value: None if value is None else validation.one_of(what, value, valid, use)
+
+
+def check_noise(value: Any) -> None:
+    """A Noise, or none."""
+    if value is not None and not isinstance(value, Noise):
+        raise InvalidOption(f"noise= must be a Noise, such as Noise(scale=3.0); it is {value!r}.")
+
+
+def check_directions(value: Any) -> None:
+    """Of the directions, or all that are defined."""
+    if value is not None:
+        validation.names("direction", value, tuple(DIRECTIONS))
+
+
+def check_severed(value: Any) -> None:
+    """Of the parts that can be frozen, or none."""
+    if value not in ((), []):
+        validation.names("part to sever", value, SEVERABLE)
+
+
+def check_heads(value: Any) -> None:
+    """True, False, or of the heads' components."""
+    if value is not True and value is not False and value not in ((), []):
+        validation.names("heads' component", value, HEADS)
+
+
+def check_neurons(value: Any) -> None:
+    """True, False, or neurons by layer."""
+    if not isinstance(value, (bool, Mapping)) or value == {}:
+        raise InvalidOption(
+            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
+            f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
+        )
+
+
+def check_budget(value: Any) -> None:
+    """Bytes, or what is free."""
+    if value is not None:
+        validation.whole("budget= (bytes)", value, least=1)
+
+
+def check_shard(value: Any) -> None:
+    """A part and how many there are."""
+    parts = list(value) if isinstance(value, Sequence) else []
+    if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
+        raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {value!r}.")
+
+
+def check_progress(value: Any) -> None:
+    """True, False, or something that can be called."""
+    if not (isinstance(value, bool) or callable(value)):
+        raise InvalidOption(f"progress= is True, False, or called with (done, total); it is {value!r}.")

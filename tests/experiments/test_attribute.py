@@ -397,7 +397,7 @@ def test_what_cannot_be_estimated_is_said(model):
     longer = ct.Pair(clean=f" w11{CLEAN}", corrupt=CORRUPT, answer=" w7", foil=" w8")
     with pytest.raises(InvalidPair, match="a pattern goes over all tokens of a prompt, and these have 7 and 6"):
         ct.attribute(model, longer, components=["pattern"], align="suffix")
-    with pytest.raises(InvalidOption, match="The pair has no foil, which logit_diff needs"):
+    with pytest.raises(InvalidOption, match="pair 'pair-0' has no logit_diff: it needs a foil. Use metric='log_prob'"):
         ct.attribute(model, ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7"), metric="logit_diff")
     with pytest.raises(ComponentNotOffered, match="neurons is not offered"):
         ct.attribute(load("mixtral"), PAIR, components=["neurons"])

@@ -27,7 +27,11 @@ from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import Model
 
 Engine = Packed | Replay
-ENGINES: dict[str, type[Packed] | type[Replay]] = {"packed": Packed, "replay": Replay}
+
+
+def engine_of(name: str, model: Model, worlds: Sequence[World], budget: int, known: Tapes | None = None) -> Engine:
+    """The engine "packed" or "replay" for these worlds; what is `known` of their base runs is not recorded again."""
+    return Packed(model, worlds, budget, known) if name == "packed" else Replay(model, worlds, budget)
 
 
 def evaluate(
@@ -78,10 +82,11 @@ class _Work:
 
     def values(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
         """The worlds' numbers, in order: in halves, by what they need recorded, where all of that does not fit."""
-        before, halves = self.done, _by_what_is_recorded(worlds)
+        before = self.done
         try:
             return self._at_once(worlds)
         except OutOfMemory as error:
+            halves = _by_what_is_recorded(worlds)
             if len(halves) == 1 or self._stopped_by(error):
                 raise
         self.done, found = before, dict[int, Tensor]()
@@ -90,8 +95,7 @@ class _Work:
         return [found[number] for number in range(len(worlds))]
 
     def _at_once(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
-        model, budget, packed = self.model, self.budget, self.engine == "packed"
-        run = Packed(model, worlds, budget, self.known) if packed else Replay(model, worlds, budget)
+        run = engine_of(self.engine, self.model, worlds, self.budget, self.known)
         values: dict[int, Tensor] = {}
         for batch in run.batches(self.rows):
             values |= self._measured(run, batch)

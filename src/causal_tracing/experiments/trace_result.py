@@ -11,7 +11,7 @@ import xarray as xr
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.results.effects import effects, require_effect
-from causal_tracing.results.means import MeanMap, NoMean, mean_map
+from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
 from causal_tracing.results.storage.saved import save
@@ -100,23 +100,11 @@ class Trace:
 
     def _averaged(self, metric: str | None) -> str:
         """What all pairs say together, or why there is no mean of them."""
-        means = self._by_kind(metric)
+        means = mean_maps(self.measurements, metric=metric)
         first = next(iter(means.values()))
         if isinstance(first, NoMean):
             return f"There is no mean over these pairs: {first}"
         return many_pairs.words(means, self.provenance)
-
-    def _by_kind(self, metric: str | None = None) -> dict[str, MeanMap | NoMean]:
-        """The evidence of every kind that was measured, or why it has none; the first alone where that has none."""
-        means: dict[str, MeanMap | NoMean] = {}
-        for kind in self.measurements.kinds:
-            try:
-                means[kind] = self.evidence(kind, metric=metric)
-            except NoMean as error:
-                means[kind] = error
-                if len(means) == 1:
-                    break
-        return means
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure; `kind` and the options are those of `plots.plot`.
@@ -159,5 +147,4 @@ class Trace:
     def _repr_html_(self) -> str:
         from causal_tracing.report.notebook import notebook_html
 
-        several = self.measurements.pairs.sizes["pair"] > 1
-        return notebook_html(self.measurements, self._by_kind() if several else None)
+        return notebook_html(self.measurements)

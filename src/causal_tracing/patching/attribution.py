@@ -35,7 +35,7 @@ from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
 from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
-from causal_tracing.patching.job import Job
+from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, check_length, understood
@@ -107,10 +107,8 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 
 def _check_pair(job: Job, pair: TokenPair) -> None:
-    if job.metric == "logit_diff" and not pair.foil_tokens:
-        raise InvalidOption("The pair has no foil, which logit_diff needs: give foil=, or use metric='log_prob'.")
-    if job.metric == "logit" and pair.several_tokens:
-        raise InvalidOption("An answer of several tokens has no single logit: use metric='log_prob' or 'logit_diff'.")
+    if reason := undefined(job.metric, pair):
+        raise InvalidOption(f"pair {pair.id!r} has no {job.metric}: {reason}. Use metric='log_prob'.")
     if any("pattern" in grid.components for grid in job.grids):
         check_patterns(Write(), pair)
 

@@ -1,6 +1,5 @@
 """What a notebook shows: the words and a small map, without script."""
 
-from collections.abc import Mapping
 from html import escape
 
 import numpy as np
@@ -11,7 +10,7 @@ from causal_tracing.report.page.text import visible
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.report.words.many_pairs import MeanReading
 from causal_tracing.report.words.one_pair import Reading
-from causal_tracing.results.means import MeanMap, NoMean, mean_maps
+from causal_tracing.results.means import NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_position
 from causal_tracing.results.select import select
@@ -21,15 +20,15 @@ SIZE = 12  # of a cell, in pixels
 POSITIVE, NEGATIVE, NEUTRAL = (94, 60, 153), (230, 97, 1), (246, 245, 248)
 
 
-def notebook_html(measurements: Measurements, means: Mapping[str, MeanMap | NoMean] | None = None) -> str:
+def notebook_html(measurements: Measurements) -> str:
     """The words, with the first component's effects as an SVG for each direction: of the pair, or of many pairs' means.
 
-    `means` are those of each kind, made here unless given; where pairs have none, the first pair is shown, and says so.
+    Where pairs have no mean, the first pair is shown, and says so.
     """
     count = measurements.pairs.sizes["pair"]
     if count == 1:
         return _one_pair(measurements)
-    means = mean_maps(measurements) if means is None else means
+    means = mean_maps(measurements)
     main = next(iter(means.values()))
     if isinstance(main, NoMean):
         return _one_pair(measurements, f"The first of {count} pairs. There is no mean over them: {main}")

@@ -17,14 +17,16 @@ class SiteKind:
     """A kind of site, and what its maps look like.
 
     `axes` is the order of every array, table and document. `drawn` are the axes that go down and across in a picture;
-    where there is none, the cells are ranked. `called`, `address` and `named` are how a strongest cell, its place and a
-    row of a table are called, with {component}, {layer} and {part} (the number along the kind's own axis).
+    where there is none, the cells are ranked. `columns` is the option that says at which positions. `called`,
+    `address` and `named` are how a strongest cell, its place and a row of a table are called, with {component},
+    {layer} and {part} (the number along the kind's own axis).
     """
 
     name: str
     components: tuple[str, ...]
     axes: tuple[str, ...]
     drawn: tuple[str, str] | None
+    columns: str
     called: str
     address: str
     named: str
@@ -40,6 +42,7 @@ BLOCKS = SiteKind(
     components=COMPONENTS,
     axes=("component", "layer", "position"),
     drawn=("position", "layer"),
+    columns="positions",
     called="{component} site",
     address="layer {layer}",
     named="{component} layer {layer}",
@@ -49,6 +52,7 @@ SINGLE_HEADS = SiteKind(
     components=HEADS,
     axes=("component", "layer", "head", "position"),
     drawn=("head", "layer"),
+    columns="head_positions",
     called="head by its {component}",
     address="head {part} of layer {layer}",
     named="{component} layer {layer} head {part}",
@@ -58,6 +62,7 @@ SINGLE_NEURONS = SiteKind(
     components=("neurons",),
     axes=("component", "layer", "neuron", "position"),
     drawn=None,
+    columns="neuron_positions",
     called="neuron",
     address="neuron {part} of layer {layer}",
     named="neuron {part} of layer {layer}",

@@ -169,6 +169,9 @@ def test_sums_of_windows_have_a_switch(browser: Browser, tmp_path: Path):
         window_last=(("component", "layer"), np.array([[1, 2, 2]] * 3)),
     )
     with opened(browser, tmp_path / "windows.html", taken_apart(data, made.provenance)) as page:
+        sites = page.locator("table.sites tbody").first.locator("tr td:first-child").all_inner_texts()
+        assert sites
+        assert all(site.count("(layers ") == 1 for site in sites)
         page.get_by_role("radio", name="restoration sum", exact=True).check()
         page.locator('#map td[data-at="1,1"]').click()
         assert "resid_post · layer 1 (layers 0 to 2 together)" in readout(page)

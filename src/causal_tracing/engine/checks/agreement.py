@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.evaluate import ENGINES
+from causal_tracing.engine.evaluate import engine_of
 from causal_tracing.engine.memory import default_budget
 from causal_tracing.errors import CannotPack, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
@@ -125,7 +125,7 @@ def _worlds(model: Model, component: str, one: Run, other: Run) -> list[World]:
 
 def _logits(model: Model, worlds: Sequence[World], engine: str) -> list[Tensor]:
     """Each world's logits [readout, vocab], nothing pruned."""
-    run = ENGINES[engine](model, worlds, default_budget(model))
+    run = engine_of(engine, model, worlds, default_budget(model))
     found: dict[int, Tensor] = {}
     for batch in run.batches(None):
         for numbers, logits in run.logits(batch):

@@ -156,8 +156,7 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
 def _site(row: SiteRow) -> str:
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
     cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
-    layers = f" ({row.window})" if row.window else ""
-    site = f"{site_name(row)}{layers}, {place(row)}"
+    site = f"{site_name(row)}, {place(row)}"
     return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidResults
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.join import joined
 from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row, Store, listed, read_manifest
@@ -38,8 +39,8 @@ def open_run(folder: str | Path) -> Measurements:
 def _reached(found: Measurements, options: Mapping[str, Any]) -> Measurements:
     """Without the positions that only pairs have which were left out: each token of every pair was asked for."""
     longest, maps = int(found.pairs.clean_length.max()), dict(found.maps)
-    for kind, option in (("blocks", "positions"), ("heads", "head_positions"), ("neurons", "neuron_positions")):
-        if kind in maps and options.get(option) == "each":
+    for kind in found.kinds:
+        if options.get(KINDS[kind].columns) == "each":
             maps[kind] = maps[kind].isel(position=slice(longest))
     tokens = max(longest, int(found.pairs.corrupt_length.max()))
     return replace(found, pairs=found.pairs.isel(token=slice(tokens)), maps=maps)

@@ -14,12 +14,24 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 @dataclass(frozen=True)
 class Paths:
-    """The modules of a family by hand: its layers, and whose outputs are attention's and the MLP's contribution."""
+    """The modules of a family by hand: its layers, and whose outputs are attention's and the MLP's contribution.
+
+    `turns` are attention's in layers that take turns; `mid` is a norm between the two whose output is the stream;
+    `beside` is added with attention, and runs before it.
+    """
 
     layers: str = "model.layers"
     attn: str = "self_attn"
     mlp: str = "mlp"
     scale: float = 1.0
+    turns: tuple[str, ...] = ()
+    mid: str = ""
+    beside: str = ""
+
+    def of(self, component: str, layer: int) -> str:
+        if component in ("attn_out", "mixer_out"):
+            return self.turns[layer % len(self.turns)] if self.turns else self.attn
+        return self.mlp
 
 
 NORMS_AFTER = Paths(attn="post_attention_layernorm", mlp="post_feedforward_layernorm")
@@ -40,8 +52,10 @@ PATHS = {
     "bloom": Paths(layers="transformer.h", attn="self_attention.dense", mlp="mlp.dense_4h_to_h"),
     "mpt": Paths(layers="transformer.blocks", attn="attn", mlp="ffn.down_proj"),
     "opt": Paths(layers="model.decoder.layers", mlp="fc2"),
-    "opt-350m": Paths(layers="model.decoder.layers"),
-    "mamba": Paths(layers="backbone.layers"),
+    "opt-350m": Paths(layers="model.decoder.layers", mlp="fc2", mid="self_attn_layer_norm"),
+    "falcon_h1": Paths(mlp="feed_forward", beside="mamba"),
+    "qwen3_next": Paths(turns=("linear_attn", "self_attn")),
+    "mamba": Paths(layers="backbone.layers", attn="mixer"),
 }
 
 
@@ -129,15 +143,22 @@ class Bare:
             block.register_forward_pre_hook(lambda _, args, kw: look("in")(0, 0, stream(args, kw)), with_kwargs=True)
         ]
         handles.append(block.register_forward_hook(look("out")))
-        if component in ("attn_out", "mlp_out", "resid_mid"):
-            handles.append(block.get_submodule(self.paths.attn).register_forward_hook(look("attn")))
-            handles.append(block.get_submodule(self.paths.mlp).register_forward_hook(look("mlp")))
+        if component in ("attn_out", "mixer_out", "mlp_out"):
+            part = block.get_submodule(self.paths.of(component, layer))
+            handles.append(part.register_forward_hook(look(component)))
+        if component == "resid_mid":
+            part = block.get_submodule(self.paths.mid or self.paths.of("attn_out", layer))
+            handles.append(part.register_forward_hook(look("mid" if self.paths.mid else "attn")))
+            if self.paths.beside:
+                handles.append(block.get_submodule(self.paths.beside).register_forward_hook(look("beside")))
         self.run(tokens)
         for handle in handles:
             handle.remove()
         if component == "resid_mid":
-            return seen["in"] + self.paths.scale * seen["attn"]
-        return seen[{"resid_pre": "in", "resid_post": "out", "attn_out": "attn", "mlp_out": "mlp"}[component]]
+            if self.paths.mid:
+                return seen["mid"]
+            return seen["in"] + self.paths.scale * (seen["attn"] + seen.get("beside", 0))
+        return seen[{"resid_pre": "in", "resid_post": "out"}.get(component, component)]
 
     def patched(self, tokens: tuple[int, ...], donor: Tensor, component: str, layer: int) -> np.ndarray:
         """[position patched, position, vocab]."""
@@ -151,11 +172,17 @@ class Bare:
 
         def write_middle(value: Tensor) -> Tensor:  # so that in + scale · attention is the donor's middle
             rows = value.reshape(length, length, -1).clone()
-            rows[diagonal, diagonal] = (donor - seen["in"][diagonal, diagonal]) / self.paths.scale
+            before = seen["in"] + seen.get("beside", 0)
+            rows[diagonal, diagonal] = (donor - before[diagonal, diagonal]) / self.paths.scale
             return rows.reshape(value.shape)
 
         def note(_: Any, args: Any, kwargs: Any) -> None:
             seen["in"] = stream(args, kwargs).detach().clone()
+
+        def note_beside(value: Tensor) -> Tensor:
+            if self.paths.beside:
+                seen["beside"] = value.detach().clone()
+            return value
 
         def write_input(_: Any, args: Any, kwargs: Any) -> Any:
             if args:
@@ -166,17 +193,21 @@ class Bare:
             module = block.get_submodule(path)
             return module.register_forward_hook(lambda _, __, out: with_first(out, change(first(out))))
 
+        if component == "resid_mid" and self.paths.mid:
+            return self.ran(tokens, [on_output(self.paths.mid, write)])
         handles = {
             "resid_pre": lambda: [block.register_forward_pre_hook(write_input, with_kwargs=True)],
             "resid_post": lambda: [on_output("", write)],
-            "attn_out": lambda: [on_output(self.paths.attn, write)],
-            "mlp_out": lambda: [on_output(self.paths.mlp, write)],
             "resid_mid": lambda: [
                 block.register_forward_pre_hook(note, with_kwargs=True),
-                on_output(self.paths.attn, write_middle),
+                on_output(self.paths.of("attn_out", layer), write_middle),
+                on_output(self.paths.beside or self.paths.of("mlp_out", layer), note_beside),
             ],
-        }[component]()
-        found = self.run(tokens, rows=length)
+        }.get(component, lambda: [on_output(self.paths.of(component, layer), write)])()
+        return self.ran(tokens, handles)
+
+    def ran(self, tokens: tuple[int, ...], handles: Sequence[Any]) -> np.ndarray:
+        found = self.run(tokens, rows=len(tokens))
         for handle in handles:
             handle.remove()
         return found

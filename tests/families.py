@@ -19,10 +19,16 @@ class Family:
     scale: float = 0.22  # of the weights: a changed token shows, rounding does not (float32, to 1e-5)
     attention: tuple[str, ...] = ("sdpa", "eager")  # the implementations it supports, its default first
     residual: Literal["sequential", "parallel"]
-    additive: bool = True  # a layer's output − input is its attention's contribution + its MLP's
+    parts: tuple[str, ...] = ("attn_out", "mlp_out")  # what can be told of what a layer adds
     packed: bool = True  # calls the replaceable attention function (AttentionInterface)
     grouped_queries: bool
-    known: bool = True  # False: not a family whose attention and MLP the package can tell apart
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What is offered of whole layers and their parts, in computation order."""
+        middle = ("resid_mid",) if self.residual == "sequential" and "mlp_out" in self.parts else ()
+        order = ("attn_out", "resid_mid", "mlp_out", "mixer_out")
+        return ("resid_pre", *sorted({*self.parts, *middle}, key=order.index), "resid_post")
 
 
 WINDOW = 4  # shorter than the tests' prompts of 9 tokens
@@ -132,7 +138,6 @@ FAMILIES: tuple[Family, ...] = (
         config=OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
         scale=0.4,
         residual="sequential",
-        additive=False,  # it norms the sum
         grouped_queries=False,
     ),
     Family(name="olmo", model_type="olmo", config=GROUPED, residual="sequential", grouped_queries=True),
@@ -288,7 +293,6 @@ FAMILIES: tuple[Family, ...] = (
         },
         residual="sequential",
         grouped_queries=False,
-        known=False,
     ),
     Family(
         name="falcon_h1",  # attention and a state space side by side, both added before the MLP
@@ -302,9 +306,8 @@ FAMILIES: tuple[Family, ...] = (
             "mamba_chunk_size": 16,
         },
         residual="sequential",
-        additive=False,
+        parts=("mlp_out",),
         grouped_queries=True,
-        known=False,
     ),
     Family(
         name="qwen3_next",  # a linear attention with a state of its own in every other layer, experts everywhere
@@ -324,10 +327,8 @@ FAMILIES: tuple[Family, ...] = (
             "mlp_only_layers": [],
         },
         residual="sequential",
-        additive=False,  # by modules that have the same names in every layer
         packed=False,
         grouped_queries=True,
-        known=False,
     ),
     Family(
         name="mamba",  # no attention at all
@@ -335,10 +336,9 @@ FAMILIES: tuple[Family, ...] = (
         config=BARE | {"state_size": 8},
         attention=("eager",),
         residual="sequential",
-        additive=False,
+        parts=("mixer_out",),
         packed=False,
         grouped_queries=False,
-        known=False,
     ),
 )
 

@@ -89,8 +89,16 @@ class CannotPack(ModelError):
     """The packed engine cannot run this model, and says why; replay can."""
 
 
-class EngineNote(UserWarning):
+class Note(UserWarning):
+    """Something about the model that a result depends on, and that is no error."""
+
+
+class EngineNote(Note):
     """The packed engine is not used, and why. Results are right; they take longer."""
+
+
+class ComponentNote(Note):
+    """A component is usually traced, and this model does not offer it: why, and what is traced instead."""
 
 
 def nearest(asked: str, valid: Iterable[str]) -> str:

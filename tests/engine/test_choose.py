@@ -55,7 +55,10 @@ def test_what_is_described_is_what_the_model_has():
     described = open_backend(shared("llama"), ["resid_post", "z", "v"]).describe()
     assert described.engine == "packed"
     assert described.note is None
-    assert described.rules == Rules(num_layers=4, cut=True)
+    assert (described.rules.num_layers, described.rules.cut) == (4, True)
+    asked = {"resid_pre", "resid_post", "attn_out", "resid_mid", "mlp_out", "z", "v"}
+    assert asked & {*described.rules.mixing} == {"resid_pre", "v"}
+    assert {*described.rules.tokenwise} == {"resid_pre", "v"}
     assert (described.parts("z"), described.parts("v"), described.parts("resid_post")) == (4, 2, 1)
     assert {"resid_mid", "z", "neurons"} <= {*described.components}
     assert (described.dtype, described.device, described.context, described.gradients) == ("float32", "cpu", 64, True)

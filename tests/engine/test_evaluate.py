@@ -54,10 +54,8 @@ def all_logits(logits: Tensor, _: Any) -> Tensor:
 @pytest.mark.parametrize(("family", "attention"), CASES, ids=ids(CASES))
 def test_the_engine_agrees_with_bare_hooks(family, attention):
     model = shared(family.name, attention)
-    expected = ["resid_pre", "resid_post"]
-    if family.additive:
-        expected += ["attn_out", "mlp_out"] + (["resid_mid"] if family.residual == "sequential" else [])
-    assert set(model.anatomy.components) == set(expected)
+    expected = family.components
+    assert model.anatomy.components == expected
     bare = Bare(model.network, PATHS.get(family.name, Paths()))
     for base, donor in ((CORRUPT, CLEAN), (CLEAN, CORRUPT)):
         worlds = [single(base, donor, *place) for place in product(expected, LAYERS, range(LENGTH))]
@@ -434,7 +432,7 @@ def in_use(request: pytest.FixtureRequest) -> InUse:
     next(network.parameters()).requires_grad_(False)
     layers[0].register_forward_hook(lambda *_: calls.append("layer"))
     network.register_forward_pre_hook(lambda *_: calls.append("network"))
-    model.part(2, model.anatomy.layout.mlp or "").register_forward_hook(lambda _, __, output: output)
+    model.part(2, model.layout(2).mlp or "").register_forward_hook(lambda _, __, output: output)
     add_hook_to_module(layers[3], counter)
     return InUse(model=model, calls=calls, accelerated=counter)
 
@@ -495,9 +493,7 @@ def test_an_exception_leaves_everything_as_it_was(in_use, engine, where, error):
             progress=lambda *_: fail("progress"),
         )
 
-    in_use.model.part(2, in_use.model.anatomy.layout.attn or "").register_forward_hook(
-        lambda *_: fail("hook of the user")
-    )
+    in_use.model.part(2, in_use.model.layout(2).attn or "").register_forward_hook(lambda *_: fail("hook of the user"))
     before = Snapshot.take(in_use.model.network)
     with pytest.raises(error, match="stop"):
         run()

@@ -10,7 +10,7 @@ import typer
 from causal_tracing import __version__
 from causal_tracing.cli import commands, console
 from causal_tracing.cli import saved as cli_results
-from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
+from causal_tracing.errors import CausalTracingError, InvalidOption, Note
 from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
 from causal_tracing.patching.options import EstimateOptions, RunOptions
 
@@ -188,7 +188,7 @@ def attribute(
     _check_folder(out, many=False, in_part=False, overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+        warnings.simplefilter("ignore", Note)  # said below, as a note
         found = run(loaded, asked, **options)
     if found.provenance["engine_note"]:
         console.note(f"note: {found.provenance['engine_note']}")

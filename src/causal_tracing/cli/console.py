@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from causal_tracing.errors import EngineNote, InvalidOption
+from causal_tracing.errors import InvalidOption, Note
 from causal_tracing.interventions.sites import COMPONENTS
 
 INTERRUPTED = 130
@@ -45,7 +45,7 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
         note(str(shown))
     with telling(True, at_once=True) as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+        warnings.simplefilter("ignore", Note)  # said below, as a note
         result = run(model, pairs, **options, progress=progress or False)
     if result.provenance["engine_note"]:
         note(f"note: {result.provenance['engine_note']}")
@@ -65,7 +65,7 @@ def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "T
 
     try:
         with telling(True, at_once=True) as progress, warnings.catch_warnings():
-            warnings.simplefilter("ignore", EngineNote)  # said below, as a note
+            warnings.simplefilter("ignore", Note)  # said below, as a note
             result = run(model, pairs, folder, **options, progress=progress or False)
     except KeyboardInterrupt:
         note(f"Interrupted. What is done is kept in {folder}; go on with:\n{shlex.join(sys.argv)}")

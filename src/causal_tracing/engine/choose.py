@@ -12,7 +12,7 @@ from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import MEDIATORS
-from causal_tracing.models.architectures import Anatomy
+from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
 # What was proved of each network, without a reference to it: anatomy and agreement, by all that they depend on.

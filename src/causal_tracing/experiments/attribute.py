@@ -16,7 +16,7 @@ from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_heads, plan_neurons
-from causal_tracing.patching.job import Job
+from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.options import EstimateOptions
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS
@@ -40,7 +40,7 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     """
     require_model(model)
     asked = named(as_pairs(pairs))
-    job = _job(model, asked, options.components, options)
+    job = _job(model, asked, usual_components(model, options.components), options)
     if note := job.backend.describe().note:
         warnings.warn(note, EngineNote, stacklevel=3)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)

@@ -4,16 +4,17 @@ from dataclasses import dataclass
 
 from causal_tracing.errors import InvalidOption, nearest
 
-# Blocks: a vector of the stream's width. Heads: as attention sees them (q and k after rotary embedding and norms; z is
-# a head's output before the output projection). A part is one head, or one neuron.
-COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+# Blocks: a vector of the stream's width; mixer_out is what a layer of one part adds. Heads: as attention sees them (q
+# and k after rotary embedding and norms; z is a head's output before the output projection). A part is one head, or
+# one neuron.
+COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 HEADS = ("q", "k", "v", "pattern", "z")
 MEDIATORS = (*HEADS, "neurons")
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
 # In computation order: of two edits at one token in one layer, the later one acts on what the earlier one left.
 # "embed" is what the embedding gives, layer 0: a run can be noised there, but it is nothing that is traced.
-ORDER = ("embed", "resid_pre", *HEADS, "attn_out", "resid_mid", "neurons", "mlp_out", "resid_post")
+ORDER = ("embed", "resid_pre", *HEADS, "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out", "resid_post")
 
 
 @dataclass(frozen=True, slots=True, order=True)

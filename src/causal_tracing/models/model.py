@@ -1,7 +1,7 @@
 """A model that can be traced: the network as it is, its tokenizer, and what is known about its parts."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
-from causal_tracing.models.architectures import Anatomy
+from causal_tracing.models.anatomy import Anatomy, Layout
 
 
 def require_model(model: object) -> None:
@@ -75,11 +75,17 @@ class Model:
         return self.rules.num_layers if self.backend is not None else len(self.layers)
 
     @property
+    def active(self) -> tuple[int, ...]:
+        """The layers that a prompt of text alone passes."""
+        return tuple(layer for layer in range(self.num_layers) if layer not in self.anatomy.idle)
+
+    @property
     def rules(self) -> Rules:
         """What may be concluded about its worlds without running them."""
         if self.backend is not None:
             return self.backend.describe().rules
-        return Rules(num_layers=len(self.layers), cut=self.anatomy.cut)
+        known = self.anatomy
+        return Rules(num_layers=len(self.layers), cut=known.cut, mixing=known.mixing, tokenwise=known.tokenwise)
 
     @property
     def config(self) -> Any:
@@ -125,19 +131,23 @@ class Model:
         """
         return self.anatomy.count(component)
 
-    def scale(self, layer: int) -> float:
-        """What attention and MLP outputs are multiplied by before they are added to the residual stream."""
-        name = self.anatomy.layout.scale
-        return float(getattr(self.layers[layer], name)) if name else 1.0
+    def layout(self, layer: int) -> Layout:
+        """Where a layer's parts are."""
+        return self.anatomy.layouts[layer]
 
-    @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def at_rest(self) -> AbstractContextManager[None]:
         """Evaluation mode without gradients; every module's own mode is put back afterwards."""
-        training = [module for module in self.network.modules() if module.training]
-        self.network.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        return at_rest(self.network)
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode without gradients; every module's own mode is put back afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

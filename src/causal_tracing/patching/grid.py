@@ -27,7 +27,7 @@ from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
 # What comes after a site in its own layer.
-BEFORE = (("resid_pre", "attn_out"), ("resid_pre", "mlp_out"), ("resid_mid", "mlp_out"))
+BEFORE = (("resid_pre", "attn_out"), ("resid_pre", "mlp_out"), ("resid_mid", "mlp_out"), ("resid_pre", "mixer_out"))
 Neurons = bool | Mapping[int, Sequence[int]]
 At = tuple[int, ...]  # a cell's place in the arrays of its map: an index along each of the kind's axes
 
@@ -257,10 +257,12 @@ def plan_neurons(
 
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers asked for, in order (None: all). Raises InvalidOption."""
+    """The layers asked for, in order (None: all that a text passes). Raises InvalidOption, ComponentNotOffered."""
     if layers is None:
-        return tuple(range(model.num_layers))
+        return model.active
     validation.numbered("layer", layers, model.num_layers, model.name)
+    for layer in layers:
+        model.anatomy.require_layer(layer)
     return tuple(sorted({int(layer) for layer in layers}))
 
 

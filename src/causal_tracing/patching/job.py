@@ -1,18 +1,20 @@
 """What was asked for, made complete: the options of a trace against each other, and the job that they describe."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import open_backend, plain_backend, within
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import ComponentNote, InvalidOption
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.cells import Question
+from causal_tracing.patching.choices import BLOCKS
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
@@ -78,17 +80,18 @@ class Job:
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
-    options = _preset(options)
+    components = usual_components(model, options.components)
+    options = _preset(options, components)
     noise, write = options.noise, checked_write(options.write)
     directions = _directions(options, write)
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
     check_metric(options.metric, tokens)
-    grids = _grids(model, tokens, options, directions)
+    grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
-    components = [name for grid in grids for name in grid.components]
-    backend = open_backend(model, [*components, *severed], options.engine, options.budget)
+    patched = [name for grid in grids for name in grid.components]
+    backend = open_backend(model, [*patched, *severed], options.engine, options.budget)
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
@@ -103,6 +106,18 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         plain=plain_backend(model),
         noise=record,
     )
+
+
+def usual_components(model: Model, components: Sequence[str] | None) -> tuple[str, ...]:
+    """Those asked for; of None the usual ones that the model offers, with a warning about the rest."""
+    if components is not None:
+        return tuple(components)
+    offered = model.anatomy.components
+    found = tuple(name for name in (*BLOCKS, "mixer_out") if name in offered)
+    for name, reason in model.anatomy.refused:
+        if name in BLOCKS:
+            warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
+    return found
 
 
 def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[TokenPair], write: Write) -> None:
@@ -139,13 +154,19 @@ def undefined(metric: str | None, pair: TokenPair) -> str:
     return ""
 
 
-def _grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> list[Grid]:
+def _grids(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    options: Options,
+    components: Sequence[str],
+    directions: Sequence[str],
+) -> list[Grid]:
     """What is patched, kind by kind."""
     grids: list[Grid] = [
         plan_blocks(
             model,
             pairs,
-            components=options.components,
+            components=components,
             layers=options.layers,
             positions=options.positions,
             directions=directions,
@@ -186,13 +207,13 @@ def _contrasts(
     return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record
 
 
-def _preset(options: Options) -> Options:
+def _preset(options: Options, components: Sequence[str]) -> Options:
     """The options with what the preset sets. Raises InvalidOption where both say something."""
     if options.preset is None:
         if options.noise is not None and options.noise.rome:
             raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
         return options
-    windows = {name: width for name, width in ROME_WINDOWS.items() if name in options.components}
+    windows = {name: width for name, width in ROME_WINDOWS.items() if name in components}
     same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
     wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]
     if wrong:

@@ -15,7 +15,6 @@ from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.interventions.write import KINDS, Write, checked_write
 from causal_tracing.patching import texts
 from causal_tracing.patching.choices import (
-    BLOCKS,
     CONTROLS,
     ENGINES,
     KEEP,
@@ -123,9 +122,10 @@ class Options:
     In the order in which a command line is written that makes a result again.
     """
 
-    components: Sequence[str] = option(
-        BLOCKS,
-        help="Which blocks are patched: of resid_pre, attn_out, resid_mid, mlp_out, resid_post.",
+    components: Sequence[str] | None = option(
+        None,
+        help="Which blocks are patched: of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post (default: "
+        "resid_post, attn_out, mlp_out, or what the model offers in their place).",
         group=PATCHED,
         text=texts.NAMES,
         check=partial(validation.names, "component", valid=COMPONENTS),
@@ -304,9 +304,10 @@ class RunOptions(Options):
 class EstimateOptions:
     """The options of `attribute`. Raises InvalidOption for a value that cannot be meant."""
 
-    components: Sequence[str] = option(
-        BLOCKS,
-        help="Of resid_pre, attn_out, resid_mid, mlp_out, resid_post, q, k, v, pattern, z, neurons.",
+    components: Sequence[str] | None = option(
+        None,
+        help="Of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post, q, k, v, pattern, z, neurons "
+        "(default: as for a trace).",
         group=PATCHED,
         text=texts.NAMES,
         check=partial(validation.names, "component", valid=(*COMPONENTS, *MEDIATORS)),

@@ -29,7 +29,7 @@ from causal_tracing.errors import ComponentNotOffered, InvalidEdit
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, World, Zero
 from causal_tracing.interventions.known import Rules, plan
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
-from causal_tracing.models.architectures import Anatomy, Layout
+from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Model
 from causal_tracing.testing.toys import ToyTokenizer
 
@@ -261,7 +261,6 @@ def fake_model(words: Sequence[str], backend: Backend | None = None, *, name: st
     anatomy = Anatomy(
         family=described.engine,
         layers="",
-        layout=Layout(),
         cut=described.rules.cut,
         refused=tuple((component, f"the backend {described.engine!r} has none.") for component in missing),
         counts=tuple(described.counts.items()),

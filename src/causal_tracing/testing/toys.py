@@ -16,7 +16,7 @@ from torch.nn.functional import pad, relu
 
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.interventions.sites import MEDIATORS
-from causal_tracing.models.architectures import Anatomy, Layout
+from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
 
@@ -175,7 +175,15 @@ def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     # Not engine.check.accept: the parts are known, and a toy may have one that nothing depends on, which it refuses.
     layout = Layout(attn="self_attn", mlp="mlp", mid="mlp")
     whole = tuple((name, "a toy's attention and MLPs are whole.") for name in MEDIATORS)
-    anatomy = Anatomy(family="toy", layers="layers", layout=layout, refused=whole)
+    whole += (("mixer_out", "its layers have more than one part."),)
+    anatomy = Anatomy(
+        family="toy",
+        layers="layers",
+        layouts=(layout,) * len(network.layers),
+        mixing=("resid_pre",),
+        tokenwise=("resid_pre",),
+        refused=whole,
+    )
     return Model(network=network.eval(), tokenizer=ToyTokenizer(words), name=name, anatomy=anatomy)
 
 

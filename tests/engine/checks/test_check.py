@@ -1,6 +1,7 @@
-"""The anatomy: what a table or a guess says is believed only where the model behaves so."""
+"""The anatomy: layers and their parts are found by what the model does, and believed where patching bears it out."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ from causal_tracing.engine.checks.findings import Finding
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, OutOfMemory, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, Site
-from causal_tracing.models import architectures as anatomy
-from causal_tracing.models.architectures import TABLE, Anatomy, Layout
+from causal_tracing.interventions.sites import MEDIATORS, Site
+from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
 from causal_tracing.testing import Copy, Neuron, Neurons, ToyLayer, ToyNetwork, ToyTokenizer, circuit, lookup
-from families import FAMILIES, Family, build
+from families import FAMILIES, build
 
 BY_NAME = {family.name: family for family in FAMILIES}
+WHOLE = BY_NAME["llama"].components
 TOKENIZER = ToyTokenizer([f"w{n}" for n in range(97)])
 CLEAN, CORRUPT = Run((5, 17, 42, 11, 60)), Run((5, 17, 42, 13, 60))
 
@@ -27,13 +28,7 @@ def load(name: str, network: nn.Module | None = None) -> Model:
     return accept(network or build(BY_NAME[name]), TOKENIZER, name=name)
 
 
-def expected_components(family: Family) -> tuple[str, ...]:
-    if not family.additive:
-        return ("resid_pre", "resid_post")
-    return tuple(name for name in COMPONENTS if name != "resid_mid" or family.residual == "sequential")
-
-
-@pytest.mark.parametrize("calls", range(16))
+@pytest.mark.parametrize("calls", range(24))
 def test_memory_that_runs_out_is_no_refusal(monkeypatch, calls):
     """Wherever in the checks it happens: a model is never offered with less than it has."""
     seen, network = [], build(BY_NAME["gpt_neox"])
@@ -61,52 +56,100 @@ def test_memory_that_runs_out_while_heads_are_proved_is_no_refusal(monkeypatch):
 def test_each_family_offers_what_it_has(family):
     for attention in family.attention:
         model = accept(build(family, attention), TOKENIZER, name=family.name)
-        assert model.anatomy.components == expected_components(family)
+        assert model.anatomy.components == family.components
         assert model.anatomy.cut
-        assert model.anatomy.detected == (not family.known)
         assert model.num_layers == 4
 
 
-@pytest.mark.parametrize(
-    "name", ["falcon", "falcon-rw", "bloom", "mpt", "opt", "gemma2", "gpt_neo", "granite", "llama"]
-)
-def test_known_families_are_found_by_the_table(name):
-    model = load(name)
-    path, layout = TABLE[model.anatomy.family]
-    assert model.anatomy.layers == path
-    assert model.anatomy.layout == (layout if BY_NAME[name].residual == "sequential" else replace(layout, mid=None))
+# By hand: the path of the layers, what adds to the stream, the module that reads the middle, and the last projections.
+FOUND = {
+    "llama": ("model.layers", "self_attn", "mlp", "post_attention_layernorm", "self_attn.o_proj", "mlp.down_proj"),
+    "gpt2": ("transformer.h", "attn", "mlp", "ln_2", "attn.c_proj", "mlp.c_proj"),
+    "gpt_neox": ("gpt_neox.layers", "attention", "mlp", None, "attention.dense", "mlp.dense_4h_to_h"),
+    "gptj": ("transformer.h", "attn", "mlp", None, "attn.out_proj", "mlp.fc_out"),
+    "gpt_neo": ("transformer.h", "attn", "mlp", "ln_2", "attn.attention.out_proj", "mlp.c_proj"),
+    "falcon": ("transformer.h", "self_attention", "mlp", None, "self_attention.dense", "mlp.dense_4h_to_h"),
+    "phi": ("model.layers", "self_attn", "mlp", None, "self_attn.dense", "mlp.fc2"),
+    "mixtral": ("model.layers", "self_attn", "mlp", "post_attention_layernorm", "self_attn.o_proj", None),
+    "olmo2": (
+        "model.layers",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "mlp",
+        "self_attn.o_proj",
+        "mlp.down_proj",
+    ),
+    "gemma3": (
+        "model.language_model.layers",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "pre_feedforward_layernorm",
+        "self_attn.o_proj",
+        "mlp.down_proj",
+    ),
+    "bloom": (
+        "transformer.h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        "post_attention_layernorm",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+    ),
+    "mpt": ("transformer.blocks", "attn", "ffn.down_proj", "norm_2", "attn.out_proj", "ffn.down_proj"),
+    "opt": ("model.decoder.layers", "self_attn", "fc2", "final_layer_norm", "self_attn.out_proj", "fc2"),
+    "opt-350m": ("model.decoder.layers", "self_attn", "fc2", "self_attn_layer_norm", "self_attn.out_proj", "fc2"),
+}
 
 
-def test_an_unknown_family_is_found_by_detection():
-    found = load("deepseek_v3").anatomy
-    assert found.detected
-    assert (found.layout.attn, found.layout.mlp, found.layout.mid) == ("self_attn", "mlp", "post_attention_layernorm")
-
-
-# Without its entry in the table, a family is found by its names and by what it does.
-@pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "phi", "gpt2", "cohere", "mixtral"])
-def test_detection_finds_what_the_table_says(name, monkeypatch):
-    known = load(name).anatomy
-    monkeypatch.delitem(TABLE, known.family)
+@pytest.mark.parametrize("name", FOUND)
+def test_layers_and_their_parts_are_found_by_what_they_do(name):
     found = load(name).anatomy
-    assert found.detected
-    assert found.components == known.components
-    assert (found.layers, found.layout.attn, found.layout.mlp) == (known.layers, known.layout.attn, known.layout.mlp)
-    assert found.layout.z == known.layout.z
-    norms_after = name in ("gemma2", "olmo2")  # there the MLP's last projection is not what it contributes
-    assert found.layout.neurons == (None if norms_after else known.layout.neurons)
+    assert len({*found.layouts}) == 1
+    layout = found.layouts[0]
+    assert (found.layers, layout.attn, layout.mlp, layout.mid, layout.z, layout.neurons) == FOUND[name]
+    assert layout.mid_out == (name == "opt-350m")  # it norms its sums: the stream is what comes out
 
 
-@pytest.mark.parametrize("name", ["opt-350m", "mamba", "falcon_h1"])
-@pytest.mark.parametrize("component", ["attn_out", "resid_mid", "mlp_out"])
-def test_what_a_model_does_not_have_is_refused_by_name(name, component):
-    model = load(name)
+def test_names_do_not_decide():
+    """Attention called mlp, an MLP called self_attn, layers called vision_encoder: what they do is what they are."""
+    network = build(BY_NAME["llama"])
+    for layer in network.model.layers:
+        parts = layer._modules
+        parts["self_attn"], parts["mlp"] = parts["mlp"], parts["self_attn"]
+    kind = type(network.model.layers[0])
+
+    class Renamed(kind):
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            middle = hidden_states + self.mlp(hidden_states=self.input_layernorm(hidden_states), **kwargs)[0]
+            return middle + self.self_attn(self.post_attention_layernorm(middle))
+
+    for layer in network.model.layers:
+        layer.__class__ = Renamed
+    found = load("llama", network).anatomy
+    assert (found.layouts[0].attn, found.layouts[0].mlp) == ("mlp", "self_attn")
+    assert found.components == BY_NAME["llama"].components
+
+
+def test_parts_may_differ_from_layer_to_layer():
+    found = load("qwen3_next").anatomy
+    assert [layout.attn for layout in found.layouts] == ["linear_attn", "self_attn"] * 2
+
+
+def test_a_layer_of_one_part_is_a_mixer():
+    found = load("mamba").anatomy
+    assert [layout.mixer for layout in found.layouts] == ["mixer"] * 4
     message = (
-        rf"{component} is not offered on this model \({model.anatomy.family}\): no modules were found whose outputs "
-        r"add up to what its layers add\. Offered: resid_pre, resid_post[,.]"
+        r"attn_out is not offered on this model \(mamba\): its layers have one part each: mixer_out is what it adds\. "
+        r"Offered: resid_pre, mixer_out, resid_post\."
     )
     with pytest.raises(ComponentNotOffered, match=message):
-        patched(model, component, [3])
+        patched(load("mamba"), "attn_out", [3])
+
+
+def test_two_parts_that_mix_are_not_taken_for_attention():
+    message = r"attn_out is not offered .* what it adds comes from mamba and self_attn and feed_forward\. Offered: "
+    with pytest.raises(ComponentNotOffered, match=message):
+        patched(load("falcon_h1"), "attn_out", [3])
 
 
 def test_parallel_layers_have_no_middle():
@@ -131,62 +174,13 @@ def patched(model: Model, component: str, positions: list[int]):
     return evaluate(model, [World(CORRUPT, edits, (4,))], lambda logits, _: logits.flatten(1)).values[0]
 
 
-# A table that is wrong is not believed, and what is right is found all the same.
-
-WRONG = {
-    "a norm for attention": ("llama", ("model.layers", Layout(attn="input_layernorm", mlp="mlp"))),
-    "the MLP for attention": ("llama", ("model.layers", Layout(attn="mlp", mlp="mlp"))),
-    "a projection for the MLP": ("llama", ("model.layers", Layout(attn="self_attn", mlp="mlp.up_proj"))),
-    "exchanged": ("llama", ("model.layers", Layout(attn="mlp", mlp="self_attn", mid="post_attention_layernorm"))),
-    "a middle before attention": (
-        "llama",
-        ("model.layers", Layout(attn="self_attn", mlp="mlp", mid="input_layernorm")),
-    ),
-    "paths that are not there": ("llama", ("model.layers", Layout(attn="attention", mlp="feed_forward"))),
-    "layers that are not there": ("llama", ("transformer.h", Layout(attn="self_attn", mlp="mlp"))),
-    "a path that holds no layers": ("llama", ("model", Layout(attn="self_attn", mlp="mlp"))),
-    "attention before its norm": (
-        "gemma2",
-        ("model.layers", Layout(attn="self_attn", mlp="post_feedforward_layernorm")),
-    ),
-    "no scale": ("granite", ("model.layers", Layout(attn="self_attn", mlp="mlp", mid="post_attention_layernorm"))),
-}
-
-
-@pytest.mark.parametrize("mistake", [name for name in WRONG if name != "no scale"])
-def test_a_wrong_table_is_not_believed(mistake, monkeypatch):
-    family, entry = WRONG[mistake]
-    right = load(family).anatomy
-    monkeypatch.setitem(TABLE, family, entry)
-    found = load(family).anatomy
-    assert found.detected
-    assert found.components == COMPONENTS
-    assert (found.layout.attn, found.layout.mlp, found.layout.mid) == (
-        right.layout.attn,
-        right.layout.mlp,
-        right.layout.mid,
-    )
-
-
-def test_attention_and_mlp_exchanged_in_parallel_layers_are_told_apart(monkeypatch):
-    """Their sum is the same either way; but an MLP does not see what earlier tokens hold."""
-    entry = ("model.layers", Layout(attn="mlp", mlp="self_attn"))
-    monkeypatch.setitem(TABLE, "phi", entry)
-    found = load("phi").anatomy
-    assert found.detected
-    assert (found.layout.attn, found.layout.mlp) == ("self_attn", "mlp")
-
-
-def test_a_table_without_the_layers_scale_is_not_believed(monkeypatch):
-    family, entry = WRONG["no scale"]
-    monkeypatch.setitem(TABLE, family, entry)
-    found = load(family).anatomy
-    assert found.components == ("resid_pre", "resid_post")
-    assert "add up to what its layers add" in dict(found.refused)["mlp_out"]
+def test_the_layers_scale_is_found():
+    layout = load("granite").anatomy.layouts[0]
+    assert (layout.attn_scale, layout.mlp_scale, layout.gain) == (0.5, 0.5, 1.0)
 
 
 def test_a_component_that_is_offered_is_not_refused():
-    found = Anatomy(family="toy", layers="layers", layout=Layout()).refuse("mlp_out", "it is not there.")
+    found = Anatomy(family="toy", layers="layers", layouts=(Layout(),)).refuse("mlp_out", "it is not there.")
     found.require("resid_post")
     with pytest.raises(ComponentNotOffered, match=r"mlp_out is not offered on this model \(toy\): it is not there\."):
         found.require("mlp_out")
@@ -261,17 +255,18 @@ class DeafToAttention(ToyLayer):
 
 def test_a_network_of_ones_own_is_accepted():
     model = accept(random_toy(ToyLayer), ToyTokenizer(WORDS), name="toy")
-    assert model.anatomy.components == COMPONENTS
-    assert model.anatomy.detected
+    assert model.anatomy.components == WHOLE
 
 
-@pytest.mark.parametrize(("layer", "component"), [(DeafToMlp, "mlp_out"), (DeafToAttention, "attn_out")])
-def test_a_part_that_cannot_be_written_is_refused_by_name(layer, component):
+@pytest.mark.parametrize(
+    ("layer", "refused"), [(DeafToMlp, ("resid_mid", "mlp_out")), (DeafToAttention, ("attn_out",))], ids=["mlp", "attn"]
+)
+def test_a_part_that_cannot_be_written_is_refused_by_name(layer, refused):
     model = accept(random_toy(layer), ToyTokenizer(WORDS), name="toy")
-    assert model.anatomy.components == tuple(name for name in COMPONENTS if name != component)
-    message = rf"{component} is not offered .* its check failed \(a large random write changes the logits: measured 0, "
+    assert model.anatomy.components == tuple(name for name in WHOLE if name not in refused)
+    message = rf"{refused[-1]} is not offered .* no module was found whose output alone is added as"
     with pytest.raises(ComponentNotOffered, match=message):
-        model.anatomy.require(component)
+        model.anatomy.require(refused[-1])
 
 
 # Law 22: a part that adds nothing (a zero projection, an inserted identity block) is there all the same.
@@ -280,7 +275,7 @@ def test_a_part_that_adds_nothing_is_offered():
     with torch.no_grad():
         for path in ("self_attn.o_proj", "mlp.down_proj"):
             network.get_parameter(f"model.layers.2.{path}.weight").zero_()
-    assert load("llama", network).anatomy.components == COMPONENTS
+    assert load("llama", network).anatomy.components == WHOLE
 
 
 @pytest.mark.parametrize("make", [lambda: circuit("xor"), lookup], ids=["xor", "lookup"])
@@ -289,15 +284,15 @@ def test_the_toys_hold_what_is_checked_of_real_models(make):
     accepted = accept(model.network, model.tokenizer, name=model.name)
     assert accepted.anatomy.components == model.anatomy.components
     assert accepted.anatomy.cut
-    assert accepted.anatomy.layout == model.anatomy.layout
+    assert [(each.attn, each.mlp, each.mid) for each in accepted.anatomy.layouts] == [
+        (each.attn, each.mlp, each.mid) for each in model.anatomy.layouts
+    ]
 
 
-def test_a_network_whose_layers_cannot_be_found_is_refused():
+def test_what_the_configuration_counts_does_not_matter():
     network = random_toy(ToyLayer)
     network.config = replace(network.config, num_hidden_layers=7)
-    message = r"ToyNetwork has no list of 7 layers \(num_hidden_layers of its configuration\)"
-    with pytest.raises(UnsupportedModel, match=message):
-        accept(network, ToyTokenizer(WORDS), name="toy")
+    assert accept(network, ToyTokenizer(WORDS), name="toy").num_layers == 3
 
 
 def test_a_vocabulary_that_is_too_small_is_refused():
@@ -308,7 +303,7 @@ def test_a_vocabulary_that_is_too_small_is_refused():
 def test_vision_layers_are_not_taken_for_the_decoder():
     network = build(BY_NAME["gemma3"])
     network.config.get_text_config().num_hidden_layers = 4
-    assert anatomy._layers_path(network) == "model.language_model.layers"
+    assert load("gemma3", network).anatomy.layers == "model.language_model.layers"
 
 
 # What is said of a check.
@@ -318,11 +313,11 @@ def test_a_checkup_says_what_was_found():
     checkup = check(load("deepseek_v3"))
     said = checkup.to_dict()
     assert (said["model"], said["family"], said["layers"]) == ("deepseek_v3", "deepseek_v3", 4)
-    assert (said["found_by"], said["components"]) == ("detection", list(COMPONENTS))
+    assert (said["layers_at"], said["components"]) == ("model.layers", list(WHOLE))
     assert said["whole_layers_are_cuts"]
     assert all(finding["holds"] for finding in said["findings"])
     checked = {(finding.name, finding.component) for finding in checkup.findings}
-    for component in COMPONENTS:
+    for component in WHOLE:
         assert ("its own activations change nothing", component) in checked
         assert ("a large random write changes the logits", component) in checked
         assert ("nothing before an edit changes", component) in checked
@@ -342,7 +337,7 @@ def test_a_finding_says_which_way_its_bound_is():
 def test_a_checkup_names_what_was_refused():
     said = check(load("mamba")).to_dict()
     assert sorted(said["refused"]) == sorted(["attn_out", "mlp_out", "resid_mid", *MEDIATORS])
-    assert said["components"] == ["resid_pre", "resid_post"]
+    assert said["components"] == ["resid_pre", "mixer_out", "resid_post"]
     assert said["mediators"] == {}
 
 
@@ -350,4 +345,4 @@ def test_a_checkup_names_what_was_refused():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "granite"])
 def test_other_types_of_numbers_are_accepted(name, dtype):
     model = load(name, build(BY_NAME[name], dtype=dtype))
-    assert model.anatomy.components == COMPONENTS
+    assert model.anatomy.components == WHOLE

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bare_hooks import Change, attention_written_out
 from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import check
+from causal_tracing.engine.checks.check import check, prove
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOption
@@ -27,7 +27,7 @@ CORRUPT = (5, 23, 42, 11, 71, 33, 8)  # differs at 1 and 4
 TOLERANCE = 1e-4  # logits, float32
 # Without heads' outputs that go into one projection; without an MLP that is known, or with experts in its place.
 NO_Z = ("qwen3_next", "mamba")
-NO_NEURONS = (*NO_Z, "falcon_h1", "opt-350m", "deepseek_v3", "mixtral", "qwen3_moe", "gpt_oss")
+NO_NEURONS = (*NO_Z, "deepseek_v3", "mixtral", "qwen3_moe", "gpt_oss")
 
 
 def flat(logits: Tensor, _: Any) -> Tensor:
@@ -265,7 +265,7 @@ def test_noise_in_the_embedding_equals_bare_hooks(name, engine):
 
 
 def test_pruned_mediators_are_zero_where_they_are_run():
-    model = shared("llama")
+    model, _ = prove(shared("llama"), MEDIATORS)
     layers = {"q": (3,), "pattern": (3,), "z": (3,), "neurons": (3,), "k": (), "v": ()}
     dropped = [Site(name, layer, 4, 1) for name, which in layers.items() for layer in which]  # away from the readout
     dropped += [Site(name, 0, 3, 1) for name in ("q", "k", "v")]  # tokens that are equal

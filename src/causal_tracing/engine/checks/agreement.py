@@ -108,12 +108,12 @@ def random_prompts(network: nn.Module, tokenizer: Any) -> tuple[Run, Run]:
 
 def _worlds(model: Model, component: str, one: Run, other: Run) -> list[World]:
     """The first and the last cell that can matter, random ones, and a window at two positions."""
-    random, last = Random(SEED), model.num_layers - 1
-    cells = [(0, 1), (last, LENGTH - 1)]
-    cells += [(random.randint(0, last), random.randrange(1, LENGTH)) for _ in range(CELLS)]
+    random, layers = Random(SEED), model.active
+    cells = [(layers[0], 1), (layers[-1], LENGTH - 1)]
+    cells += [(layers[random.randrange(len(layers))], random.randrange(1, LENGTH)) for _ in range(CELLS)]
     written = [[cell] for cell in cells]
-    middle = last // 2
-    written.append([(layer, position) for layer in range(middle, min(middle + 3, last + 1)) for position in (2, 4)])
+    middle = (len(layers) - 1) // 2
+    written.append([(layer, position) for layer in layers[middle : middle + 3] for position in (2, 4)])
     worlds = []
     for number, sites in enumerate(written):
         base, donor = (one, other) if number % 2 else (other, one)

@@ -59,7 +59,7 @@ def bounded(name: str, components: tuple[str, ...], difference: float, bound: fl
 
 def write_all(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
     """The donor's activations at every position of one layer, or of all."""
-    layers = range(model.num_layers) if layer is None else [layer]
+    layers = model.active if layer is None else [layer]
     positions = range(len(donor.tokens))
     return tuple(Edit(Site(component, one, p), From(donor, p)) for one in layers for p in positions)
 
@@ -77,7 +77,7 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
 
 def random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before."""
-    layer, position = model.num_layers // 2, LENGTH // 2
+    layer, position = model.active[len(model.active) // 2], LENGTH // 2
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED))

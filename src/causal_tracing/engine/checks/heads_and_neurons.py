@@ -5,6 +5,7 @@
    values its heads' outputs: patched at all positions, both must give the same logits (`proofs`).
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,9 +19,10 @@ from causal_tracing.engine.checks.agreement import LENGTH, TOLERANCE
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.interventions.edits import Run
-from causal_tracing.models.architectures import Anatomy, Layout
+from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
 
 # Patched at all positions of a layer, the first ones are the second: what is compared, and whom it speaks for.
@@ -31,71 +33,132 @@ SAME = (
     (("neurons",), ("mlp_out",)),
 )
 
+ATTENTION = re.compile("attn|attention")  # not every part that mixes tokens has heads
+
 
 def counted(model: Model, run: Run) -> Anatomy:
     """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
-    heads, reason = _heads(model, run)
-    anatomy = replace(model.anatomy, layout=_located(model, run))
+    passing = _passing(model, run)
+    heads, reason = _heads(model, passing)
+    anatomy = replace(model.anatomy, layouts=tuple(passing[n].located(layout) for n, layout in _layouts(model)))
     counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
     if reason:
         for component in SEEN:
             anatomy = anatomy.refuse(component, reason)
-    for component, missing in (
-        ("z", "it is not known which projection its heads' outputs go into."),
-        ("neurons", "it is not known where its MLPs' neurons are; in a mixture of experts each token has others."),
-    ):
-        width = _width(replace(model, anatomy=anatomy), component, run)
+    for component, missing in (("z", _no_z(model, passing)), ("neurons", _no_neurons(anatomy, model.active))):
+        width = 0 if missing else _width(replace(model, anatomy=anatomy), component, run)
         if component == "neurons":
             counts["neurons"] = width
         if not width or (component == "z" and (not heads[0] or width % heads[0])):
-            anatomy = anatomy.refuse(component, missing)
+            anatomy = anatomy.refuse(component, missing or "its layers have different numbers of them.")
     return replace(anatomy, counts=tuple(counts.items()))
 
 
-def _heads(model: Model, run: Run) -> tuple[tuple[int, int], str]:
+def _layouts(model: Model) -> Iterator[tuple[int, Layout]]:
+    yield from enumerate(model.anatomy.layouts)
+
+
+def _heads(model: Model, passing: Sequence["_Passing"]) -> tuple[tuple[int, int], str]:
     """How many heads queries have, and keys and values; and the reason where the attention function is not asked."""
-    seen: dict[int, tuple[int, int]] = {}
-
-    def look(asked: Asked) -> tuple[Tensor, Any]:
-        seen[asked.layer] = asked.query.shape[1], asked.key.shape[1]
-        return asked.answer()
-
-    with attention_by(model, look):
-        forward(model, [run], {}, keep=1)
     named = getattr(model.config, "num_attention_heads", 0)
-    for layer in range(model.num_layers):
-        if layer not in seen:
+    known = {passing[layer].heads for layer in model.active}
+    for layer in model.active:
+        if passing[layer].heads is None:
             return (named, named), f"layer {layer} does not attend by transformers' replaceable attention function."
-    if len(set(seen.values())) > 1:
+    if len(known) > 1:
         return (named, named), "its layers have different numbers of heads."
-    return seen[0], ""
+    return known.pop() or (named, named), ""
 
 
-def _located(model: Model, run: Run) -> Layout:
-    """The layout with the last projections that the table does not know, by what passes through the middle layer.
+def _no_z(model: Model, passing: Sequence["_Passing"]) -> str:
+    """Why heads' outputs are not offered; "" where nothing speaks against them."""
+    attending = [passing[layer].heads is not None for layer in model.active]
+    for layer in model.active:
+        likely = all(attending) or (not any(attending) and ATTENTION.search((model.layout(layer).attn or "").lower()))
+        if not likely:
+            return f"layer {layer} has no attention heads that can be told."
+        if not passing[layer].located(model.layout(layer)).z:
+            return f"in layer {layer} it is not known which projection its heads' outputs go into."
+    return ""
 
-    What attention gives goes into `z`; what comes out of `neurons` is what the MLP contributes.
-    """
-    layout, number = model.anatomy.layout, model.num_layers // 2
-    layer, seen = model.layers[number], _Passing()
+
+def _no_neurons(anatomy: Anatomy, active: Sequence[int]) -> str:
+    """Why neurons are not offered; "" where nothing speaks against them."""
+    for layer in active:
+        layout = anatomy.layouts[layer]
+        if not layout.mlp:
+            return f"in layer {layer} no MLP was found."
+        if not layout.neurons:
+            return (
+                f"in layer {layer} no single projection gives what the MLP ({layout.mlp}) adds; in a mixture of "
+                "experts each token has neurons of its own."
+            )
+    return ""
+
+
+def _passing(model: Model, run: Run) -> list["_Passing"]:
+    """What one run brings past the parts of each layer."""
+    seen = [_Passing(model.layers[number], layout) for number, layout in _layouts(model)]
 
     def look(asked: Asked) -> tuple[Tensor, Any]:
         output, weights = asked.answer()
-        if asked.layer == number:
-            seen.attended = output.flatten(2)
+        seen[asked.layer].heads = asked.query.shape[1], asked.key.shape[1]
+        seen[asked.layer].attended = output.flatten(2)
         return output, weights
 
     with ExitStack() as stack:
-        for path, part in layer.named_modules():
-            stack.callback(part.register_forward_hook(partial(seen.note, path)).remove)
+        for one in seen:
+            for path, part in one.layer.named_modules():
+                hook = part.register_forward_hook(partial(one.note, path), with_kwargs=True)
+                stack.callback(hook.remove)
         with attention_by(model, look):
             forward(model, [run], {}, keep=1)
-    weights = {path: getattr(part, "weight", None) for path, part in layer.named_modules()}
-    projections = [path for path, weight in weights.items() if isinstance(weight, Tensor) and weight.ndim == 2]
-    z = next((path for path in projections if _same(seen.inputs.get(path), seen.attended)), None)
-    contributed = seen.outputs.get(layout.mlp) if layout.mlp else None
-    neurons = next((path for path in projections if _same(seen.outputs.get(path), contributed)), None)
-    return replace(layout, z=layout.z or z, neurons=layout.neurons or neurons)
+    return seen
+
+
+@dataclass(slots=True, eq=False)
+class _Passing:
+    """What passes a layer's matrices and the parts that add to the stream, and what its attention function gives."""
+
+    layer: nn.Module
+    layout: Layout
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    attended: Tensor | None = None
+    heads: tuple[int, int] | None = None
+
+    def note(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if path not in (self.layout.attn, self.layout.mlp) and not _is_matrix(part):
+            return
+        given, first = stream_in(args, kwargs), first_tensor(output)
+        if given is not None:
+            self.inputs[path] = given
+        if first is not None:
+            self.outputs[path] = first.clone()  # falcon adds to its MLP's output in place
+
+    def located(self, layout: Layout) -> Layout:
+        """The layout with its last projections: attention's goes into `z`, `neurons` gives what the MLP adds."""
+        z = next((path for path in self._matrices() if _same(self.inputs.get(path), self.attended)), None)
+        return replace(layout, z=z or self._last(layout.attn), neurons=self._last(layout.mlp))
+
+    def _matrices(self) -> list[str]:
+        return [path for path in self.inputs if _is_matrix(self.layer.get_submodule(path))]
+
+    def _last(self, part: str | None) -> str | None:
+        """The matrix whose product is what a part adds, or what the part makes it of where it is a norm."""
+        if part is None:
+            return None
+        added = [self.outputs.get(part)]
+        if not any(self.layer.get_submodule(part).children()):
+            added.append(self.inputs.get(part))
+        return next(
+            (path for path in self._matrices() if any(_same(self.outputs.get(path), one) for one in added)), None
+        )
+
+
+def _is_matrix(part: nn.Module) -> bool:
+    weight = getattr(part, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -105,27 +168,9 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one.flatten(), other.flatten())
 
 
-@dataclass(slots=True, eq=False)
-class _Passing:
-    """What passes through the modules of a layer, by their paths, and what its attention function gives."""
-
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    attended: Tensor | None = None
-
-    def note(self, path: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor):
-            self.inputs[path] = args[0]
-        first = output[0] if isinstance(output, tuple) else output
-        if isinstance(first, Tensor):
-            self.outputs[path] = first.clone()  # falcon adds to its MLP's output in place
-
-
 def _width(model: Model, component: str, run: Run) -> int:
     """How many numbers a token has there, in every layer; 0 where that cannot be looked at."""
-    if not getattr(model.anatomy.layout, component):
-        return 0
-    places = [(component, layer) for layer in range(model.num_layers)]
+    places = [(component, layer) for layer in model.active]
     try:
         found = record(model, [run], places)[run].activations
     except (AttributeError, KeyError, RuntimeError, TypeError):  # layers without that module
@@ -140,7 +185,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
         return
     together = {name for both in SAME for side in both for name in side}
     offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
-    places = [(name, layer) for name in {*offered, "resid_post"} for layer in range(model.num_layers)]
+    places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.active]
     donors = record(model, [clean, corrupt], places, keep=LENGTH)
     donors |= record(model, [clean], places, keep=LENGTH)  # alone: batches of other sizes differ in the last bits
     bound, size = TOLERANCE[model.dtype], donors[corrupt].logits.abs().max().item()
@@ -152,7 +197,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             runs = [
                 Run(clean.tokens, tuple(edit for name in names for edit in write_all(model, name, corrupt, layer)))
                 for names in (parts, whole)
-                for layer in sorted({0, model.num_layers // 2, model.num_layers - 1})
+                for layer in sorted({model.active[0], model.active[len(model.active) // 2], model.active[-1]})
             ]
             one, other = forward(model, runs, donors, keep=LENGTH)[0].chunk(2)
             apart = (one - other).abs().max().item() / size

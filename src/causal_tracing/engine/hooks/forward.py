@@ -89,7 +89,10 @@ def _edited(
 def scale_at(model: Model, place: Place) -> float:
     """What the layer multiplies a place's value by before it is added to the stream."""
     component, layer = place
-    return model.scale(layer) if component.endswith("_out") else 1.0
+    if component not in ("attn_out", "mlp_out", "mixer_out"):
+        return 1.0
+    layout = model.layout(layer)
+    return layout.mlp_scale if component == "mlp_out" else layout.attn_scale
 
 
 def _only_last(model: Model, keep: int) -> dict[str, int]:

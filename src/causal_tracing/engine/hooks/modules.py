@@ -5,16 +5,20 @@ the module's own; values are the module's own output, before the layer's scale. 
 keys, values, patterns) is shown by `attention.py`.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.progress import Tick, never
+from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.model import Model
 
 Visit = Callable[[str, int, Tensor], Tensor]
@@ -24,34 +28,48 @@ Visit = Callable[[str, int, Tensor], Tensor]
 def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: int) -> Iterator[None]:
     """Shows the value at each place to `visit(component, layer, value)` while the context is open.
 
-    Hooks are removed on the way out, whatever happens. Raises ComponentNotOffered.
+    Hooks are removed on the way out, whatever happens. Raises ComponentNotOffered; UnsupportedModel where a place was
+    not passed exactly once: what was read or written there would not be what it is called.
     """
-    for component, _ in places:
+    for component, layer in places:
         if component != "embed":
             model.anatomy.require(component)
+            model.anatomy.require_layer(layer)
+    passed: Counter[Place] = Counter()
     with ExitStack() as stack:
         for component, layer in sorted(places, key=_registration_order):
-            stack.enter_context(_hook(model, component, layer, partial(_shown, visit, component, layer, batch)))
+            see = _Seen(visit, (component, layer), batch, model.anatomy.lanes, passed)
+            stack.enter_context(_hook(model, component, layer, see))
         yield
+    for place in places:
+        require_once(place, passed[place])
+
+
+def require_once(place: Place, times: int) -> None:
+    """Raises UnsupportedModel where a run did not come past a place exactly once."""
+    if times != 1:
+        component, layer = place
+        raise UnsupportedModel(
+            f"{component} of layer {layer} was passed {times} times in one run, where once is needed: the model skips "
+            "it, or uses it again. Leave the component or the layer out."
+        )
 
 
 def _hook(model: Model, component: str, layer: int, see: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-    layout = model.anatomy.layout
+    layout = model.layout(layer) if component != "embed" else None
     match component:
         case "embed":
-            return _on_output(model.network.get_input_embeddings(), see)
+            return on_output(model.network.get_input_embeddings(), see)
         case "resid_pre":
-            return _on_input(model.layers[layer], see)
+            return on_input(model.layers[layer], see)
         case "resid_post":
-            return _on_output(model.layers[layer], see)
+            return on_output(model.layers[layer], see)
         case "resid_mid":
             return _in_the_middle(model, layer, see)
         case "z" | "neurons":
-            return _on_input(model.part(layer, getattr(layout, component)), see)
-        case "attn_out":
-            return _on_output(model.part(layer, layout.attn or ""), see)
+            return on_input(model.part(layer, getattr(layout, component)), see)
         case _:
-            return _on_output(model.part(layer, layout.mlp or ""), see)
+            return on_output(model.part(layer, getattr(layout, component.removesuffix("_out"))), see)
 
 
 def _registration_order(place: Place) -> tuple[bool, bool]:
@@ -59,14 +77,41 @@ def _registration_order(place: Place) -> tuple[bool, bool]:
     return place[0] == "resid_post", place[0] == "resid_mid"
 
 
-def _shown(visit: Visit, component: str, layer: int, batch: int, value: Tensor) -> Tensor:
-    shaped = value.reshape(batch, -1, value.shape[-1])
-    seen = visit(component, layer, shaped)
-    return value if seen is shaped else seen.reshape(value.shape)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Shows what passes a place as [batch, token, width], and counts how often something does."""
+
+    visit: Visit
+    place: Place
+    batch: int
+    lanes: str | None
+    passed: Counter[Place]
+
+    def __call__(self, value: Tensor) -> Tensor:
+        self.passed[self.place] += 1
+        shaped = by_token_of(value, self.batch, self.lanes)
+        seen = self.visit(*self.place, shaped)
+        return value if seen is shaped else as_before(seen, value, self.lanes)
+
+
+def by_token_of(value: Tensor, batch: int, lanes: str | None) -> Float[Tensor, "batch token width"]:
+    """What passes a module, by tokens, whatever its own shape: its lanes side by side."""
+    if value.ndim == 4 and lanes:
+        return (value.permute(1, 2, 0, 3) if lanes == "first" else value).flatten(2)
+    return value.reshape(batch, -1, value.shape[-1])
+
+
+def as_before(shaped: Float[Tensor, "batch token width"], like: Tensor, lanes: str | None) -> Tensor:
+    """The same numbers in the shape that they came in."""
+    if like.ndim == 4 and lanes == "first":
+        lane, batch, token, width = like.shape
+        return shaped.reshape(batch, token, lane, width).permute(2, 0, 1, 3)
+    return shaped.reshape(like.shape)
 
 
 @contextmanager
-def _on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Shows the stream that goes into a module to `see`, which gives what goes on, while the context is open."""
     handle = module.register_forward_pre_hook(partial(_input_hook, see), with_kwargs=True)
     try:
         yield
@@ -77,13 +122,40 @@ def _on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[No
 def _input_hook(
     see: Callable[[Tensor], Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args:
-        return (see(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": see(kwargs["hidden_states"])}
+    where = where_stream(args, kwargs)
+    if isinstance(where, str):
+        return args, {**kwargs, where: see(kwargs[where])}
+    return (*args[:where], see(args[where]), *args[where + 1 :]), kwargs
+
+
+def where_stream(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str:
+    """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers."""
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        return "hidden_states"
+    for where, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return where
+    raise KeyError("hidden_states")
+
+
+def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What a module is called with; None where it is called with no such tensor."""
+    try:
+        where = where_stream(args, kwargs)
+    except KeyError:
+        return None
+    return kwargs[where] if isinstance(where, str) else args[where]
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """What a module gives: a tensor, or the first of several things."""
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    return first if isinstance(first, Tensor) else None
 
 
 @contextmanager
-def _on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The same for what comes out of a module, or the first of several things."""
     handle = module.register_forward_hook(partial(_output_hook, see))
     try:
         yield
@@ -92,18 +164,24 @@ def _on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[N
 
 
 def _output_hook(see: Callable[[Tensor], Tensor], _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-    if isinstance(output, tuple):
-        return (see(output[0]), *output[1:])
+    if isinstance(output, (tuple, list)):
+        return type(output)((see(output[0]), *output[1:]))
     return see(output)
 
 
 @contextmanager
 def _in_the_middle(model: Model, layer: int, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    layout, middle = model.anatomy.layout, _Middle(see, model.scale(layer))
+    layout = model.layout(layer)
+    part = model.part(layer, layout.mid or "")
+    if layout.mid_out:
+        with on_output(part, see):
+            yield
+        return
+    middle = _Middle(see, scale=layout.mlp_scale, gain=layout.gain)
     with (
-        _on_input(model.part(layer, layout.mid or ""), middle.show),
-        _on_output(model.part(layer, layout.mlp or ""), middle.note_mlp),
-        _on_output(model.layers[layer], middle.add_up),
+        on_input(part, middle.show),
+        on_output(model.part(layer, layout.mlp or ""), middle.note_mlp),
+        on_output(model.layers[layer], middle.add_up),
     ):
         yield
 
@@ -114,9 +192,10 @@ class _Middle:
     So the MLP's side is given the new value, and where that differs, the layer's output is added up anew.
     """
 
-    def __init__(self, see: Callable[[Tensor], Tensor], scale: float) -> None:
+    def __init__(self, see: Callable[[Tensor], Tensor], *, scale: float, gain: float) -> None:
         self.see = see
         self.scale = scale
+        self.gain = gain
         self.seen: dict[str, Tensor] = {}
 
     def show(self, value: Tensor) -> Tensor:
@@ -130,10 +209,14 @@ class _Middle:
     def add_up(self, value: Tensor) -> Tensor:
         before, after, mlp = (self.seen.pop(name).reshape(value.shape) for name in ("before", "after", "mlp"))
         changed = (before != after).any(-1, keepdim=True)
-        anew = after + (mlp if self.scale == 1 else mlp * self.scale)
+        anew = _times(after, self.gain) + _times(mlp, self.scale)
         if torch.is_grad_enabled():  # the same numbers, and the way back leads through the middle
             value = value.detach() + (anew - anew.detach())
         return torch.where(changed, anew, value)
+
+
+def _times(value: Tensor, factor: float) -> Tensor:
+    return value if factor == 1 else value * factor
 
 
 @contextmanager

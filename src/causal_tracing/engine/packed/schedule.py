@@ -15,7 +15,7 @@ from causal_tracing.engine.backend import Place
 from causal_tracing.interventions.edits import Edit, Run, World
 
 # Components whose edits change in their own layer no other token than the edited one.
-INSIDE = ("q", "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out")
+INSIDE = ("q", "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,146 @@
+"""The decoder's layers, found by what they do: a list of modules that hand the stream on, one to the next.
+
+Neither what their path is called nor what the configuration counts decides: a text is run once, and of every list of
+modules it is noted who is called, with what, and what comes out.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracing.engine.hooks.modules import first_tensor, stream_in
+from causal_tracing.errors import UnsupportedModel
+from causal_tracing.models.memory import is_out_of_memory
+from causal_tracing.models.model import at_rest
+
+SHOWN = 200  # characters of another library's error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie."""
+
+    path: str
+    idle: tuple[int, ...]
+    lanes: str | None
+
+
+@dataclass(slots=True, eq=False)
+class _Passed:
+    """What passed through the members of one list, in the order of the calls."""
+
+    path: str
+    size: int
+    calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[int]:
+        """Who was called, in order."""
+        return [number for number, _, _ in self.calls]
+
+    @property
+    def once(self) -> bool:
+        """Whether every call was another member's, in the order of the list, and the stream kept its shape."""
+        alike = {value.shape for _, *both in self.calls for value in both}
+        return self.members == sorted({*self.members}) and len(alike) == 1
+
+    @property
+    def handed_on(self) -> int:
+        """How often what came out of one member went into the next."""
+        pairs = zip(self.calls, self.calls[1:], strict=False)
+        return sum(before[2].shape == after[1].shape and torch.equal(before[2], after[1]) for before, after in pairs)
+
+
+def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
+    """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
+    passed = _watched(network, tokens, name)
+    if not passed:
+        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes.")
+    found = [one for one in _outermost(passed) if one.once]
+    if not found:
+        again = max(_outermost(passed), key=lambda one: len(one.calls))
+        raise UnsupportedModel(
+            f"{name} cannot be traced layer by layer: in one run its {again.path} are called {len(again.calls)} times, "
+            f"in the order {_shortly(again.members)}. A layer that runs more than once has no activation of its own."
+        )
+    best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
+    _refuse_shared(network, best)
+    called = {*best.members}
+    idle = tuple(number for number in range(best.size) if number not in called)
+    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))
+
+
+def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> list[_Passed]:
+    lists = {
+        path: module
+        for path, module in network.named_modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module)
+    }
+    passed = [_Passed(path, len(module)) for path, module in lists.items()]
+    with at_rest(network), ExitStack() as stack:
+        for one in passed:
+            for number, member in enumerate(lists[one.path]):
+                handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
+                stack.callback(handle.remove)
+        run_text(network, torch.tensor([list(tokens)], device=network.get_input_embeddings().weight.device), name)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return [one for one in passed if one.calls]
+
+
+def run_text(network: nn.Module, tokens: Tensor, name: str) -> Any:
+    """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
+    try:
+        return network(input_ids=tokens, use_cache=False)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN]
+        raise UnsupportedModel(
+            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said} "
+            "If a hook of yours is on the model, it must bear such a prompt."
+        ) from error
+
+
+def _note(
+    passed: _Passed, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> None:
+    before, after = stream_in(args, kwargs), first_tensor(output)
+    if before is not None and after is not None:
+        passed.calls.append((number, before.clone(), after.clone()))
+
+
+def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:
+    """The lists that lie in no other list's member: a layer's own lists are parts of it."""
+    for one in passed:
+        if not any(one is not other and one.path.startswith(f"{other.path}.") for other in passed):
+            yield one
+
+
+def _refuse_shared(network: nn.Module, best: _Passed) -> None:
+    """One module in two places would be patched in both at once."""
+    members = [*network.get_submodule(best.path).children()]
+    if len(members) < best.size:
+        raise UnsupportedModel(
+            f"{type(network).__name__} uses one module as several layers: of {best.size} entries of {best.path}, "
+            f"{len(members)} are modules of their own. A patch in one would be made in all."
+        )
+
+
+def _lanes(stream: Tensor, length: int, name: str) -> str | None:
+    if stream.ndim == 3 and stream.shape[:2] == (1, length):
+        return None
+    if stream.ndim == 4 and stream.shape[:2] == (1, length):
+        return "last"
+    if stream.ndim == 4 and stream.shape[1:3] == (1, length):
+        return "first"
+    raise UnsupportedModel(
+        f"{name} cannot be traced by tokens: for {length} tokens its layers are given {list(stream.shape)} numbers."
+    )
+
+
+def _shortly(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:12])) + (", ..." if len(numbers) > 12 else "")

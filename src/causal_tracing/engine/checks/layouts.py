@@ -1,0 +1,86 @@
+"""From the ways through the layers to what is offered of them: which module is attention, MLP, or a layer's only part.
+
+Attention is the part that mixes tokens, the MLP the one that does not. Where that does not tell them apart (parts that
+do nothing, or three of them), their names may; else what cannot be told is not offered.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+
+from causal_tracing.engine.checks.contributions import Explained, Step, Way
+from causal_tracing.models.anatomy import Layout
+
+MLP_WORDS = ("mlp", "ffn", "feed", "moe", "expert", "fc", "dense_4h")
+
+
+def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
+    """The parts of one layer. `mixing` are the modules that mix tokens, in any layer."""
+    parts = [(path, scale) for step in found.way for path, scale in step.parts]
+    if found.whole and len(parts) == 1:
+        path, scale = parts[0]
+        attn, mlp = (path, None) if path in mixing else (None, path)
+        return Layout(mixer=path, attn=attn, mlp=mlp, attn_scale=scale, mlp_scale=scale)
+    attn, mlp = _told_apart(parts, mixing)
+    scales = dict(parts)
+    layout = Layout(attn=attn, mlp=mlp, attn_scale=scales[attn] if attn else 1.0, mlp_scale=scales[mlp] if mlp else 1.0)
+    return _with_middle(layout, found.way)
+
+
+def _told_apart(parts: Sequence[tuple[str, float]], mixing: Collection[str]) -> tuple[str | None, str | None]:
+    """Attention's path and the MLP's; None for what is not there, or cannot be told."""
+    mix = [path for path, _ in parts if path in mixing]
+    still = [path for path, _ in parts if path not in mixing]
+    if not mix and len(still) == 2:  # two parts that do nothing: their order is all that is known
+        return still[0], still[1]
+    named = [path for path in still if any(word in path.lower() for word in MLP_WORDS)]
+    likely = still if len(still) == 1 else named
+    return (mix[0] if len(mix) == 1 else None), (likely[0] if len(likely) == 1 else None)
+
+
+def _with_middle(layout: Layout, way: Way) -> Layout:
+    """The layout with the stream that the MLP is added to, where it can be read and written between the two."""
+    last = next((step for step in way if layout.mlp in dict(step.parts)), None)
+    if last is None or not last.base[0] or _order(way, layout.attn) > _order(way, layout.mlp):
+        return layout
+    path, is_output = last.base
+    alone = last.reader is None and len(last.parts) == 1  # the layer's output can be added up anew
+    return replace(layout, mid=path, mid_out=is_output, gain=last.gain) if is_output or alone else layout
+
+
+def _order(way: Sequence[Step], path: str | None) -> int:
+    return next((number for number, step in enumerate(way) if path in dict(step.parts)), -1)
+
+
+def refusals(layouts: Sequence[Layout], found: Sequence[Explained]) -> Iterator[tuple[str, str]]:
+    """Each component that layers do not all have, with the reason; both of the layers that a text passes."""
+    single = bool(layouts) and all(layout.mixer for layout in layouts)
+    if not single:
+        yield "mixer_out", "its layers have more than one part."
+    for component, path, like in (("attn_out", "attn", "attention's"), ("mlp_out", "mlp", "an MLP's")):
+        missing = [number for number, layout in enumerate(layouts) if not getattr(layout, path)]
+        if single:
+            yield component, "its layers have one part each: mixer_out is what it adds."
+        elif missing:
+            yield component, _missing(missing, found, like)
+    if single or not all(layout.mid for layout in layouts):
+        yield "resid_mid", _no_middle(layouts, found, single)
+
+
+def _missing(missing: Sequence[int], found: Sequence[Explained], like: str) -> str:
+    if not any(each.way for each in found):
+        return "no modules were found whose outputs add up to what its layers add."
+    first = found[missing[0]]
+    beside = [path for step in first.way for path, _ in step.parts]
+    told = f"; what it adds comes from {' and '.join(beside)}" if first.whole else ""
+    return f"in layer {missing[0]} no module was found whose output alone is added as {like} is{told}."
+
+
+def _no_middle(layouts: Sequence[Layout], found: Sequence[Explained], single: bool) -> str:
+    if single:
+        return "its layers have one part each, with nothing between."
+    if all(len(each.way) == 1 and each.whole for each in found):
+        return "its attention and MLP read the same stream (parallel layers)."
+    if not any(each.way for each in found):
+        return "no modules were found whose outputs add up to what its layers add."
+    number = next(number for number, layout in enumerate(layouts) if not layout.mid)
+    return f"in layer {number} the stream between attention and MLP cannot be read and written."

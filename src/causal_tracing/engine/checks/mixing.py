@@ -1,0 +1,128 @@
+"""What mixes tokens: told by writing at one token and looking at the later ones of the same layer.
+
+Everything that says that an effect is known without running it rests on this. All layers are asked in one run: each
+gets the stream of the first row again, so that what is written in one layer is not seen in the next.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.checks.contributions import Way
+from causal_tracing.engine.checks.layers import Layers, run_text
+from causal_tracing.engine.hooks.forward import forward, watched
+from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
+from causal_tracing.interventions.edits import Run
+from causal_tracing.models.model import Model, at_rest
+
+SEED = 2
+WRITTEN = 1  # the token that is written at
+# Read by attention at other tokens: nothing is concluded of them.
+READ_BY_OTHERS = ("resid_pre", "k", "v")
+
+
+def mixing_parts(
+    network: nn.Module, layers: Layers, tokens: Sequence[int], name: str, ways: Sequence[Way], bound: float
+) -> set[str]:
+    """The modules that mix tokens in any layer, among those that add to the stream: by their paths inside a layer.
+
+    Row 0 is the text. In row n + 1 a token of the stream that the nth sum of a layer starts from is changed, where its
+    modules read it: so that a later one is not taken for what it only reads of an earlier one.
+    """
+    rows = 1 + max((len(way) for way in ways), default=0)
+    if rows == 1:
+        return set()
+    found: set[str] = set()
+    generator = torch.Generator().manual_seed(SEED)
+
+    def change(changed: Sequence[int], afresh: bool, value: Tensor) -> Tensor:
+        shaped = by_token_of(value, rows, layers.lanes)
+        new = shaped[:1].repeat(rows, 1, 1) if afresh else shaped.clone()
+        new[[number + 1 for number in changed], WRITTEN] += _noise(shaped[0], generator)
+        return as_before(new, value, layers.lanes)
+
+    def judge(path: str, number: int, value: Tensor) -> Tensor:
+        shaped = by_token_of(value, rows, layers.lanes)
+        if _reached(shaped[0], shaped[number + 1], bound):
+            found.add(path)
+        return value
+
+    with at_rest(network), ExitStack() as stack:
+        for layer, way in zip(network.get_submodule(layers.path).children(), ways, strict=True):
+            at_start = [number for number, step in enumerate(way) if step.base == ("", False)]
+            stack.enter_context(on_input(layer, partial(change, at_start, True)))
+            for number, step in enumerate(way):
+                path, is_output = step.base
+                if path:
+                    place = on_output if is_output else on_input
+                    stack.enter_context(place(layer.get_submodule(path), partial(change, [number], False)))
+                for part, _ in step.parts:
+                    stack.enter_context(on_output(layer.get_submodule(part), partial(judge, part, number)))
+        embedding: Any = network.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        run_text(network, torch.tensor([list(tokens)] * rows, device=embedding.weight.device), name)
+    return found
+
+
+def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> tuple[str, ...]:
+    """Those of these components whose edits are seen at later tokens behind the same layer, in any layer.
+
+    The stream before a layer, and keys and values, are read by other tokens: they are among them without being tried.
+    """
+    asked = [name for name in components if name not in (*READ_BY_OTHERS, "resid_post")]
+    found = {name for name in components if name in READ_BY_OTHERS}
+    generator = torch.Generator().manual_seed(SEED)
+    wanted = {(name, layer) for name in ("resid_pre", *asked, "resid_post") for layer in model.active}
+
+    def watch(place: Place, value: Tensor) -> Tensor:
+        component, _ = place
+        if component == "resid_post":
+            found.update(name for row, name in enumerate(asked, 1) if _reached(value[0], value[row], bound))
+            return value
+        changed = value.clone()
+        if component == "resid_pre":
+            changed[1:] = value[0]
+        else:
+            changed[1 + asked.index(component), WRITTEN] += _noise(value[0], generator)
+        return changed
+
+    if asked:
+        with model.at_rest():
+            watched(model, [run] * (1 + len(asked)), {}, wanted, watch, keep=1)
+    return tuple(name for name in components if name in found)
+
+
+def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, bound: float) -> tuple[str, ...]:
+    """Those of these components that in layer 0 are the same for the same token at the same place, whatever is before.
+
+    The two runs differ in every token but the first; a third has the tokens of one and the other in turn.
+    """
+    if 0 not in model.active:
+        return ()
+    turns = Run(tuple(pair[place % 2] for place, pair in enumerate(zip(clean.tokens, other.tokens, strict=True))))
+    same = [place for place in range(2, len(turns.tokens)) if place % 2 == 0]
+    _, seen = forward(model, [clean, turns], {}, keep=1, wanted=[(name, 0) for name in components])
+    return tuple(
+        name for name in components if not _apart(seen[name, 0][0][same], seen[name, 0][1][same], seen[name, 0], bound)
+    )
+
+
+def _noise(value: Tensor, generator: torch.Generator) -> Tensor:
+    """As large as what a token has there."""
+    size = value.float().square().mean().sqrt().clamp(min=0.01)
+    noise = torch.randn(value.shape[-1], generator=generator, dtype=torch.float32)
+    return (noise.to(value.device) * size).to(value.dtype)
+
+
+def _reached(before: Tensor, after: Tensor, bound: float) -> bool:
+    """Whether anything differs behind the token that was written at."""
+    return _apart(before[WRITTEN + 1 :], after[WRITTEN + 1 :], before, bound)
+
+
+def _apart(one: Tensor, other: Tensor, scale: Tensor, bound: float) -> bool:
+    """Whether two tensors differ by more than rounding; what is not a number does."""
+    return not (one - other).abs().max().item() <= bound * scale.abs().max().item()

@@ -1,0 +1,94 @@
+"""Where a model's parts are, as values. Runs nothing: `engine.checks` finds them by what a model does."""
+
+from dataclasses import dataclass, replace
+
+from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The parts of one layer, as module paths inside it; None where there is no such part.
+
+    `attn` and `mlp` are the modules whose output, times `attn_scale` and `mlp_scale`, is added to the residual stream;
+    `mixer` is the only such module of a layer that has one. `mid` is the module whose input is the stream between
+    attention and MLP: the layer gives back `gain` times that, plus the MLP's side. Where layers are normed after
+    each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and `neurons` are the last
+    projections of attention and MLP, whose inputs are the heads' outputs and the neurons.
+    """
+
+    attn: str | None = None
+    mlp: str | None = None
+    mixer: str | None = None
+    mid: str | None = None
+    mid_out: bool = False
+    z: str | None = None
+    neurons: str | None = None
+    attn_scale: float = 1.0
+    mlp_scale: float = 1.0
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """A model's layers and the layout of each, with the reason for every component that is not offered.
+
+    `idle` are the layers that a prompt of text alone does not pass through. `lanes` says where a stream of several
+    lanes has them: "last" is [batch, token, lane, width], "first" [lane, batch, token, width]; they are folded into the
+    width. `cut` is False for models whose layers read something besides the residual stream. `mixing` are the
+    components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
+    token and its position alone: what was not proved is neither inside its token nor tokenwise. `counts` says how
+    many heads (of queries, of keys and values) and neurons a layer has. `few_logits` is False where the model must be
+    asked for all logits.
+    """
+
+    family: str
+    layers: str
+    layouts: tuple[Layout, ...] = ()
+    idle: tuple[int, ...] = ()
+    lanes: str | None = None
+    cut: bool = True
+    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS)
+    tokenwise: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    few_logits: bool = True
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The whole components that can be offered, in computation order."""
+        refused = dict(self.refused)
+        return tuple(name for name in COMPONENTS if name not in refused)
+
+    @property
+    def mediators(self) -> tuple[str, ...]:
+        """Those that can be offered of the components that have heads or neurons, in computation order."""
+        refused = dict(self.refused)
+        return tuple(name for name in MEDIATORS if name not in refused)
+
+    def count(self, component: str) -> int:
+        """How many heads or neurons a component has in a layer; 1 where it has no such parts."""
+        if component not in MEDIATORS:
+            return 1
+        self.require(component)
+        return dict(self.counts)[component]
+
+    def require_layer(self, layer: int) -> None:
+        """Raises ComponentNotOffered for a layer that a prompt of text alone does not pass."""
+        if layer in self.idle:
+            raise ComponentNotOffered(
+                f"A prompt of text alone does not pass layer {layer} of this model ({self.family}). Leave it out."
+            )
+
+    def require(self, component: str) -> None:
+        """Raises ComponentNotOffered, with the reason, for a component that this model does not have."""
+        reason = dict(self.refused).get(component)
+        if reason:
+            offered = ", ".join((*self.components, *self.mediators))
+            raise ComponentNotOffered(
+                f"{component} is not offered on this model ({self.family}): {reason} Offered: {offered}."
+            )
+
+    def refuse(self, component: str, reason: str) -> "Anatomy":
+        """The same anatomy without a component."""
+        return replace(self, refused=(*self.refused, (component, reason)))

@@ -13,9 +13,10 @@ import causal_tracing as ct
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
-from causal_tracing.interventions.sites import COMPONENTS, Site
+from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from causal_tracing.testing import Copy, FakeBackend, LinearToy, ToyLayer, ToyNetwork, fake, fake_model, toy_model
+from causal_tracing.testing.fake import TWO_PARTS
 
 WORDS = ["the", "old", "cat", "dog", "ran", "home"]
 PAIR = ct.Pair(clean="the old cat ran home", corrupt="the old dog ran home", answer=" cat", foil=" dog", id="p")
@@ -101,7 +102,7 @@ def test_the_linear_toy_is_what_a_network_of_the_same_algebra_gives():
         (Plus(vector), 1.0),
         (Subspace(torch.eye(width)[[2, 3]], From(donor, 2)), 1.0),
     ]
-    sites = [Site(component, layer, 2) for component in COMPONENTS for layer in range(2)]
+    sites = [Site(component, layer, 2) for component in TWO_PARTS for layer in range(2)]
     worlds = [World(base, (Edit(site, source, alpha),), (2, 3)) for site in sites for source, alpha in sources]
     noised = Run(base.tokens, (Edit(Site("embed", 0, 1), Plus(vector)),))
     worlds.append(World(noised, (Edit(Site("mlp_out", 0, 2), From(base, 2)),), (2, 3)))

@@ -21,8 +21,9 @@ from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
 from causal_tracing.interventions.known import is_cut, plan
-from causal_tracing.interventions.sites import COMPONENTS, RESIDUAL, Site
+from causal_tracing.interventions.sites import RESIDUAL, Site
 from causal_tracing.models.model import Model
+from causal_tracing.testing.fake import TWO_PARTS
 from loaded import SOME, ids, shared
 
 BASE = Run((5, 17, 42, 11, 60, 33, 8, 71, 90))
@@ -200,7 +201,8 @@ def test_a_given_tensor_is_what_the_stream_receives(model):
     patched = {place: Run(BASE.tokens, (Edit(Site(*place, 4), Given(given)),)) for place in places(model)}
     found = record(model, list(patched.values()), places(model))
     for (component, layer), run in patched.items():
-        scale = model.scale(layer) if component in ("attn_out", "mlp_out") else 1.0
+        layout = model.layout(layer)
+        scale = {"attn_out": layout.attn_scale, "mlp_out": layout.mlp_scale}.get(component, 1.0)
         value = found[run].activations[component, layer][4]
         assert_close(value * scale, given, rtol=1e-6, atol=0)
 
@@ -222,7 +224,7 @@ def test_nothing_upstream_of_an_edit_changes(model):
         patched = Run(BASE.tokens, edits(component, layer, [5]))
         found = record(model, [patched], places(model))[patched].activations
         for place in places(model):
-            upstream = (place[1], COMPONENTS.index(place[0])) < (layer, COMPONENTS.index(component))
+            upstream = (place[1], TWO_PARTS.index(place[0])) < (layer, TWO_PARTS.index(component))
             unchanged = slice(None) if upstream else slice(0, 5)
             assert_unchanged(model, found[place][unchanged].numpy(), base[place][unchanged].numpy())
 
@@ -249,7 +251,7 @@ def test_edits_at_different_sites_commute(model):
 # Law 14: of edits at one token in one layer, the later component acts on what the earlier ones left.
 def test_edits_at_one_token_apply_in_computation_order(model):
     layer, position = 1, 5
-    noise = torch.randn(len(COMPONENTS), model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(len(TWO_PARTS), model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     inside = [component for component in model.anatomy.components if component in ("attn_out", "resid_mid", "mlp_out")]
     dominated = [Edit(Site(name, layer, position), Given(noise[n])) for n, name in enumerate(inside)]
     output = edit("resid_post", layer, position)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, Site
+from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.testing import ToyTokenizer
+from causal_tracing.testing.fake import TWO_PARTS
 from families import FAMILIES, build
 
 FAMILY = next(family for family in FAMILIES if family.name == "llama")
@@ -44,7 +45,7 @@ def all_effects(network: nn.Module, engine: str) -> Effects:
     """What every site does to the logits of the last token, by patching alone."""
     model = accept(network, ToyTokenizer([f"w{n}" for n in range(97)]), name="tiny")
     layers = range(model.num_layers)
-    sites = [Site(name, layer, p) for name, layer, p in product(COMPONENTS, layers, POSITIONS)]
+    sites = [Site(name, layer, p) for name, layer, p in product(TWO_PARTS, layers, POSITIONS)]
     for name, layer, p in product(MEDIATORS, layers, POSITIONS):
         step = 7 if name == "neurons" else 1
         sites += [Site(name, layer, p, unit) for unit in range(0, model.parts(name), step)]

@@ -19,12 +19,14 @@ from causal_tracing.models.model import Agreement, Model
 _PROVED: MutableMapping[nn.Module, dict[Hashable, tuple[Anatomy, Agreement | None]]] = WeakKeyDictionary()
 
 
-def open_backend(model: Model, components: Sequence[str], asked: str = "auto", budget: int | None = None) -> Backend:
+def open_backend(
+    model: Model, components: Sequence[str], asked: str = "auto", budget: int | None = None, *, length: int = 0
+) -> Backend:
     """The backend that answers for a model, with these components proved on it; `describe().note` says what hinders.
 
     `asked` is "auto" (the packed engine where it agrees with replay on these components), "packed" or "replay";
-    `budget` is in bytes a batch. A model that brings a backend along has no other. Raises ComponentNotOffered,
-    CannotPack, InvalidOption.
+    `budget` is in bytes a batch, `length` that of the longest prompt, in tokens. A model that brings a backend along
+    has no other. Raises ComponentNotOffered, CannotPack, InvalidOption.
 
     Example:
         backend = open_backend(model, ["resid_post", "z"])
@@ -40,7 +42,7 @@ def open_backend(model: Model, components: Sequence[str], asked: str = "auto", b
         model = _with_proofs(model, mediators)
         for component in mediators:
             model.anatomy.require(component)
-    choice = choose(model, components, asked)
+    choice = choose(model, components, asked, length)
     return NetworkBackend(model, choice.engine, note=choice.note, budget=budget)
 
 

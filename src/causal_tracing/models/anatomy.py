@@ -38,8 +38,8 @@ class Anatomy:
     width. `cut` is False for models whose layers read something besides the residual stream. `mixing` are the
     components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
     token and its position alone: what was not proved is neither inside its token nor tokenwise. `counts` says how
-    many heads (of queries, of keys and values) and neurons a layer has. `few_logits` is False where the model must be
-    asked for all logits.
+    many heads (of queries, of keys and values) and neurons a layer has. `few_logits` says whether the model
+    can be asked for the last tokens' logits, and computes all tokens in its layers all the same.
     """
 
     family: str
@@ -52,7 +52,7 @@ class Anatomy:
     tokenwise: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
-    few_logits: bool = True
+    few_logits: bool = False
 
     @property
     def components(self) -> tuple[str, ...]:

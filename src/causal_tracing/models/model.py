@@ -26,13 +26,15 @@ def require_model(model: object) -> None:
 class Agreement:
     """How far the packed engine's logits are from replay's, by component, in shares of the largest logit.
 
-    `reason` says why it cannot run at all; `circumstances` are those under which it was measured.
+    `reason` says why it cannot run at all; `circumstances` are those under which it was measured, on prompts of
+    `length` tokens.
     """
 
     differences: Mapping[str, float]
     bound: float
     reason: str
     circumstances: tuple[Any, ...]
+    length: int
 
     def against(self, components: Iterable[str]) -> str | None:
         """What speaks against the packed engine for these components; None where nothing does."""
@@ -42,8 +44,8 @@ class Agreement:
             difference = self.differences.get(component, float("nan"))
             if not difference <= self.bound:
                 return (
-                    f"on a short prompt its logits differ from replay's by {difference:.1e} of the largest "
-                    f"({component}; {self.bound:.0e} would be rounding)."
+                    f"on a prompt of {self.length} tokens its logits differ from replay's by {difference:.1e} of the "
+                    f"largest ({component}; {self.bound:.0e} would be rounding)."
                 )
         return None
 

@@ -94,10 +94,11 @@ def specs(declared: Any) -> dict[str, Spec]:
 
 
 def check_values(options: Any) -> None:
-    """Checks every option by itself. Raises InvalidOption."""
+    """Checks every option by itself, but for those that are left out. Raises InvalidOption."""
     for name, spec in specs(options).items():
-        if spec.check is not None:
-            spec.check(getattr(options, name))
+        value = getattr(options, name)
+        if spec.check is not None and not (value is None and spec.default is None):
+            spec.check(value)
 
 
 def record(options: Any) -> dict[str, Any]:

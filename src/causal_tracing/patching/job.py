@@ -91,7 +91,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     patched = [name for grid in grids for name in grid.components]
-    backend = open_backend(model, [*patched, *severed], options.engine, options.budget)
+    backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
@@ -118,6 +118,11 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
         if name in BLOCKS:
             warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
     return found
+
+
+def longest(pairs: Sequence[TokenPair]) -> int:
+    """The tokens of the longest prompt, its answer's included."""
+    return max(len(pair.clean.tokens) + len(pair.answer_tokens) for pair in pairs)
 
 
 def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[TokenPair], write: Write) -> None:

@@ -35,6 +35,7 @@ from causal_tracing.testing.toys import ToyTokenizer
 
 Answers = Callable[[Run], Any]
 Activations = Callable[[Run, Place], Float[Tensor, "token width"]]
+TWO_PARTS = tuple(name for name in COMPONENTS if name != "mixer_out")  # of layers with attention and an MLP
 
 
 class FakeBackend:
@@ -64,7 +65,7 @@ class FakeBackend:
         *,
         activations: Activations | None = None,
         num_layers: int = 2,
-        components: Sequence[str] = COMPONENTS,
+        components: Sequence[str] = TWO_PARTS,
         counts: Mapping[str, int] | None = None,
         name: str = "fake",
     ) -> None:

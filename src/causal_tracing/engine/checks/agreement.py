@@ -1,14 +1,17 @@
 """Which engine runs a trace: decided by what both of them give on this model, never by its name.
 
-Short worlds of every kind (single cells, windows, several edits; some and all positions read) run on both engines. The
-packed one is used for the components on which it gives what replay gives.
+Worlds of every kind (single cells, windows, several edits; some and all positions read) run on both engines: short ones
+when a model is loaded, and once more, fewer, at the length of the prompts that are traced, where that is longer. A
+layer may do other things with a long prompt (windows, blocks, other scales). The packed engine is used for the
+components on which it gives what replay gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,7 @@ from causal_tracing.models.model import Agreement, Model
 LENGTH = 6
 SEED = 0
 CELLS = 6  # a component
+CELLS_AT_LENGTH = 1  # beside the first and the last
 # The largest difference, relative to the largest value compared, that rounding explains.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
@@ -36,11 +40,15 @@ class EngineChoice:
     note: str | None = None
 
 
-def choose(model: Model, components: Sequence[str], asked: str = "auto") -> EngineChoice:
+# What was compared at the length of prompts, by network, without a reference to it.
+_AT_LENGTH: MutableMapping[nn.Module, dict[Hashable, Agreement]] = WeakKeyDictionary()
+
+
+def choose(model: Model, components: Sequence[str], asked: str = "auto", length: int = LENGTH) -> EngineChoice:
     """The packed engine where it is known to agree with replay on these components, and replay elsewhere.
 
-    A model that has changed since it was loaded (hooks, attention implementation) is compared again. Raises CannotPack
-    where "packed" is asked for and does not agree.
+    `length` is that of the longest prompt, in tokens. A model that has changed since it was loaded (hooks, attention
+    implementation) is compared again. Raises CannotPack where "packed" is asked for and does not agree.
     """
     if asked == "replay":
         return EngineChoice("replay")
@@ -49,7 +57,7 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Engi
     if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
         with room_for_checks(model.name):
             agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
-    against = agreement.against(components)
+    against = agreement.against(components) or _against_at(model, components, length)
     if against is None:
         return EngineChoice("packed")
     if asked == "packed":
@@ -57,6 +65,20 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto") -> Engi
     return EngineChoice(
         "replay", f"The packed engine is not used on {model.name}: {against} Replay is, which is slower."
     )
+
+
+def _against_at(model: Model, components: Sequence[str], length: int) -> str | None:
+    """What speaks against the packed engine on prompts of this length: compared once for a length and longer ones."""
+    if length <= LENGTH:
+        return None
+    known = _AT_LENGTH.setdefault(model.network, {})
+    key = (circumstances(model), model.dtype, model.device, frozenset(components))
+    found = known.get(key)
+    if found is None or found.length < length:
+        with room_for_checks(model.name):
+            prompts = random_prompts(model.network, model.tokenizer, length)
+            found = known[key] = compare(model, components, *prompts, cells=CELLS_AT_LENGTH)
+    return found.against(components)
 
 
 def room_for_checks(name: str) -> AbstractContextManager[None]:
@@ -67,12 +89,13 @@ def room_for_checks(name: str) -> AbstractContextManager[None]:
     )
 
 
-def compare(model: Model, components: Sequence[str], one: Run, other: Run) -> Agreement:
+def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells: int = CELLS) -> Agreement:
     """The largest difference between the engines' logits for each component, in shares of the largest logit."""
-    common = {"bound": TOLERANCE[model.dtype], "circumstances": circumstances(model)}
+    length = len(one.tokens)
+    common = {"bound": TOLERANCE[model.dtype], "circumstances": circumstances(model), "length": length}
     differences: dict[str, float] = {}
     for component in components:
-        worlds = _worlds(model, component, one, other)
+        worlds = _worlds(model, component, one, other, cells)
         try:
             packed = _logits(model, worlds, "packed")
         except (CannotPack, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
@@ -94,31 +117,35 @@ def circumstances(model: Model) -> tuple[Any, ...]:
     return model.attention, hooks, sum("forward" in module.__dict__ for module in modules)
 
 
-def random_prompts(network: nn.Module, tokenizer: Any) -> tuple[Run, Run]:
+def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> tuple[Run, Run]:
     """Two prompts of random ordinary tokens that differ everywhere but in the first."""
     known = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
     special = set(getattr(tokenizer, "all_special_ids", ()))
     ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
-    picks = torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(SEED))[: 2 * LENGTH - 1]
-    tokens = ordinary[picks].tolist()
-    if len(tokens) < 2 * LENGTH - 1:
+    if len(ordinary) < 2 * LENGTH - 1:
         raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs {2 * LENGTH - 1}.")
-    return Run(tuple(tokens[:LENGTH])), Run((tokens[0], *tokens[LENGTH:]))
+    generator = torch.Generator().manual_seed(SEED)
+    picks = torch.randperm(len(ordinary), generator=generator)
+    first = picks[torch.arange(length) % len(picks)]  # long prompts go round
+    second = picks[(torch.arange(length) + length - 1) % len(picks)]
+    one, other = ordinary[first].tolist(), ordinary[second].tolist()
+    return Run(tuple(one)), Run((one[0], *other[1:]))
 
 
-def _worlds(model: Model, component: str, one: Run, other: Run) -> list[World]:
+def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:
     """The first and the last cell that can matter, random ones, and a window at two positions."""
+    length = len(one.tokens)
     random, layers = Random(SEED), model.active
-    cells = [(layers[0], 1), (layers[-1], LENGTH - 1)]
-    cells += [(layers[random.randrange(len(layers))], random.randrange(1, LENGTH)) for _ in range(CELLS)]
+    cells = [(layers[0], 1), (layers[-1], length - 1)]
+    cells += [(layers[random.randrange(len(layers))], random.randrange(1, length)) for _ in range(random_cells)]
     written = [[cell] for cell in cells]
     middle = (len(layers) - 1) // 2
-    written.append([(layer, position) for layer in layers[middle : middle + 3] for position in (2, 4)])
+    written.append([(layer, position) for layer in layers[middle : middle + 3] for position in (2, length - 2)])
     worlds = []
     for number, sites in enumerate(written):
         base, donor = (one, other) if number % 2 else (other, one)
         edits = tuple(Edit(Site(component, layer, position), From(donor, position)) for layer, position in sites)
-        readout = tuple(range(LENGTH)) if number % 3 else (LENGTH - 1,)
+        readout = tuple(range(length)) if number % 3 else (length - 1,)
         worlds.append(World(base, edits, readout))
     return worlds
 

@@ -25,7 +25,7 @@ from causal_tracing.engine.checks.agreement import (
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers
+from causal_tracing.engine.checks.layers import find_layers, gives_few_logits
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.mixing import mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
@@ -163,6 +163,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     active = [number for number in range(len(found)) if number not in layers.idle]
     family = str(getattr(network.config, "model_type", type(network).__name__))
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
+    anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
     for component, reason in refusals([layouts[n] for n in active], [found[n] for n in active]):
         anatomy = anatomy.refuse(component, reason)
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))

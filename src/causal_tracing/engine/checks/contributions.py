@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.layers import Layers, run_text
+from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in
 from causal_tracing.models.model import at_rest
 
@@ -94,8 +94,6 @@ def _noised(
     The noised one is given the other's stream at each layer, so that noise does not grow from layer to layer.
     """
     generator = torch.Generator().manual_seed(SEED)
-    embedding: Any = network.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    both = torch.tensor([list(tokens)] * 2, device=embedding.weight.device)
     with at_rest(network), ExitStack() as stack:
         for number, layer in enumerate(_members(network, layers)):
             watch = _Watch(generator, layers.lanes)
@@ -105,7 +103,7 @@ def _noised(
                     stack.callback(part.register_forward_pre_hook(partial(watch.enter, path), with_kwargs=True).remove)
                     stack.callback(part.register_forward_hook(partial(watch.leave, path)).remove)
             stack.callback(layer.register_forward_hook(partial(watch.end, partial(see, number))).remove)
-        run_text(network, both, name)
+        run_text(network, as_batch(network, tokens, rows=2), name)
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +119,7 @@ class _Watch:
 
     def begin(self, value: Tensor) -> Tensor:
         shaped = by_token_of(value, 2, self.lanes)
-        self.stream = shaped[:1].expand_as(shaped)
+        self.stream = shaped[:1].repeat(2, 1, 1)  # in memory of its own: some layers view it in another shape
         self._note("", self.stream, output=False)
         return as_before(self.stream, value, self.lanes)
 
@@ -144,7 +142,9 @@ class _Watch:
         self.stream, self.values = None, []
 
     def _fits(self, value: Tensor) -> bool:
-        return self.stream is not None and value.numel() == self.stream.numel() and value.is_floating_point()
+        if self.stream is None or not value.is_floating_point() or value.numel() != self.stream.numel():
+            return False
+        return value.shape[-1] == self.stream.shape[-1] or (value.ndim == 4 and self.lanes is not None)
 
     def _with_noise(self, value: Tensor) -> Tensor:
         """As large as the value, and at least as what most of the stream's dimensions hold: it shows in half floats."""
@@ -186,16 +186,15 @@ def _solved(values: Sequence[Value], layer: nn.Module, bound: float) -> Explaine
 
 
 def _different(values: Sequence[Value]) -> list[Value]:
-    """Of equal outputs the outermost module's, of equal inputs the first reader's, and the layer's own in any case."""
+    """Of equal outputs the outermost module's, of equal inputs the first reader's; norms' and the layer's own stay."""
     kept: list[Value] = []
     for value in values:
-        same = [
-            n for n, one in enumerate(kept) if one.output == value.output and np.array_equal(one.numbers, value.numbers)
-        ]
-        if not same or not value.path:
+        alike = (n for n, one in enumerate(kept) if one.output == value.output and not one.norm)
+        same = next((n for n in alike if np.array_equal(kept[n].numbers, value.numbers)), None)
+        if same is None or not value.path or value.norm:
             kept.append(value)
-        elif value.output and value.path.count(".") < kept[same[0]].path.count("."):
-            kept[same[0]] = value
+        elif value.output and value.path.count(".") < kept[same].path.count("."):
+            kept[same] = value
     return kept
 
 
@@ -230,8 +229,8 @@ class _Search:
 
     def way(self, at_once: int) -> Way | None:
         """The shortest way from the layer's input to its output, with so many modules in a sum."""
-        ways: list[tuple[int, Way]] = [(0, ())]
-        reached = {0}
+        ways: list[tuple[int, Way]] = [(start, ()) for start in (0, *self._normed_at_once())]
+        reached = {start for start, _ in ways}
         for at, way in ways:  # grows while it is walked: the shortest ways come first
             for target, step in self.steps(at, at_once):
                 for onward, taken in self._onward(target, step):
@@ -244,7 +243,7 @@ class _Search:
 
     def ends(self) -> Way:
         """The first sum, and the last, where no way leads all through."""
-        first = [step for _, step in self.steps(0, 1)]
+        first = [step for start in (0, *self._normed_at_once()) for _, step in self.steps(start, 1)]
         last = [
             step
             for base in self.sums[:-1]
@@ -295,6 +294,12 @@ class _Search:
             parts=tuple(zip(paths, snapped[1:], strict=True)),
             reader=self.values[target].path or None,
         )
+
+    def _normed_at_once(self) -> list[int]:
+        """The norms of the layer's input: some layers go on from there, not from the input itself."""
+        own = self.values[0].numbers
+        readers = {one.path for one in self.values if one.norm and not one.output and np.array_equal(one.numbers, own)}
+        return [number for number, one in enumerate(self.values) if one.output and one.path in readers]
 
     def _onward(self, target: int, step: Step) -> Iterator[tuple[int, Step]]:
         """Where the stream goes on from a sum: as it is, or as the norm that reads it gives it."""

@@ -5,7 +5,6 @@
    values its heads' outputs: patched at all positions, both must give the same logits (`proofs`).
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.checks.agreement import LENGTH, TOLERANCE
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
+from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
@@ -32,8 +32,6 @@ SAME = (
     (("z",), ("attn_out",)),
     (("neurons",), ("mlp_out",)),
 )
-
-ATTENTION = re.compile("attn|attention")  # not every part that mixes tokens has heads
 
 
 def counted(model: Model, run: Run) -> Anatomy:
@@ -74,7 +72,7 @@ def _no_z(model: Model, passing: Sequence["_Passing"]) -> str:
     """Why heads' outputs are not offered; "" where nothing speaks against them."""
     attending = [passing[layer].heads is not None for layer in model.active]
     for layer in model.active:
-        likely = all(attending) or (not any(attending) and ATTENTION.search((model.layout(layer).attn or "").lower()))
+        likely = all(attending) or (not any(attending) and named(model.layout(layer).attn or "", ATTENTION_WORDS))
         if not likely:
             return f"layer {layer} has no attention heads that can be told."
         if not passing[layer].located(model.layout(layer)).z:

@@ -4,6 +4,7 @@ Neither what their path is called nor what the configuration counts decides: a t
 modules it is noted who is called, with what, and what comes out.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -87,22 +88,45 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> list[_Pass
             for number, member in enumerate(lists[one.path]):
                 handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
                 stack.callback(handle.remove)
-        run_text(network, torch.tensor([list(tokens)], device=network.get_input_embeddings().weight.device), name)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        run_text(network, as_batch(network, tokens), name)
     return [one for one in passed if one.calls]
 
 
-def run_text(network: nn.Module, tokens: Tensor, name: str) -> Any:
+def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
+    """The tokens [row, token], where the network wants them."""
+    return torch.tensor([list(tokens)] * rows, device=network.get_input_embeddings().weight.device)
+
+
+def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:
     """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
     try:
-        return network(input_ids=tokens, use_cache=False)
+        return network(input_ids=tokens, use_cache=False, **options)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN]
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         raise UnsupportedModel(
-            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said} "
-            "If a hook of yours is on the model, it must bear such a prompt."
+            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such prompts "
+            "are what a model is checked by; hooks of your own must bear them too."
         ) from error
+
+
+def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str) -> bool:
+    """Whether it can be asked for the last token's logits alone, and its layers compute every token all the same."""
+    if "logits_to_keep" not in inspect.signature(network.forward).parameters:
+        return False
+    seen: list[int] = []
+    with at_rest(network), ExitStack() as stack:
+        for layer in network.get_submodule(layers.path).children():
+            hook = layer.register_forward_hook(lambda _, __, output: seen.append(_size(output)))
+            stack.callback(hook.remove)
+        run_text(network, as_batch(network, tokens), name, logits_to_keep=1)
+    return len({*seen}) == 1
+
+
+def _size(output: Any) -> int:
+    value = first_tensor(output)
+    return 0 if value is None else value.numel()
 
 
 def _note(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from causal_tracing.engine.checks.contributions import Explained, Step, Way
 from causal_tracing.models.anatomy import Layout
 
+ATTENTION_WORDS = ("attn", "attention")
 MLP_WORDS = ("mlp", "ffn", "feed", "moe", "expert", "fc", "dense_4h")
 
 
@@ -32,9 +33,15 @@ def _told_apart(parts: Sequence[tuple[str, float]], mixing: Collection[str]) -> 
     still = [path for path, _ in parts if path not in mixing]
     if not mix and len(still) == 2:  # two parts that do nothing: their order is all that is known
         return still[0], still[1]
-    named = [path for path in still if any(word in path.lower() for word in MLP_WORDS)]
-    likely = still if len(still) == 1 else named
-    return (mix[0] if len(mix) == 1 else None), (likely[0] if len(likely) == 1 else None)
+    attentions = mix if len(mix) == 1 else [path for path in mix if named(path, ATTENTION_WORDS)]
+    candidates = still or [path for path in mix if path not in attentions]  # a convolution after an MLP mixes
+    mlps = candidates if len(still) == 1 else [path for path in candidates if named(path, MLP_WORDS)]
+    return (attentions[0] if len(attentions) == 1 else None), (mlps[0] if len(mlps) == 1 else None)
+
+
+def named(path: str, words: Sequence[str]) -> bool:
+    """Whether a module's path holds one of these words."""
+    return any(word in path.lower() for word in words)
 
 
 def _with_middle(layout: Layout, way: Way) -> Layout:

@@ -7,14 +7,13 @@ gets the stream of the first row again, so that what is written in one layer is 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.checks.contributions import Way
-from causal_tracing.engine.checks.layers import Layers, run_text
+from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
 from causal_tracing.engine.hooks.forward import forward, watched
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
 from causal_tracing.interventions.edits import Run
@@ -63,8 +62,7 @@ def mixing_parts(
                     stack.enter_context(place(layer.get_submodule(path), partial(change, [number], False)))
                 for part, _ in step.parts:
                     stack.enter_context(on_output(layer.get_submodule(part), partial(judge, part, number)))
-        embedding: Any = network.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        run_text(network, torch.tensor([list(tokens)] * rows, device=embedding.weight.device), name)
+        run_text(network, as_batch(network, tokens, rows), name)
     return found
 
 

@@ -104,7 +104,10 @@ def by_token(
     """Shows a tensor of heads as [batch, token, head · size]."""
     shaped = value.transpose(1, 2).flatten(2)
     seen = see(shaped)
-    return value if seen is shaped else seen.unflatten(2, (value.shape[1], -1)).transpose(1, 2)
+    if seen is shaped:
+        return value
+    made = seen.unflatten(2, (value.shape[1], -1)).transpose(1, 2)
+    return made.contiguous() if value.is_contiguous() else made  # some attention functions view it in another shape
 
 
 def with_patterns(
@@ -130,10 +133,11 @@ def _dispatch(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Any,
+    attention_mask: Any = None,
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    own = found or _eager(module)
+    """Called as the library's own functions are: some models name the mask, and some leave it out."""
+    own, mask = found or _eager(module), attention_mask
     layer = layers.get(id(module))
     if layer is None:
         return own(module, query, key, value, mask, **options)

@@ -5,7 +5,6 @@
 3. What is wanted is copied; the logits of the last `keep` positions come back.
 """
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -97,8 +96,7 @@ def scale_at(model: Model, place: Place) -> float:
 
 def _only_last(model: Model, keep: int) -> dict[str, int]:
     """Asks for few logits where the model can: the rest would be most of the memory."""
-    known = "logits_to_keep" in inspect.signature(model.network.forward).parameters
-    return {"logits_to_keep": keep} if known else {}
+    return {"logits_to_keep": keep} if model.anatomy.few_logits else {}
 
 
 def check_layer(model: Model, edit: Edit) -> None:

@@ -87,6 +87,9 @@ def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dic
     Raises CannotPack where the layers do not attend by the replaceable function, OutOfMemory where one run alone does
     not fit.
     """
+    if model.anatomy.idle or model.anatomy.lanes:
+        what = "some of its layers are skipped" if model.anatomy.idle else "its stream has several lanes"
+        raise CannotPack(f"{what}, which cannot be packed.")
     donors = donor_recordings(model, runs)
     found: dict[Run, Tape] = {}
     by_length: dict[int, list[Run]] = {}

@@ -51,6 +51,13 @@ def plain_backend(model: Model) -> Backend:
     return NetworkBackend(model, "replay") if model.backend is None else model.backend
 
 
+def on_replay(backend: Backend, note: str) -> Backend:
+    """The same model on replay, with the reason; a backend that a model brought along stays."""
+    if not isinstance(backend, NetworkBackend):
+        return backend
+    return NetworkBackend(backend.model, "replay", note=note, budget=backend.budget)
+
+
 def within(backend: Backend, budget: int | None) -> Backend:
     """The same backend with this budget in bytes a batch; one that a model brought along keeps its own."""
     return backend.within(budget) if isinstance(backend, NetworkBackend) else backend

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from causal_tracing.engine.choose import open_backend, plain_backend
 from causal_tracing.errors import ComponentNotOffered, EngineNote
@@ -12,6 +13,7 @@ from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
+from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
@@ -46,7 +48,7 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)
     started, clock = datetime.now(UTC), time.perf_counter()
     with telling(options.progress) as progress:
-        found = screened(job, screen, progress)
+        job, found = rechecked(job, partial(screened, screen=screen, progress=progress), stacklevel=3)
     record = provenance(
         job,
         started=started,

@@ -12,12 +12,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from causal_tracing.errors import EngineNote
 from causal_tracing.experiments.cost import TraceCost, cost_of_job
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
+from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import Job, plan_job
@@ -59,7 +61,7 @@ def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> M
     started, clock = datetime.now(UTC), time.perf_counter()
     if note := job.backend.describe().note:
         warnings.warn(note, EngineNote, stacklevel=4)
-    found = measure(job, progress=progress, sink=sink)
+    job, found = rechecked(job, partial(measure, progress=progress, sink=sink), stacklevel=4)
     record = provenance(
         job,
         started=started,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.choose import open_backend, plain_backend, within
+from causal_tracing.engine.choose import on_replay, open_backend, plain_backend, within
 from causal_tracing.errors import ComponentNote, InvalidOption
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
@@ -53,6 +53,10 @@ class Job:
         """The metric that is shown first."""
         foils = all(pair.foil_tokens for pair in self.pairs)
         return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+    def on_replay(self, note: str) -> "Job":
+        """The same job on replay, which everything else is checked by; `note` says why."""
+        return replace(self, backend=on_replay(self.backend, note))
 
     def within(self, budget: int | None) -> "Job":
         """The same job with this budget in bytes a batch."""

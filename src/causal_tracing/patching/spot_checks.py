@@ -18,6 +18,8 @@ from causal_tracing.patching.scoring import Scoring
 from causal_tracing.results.spot_checks import record_of
 from causal_tracing.results.units import METRICS
 
+MASKED = -1e4  # log-probabilities below are of words that the model never says
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picked:
@@ -61,7 +63,19 @@ class SpotChecks:
         scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in sorted(self.pairs)}, clean)
         metric = METRICS.index(self.job.metric)
         again = iter(scoring.evaluate(worlds, prune=False).values[:, metric])
-        return record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[metric])) for one in cells])
+        found = record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[metric])) for one in cells])
+        return found | {"bound": self._bound(clean)}
+
+    def _bound(self, clean: Mapping[int, Float[Tensor, " vocab"]]) -> float | None:
+        """What rounding explains, in units of the metric; None of ranks, which the last bit of a logit can move by one.
+
+        A logit is as large as log-probabilities are far apart; those that are masked are left out.
+        """
+        rounding = self.job.backend.describe().rounding
+        if rounding is None or self.job.metric == "neg_rank":
+            return None
+        known = [expected[expected > MASKED] for expected in clean.values()]
+        return rounding * max((float(each.abs().max()) for each in known if len(each)), default=0.0)
 
     def _picked(self, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
         """Random cells of every map, with the numbers that the trace has (sums over a window's layers left out).

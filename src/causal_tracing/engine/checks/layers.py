@@ -106,8 +106,8 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
             raise
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         raise UnsupportedModel(
-            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such prompts "
-            "are what a model is checked by; hooks of your own must bear them too."
+            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such "
+            "prompts are what a model is checked by; hooks of your own must bear them too."
         ) from error
 
 

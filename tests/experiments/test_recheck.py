@@ -1,0 +1,74 @@
+"""Spot checks act: where they are apart by more than rounding, nothing of the packed engine is handed on."""
+
+import numpy as np
+import pytest
+
+import causal_tracing as ct
+from causal_tracing.errors import EngineNote
+from causal_tracing.results.spot_checks import apart
+from loaded import fresh
+
+PAIR = ct.Pair(clean="w5 w17 w42 w11 w60 w33 w8", corrupt="w5 w23 w42 w11 w71 w33 w8", answer=" w9", foil=" w12")
+FAR = 60  # tokens: further than the engines' comparison goes in one call, and nearer than a trace does
+
+
+def late_hook(model):
+    """A hook of the user's that acts on whatever is far back in one call of a layer."""
+
+    def hook(_, __, output):
+        output = output.clone()
+        output[:, FAR:] += 1.0
+        return output
+
+    return model.part(1, "mlp").register_forward_hook(hook)
+
+
+def test_what_the_spot_checks_speak_against_is_run_again_on_replay():
+    model = fresh("llama")
+    late_hook(model)
+    with pytest.warns(EngineNote, match=r"The packed engine is wrong here: of \d+ random cells .* one differs by"):
+        found = ct.trace(model, PAIR, progress=False)
+    assert found.provenance["engine"] == "replay"
+    assert "All was run again on replay" in found.provenance["engine_note"]
+    assert "one differs by" in found.provenance["spot_checks"]["rerun"]
+    expected = ct.trace(model, PAIR, engine="replay", progress=False)
+    np.testing.assert_array_equal(found.effects.restoration, expected.effects.restoration)
+
+
+def test_the_hook_does_nothing_on_replay():
+    model = fresh("llama")
+    plain = ct.trace(model, PAIR, engine="replay", progress=False)
+    late_hook(model)
+    np.testing.assert_array_equal(
+        plain.effects.restoration, ct.trace(model, PAIR, engine="replay", progress=False).effects.restoration
+    )
+
+
+@pytest.mark.filterwarnings("error::causal_tracing.errors.EngineNote")
+def test_rounding_is_no_reason_to_run_again():
+    found = ct.trace(fresh("llama"), PAIR, progress=False)
+    assert found.provenance["engine"] == "packed"
+    assert 0 < found.provenance["spot_checks"]["bound"] < 0.01
+    assert "rerun" not in found.provenance["spot_checks"]
+
+
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")
+def test_estimates_are_verified_again_too():
+    model = fresh("llama")
+    late_hook(model)
+    found = ct.attribute(model, PAIR, components=["resid_post", "attn_out", "mlp_out", "z"], verify=200, progress=False)
+    assert found.provenance["engine"] == "replay"
+
+
+@pytest.mark.parametrize(
+    ("record", "speaks"),
+    [
+        ({"cells": 8, "largest_difference": 1e-3, "bound": 1e-4}, True),
+        ({"cells": 8, "largest_difference": 1e-5, "bound": 1e-4}, False),
+        ({"cells": 8, "largest_difference": 1e-3, "bound": None}, False),
+        ({"cells": 8, "largest_difference": None, "bound": 1e-4}, False),
+        ({"cells": 8, "largest_difference": 1e-3}, False),
+    ],
+)
+def test_what_speaks_against_numbers(record, speaks):
+    assert bool(apart(record)) == speaks

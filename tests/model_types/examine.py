@@ -1,0 +1,305 @@
+"""One model type: built, described by the oracle, traced by the package, and every cell compared.
+
+The result is a dictionary that JSON can hold; `verdict` sums it up:
+
+    exact          all components that were asked for agree
+    partial        what the tool offers agrees; the rest it refuses, with its reason
+    refused        the tool takes no component of this type, or not the type at all
+    WRONG          a cell differs, or the tool has other layers than run
+    TRACEBACK      an exception that is not the package's own
+    not buildable  transformers itself does not make this type here
+"""
+
+import gc
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import causal_tracing as ct
+from causal_tracing.errors import CausalTracingError
+from model_types.anatomy import FITTED, HELD_OUT, LENGTH, Found, find
+from model_types.attention import NAMES, Cell, NotFound
+from model_types.oracle import METRICS, WHOLE, Oracle
+from model_types.prompts import ANSWER, BOTH, FOIL, TOKENIZER, Prompts, random_prompt, text
+from model_types.recipes import build
+
+HEADS = ("z", *NAMES)
+ASKED = (*WHOLE, *HEADS, "neurons")
+THREE = ("attn_out", "mlp_out", "resid_post")
+BOUND = 2e-5  # of the largest logit: rounding in float32
+SAMPLE = 24  # cells a component and direction, of heads and neurons
+LONG_POSITIONS = (0, 2, 3, 9, 10, 16, 17, 18, 19)
+
+Result = dict[str, Any]
+
+
+def examine(name: str) -> Result:
+    """Everything that is known of one type or variant."""
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = Result(type=name) | _examined(name)
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def _examined(name: str) -> Result:
+    try:
+        network = build(name)
+    except Exception as error:
+        return Result(verdict="not buildable", why=told(error))
+    result = Result(network=type(network).__name__)
+    try:
+        found = find(network, [random_prompt(LENGTH, seed=seed) for seed in range(FITTED + HELD_OUT)])
+        result["oracle"] = described(found)
+    except Exception as error:
+        found = None
+        result["oracle"] = {"why": f"{told(error)} ({place_of(error)})"}
+    try:
+        model = ct.load(network, tokenizer=TOKENIZER, progress=False)
+    except CausalTracingError as error:
+        return result | {"verdict": "refused", "why": told(error)}
+    except Exception as error:
+        return result | {"verdict": "TRACEBACK", "why": f"{told(error)} ({place_of(error)})"}
+    result["components"] = {component: {} for component in ASKED}
+    for prompts in BOTH:
+        compare(model, found and Oracle(network, found, prompts), prompts, result)
+        gc.collect()
+    return result | summary(result)
+
+
+def told(error: BaseException) -> str:
+    """An error in one line."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, CausalTracingError) else f"{type(error).__name__}: {words}"[:400]
+
+
+def place_of(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+
+
+def described(found: Found) -> Result:
+    """What the oracle found, in short words."""
+    layers = found.layers
+    return {
+        "layers": len(layers),
+        "path": layers[0].call if layers else "",
+        "causal": found.causal,
+        "repeatable": found.repeatable,
+        "notes": list(found.notes),
+        "split": sorted({split_of(layer) for layer in layers}),
+        "attn_out": sum(bool(layer.attn) for layer in layers),
+        "mlp_out": sum(bool(layer.mlp) for layer in layers),
+        "resid_mid": sum(layer.middle for layer in layers),
+    }
+
+
+def split_of(layer: Any) -> str:
+    """Such as "self_attn, mlp": attention's modules, the MLP's, with their factors."""
+
+    def side(terms: Sequence[Any]) -> str:
+        return " + ".join(factored(term.factor) + term.spot.path.removeprefix(f"{layer.call}.") for term in terms)
+
+    kept = "" if layer.kept == 1 else f"{layer.kept:.3g} input; "
+    return f"{kept}{side(layer.attn) or '–'}, {side(layer.mlp) or '–'}" if layer.attn or layer.mlp else "none"
+
+
+def factored(factor: float | str) -> str:
+    if isinstance(factor, str):
+        return "(a channel) "
+    return "" if abs(factor - 1) < 1e-4 else f"{factor:.3g} "
+
+
+# The package
+
+
+def trace_of(model: Any, prompts: Prompts, **what: Any) -> ct.Trace:
+    pair = ct.Pair(
+        clean=text(prompts.clean),
+        corrupt=text(prompts.corrupt),
+        answer=" " + text((ANSWER,)),
+        foil=" " + text((FOIL,)),
+    )
+    return ct.trace(model, pair, spot_checks=0, progress=False, **what)
+
+
+Request = Callable[[Any, Prompts, Sequence[str]], tuple[ct.Trace, str]]
+
+
+def traced_whole(model: Any, prompts: Prompts, components: Sequence[str]) -> tuple[ct.Trace, str]:
+    return trace_of(model, prompts, components=list(components)), "blocks"
+
+
+def traced_heads(model: Any, prompts: Prompts, components: Sequence[str]) -> tuple[ct.Trace, str]:
+    return trace_of(model, prompts, components=["resid_post"], heads=list(components)), "heads"
+
+
+def traced_neurons(model: Any, prompts: Prompts, _: Sequence[str]) -> tuple[ct.Trace, str]:
+    return trace_of(
+        model, prompts, components=["resid_post"], neurons=True, neuron_positions=[prompts.length - 1]
+    ), "neurons"
+
+
+REQUESTS: tuple[tuple[Sequence[str], Request], ...] = (
+    (WHOLE, traced_whole),
+    (HEADS, traced_heads),
+    (("neurons",), traced_neurons),
+)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The map that holds a component, and the engine that made it; or why there is none."""
+
+    component: str
+    numbers: xr.Dataset | None = None
+    engine: str = ""
+    refused: str = ""
+    crashed: str = ""
+
+
+def offered(model: Any, prompts: Prompts) -> Iterator[Offered]:
+    """Each component, asked for with its likes, and alone where one of them is refused."""
+    for components, request in REQUESTS:
+        together = list(asked(model, prompts, components, request))
+        if all(one.numbers is not None for one in together):
+            yield from together
+        else:
+            for component in components:
+                yield from asked(model, prompts, [component], request)
+
+
+def asked(model: Any, prompts: Prompts, components: Sequence[str], request: Request) -> Iterator[Offered]:
+    try:
+        trace, kind = request(model, prompts, components)
+    except CausalTracingError as error:
+        yield from (Offered(component, refused=told(error)) for component in components)
+    except Exception as error:
+        why = f"{told(error)} ({place_of(error)})"
+        yield from (Offered(component, crashed=why) for component in components)
+    else:
+        engine = str(trace.measurements.provenance["engine"])
+        numbers = trace.measurements.numbers(kind).sel(metric=list(METRICS)).isel(pair=0)
+        for component in components:
+            yield Offered(component, numbers.sel(component=component), engine)
+
+
+# The comparison
+
+
+def compare(model: Any, oracle: Oracle | None, prompts: Prompts, result: Result) -> None:
+    """Adds what one pair of prompts shows of every component."""
+    for one in offered(model, prompts):
+        entry = result["components"][one.component]
+        if one.numbers is None:
+            kind = "crashed" if one.crashed else "refused"
+            entry[kind] = one.crashed or one.refused
+            continue
+        result["engine"] = result.get("engine", {}) | {prompts.name: one.engine}
+        result["layers"] = one.numbers.sizes["layer"]
+        if oracle is None:
+            entry[prompts.name] = {"unchecked": "the oracle found nothing"}
+            continue
+        entry[prompts.name] = held_against(oracle, prompts, one)
+
+
+def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
+    """The worst difference of a component's cells, in shares of the largest logit; or why they were not compared."""
+    numbers = one.numbers
+    assert numbers is not None
+    try:
+        layers = numbering(oracle.found, numbers.sizes["layer"])
+    except NotFound as error:
+        return {"layers": str(error)}
+    worst, effect, cells, where, unchecked = 0.0, 0.0, 0, "", set()
+    for direction, other in (("restored", "corrupt"), ("disrupted", "clean")):
+        base = oracle.unedited(other)
+        worst = max(worst, float(np.abs(numbers[other].values - base).max()) / oracle.largest_logit)
+        for at, cell in chosen(numbers, prompts, one.component, direction, layers):
+            try:
+                expected = oracle.patched(direction, cell)
+            except NotFound as error:
+                unchecked.add(str(error))
+                continue
+            said = base if bool(at.structural_zero) else at[direction].values
+            difference = float(np.abs(said - expected).max()) / oracle.largest_logit
+            if not difference <= worst:
+                worst, where = difference, f"{direction} {cell.component}({cell.layer}) token {cell.position}"
+            effect, cells = max(effect, float(np.abs(expected - base).max()) / oracle.largest_logit), cells + 1
+    found = {"worst": worst, "effect": effect, "cells": cells, "engine": one.engine}
+    found |= {"where": where} if not worst <= BOUND else {}
+    return found | ({"unchecked": "; ".join(sorted(unchecked))[:300]} if unchecked else {})
+
+
+def numbering(found: Found, count: int) -> dict[int, int]:
+    """From the tool's layers to the oracle's; a layer of the list that never runs is left out. Raises NotFound."""
+    if count == len(found.layers):
+        return {number: number for number in range(count)}
+    if len(set(found.listed)) == len(found.listed) and max(found.listed, default=count) < count:
+        return {listed: number for number, listed in enumerate(found.listed)}
+    raise NotFound(f"the tool has {count} layers, and {len(found.layers)} run")
+
+
+def chosen(
+    numbers: xr.Dataset, prompts: Prompts, component: str, direction: str, layers: dict[int, int]
+) -> Iterator[tuple[xr.Dataset, Cell]]:
+    """The cells that are compared: all of the short prompt's, some of the long one's, some heads and neurons."""
+    part = next((axis for axis in ("head", "neuron") if axis in numbers[direction].dims), None)
+    parts = counted(numbers, part) if part else 1
+    positions = [int(each) for each in numbers.position.values]
+    cells = [
+        Cell(component=component, layer=layer, position=position, part=number, parts=parts)
+        for layer in layers
+        for position in positions
+        if part or prompts.name == "short" or position in LONG_POSITIONS
+        for number in range(parts)
+    ]
+    if part:
+        random = np.random.default_rng(len(component) + len(direction))
+        cells = [cells[number] for number in random.permutation(len(cells))[:SAMPLE]]
+    for cell in cells:
+        at = numbers.sel(layer=cell.layer, position=cell.position)
+        at = at.sel({part: cell.part}) if part else at
+        yield at, Cell(**{**_fields(cell), "layer": layers[cell.layer]})
+
+
+def _fields(cell: Cell) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in ("component", "layer", "position", "part", "parts")}
+
+
+def counted(numbers: xr.Dataset, part: str) -> int:
+    """How many heads or neurons this component has: keys and values have fewer than the map has rows."""
+    there = np.isfinite(numbers["restored"].isel(metric=0)).any(["layer", "position"])
+    return int(there.sum())
+
+
+def summary(result: Result) -> Result:
+    """The verdict, and in one line why it is not better."""
+    entries: dict[str, Result] = result["components"]
+    crashed = {name: each["crashed"] for name, each in entries.items() if "crashed" in each}
+    if crashed:
+        return {"verdict": "TRACEBACK", "why": "; ".join(f"{name}: {why}" for name, why in crashed.items())}
+    wrong = {
+        f"{name}, {length}": found
+        for name, each in entries.items()
+        for length in ("short", "long")
+        if (found := each.get(length)) and ("layers" in found or not found.get("worst", 0.0) <= BOUND)
+    }
+    if wrong:
+        return {"verdict": "WRONG", "why": "; ".join(f"{name}: {blame(found)}" for name, found in wrong.items())}
+    refused = {name: each["refused"] for name, each in entries.items() if "refused" in each}
+    if len(refused) == len(ASKED):
+        return {"verdict": "refused", "why": next(iter(refused.values()))}
+    if any(name in refused for name in THREE):
+        return {"verdict": "partial", "why": "; ".join(f"{name}: {refused[name]}" for name in THREE if name in refused)}
+    return {"verdict": "exact", "why": ""}
+
+
+def blame(found: Result) -> str:
+    return found.get("layers") or f"{found['worst']:.1e} at {found.get('where', '')}"

@@ -1,0 +1,131 @@
+"""What patching a network must give: one bare forward a cell, the whole vocabulary at the last token.
+
+Whole components are written where `anatomy.find` found them. Heads and neurons are slices of what the last projection
+takes in; queries, keys, values and patterns are written inside the attention function (`attention.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_types.anatomy import Found, Layer
+from model_types.attention import NAMES, Attention, Cell, NotFound
+from model_types.prompts import ANSWER, FOIL, Prompts
+from model_types.spots import Change, Spot, look, put, run
+
+WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+METRICS = ("logit", "log_prob", "logit_diff")
+
+
+def metrics(logits: Tensor) -> np.ndarray:
+    """`METRICS` at the last token."""
+    last = logits[-1].double()
+    logit = last[ANSWER]
+    return np.array([logit, last.log_softmax(-1)[ANSWER], logit - last[FOIL]])
+
+
+def spots_of(layer: Layer, component: str) -> tuple[Spot, ...]:
+    """Where a component is read and written. Raises NotFound."""
+    parts = {
+        "resid_pre": (layer.before,),
+        "resid_post": (layer.after,),
+        "attn_out": tuple(term.spot for term in layer.attn),
+        "mlp_out": tuple(term.spot for term in layer.mlp),
+        "z": tuple(spot for spot in [layer.z] if spot),
+        "neurons": tuple(spot for spot in [layer.neurons] if spot),
+    }[component]
+    if not parts:
+        raise NotFound(f"no {component} in {layer.call}")
+    return parts
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The unedited run of one prompt, and what has been read in it."""
+
+    network: nn.Module
+    found: Found
+    tokens: tuple[int, ...]
+    seen: dict[Spot, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return run(self.network, self.tokens, {})
+
+    def at(self, spot: Spot) -> Tensor:
+        if spot not in self.seen:
+            self.seen.update(look(self.network, self.tokens, [spot]))
+        return self.seen[spot]
+
+    @cached_property
+    def attention(self) -> Attention:
+        return Attention.of_run(self.network, self.found, self.tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """One network and one pair of prompts."""
+
+    network: Any
+    found: Found
+    prompts: Prompts
+
+    @cached_property
+    def sides(self) -> Mapping[str, Side]:
+        both = {"clean": self.prompts.clean, "corrupt": self.prompts.corrupt}
+        return {name: Side(self.network, self.found, tokens) for name, tokens in both.items()}
+
+    @cached_property
+    def largest_logit(self) -> float:
+        return max(float(side.logits[-1].abs().max()) for side in self.sides.values())
+
+    def unedited(self, side: str) -> np.ndarray:
+        return metrics(self.sides[side].logits)
+
+    def patched(self, direction: str, cell: Cell) -> np.ndarray:
+        """`METRICS` after the donor's activation was written at one site. Raises NotFound.
+
+        direction: "restored" (clean into corrupt) or "disrupted" (corrupt into clean).
+        """
+        names = ("clean", "corrupt") if direction == "restored" else ("corrupt", "clean")
+        donor, into = (self.sides[name] for name in names)
+        if cell.component in NAMES:
+            return metrics(donor.attention.patched(self.network, self.found, into.tokens, cell))
+        changes = self.changes(donor, into, cell)
+        return metrics(run(self.network, into.tokens, changes) if changes else into.logits)
+
+    def changes(self, donor: Side, into: Side, cell: Cell) -> dict[Spot, Change]:
+        """What is written where; nothing where the donor holds the same."""
+        layer = self.found.layers[cell.layer]
+        if cell.component == "resid_mid":
+            return self._middle(donor, into, layer, cell.position)
+        changes: dict[Spot, Change] = {}
+        for spot in spots_of(layer, cell.component):
+            given, own = donor.at(spot), into.at(spot)
+            change = put(only(given, own, cell), cell.position, self.prompts.length)
+            if not torch.equal(change(own), own):
+                changes[spot] = change
+        return changes
+
+    def _middle(self, donor: Side, into: Side, layer: Layer, position: int) -> dict[Spot, Change]:
+        """Attention's output as it must be for input + attention to be the donor's."""
+        if not layer.middle or len(layer.attn) != 1 or isinstance(layer.attn[0].factor, str):
+            raise NotFound(f"no resid_mid in {layer.call}")
+        term = layer.attn[0]
+        moved = (donor.at(layer.before) - into.at(layer.before)).reshape(donor.at(term.spot).shape)
+        value = donor.at(term.spot) + layer.kept * moved / float(term.factor)
+        return {term.spot: put(value, position, self.prompts.length)}
+
+
+def only(given: Tensor, own: Tensor, cell: Cell) -> Tensor:
+    """The run's own activation with one head's or neuron's share from the donor; the donor's where there is one."""
+    size = given.shape[-1] // cell.parts
+    mine = slice(cell.part * size, (cell.part + 1) * size)
+    mixed = own.clone()
+    mixed[..., mine] = given[..., mine]
+    return mixed if cell.parts > 1 else given

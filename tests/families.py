@@ -306,7 +306,6 @@ FAMILIES: tuple[Family, ...] = (
             "mamba_chunk_size": 16,
         },
         residual="sequential",
-        parts=("mlp_out",),
         grouped_queries=True,
     ),
     Family(

@@ -268,7 +268,7 @@ def test_options_reach_the_loader(monkeypatch, capsys, tiny):
 def test_check_prints_what_holds_with_the_measured_differences(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, "check", "--model", "parallel")
     assert code == 5  # something is refused
-    assert "4 layers of gpt_neox, found by table" in out
+    assert "4 layers of gpt_neox, at gpt_neox.layers" in out
     assert "refused     resid_mid: its attention and MLP read the same stream" in out
     assert "resid_mid is not offered on this model" in err
     assert "FAILS" not in out

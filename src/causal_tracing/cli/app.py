@@ -223,7 +223,7 @@ def check(
         print(console.json_of(checkup.to_dict()))
     else:
         print(checkup)
-    if checkup.model.anatomy.refused:
+    if checkup.model.anatomy.missed:
         raise typer.Exit(commands.PARTLY)
 
 

@@ -29,7 +29,7 @@ def load(name: str, **options: Any) -> "Model":
     from causal_tracing import load as open_model
 
     model = open_model(name, **options)
-    for component, reason in model.anatomy.refused:
+    for component, reason in model.anatomy.missed:
         if component in COMPONENTS:  # heads and neurons are an error where they are asked for
             note(f"{component} is not offered on this model: {reason}")
     return model

@@ -61,6 +61,11 @@ class Anatomy:
         return tuple(name for name in COMPONENTS if name not in refused)
 
     @property
+    def missed(self) -> tuple[tuple[str, str], ...]:
+        """What a user may miss, and why: that layers with attention and an MLP are no single mixers goes unsaid."""
+        return tuple((name, reason) for name, reason in self.refused if name != "mixer_out")
+
+    @property
     def mediators(self) -> tuple[str, ...]:
         """Those that can be offered of the components that have heads or neurons, in computation order."""
         refused = dict(self.refused)

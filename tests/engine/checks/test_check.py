@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.check import Checkup, accept, check, prove
+from causal_tracing.engine.checks.contributions import Explained, Step
 from causal_tracing.engine.checks.findings import Finding
+from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, OutOfMemory, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
@@ -146,10 +148,22 @@ def test_a_layer_of_one_part_is_a_mixer():
         patched(load("mamba"), "attn_out", [3])
 
 
-def test_two_parts_that_mix_are_not_taken_for_attention():
-    message = r"attn_out is not offered .* what it adds comes from mamba and self_attn and feed_forward\. Offered: "
-    with pytest.raises(ComponentNotOffered, match=message):
-        patched(load("falcon_h1"), "attn_out", [3])
+def test_of_two_parts_that_mix_the_one_that_is_called_attention_is_it():
+    layout = load("falcon_h1").anatomy.layouts[0]
+    assert (layout.attn, layout.mlp, layout.mid) == ("self_attn", "feed_forward", "pre_ff_layernorm")
+
+
+def test_of_two_parts_that_mix_and_have_no_such_name_neither_is_attention():
+    step = Step(base=("", False), gain=1.0, parts=(("one", 1.0), ("two", 1.0)), reader="norm")
+    last = Step(base=("norm", False), gain=1.0, parts=(("three", 1.0),), reader=None)
+    found = Explained(way=(step, last), whole=True)
+    layout = layout_of(found, {"one", "two"})
+    assert (layout.attn, layout.mlp, layout.mid) == (None, "three", "norm")
+    reasons = dict(refusals([layout], [found]))
+    assert reasons["attn_out"] == (
+        "in layer 0 no module was found whose output alone is added as attention's is; what it adds comes from one and "
+        "two and three."
+    )
 
 
 def test_parallel_layers_have_no_middle():

@@ -82,7 +82,7 @@ class Checkup:
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
             "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
-            "refused": dict(anatomy.refused),
+            "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],
         }

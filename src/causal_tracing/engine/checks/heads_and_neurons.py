@@ -136,11 +136,14 @@ class _Passing:
 
     def located(self, layout: Layout) -> Layout:
         """The layout with its last projections: attention's goes into `z`, `neurons` gives what the MLP adds."""
-        z = next((path for path in self._matrices() if _same(self.inputs.get(path), self.attended)), None)
+        z = next((path for path in self._matrices(layout.attn) if _same(self.inputs.get(path), self.attended)), None)
         return replace(layout, z=z or self._last(layout.attn), neurons=self._last(layout.mlp))
 
-    def _matrices(self) -> list[str]:
-        return [path for path in self.inputs if _is_matrix(self.layer.get_submodule(path))]
+    def _matrices(self, before: str | None = None) -> list[str]:
+        """The matrices that were done when a part was (None: all), the last one first."""
+        done = [*self.outputs]
+        until = done[: done.index(before) + 1] if before in self.outputs else done
+        return [path for path in reversed(until) if _is_matrix(self.layer.get_submodule(path))]
 
     def _last(self, part: str | None) -> str | None:
         """The matrix whose product is what a part adds, or what the part makes it of where it is a norm."""
@@ -149,9 +152,8 @@ class _Passing:
         added = [self.outputs.get(part)]
         if not any(self.layer.get_submodule(part).children()):
             added.append(self.inputs.get(part))
-        return next(
-            (path for path in self._matrices() if any(_same(self.outputs.get(path), one) for one in added)), None
-        )
+        matrices = self._matrices(part)
+        return next((path for path in matrices if any(_same(self.outputs.get(path), one) for one in added)), None)
 
 
 def _is_matrix(part: nn.Module) -> bool:

@@ -33,6 +33,7 @@ from causal_tracing.experiments.load import load
 from causal_tracing.models import open as loading
 from causal_tracing.models.open import Opened, open_model
 from hub import COMMIT, Hub, Repository, open_in_a_new_process, serve
+from model_types.recipes import build
 from tiny import SHAPE, logits, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 0}
@@ -150,6 +151,24 @@ def test_a_folder_without_config(tmp_path: Path):
     message = refused(ModelNotFound, tmp_path)
     assert "has no config.json" in message
     assert "it holds notes.txt" in message
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match=r"is an adapter of peft, not a model\. Merge it into its base once"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_model_of_images_and_text_opens_from_a_folder_and_reads_text(tmp_path: Path, family: str):
+    built = build(family)
+    built.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    network = open_model(tmp_path / "m").network
+    tokens = torch.tensor([[5, 9, 17, 25, 33, 11]])
+    with torch.no_grad():
+        found, expected = (each(input_ids=tokens).logits for each in (network, built))
+    assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path):
@@ -359,6 +378,7 @@ NNSIGHT = """
 import sys
 sys.path.insert(0, {tests!r})
 import torch
+from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.open import open_model
 from tiny import logits, tiny_model, tiny_tokenizer
 open_model({folder!r})
@@ -376,6 +396,21 @@ assert open_model(lazy, own).tokenizer is own
 
 model = tiny_model()
 assert open_model(NNsight(model), own).network is model
+def refused(wrapper):
+    try:
+        open_model(wrapper)
+    except UnsupportedModel as error:
+        assert "holds 1 stored edit(s)" in str(error), error
+        return True
+
+with lazy.edit(inplace=True):
+    lazy.model.layers[1].output[:] = 0
+assert refused(lazy)
+lazy.clear_edits()
+with lazy.edit() as (_, edited):
+    edited.model.layers[1].output[:] = 0
+assert refused(edited)
+assert open_model(lazy).network is lazy._module
 print("done")
 """
 

@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from causal_tracing.errors import (
     InvalidOption,
@@ -83,7 +90,7 @@ def _read(place: Place, tokenizer: Any, dtype: Any, device: torch.device) -> Ope
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
         tokenizer = _tokenizer(place) if tokenizer is None else tokenizer
-        network = _network(place, dtype)
+        network = _network(place, config, dtype)
         try:
             network = network.to(device)  # pyright: ignore[reportArgumentType]
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -133,6 +140,12 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         source = {"kind": "gguf", "path": str((path / gguf).resolve()), **_fingerprint([path / gguf])}
         return Place(where=str(path), name=name, source=source, gguf=gguf, **common)
     if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise UnsupportedModel(
+                f"{name} is an adapter of peft, not a model. Merge it into its base once, with "
+                "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save the "
+                "tokenizer there, and give that folder."
+            )
         raise ModelNotFound(
             f"The folder {name} has no config.json, so it is not a saved transformers model: it holds "
             f"{_listing(path)}. Save one with model.save_pretrained(folder), and its tokenizer too."
@@ -224,12 +237,13 @@ def _require_offsets(tokenizer: Any, name: str) -> None:
 def _require_causal(config: Any, name: str) -> None:
     """Raises UnsupportedModel where the configuration alone shows that the model is no causal decoder."""
     mapping: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    with_images: Any = AutoModelForImageTextToText._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     masked: Any = AutoModelForMaskedLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(config, "is_encoder_decoder", False):
         reason = "an encoder with a decoder: its encoder reads the whole prompt at once"
     elif "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return  # its own code says that it is one; the check of the loaded model will see
-    elif type(config) not in mapping:
+    elif type(config) not in mapping and type(config) not in with_images:
         reason = "not a language model that predicts the next token"
     elif type(config) in masked and not getattr(config, "is_decoder", False):
         reason = "an encoder: each of its tokens sees the later ones"
@@ -241,10 +255,13 @@ def _require_causal(config: Any, name: str) -> None:
     )
 
 
-def _network(place: Place, dtype: Any) -> PreTrainedModel:
+def _network(place: Place, config: Any, dtype: Any) -> PreTrainedModel:
     safe = {"use_safetensors": download_weights(place)} if place.commit and not place.gguf else {}
-    read: Any = AutoModelForCausalLM.from_pretrained
-    network, report = read(place.where, dtype=dtype, output_loading_info=True, **safe, **place.arguments())
+    causal: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    by_text = type(config) in causal or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    kind: Any = AutoModelForCausalLM if by_text else AutoModelForImageTextToText  # which reads text alone too
+    options = {**safe, **place.arguments()}
+    network, report = kind.from_pretrained(place.where, dtype=dtype, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -256,11 +273,29 @@ def _network(place: Place, dtype: Any) -> PreTrainedModel:
     return network.eval().requires_grad_(False)
 
 
+def _refuse_edits(wrapper: Any) -> None:
+    """What nnsight makes anew in each of its own traces would be left out of ours."""
+    edits = getattr(wrapper, "_edits", ())
+    if edits:
+        raise UnsupportedModel(
+            f"The nnsight {type(wrapper).__name__} holds {len(edits)} stored edit(s). They act in nnsight's own "
+            "traces, not on the model inside, which is what is run here: remove them with clear_edits(), or write them as "
+            "forward hooks of its modules."
+        )
+
+
+def _has_head(network: PreTrainedModel) -> bool:
+    """Whether it, or a language model inside it, says where its vocabulary's logits come from."""
+    models = (part for part in network.modules() if isinstance(part, PreTrainedModel))
+    return any(part.get_output_embeddings() is not None for part in models)
+
+
 def _handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     _refuse(options, "a model that is already in memory, which is left as it is")
     network, wrapper = model, {}
     nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
     if nnsight is not None and isinstance(model, nnsight.Envoy):
+        _refuse_edits(model)
         if not getattr(model, "dispatched", True):
             with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
                 model.dispatch()
@@ -272,7 +307,7 @@ def _handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             "the wrapper), an nnsight LanguageModel, or a name or path."
         )
     name = network.name_or_path or type(network).__name__
-    if getattr(network.config, "is_encoder_decoder", False) or network.get_output_embeddings() is None:
+    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
         raise UnsupportedModel(
             f"{name} is a {type(network).__name__}, not a causal language model. Load it with "
             "AutoModelForCausalLM.from_pretrained(...)."

@@ -143,8 +143,8 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         if (path / "adapter_config.json").is_file():
             raise UnsupportedModel(
                 f"{name} is an adapter of peft, not a model. Merge it into its base once, with "
-                "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save the "
-                "tokenizer there, and give that folder."
+                "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save "
+                "the tokenizer there, and give that folder."
             )
         raise ModelNotFound(
             f"The folder {name} has no config.json, so it is not a saved transformers model: it holds "
@@ -279,8 +279,8 @@ def _refuse_edits(wrapper: Any) -> None:
     if edits:
         raise UnsupportedModel(
             f"The nnsight {type(wrapper).__name__} holds {len(edits)} stored edit(s). They act in nnsight's own "
-            "traces, not on the model inside, which is what is run here: remove them with clear_edits(), or write them as "
-            "forward hooks of its modules."
+            "traces, not on the model inside, which is what is run here: remove them with clear_edits(), or write them "
+            "as forward hooks of its modules."
         )
 
 

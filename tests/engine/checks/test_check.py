@@ -310,8 +310,35 @@ def test_what_the_configuration_counts_does_not_matter():
 
 
 def test_a_vocabulary_that_is_too_small_is_refused():
-    with pytest.raises(UnsupportedModel, match="The vocabulary has 6 ordinary tokens; a check needs 11"):
-        accept(random_toy(ToyLayer), ToyTokenizer(WORDS[:6]), name="toy")
+    with pytest.raises(UnsupportedModel, match="The vocabulary has 1 ordinary tokens; a check needs two"):
+        accept(random_toy(ToyLayer), ToyTokenizer(WORDS[:1]), name="toy")
+
+
+@pytest.mark.parametrize("words", [2, 5, 6, 8, 11])
+def test_a_vocabulary_of_few_words_will_do(words):
+    assert accept(random_toy(ToyLayer), ToyTokenizer(WORDS[:words]), name="toy").anatomy.components == WHOLE
+
+
+@pytest.mark.parametrize("context", [3, 4, 5])
+def test_a_context_of_few_tokens_will_do(context):
+    network = build(replace(BY_NAME["gpt2"], config=BY_NAME["gpt2"].config | {"max_position_embeddings": context}))
+    assert accept(network, TOKENIZER, name="short").anatomy.components == WHOLE
+
+
+@pytest.mark.parametrize("masked", [-torch.inf, -1e9], ids=str)
+def test_words_that_are_masked_are_no_part_of_the_scale(masked):
+    """A vocabulary that is padded, or words that are forbidden: everything holds as without them."""
+    network = build(BY_NAME["llama"])
+
+    def mask(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
+        return torch.cat([logits[..., :90], torch.full_like(logits[..., 90:], masked)], -1)
+
+    network.lm_head.register_forward_hook(mask)
+    model = load("llama", network)
+    assert model.anatomy.components == WHOLE
+    assert model.agreement is not None
+    assert max(model.agreement.differences.values()) > 1e-9  # of the words that are said
+    assert model.agreement.against(WHOLE) is None
 
 
 def test_vision_layers_are_not_taken_for_the_decoder():

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.evaluate import engine_of
 from causal_tracing.engine.memory import default_budget
 from causal_tracing.errors import CannotPack, UnsupportedModel
@@ -24,7 +25,7 @@ from causal_tracing.interventions.sites import Site
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.model import Agreement, Model
 
-LENGTH = 6
+LENGTH, LEAST = 6, 3
 SEED = 0
 CELLS = 6  # a component
 CELLS_AT_LENGTH = 1  # beside the first and the last
@@ -56,7 +57,7 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto", length:
     known = agreement.differences if agreement else {}
     if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
         with room_for_checks(model.name):
-            agreement = compare(model, components, *random_prompts(model.network, model.tokenizer))
+            agreement = compare(model, components, *short_prompts(model.network, model.tokenizer))
     against = agreement.against(components) or _against_at(model, components, length)
     if against is None:
         return EngineChoice("packed")
@@ -104,9 +105,8 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
             why = str(error) if isinstance(error, CannotPack) else f"it fails with {type(error).__name__}: {error}."
             return Agreement(differences=dict.fromkeys(components, float("nan")), reason=why, **common)
         replayed = _logits(model, worlds, "replay")
-        largest = max(logits.abs().max().item() for logits in replayed)
-        apart = torch.stack([(one - two).abs().max() for one, two in zip(packed, replayed, strict=True)])
-        differences[component] = (apart.max() / max(largest, 1e-30)).item()
+        size = max(largest(logits) for logits in replayed)
+        differences[component] = max(apart(*both).max().item() for both in zip(packed, replayed, strict=True)) / size
     return Agreement(differences=differences, reason="", **common)
 
 
@@ -119,17 +119,23 @@ def circumstances(model: Model) -> tuple[Any, ...]:
 
 def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> tuple[Run, Run]:
     """Two prompts of random ordinary tokens that differ everywhere but in the first."""
-    known = network.get_input_embeddings().num_embeddings  # pyright: ignore[reportCallIssue]
+    known = network.get_input_embeddings().weight.shape[0]  # pyright: ignore
     special = set(getattr(tokenizer, "all_special_ids", ()))
     ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
-    if len(ordinary) < 2 * LENGTH - 1:
-        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs {2 * LENGTH - 1}.")
+    if len(ordinary) < 2:
+        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs two.")
     generator = torch.Generator().manual_seed(SEED)
-    picks = torch.randperm(len(ordinary), generator=generator)
-    first = picks[torch.arange(length) % len(picks)]  # long prompts go round
-    second = picks[(torch.arange(length) + length - 1) % len(picks)]
-    one, other = ordinary[first].tolist(), ordinary[second].tolist()
+    picks = ordinary[torch.randperm(len(ordinary), generator=generator)]
+    places = torch.arange(length)
+    apart = (length - 1) % len(picks) or 1  # both go round where there are fewer words than places
+    one, other = picks[places % len(picks)].tolist(), picks[(places + apart) % len(picks)].tolist()
     return Run(tuple(one)), Run((one[0], *other[1:]))
+
+
+def short_prompts(network: Any, tokenizer: Any) -> tuple[Run, Run]:
+    """The prompts by which a model is checked: as long as its context allows, where that is very short."""
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None) or LENGTH
+    return random_prompts(network, tokenizer, max(LEAST, min(LENGTH, context)))
 
 
 def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:
@@ -140,7 +146,7 @@ def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: in
     cells += [(layers[random.randrange(len(layers))], random.randrange(1, length)) for _ in range(random_cells)]
     written = [[cell] for cell in cells]
     middle = (len(layers) - 1) // 2
-    written.append([(layer, position) for layer in layers[middle : middle + 3] for position in (2, length - 2)])
+    written.append([(layer, position) for layer in layers[middle : middle + 3] for position in sorted({2, length - 2})])
     worlds = []
     for number, sites in enumerate(written):
         base, donor = (one, other) if number % 2 else (other, one)

@@ -16,17 +16,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.agreement import (
-    LENGTH,
     TOLERANCE,
     compare,
-    random_prompts,
     room_for_checks,
+    short_prompts,
 )
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import find_layers, gives_few_logits
 from causal_tracing.engine.checks.layouts import layout_of, refusals
+from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
@@ -113,7 +113,7 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 
 
 def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
-    clean, corrupt = random_prompts(model.network, model.tokenizer)
+    clean, corrupt = short_prompts(model.network, model.tokenizer)
     anatomy, found = model.anatomy, list(proofs(model, mediators, clean, corrupt))
     for failed in (finding for finding in found if not finding.holds):
         for component in failed.components:
@@ -139,7 +139,7 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 
 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
-    clean, corrupt = random_prompts(network, tokenizer)
+    clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
     model = Model(network=network, tokenizer=tokenizer, name=name, source=source, anatomy=anatomy)
     model = replace(model, anatomy=counted(model, clean))
@@ -195,25 +195,26 @@ def _measured(failed: Finding) -> str:
 def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     """The checks that patch, for every component that is still offered."""
     places = [(component, layer) for component in model.anatomy.components for layer in model.active]
-    donors = record(model, [clean], places, keep=LENGTH) | record(model, [corrupt], places, keep=LENGTH)
-    size = donors[corrupt].logits.abs().max().item()
+    keep = len(clean.tokens)
+    donors = record(model, [clean], places, keep=keep) | record(model, [corrupt], places, keep=keep)
+    size = largest(donors[corrupt].logits)
     bound = TOLERANCE[model.dtype]
 
     def run(edits: Sequence[tuple[Edit, ...]]) -> Tensor:
-        return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=LENGTH)[0]
+        return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=keep)[0]
 
     components = model.anatomy.components
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
-    alone = (in_a_batch - donors[clean].logits).abs().max().item() / size
+    alone = apart(in_a_batch, donors[clean].logits).max().item() / size
     yield bounded("a run alone = the run in a batch", (), alone, bound)
     for component in components:
         yield own_activations(model, component, clean, donors)
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
-    difference = (last - donors[corrupt].logits).abs().max().item() / size
+    difference = apart(last, donors[corrupt].logits).max().item() / size
     yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
         whole = run([write_all(model, component, corrupt, layer) for layer in model.active])
-        difference = (whole - donors[corrupt].logits).abs().max().item() / size
+        difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:
         yield from random_write(model, component, clean, donors[clean], bound)

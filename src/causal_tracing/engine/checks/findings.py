@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from causal_tracing.engine.backend import Recording
-from causal_tracing.engine.checks.agreement import LENGTH, SEED
+from causal_tracing.engine.checks.agreement import SEED
+from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.interventions.edits import Edit, From, Given, Run
 from causal_tracing.interventions.sites import Site
@@ -71,20 +72,20 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
     """
     itself = Run(run.tokens, write_all(model, component, run))
     logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
-    change = (logits[0] - donors[run].logits).abs().max().item()
+    change = apart(logits[0], donors[run].logits).max().item()
     return bounded("its own activations change nothing", (component,), change, 0.0)
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before."""
-    layer, position = model.active[len(model.active) // 2], LENGTH // 2
+    layer, position = model.active[len(model.active) // 2], len(run.tokens) // 2
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED))
     given = Given(noise.to(stream.device) * stream.float().abs().max() * 3)
     edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
-    logits, _ = forward(model, [run, edited], {}, keep=LENGTH)
-    change = (logits[1] - logits[0]).abs().amax(-1) / logits[0].abs().max()
+    logits, _ = forward(model, [run, edited], {}, keep=len(run.tokens))
+    change = apart(logits[1], logits[0]) / largest(logits[0])
     yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), bound)
     yield Finding(
         name="a large random write changes the logits",

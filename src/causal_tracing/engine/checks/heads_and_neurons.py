@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.agreement import LENGTH, TOLERANCE
+from causal_tracing.engine.checks.agreement import TOLERANCE
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
+from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
@@ -186,9 +187,10 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
     together = {name for both in SAME for side in both for name in side}
     offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
     places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.active]
-    donors = record(model, [clean, corrupt], places, keep=LENGTH)
-    donors |= record(model, [clean], places, keep=LENGTH)  # alone: batches of other sizes differ in the last bits
-    bound, size = TOLERANCE[model.dtype], donors[corrupt].logits.abs().max().item()
+    keep = len(clean.tokens)
+    donors = record(model, [clean, corrupt], places, keep=keep)
+    donors |= record(model, [clean], places, keep=keep)  # alone: batches of other sizes differ in the last bits
+    bound, size = TOLERANCE[model.dtype], largest(donors[corrupt].logits)
     for component in mediators:
         yield own_activations(model, component, clean, donors)
         yield from random_write(model, component, clean, donors[clean], bound)
@@ -199,7 +201,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
                 for names in (parts, whole)
                 for layer in sorted({model.active[0], model.active[len(model.active) // 2], model.active[-1]})
             ]
-            one, other = forward(model, runs, donors, keep=LENGTH)[0].chunk(2)
-            apart = (one - other).abs().max().item() / size
+            one, other = forward(model, runs, donors, keep=keep)[0].chunk(2)
+            off = apart(one, other).max().item() / size
             speaks_for = tuple(name for name in (*parts, *whole) if name in mediators)
-            yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, apart, bound)
+            yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)

@@ -102,7 +102,7 @@ def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, b
     if 0 not in model.active:
         return ()
     turns = Run(tuple(pair[place % 2] for place, pair in enumerate(zip(clean.tokens, other.tokens, strict=True))))
-    same = [place for place in range(2, len(turns.tokens)) if place % 2 == 0]
+    same = range(2, len(turns.tokens), 2)
     _, seen = forward(model, [clean, turns], {}, keep=1, wanted=[(name, 0) for name in components])
     return tuple(
         name for name in components if not _apart(seen[name, 0][0][same], seen[name, 0][1][same], seen[name, 0], bound)

@@ -73,7 +73,7 @@ def test_structural_zeros_are_not_run():
 def test_the_record_names_the_backend():
     record = ct.trace(linear(name="mine"), PAIR).provenance
     assert (record["engine"], record["engine_note"], record["layers"], record["family"]) == ("mine", None, 3, "mine")
-    assert record["spot_checks"] == {"cells": 8, "largest_difference": 0.0}
+    assert record["spot_checks"] == {"cells": 8, "largest_difference": 0.0, "bound": None}
     cost = ct.estimate(linear(), PAIR)
     assert (cost.engine, cost.worlds, cost.worlds_skipped) == ("fake", record["worlds"], record["worlds_skipped"])
     assert cost.naive_token_layers == cost.worlds * 5 * LAYERS

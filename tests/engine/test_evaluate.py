@@ -54,13 +54,14 @@ def all_logits(logits: Tensor, _: Any) -> Tensor:
 @pytest.mark.parametrize(("family", "attention"), CASES, ids=ids(CASES))
 def test_the_engine_agrees_with_bare_hooks(family, attention):
     model = shared(family.name, attention)
-    expected = family.components
+    expected: tuple[str, ...] = family.components
     assert model.anatomy.components == expected
     bare = Bare(model.network, PATHS.get(family.name, Paths()))
     for base, donor in ((CORRUPT, CLEAN), (CLEAN, CORRUPT)):
-        worlds = [single(base, donor, *place) for place in product(expected, LAYERS, range(LENGTH))]
+        cells = [(component, layer) for component in expected for layer in LAYERS]
+        worlds = [single(base, donor, *cell, position) for cell in cells for position in range(LENGTH)]
         found = evaluate(model, worlds, all_logits, prune=False).values.reshape(-1, LENGTH, LENGTH, 97)
-        for (component, layer), values in zip(product(expected, LAYERS), found, strict=True):
+        for (component, layer), values in zip(cells, found, strict=True):
             by_hand = bare.patched(base, bare.donor(donor, component, layer), component, layer)
             assert_allclose(values, by_hand, rtol=0, atol=TOLERANCE * np.abs(by_hand).max())
     assert np.abs(bare.run(CLEAN) - bare.run(CORRUPT))[0, -1].max() > 0.5

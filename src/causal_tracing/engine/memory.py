@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -30,12 +31,18 @@ def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
     config = model.config
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
     width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = _inner(config)
     heads = getattr(config, "num_attention_heads", 1)
     token = (12 * width + 3 * inner) * size
     scores = 2 * heads * length * max(size, 4)
     logits = keep * config.vocab_size * (size + 6 * 4)
     return max(1, budget // (length * (token + scores) + logits))
+
+
+def _inner(config: Any) -> int:
+    """The width of an MLP; the largest where a configuration has one for each layer."""
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return max(inner) if isinstance(inner, (list, tuple)) else inner
 
 
 def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
@@ -73,7 +80,7 @@ def sizes(model: Model, budget: int) -> Sizes:
     """
     config, size = model.config, torch.finfo(getattr(torch, model.dtype)).bits // 8
     width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
+    inner = _inner(config)
     largest = CALL_TOKENS.get(model.device.type, CALL_TOKENS["cuda"])
     return Sizes(
         wave=max(1, budget // 4 // (3 * width * size)),

@@ -95,6 +95,14 @@ class Model:
         return self.network.config.get_text_config()
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many tokens have an embedding; None where that is not known."""
+        if self.backend is not None:
+            return None
+        weight = getattr(self.network.get_input_embeddings(), "weight", None)
+        return None if weight is None else weight.shape[0]
+
+    @property
     def device(self) -> torch.device:
         """Where tokens go in."""
         if self.backend is not None:

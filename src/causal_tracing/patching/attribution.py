@@ -38,7 +38,7 @@ from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
-from causal_tracing.patching.preview import Preview, check_length, understood
+from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread
 from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.prompts.alignment import Slot
@@ -81,6 +81,7 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
     for pair in job.pairs:
         _check_pair(job, pair)
     for pair in job.pairs:
+        check_known(job.model, pair)
         check_length(job.model, pair)
     checks, found = SpotChecks(job), []
     for number in range(len(job.pairs)):

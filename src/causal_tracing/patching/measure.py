@@ -23,7 +23,7 @@ from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Progress
-from causal_tracing.patching.preview import Preview, check_length, understood
+from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread
 from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.results.measurements import Measurements
@@ -68,6 +68,7 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
     What either raises stops the work, between two layers or two batches, and leaves nothing behind.
     """
     for pair in job.pairs:
+        check_known(job.model, pair)
         check_length(job.model, pair)
     checks = SpotChecks(job)
     tally = _Tally(progress, sum(_count(job, grid) for grid in job.grids))

@@ -104,6 +104,19 @@ def understood(
     return [_preview(model, pair, each, expected) for pair, each in both], [expected[each.clean] for each in contrasts]
 
 
+def check_known(model: Model, pair: TokenPair) -> None:
+    """Raises InvalidPair where a token was added to the tokenizer and not to the model."""
+    words = model.vocabulary
+    for tokens in (pair.clean.tokens, pair.corrupt.tokens, pair.answer_tokens, pair.foil_tokens):
+        for token in tokens:
+            if words is not None and token >= words:
+                raise InvalidPair(
+                    f"pair {pair.id!r} has the token {model.tokenizer.decode([token])!r} (id {token}), and "
+                    f"{model.name} knows {words} tokens: it was added to the tokenizer alone. Resize the model's "
+                    "embeddings and train them, or use other words."
+                )
+
+
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
     longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))

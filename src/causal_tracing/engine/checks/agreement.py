@@ -134,8 +134,9 @@ def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> 
 
 def short_prompts(network: Any, tokenizer: Any) -> tuple[Run, Run]:
     """The prompts by which a model is checked: as long as its context allows, where that is very short."""
-    context = getattr(network.config.get_text_config(), "max_position_embeddings", None) or LENGTH
-    return random_prompts(network, tokenizer, max(LEAST, min(LENGTH, context)))
+    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    length = context if isinstance(context, int) and LEAST <= context < LENGTH else LENGTH
+    return random_prompts(network, tokenizer, length)
 
 
 def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:

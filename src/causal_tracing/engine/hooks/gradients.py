@@ -14,6 +14,7 @@ from torch import Tensor
 from causal_tracing.engine.backend import Differentiable, Linearised, Place, Recording
 from causal_tracing.engine.hooks.forward import watched
 from causal_tracing.engine.hooks.record import donor_recordings
+from causal_tracing.errors import UnsupportedModel
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
 
@@ -42,6 +43,10 @@ def linearised(
     `donors` holds a recording of every run that an edit reads from; without it they are recorded. `measure` is given
     the logits after the last `keep` tokens.
     """
+    if any(parameter.is_inference() for parameter in model.network.parameters()):
+        raise UnsupportedModel(
+            f"{model.name} was made inside torch.inference_mode(), where nothing can have gradients. Load it outside."
+        )
     donors = donor_recordings(model, runs) if donors is None else donors
     values: dict[Place, Tensor] = {}
     probes: dict[Place, Tensor] = {}

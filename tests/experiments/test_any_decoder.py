@@ -1,0 +1,148 @@
+"""Models and prompts that are not as most are: they work, or one sentence says why not."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import causal_tracing as ct
+from causal_tracing.errors import ComponentNote, ComponentNotOffered, InvalidPair, UnsupportedModel
+from causal_tracing.models.model import Model
+from loaded import WORDS, fresh
+from model_types.recipes import build
+
+CLEAN, CORRUPT = "w5 w17 w32 w11 w40 w33 w8", "w5 w23 w32 w11 w45 w33 w8"
+PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w9", foil=" w12")
+pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
+
+
+def loaded(name: str) -> Model:
+    return ct.load(build(name), tokenizer=WORDS)
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def by_hand(network: nn.Module, path: str, position: int) -> float:
+    """The logit difference of the corrupt run with one module's output at one token taken from the clean run."""
+    clean, corrupt = (torch.tensor([[int(word[1:]) for word in text.split()]]) for text in (CLEAN, CORRUPT))
+    module, seen = network.get_submodule(path), {}
+    handle = module.register_forward_hook(lambda _, __, output: seen.update(value=first(output).clone()))
+    with torch.no_grad():
+        network(input_ids=clean, use_cache=False)
+    handle.remove()
+
+    def write(_, __, output):
+        changed = first(output).clone()
+        changed[:, position] = seen["value"][:, position]
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = module.register_forward_hook(write)
+    with torch.no_grad():
+        logits = network(input_ids=corrupt, use_cache=False).logits[0, -1]
+    handle.remove()
+    return (logits[9] - logits[12]).item()
+
+
+def restored(trace: ct.Trace, component: str, layer: int, position: int) -> float:
+    at = {"metric": "logit_diff", "pair": "pair-0"}
+    corrupt = trace.measurements.pairs.corrupt.sel(at).item()
+    effects = trace.effects.restoration.sel(at).sel(component=component, layer=layer)
+    return corrupt + effects.isel(position=position).item()
+
+
+# Layers by hand: the module that holds them, and what is patched of a layer.
+PARTS = {
+    "mamba": ("backbone.layers", {"mixer_out": "mixer"}),
+    "bert": ("bert.encoder.layer", {"attn_out": "attention.output.dense", "mlp_out": "output.dense"}),
+    "bart": ("model.decoder.layers", {"attn_out": "self_attn", "mlp_out": "fc2"}),
+    "minimax": ("model.layers", {"mlp_out": "mlp"}),
+    "gpt2": ("transformer.h", {"attn_out": "attn", "mlp_out": "mlp"}),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_usual_components_are_those_that_a_model_offers(name):
+    model = loaded(name)
+    path, parts = PARTS[name]
+    trace = ct.trace(model, PAIR, progress=False, spot_checks=0)
+    assert {*parts, "resid_post"} <= {*trace.effects.component.values.tolist()}
+    for component, part in {**parts, "resid_post": ""}.items():
+        for layer, position in ((0, 1), (1, 4), (3, 6)):
+            module = f"{path}.{layer}" + (f".{part}" if part else "")
+            expected = by_hand(model.network, module, position)
+            assert restored(trace, component, layer, position) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_left_out_is_said():
+    with pytest.warns(ComponentNote, match="attn_out is not traced on this model: its layers have one part each"):
+        trace = ct.trace(loaded("mamba"), PAIR, progress=False, spot_checks=0)
+    assert trace.effects.component.values.tolist() == ["resid_post", "mixer_out"]
+
+
+def test_layers_that_text_does_not_pass_are_left_out():
+    model = loaded("mllama")
+    assert model.anatomy.idle == (3,)
+    trace = ct.trace(model, PAIR, progress=False, spot_checks=0)
+    assert trace.effects.layer.values.tolist() == [0, 1, 2]
+    expected = by_hand(model.network, f"{model.anatomy.layers}.2.self_attn", 4)
+    assert restored(trace, "attn_out", 2, 4) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ComponentNotOffered, match="A prompt of text alone does not pass layer 3 of this model"):
+        ct.trace(model, PAIR, layers=[3], progress=False)
+
+
+def test_layers_that_drop_tokens_for_few_logits_are_asked_for_all():
+    model = loaded("gemma4_text")
+    assert not model.anatomy.few_logits
+    assert fresh("llama").anatomy.few_logits
+    trace = ct.trace(model, PAIR, components=["resid_post"], progress=False, spot_checks=0)
+    assert restored(trace, "resid_post", 1, 4) == pytest.approx(by_hand(model.network, "model.layers.1", 4), abs=1e-4)
+
+
+def test_streams_of_several_lanes_are_patched_as_a_whole():
+    """Whole layers of the other run at every position give that run's logits, whatever lies in which lane."""
+    for name, lanes in (("deepseek_v4", "last"), ("gemma3n_text", "first")):
+        model = loaded(name)
+        assert model.anatomy.lanes == lanes
+        trace = ct.trace(model, PAIR, components=["resid_post"], progress=False, spot_checks=0)
+        path = f"{model.anatomy.layers}.3"
+        if lanes == "last":
+            assert restored(trace, "resid_post", 3, 6) == pytest.approx(by_hand(model.network, path, 6), abs=1e-4)
+        assert np.isfinite(trace.effects.restoration.sel(metric="logit_diff")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("blip", ".* cannot be run on text alone: .* missing 1 required positional argument: 'pixel_values'"),
+        ("hrm_text", r"cannot be traced layer by layer: in one run its model\.L_module\.layers are called 24 times"),
+        ("xlnet", r"cannot be traced by tokens: for 6 tokens its layers are given \[6, 1, 32\] numbers"),
+        ("paligemma", "is not causal: an edit changes what earlier tokens predict"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_for_a_true_reason(name, message):
+    with pytest.raises(UnsupportedModel, match=message):
+        loaded(name)
+
+
+def test_a_token_that_the_model_does_not_know():
+    pair = ct.Pair(clean="w5 w60 w8", corrupt="w5 w61 w8", answer=" w9", foil=" w12")
+    with pytest.raises(InvalidPair, match=r"has the token 'w60' \(id 60\), and .* knows 56 tokens: it was added to"):
+        ct.trace(loaded("llama"), pair, progress=False)
+
+
+def test_a_model_that_was_made_in_inference_mode_has_no_gradients():
+    with torch.inference_mode():
+        model = fresh("llama")
+    with pytest.raises(UnsupportedModel, match=r"was made inside torch\.inference_mode\(\)"):
+        ct.attribute(model, PAIR, progress=False)
+
+
+def test_estimates_are_the_same_in_a_callers_inference_mode():
+    model = fresh("llama")
+    plain = ct.attribute(model, PAIR, progress=False, verify=1)
+    with torch.inference_mode():
+        inside = ct.attribute(model, PAIR, progress=False, verify=1)
+    for name, values in plain.estimates.items():
+        np.testing.assert_array_equal(values, inside.estimates[name])

@@ -33,6 +33,8 @@ Subject = Annotated[str | None, typer.Option(help=SUBJECT, rich_help_panel=PAIR)
 CorruptSubject = Annotated[
     str | None, typer.Option(help="The same stretch of the corrupt prompt.", rich_help_panel=PAIR)
 ]
+OCCURRENCE = "Which of the subject's places is meant, where there are several: 0 is the first, -1 the last."
+Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel=PAIR)]
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
@@ -90,6 +92,7 @@ def trace(
     foil: Foil = None,
     subject: Subject = None,
     corrupt_subject: CorruptSubject = None,
+    occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -119,7 +122,7 @@ def trace(
     """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject,
+        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     many = pairs is not None
@@ -162,6 +165,7 @@ def attribute(
     foil: Foil = None,
     subject: Subject = None,
     corrupt_subject: CorruptSubject = None,
+    occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -182,7 +186,7 @@ def attribute(
 
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject,
+        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     _check_folder(out, many=False, in_part=False, overwrite=overwrite)

@@ -193,18 +193,18 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pairs(source: str | None, given: dict[str, str | None], *, chat: bool) -> "list[Pair]":
+def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pair]":
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
     from causal_tracing import Pair, read_pairs
 
     named = {name: value for name, value in given.items() if value is not None}
     if source is not None:
         if named:
-            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
+            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name.replace('_', '-') for name in named)}.")
         return read_pairs(source, chat=chat)
     missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
     if missing:
         raise InvalidOption(
             f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
         )
-    return [Pair(**named, chat=chat)]  # pyright: ignore[reportArgumentType]
+    return [Pair(**named, chat=chat)]

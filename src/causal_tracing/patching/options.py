@@ -283,7 +283,7 @@ class RunOptions(Options):
     keep: str = option(
         "all",
         help="Of a file's pairs: all, or what the clean run must get right: first_choice (its most likely token is the "
-        "answer's first), preferred (the answer's logit is above the foil's).",
+        "answer's first), preferred (the answer is likelier than the foil, all their tokens counted).",
         group=MANY,
         text=texts.WORD,
         check=partial(validation.one_of, "keep", valid=KEEP),

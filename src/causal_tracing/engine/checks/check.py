@@ -206,7 +206,7 @@ def _middle(model: Model, recording: Recording) -> Finding:
 def _local(model: Model, run: Run) -> Finding:
     """In parallel layers the sum cannot tell MLP from attention; but an MLP does not see what earlier tokens hold."""
     layer, size = model.num_layers // 2, model.config.hidden_size
-    noise = Given(torch.randn(size, generator=torch.Generator().manual_seed(SEED)))
+    noise = Given(torch.randn(size, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32))
     edited = Run(run.tokens, (Edit(Site("resid_pre", layer, 1), noise),))
     _, captured = forward(model, [run, edited], {}, keep=1, wanted=[("mlp_out", layer)])
     before, after = captured["mlp_out", layer][:, 2:]

@@ -200,7 +200,7 @@ def test_pairs_from_a_file(tmp_path):
     [
         ("", "has no pairs"),
         ("{", "line 1: not JSON"),
-        ("[1]", "line 1: a JSON object is needed"),
+        ("[1]", "row 0: a JSON object is needed"),
         ('\n{"clean": "a"}', "line 2: answer missing"),
         ('{"clean": "a", "answer": ""}', "line 1: this pair: answer is empty"),
         ('{"clean": "a", "answer": "b", "spans": 3}', "line 1: spans must be an object"),

@@ -200,7 +200,9 @@ def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pai
     named = {name: value for name, value in given.items() if value is not None}
     if source is not None:
         if named:
-            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name.replace('_', '-') for name in named)}.")
+            raise InvalidOption(
+                f"--pairs holds whole pairs; leave out {', '.join('--' + name.replace('_', '-') for name in named)}."
+            )
         return read_pairs(source, chat=chat)
     missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
     if missing:

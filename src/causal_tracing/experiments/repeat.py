@@ -107,7 +107,9 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         return found | {"pairs": PAIRS}
     (pair,) = pairs
     fields = {name: getattr(pair, name) for name in FIELDS}
-    return found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
+    return (
+        found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
+    )
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -217,7 +217,10 @@ def as_pairs(pairs: Any) -> list[Pair]:
     )
     for pair in listed:
         if not isinstance(pair, Pair):
-            raise InvalidPair(f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {pair!r}.")
+            raise InvalidPair(
+                f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {repr(pair)[:200]}. Of rows, "
+                "files and DataFrames read_pairs(...) makes pairs."
+            )
     return listed
 
 

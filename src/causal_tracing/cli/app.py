@@ -79,6 +79,7 @@ def demo(
     """The main job on the embedded model: the Colosseum against the Eiffel Tower. Writes a page."""
     from causal_tracing import Pair
 
+    console.check_page(out)
     console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
 
 
@@ -127,6 +128,7 @@ def trace(
     asked = console.pairs(pairs, fields, chat=chat)
     many = pairs is not None
     part = {"keep": options.pop("keep", "all"), "shard": options.pop("shard", (0, 1))}
+    console.check(asked, options, alone=out is None or not many)
     _check_folder(out, many=many, in_part=part != {"keep": "all", "shard": (0, 1)}, overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
@@ -145,13 +147,15 @@ def trace(
 
 def _check_folder(out: Path | None, *, many: bool, in_part: bool, overwrite: bool) -> None:
     """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
-    from causal_tracing.results.storage.saved import check_target
+    from causal_tracing.results.storage.places import check_run_folder, check_target
 
     if in_part and not (many and out is not None):
         raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
     if out is not None and many and overwrite:
         raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
-    if out is not None and not many:
+    if out is not None and many:
+        check_run_folder(out)
+    elif out is not None:
         check_target(out, overwrite=overwrite)
 
 
@@ -182,15 +186,17 @@ def attribute(
     as_json: commands.Json = False,
 ) -> None:
     """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
-    from causal_tracing import attribute as run
-
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
+    console.check(asked, options, alone=True)
     _check_folder(out, many=False, in_part=False, overwrite=overwrite)
+    console.check_page(page)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    from causal_tracing import attribute as run  # after the model is found: it takes seconds
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EngineNote)  # said below, as a note
         found = run(loaded, asked, **options)
@@ -219,9 +225,9 @@ def check(
 
     Ends with exit code 5 where the model is refused something (it lacks it, or a check failed), and 0 else.
     """
-    from causal_tracing.engine.checks.check import check as examine_again
-
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    from causal_tracing.engine.checks.check import check as examine_again  # after the model is found: it takes seconds
+
     checkup = examine_again(loaded)
     if as_json:
         print(console.json_of(checkup.to_dict()))

@@ -172,6 +172,14 @@ def show_comparison(found: "Comparison") -> None:
         console.print(shown, soft_wrap=True)
 
 
+def check_page(file: Path | None) -> None:
+    """Whether a file can be written there: asked before the work. Raises MachineError."""
+    from causal_tracing.results.storage.places import check_file
+
+    if file is not None:
+        check_file(file)
+
+
 def begin() -> None:
     """A command that has written nothing."""
     _written.clear()
@@ -191,6 +199,21 @@ def interrupted() -> None:
 def note(text: str) -> None:
     """A line on stderr, at once."""
     print(text, file=sys.stderr, flush=True)
+
+
+def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
+    """What can be said of pairs and options without a model. Raises InputError.
+
+    Where pairs are not traced `alone`, one that cannot be traced fails by itself.
+    """
+    from causal_tracing.patching.columns import check_columns
+    from causal_tracing.prompts.pairs import check_corruption, named
+
+    for name in ("positions", "head_positions", "neuron_positions"):
+        check_columns(pairs, options.get(name, "each"))
+    noise = options.get("noise") is not None or options.get("preset") is not None
+    for pair in named(pairs) if alone else ():
+        check_corruption(pair, noise=noise)
 
 
 def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pair]":

@@ -162,7 +162,7 @@ def tokenize(
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
-    _check_corruption(pair, noise=noise)
+    check_corruption(pair, noise=noise)
     clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
     if pair.corrupt is not None:
         corrupt_subject = pair.corrupt_subject
@@ -194,7 +194,7 @@ def tokenize(
     )
 
 
-def _check_corruption(pair: Pair, *, noise: bool) -> None:
+def check_corruption(pair: Pair, *, noise: bool) -> None:
     """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
     if noise and not pair.subject:
         raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")

@@ -304,7 +304,7 @@ def test_a_file_with_bad_pairs_writes_nothing_outside_its_folder(tmp_path: Path)
 
 
 def test_a_prompt_longer_than_the_context_fails_alone(tmp_path: Path):
-    model = ct.load(tiny_model(), tokenizer=tiny_tokenizer())
+    model = ct.load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())  # its positions are a table
     good = {"clean": "the city in Rome", "corrupt": "the city in Paris", "answer": " Mary", "foil": " John"}
     long = good | {name: "the" + 70 * " city" + good[name][-6:] for name in ("clean", "corrupt")}
     trace = ct.run(model, ct.read_pairs([good | {"id": "short"}, long | {"id": "long", "corrupt": long["clean"]}]),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__
-from causal_tracing.cli import commands, console
+from causal_tracing.cli import commands, console, streams
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, EngineNote, InvalidOption
 from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
@@ -51,6 +51,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
+    streams.ready()
     try:
         app()
     except CausalTracingError as error:

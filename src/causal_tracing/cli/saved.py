@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from causal_tracing.cli import commands, console
+from causal_tracing.cli import commands, console, streams
 from causal_tracing.errors import InvalidOption
 
 app = typer.Typer()
@@ -24,7 +24,7 @@ def datasets(
             parts = (f"{each}:{kind}" for each in NAMES for kind in kinds(each))
             raise InvalidOption(f"There is no built-in set {name!r}. Valid: {', '.join([*NAMES, *parts])}.")
         for row in rows(name):
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row, ensure_ascii=not streams.writes_all()))  # what --pairs reads again
         return
     for each in NAMES:
         said = about(each)

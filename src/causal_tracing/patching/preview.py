@@ -107,12 +107,17 @@ def understood(
 
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
-    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
-    length = longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
-    if model.context and length > model.context:
+    length = _length(pair)
+    if model.context and length > model.context and not model.beyond_context:
         raise InvalidPair(
             f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
         )
+
+
+def _length(pair: TokenPair) -> int:
+    """The tokens of the longest run."""
+    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
+    return longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
 
 
 def _preview(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
@@ -140,6 +145,11 @@ def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
 
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:
     warnings = []
+    if model.context and _length(pair) > model.context:
+        warnings.append(
+            f"the pair has {_length(pair)} tokens, and {model.name} was made for {model.context} at most: what it says "
+            "beyond them is seldom what it can."
+        )
     first = int(clean.argmax())
     for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
         if len(tokens) > 1:

@@ -81,6 +81,7 @@ def test_law_32_spans_round_trip(tokenizer, before: str, part: str, after: str):
     """The tokens of a span cover it, each touches it, and none beside them does: Unicode, repeats, spaces, BOS."""
     text = before + part + after
     ids, offsets = encode(text, tokenizer)
+    assert offsets is not None
     occurrence = sum(text.startswith(part, start) for start in range(len(before)))
     start, end = find_span(text, part, occurrence)
     assert (start, end) == (len(before), len(before) + len(part))

@@ -1,13 +1,15 @@
 """What letters look like and are: one letter in several code points, scripts without spaces, words around a place."""
 
 import unicodedata
+from typing import Literal
 
 # Scripts in which words follow each other without a space, as Unicode's names of their letters begin.
 UNSPACED = (
     "CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "FULLWIDTH", "BOPOMOFO", "YI", "THAI", "LAO", "KHMER", "MYANMAR",
     "TIBETAN", "TAI", "JAVANESE", "BALINESE", "NUSHU", "TANGUT",
 )  # fmt: skip
-FORMS = ("NFC", "NFKC")
+Form = Literal["NFC", "NFKC"]
+FORMS: tuple[Form, ...] = ("NFC", "NFKC")
 LONGEST = 4  # times as many letters as another writing of the same text may have
 
 
@@ -54,7 +56,7 @@ def code_points(text: str) -> str:
     return " ".join(f"U+{ord(letter):04X}" for letter in text) or "nothing"
 
 
-def _stretch(wanted: str, text: str, form: str) -> str:
+def _stretch(wanted: str, text: str, form: Form) -> str:
     """The shortest stretch of a text that is the wanted one in this normal form."""
     for start in range(len(text)):
         longest = min(len(text), start + LONGEST * len(wanted))

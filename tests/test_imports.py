@@ -118,7 +118,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_that_test_can_fail():
-    assert "torch" in loaded_by("import causal_tracing as ct; ct.load")
+    assert "torch" in loaded_by("import causal_tracing as ct; ct.trace")
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,12 @@ def texts(what: str, values: Any) -> None:
             raise InvalidOption(f"{what} must hold texts; it holds {value!r}.")
 
 
-def whole(what: str, value: Any, *, least: int) -> None:
-    """Raises InvalidOption where the value is no whole number, or less than the least."""
+def whole(what: str, value: Any, *, least: int, most: int | None = None) -> None:
+    """Raises InvalidOption where the value is no whole number, less than the least, or more than the most."""
     if not _integer(value) or value < least:
         raise InvalidOption(f"{what} must be a whole number of at least {least}; it is {value!r}.")
+    if most is not None and value > most:
+        raise InvalidOption(f"{what} must be {most:,} at most; it is {value:,}.")
 
 
 def numbered(what: str, values: Any, count: int, owner: str) -> None:
@@ -70,7 +72,7 @@ def columns(what: str, values: Any) -> None:
 
 def whole_number(text: str) -> int | None:
     """The whole number that a text is, with or without a sign; None where it is another text."""
-    return int(text) if re.fullmatch("[+-]?[0-9]+", text) else None
+    return int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
 
 
 def _integer(value: Any) -> bool:

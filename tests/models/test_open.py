@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from causal_tracing.errors import (
     UnsupportedTokenizer,
 )
 from causal_tracing.experiments.load import load
-from causal_tracing.models import open as loading
+from causal_tracing.models import place
 from causal_tracing.models.open import Opened, open_model
 from hub import COMMIT, Hub, Repository, open_in_a_new_process, serve
 from model_types.recipes import build
@@ -78,7 +80,7 @@ def test_the_checksum_sees_every_shard(tmp_path: Path):
 
 def test_large_weights_are_told_apart_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny_folder(tmp_path)
-    monkeypatch.setattr(loading, "CHECKSUM_LIMIT", 10)
+    monkeypatch.setattr(place, "CHECKSUM_LIMIT", 10)
     source = open_model(tmp_path).source
     assert source["bytes"] == str((tmp_path / "model.safetensors").stat().st_size)
     assert source["modified"].endswith("+00:00")
@@ -237,13 +239,8 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path, family: str):
     assert "hand one in with tokenizer=" in message
 
 
-def test_a_tokenizer_without_offsets(tmp_path: Path):
-    class Slow:
-        is_fast = False
-
+def test_what_is_no_tokenizer(tmp_path: Path):
     tiny_folder(tmp_path)
-    assert "a Slow, cannot say where its tokens lie" in refused(UnsupportedTokenizer, tmp_path, Slow())
-    assert "a Slow, cannot say where its tokens lie" in refused(UnsupportedTokenizer, tiny_model(), Slow())
     assert "is a str, not a tokenizer" in refused(InvalidOption, tmp_path, "gpt2")
 
 
@@ -342,13 +339,30 @@ BERT = SHAPE | {"num_key_value_heads": 4}
         AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **SMALL)),
         AutoModel.from_config(AutoConfig.for_model("llama", **SHAPE)),
         AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **SHAPE)),
+        AutoModel.from_config(AutoConfig.for_model("bert", **BERT)),
         torch.nn.Linear(2, 2),
         17,
     ],
-    ids=["t5", "no head", "classifier", "module", "number"],
+    ids=["t5", "no head", "classifier", "bert", "module", "number"],
 )
 def test_something_from_memory_that_is_no_causal_language_model(model: Any):
-    assert refused(UnsupportedModel, model, tiny_tokenizer())
+    message = refused(UnsupportedModel, model, tiny_tokenizer())
+    said = {
+        "T5": "an encoder with a decoder: .* Give a causal decoder",
+        "Ll": r"has no head that predicts the next token\. Load the model with one: AutoModelForCausalLM",
+        "Be": r"an encoder: each of its tokens sees the later ones\. Give a causal decoder",
+    }.get(type(model).__name__[:2], "cannot be opened")
+    assert re.search(said, message)
+    assert ("AutoModelForCausalLM" in message) == (type(model).__name__[:2] == "Ll")  # no advice that cannot help
+
+
+def test_learned_prompts_are_not_the_model_inside():
+    class PeftModelForCausalLM(torch.nn.Module):
+        peft_config: ClassVar = {"default": SimpleNamespace(is_prompt_learning=True, peft_type="PROMPT_TUNING")}
+
+    message = refused(UnsupportedModel, PeftModelForCausalLM(), tiny_tokenizer())
+    assert "of the kind PROMPT_TUNING puts learned vectors before every prompt" in message
+    assert "is another one" in message
 
 
 def test_an_encoder_from_memory_is_found_out_when_it_is_checked():

@@ -287,6 +287,18 @@ def test_a_window_of_the_stream_is_a_cut_where_one_of_its_layers_is(model):
     assert cut.restoration.item() == pytest.approx(cut.total_effect.item(), abs=1e-5)
 
 
+def test_draws_do_not_depend_on_torchs_default_type():
+    pair = tokenize(PAIR, WORDS, noise=True)
+    before, expected = torch.get_default_dtype(), draws(pair, NOISE, WIDTH)
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = draws(pair, NOISE, WIDTH)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert_array_equal(found, expected)
+
+
 def test_one_draw_has_no_spread(model):
     one = ct.trace(model, PAIR, noise=ct.Noise(draws=1), components=["resid_post"])
     assert not {"corrupt_deviation", "restored_deviation"} & set(one.measurements.pairs)

@@ -1,5 +1,6 @@
 """Answers of several tokens, teacher-forced, against bare hooks; the spread of repeats."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from causal_tracing.engine.hooks import replay as replay_module
 from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
-from causal_tracing.patching.scoring import Scoring, spread
+from causal_tracing.patching.contrast import of_clean
+from causal_tracing.patching.preview import log_probs
+from causal_tracing.patching.scoring import Scoring, preferences, spread
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
@@ -177,3 +180,25 @@ def test_worlds_are_counted_as_they_are_run_and_as_they_were_estimated(model, an
     assert 0 < record["worlds_skipped"] < record["worlds"]
     found = ct.estimate(model, asked)
     assert (found.worlds, found.worlds_skipped) == (record["worlds"], record["worlds_skipped"])
+
+
+def test_a_preference_is_that_of_whole_texts(model):
+    """Of several tokens the first ones may say the opposite."""
+    backend = plain_backend(model)
+    pairs = [tokenize(pair(answer=f" w{n} w{n + 1}", foil=f" w{n + 2} w{n + 5}"), WORDS) for n in range(4, 60, 4)]
+    single = [tokenize(pair(foil=foil), WORDS) for foil in (" w6", None)]
+    expected = log_probs(backend, [of_clean(one) for one in [*pairs, *single]])
+    found = preferences(backend, [*pairs, *single], expected)
+
+    def log_prob(one, text: tuple[int, ...]) -> float:
+        tokens = [*one.clean.tokens, *text]
+        with torch.no_grad():
+            said = model.network(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        start = len(one.clean.tokens)
+        return sum(float(said[start + n - 1, token]) for n, token in enumerate(text))
+
+    by_hand = [log_prob(one, one.answer_tokens) - log_prob(one, one.foil_tokens) for one in [*pairs, single[0]]]
+    assert found[:-1] == pytest.approx(by_hand, abs=1e-4)
+    assert math.isnan(found[-1])
+    firsts = [float(each[one.answer] - each[one.foil]) for one, each in zip(pairs, expected, strict=False)]
+    assert any((first > 0) != (whole > 0) for first, whole in zip(firsts, by_hand, strict=False))

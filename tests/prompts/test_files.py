@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 import causal_tracing as ct
 from causal_tracing.errors import InvalidPair, MachineError
 from causal_tracing.prompts.files import LONGEST
-from causal_tracing.prompts.pairs import tokenize
+from causal_tracing.prompts.pairs import as_pairs, tokenize
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -74,6 +76,61 @@ def test_a_dataset_a_list_and_pairs_are_rows_too():
         ct.read_pairs(datasets.DatasetDict({"train": datasets.Dataset.from_list(FULL)}))
     with pytest.raises(InvalidPair, match="row 1: clean missing"):
         ct.read_pairs([ROWS[0], {"answer": " b"}])
+
+
+SAME = [ct.Pair(clean="a, b", answer=" c", spans={"S": "a"}), ct.Pair(clean="d", answer=" e", corrupt="f")]
+JSON = [{"clean": "a, b", "answer": " c", "spans": {"S": "a"}}, {"clean": "d", "answer": " e", "corrupt": "f"}]
+OTHER_FORMS = {
+    "list.json": json.dumps(JSON),
+    "indented.json": "\ufeff" + json.dumps(JSON, indent=2),
+    "semicolons.csv": "clean;answer;spans.S;corrupt\na, b; c;a;\nd; e;;f\n",
+    "tabs.csv": "clean\tanswer\tspans.S\tcorrupt\na, b\t c\ta\t\nd\t e\t\tf\n",
+    "tabs.tsv": "clean\tanswer\tspans.S\tcorrupt\na, b\t c\ta\t\nd\t e\t\tf\n",
+    "capitals.csv": '\ufeffClean, ANSWER ,Spans.S,Corrupt\r\n"a, b", c,a,\r\nd, e,,f\r\n',
+    "capitals.jsonl": '{"Clean": "a, b", "ANSWER": " c", "Spans": {"S": "a"}}\n'
+    '{"CLEAN": "d", "answer": " e", "corrupt": "f"}',
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMS)
+def test_other_ways_to_write_a_file(name: str, tmp_path: Path):
+    (tmp_path / name).write_text(OTHER_FORMS[name], encoding="utf-8")
+    assert ct.read_pairs(tmp_path / name) == SAME
+
+
+def test_one_object_over_several_lines_is_a_pair(tmp_path: Path):
+    (tmp_path / "one.json").write_text(json.dumps(JSON[0], indent=1))
+    assert ct.read_pairs(tmp_path / "one.json") == SAME[:1]
+    (tmp_path / "broken.json").write_text(json.dumps(JSON, indent=1)[:-3])
+    with pytest.raises(InvalidPair, match=r"broken.json: not JSON \(.*line 13"):
+        ct.read_pairs(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_other_headers_are_refused_with_what_was_found(name: str, tmp_path: Path):
+    (tmp_path / name).write_text({"p.csv": "question;reply\na;b\n", "p.jsonl": '{"question": 1, "reply": 2}'}[name])
+    with pytest.raises(InvalidPair, match=r"clean and answer missing\. .*; here is 'question', 'reply'\."):
+        ct.read_pairs(tmp_path / name)
+    (tmp_path / "twice.csv").write_text("clean,Clean,answer\na,b,c\n")
+    with pytest.raises(InvalidPair, match=r"line 2: 'clean' is there twice .*: clean, Clean, answer"):
+        ct.read_pairs(tmp_path / "twice.csv")
+
+
+def test_tables_in_memory_are_rows_and_their_gaps_are_missing():
+    frame = pd.DataFrame(
+        {"Clean": ["a", "b"], "answer": [" c", " d"], "corrupt": ["x", np.nan], "occurrence": [1, np.nan],
+         "k": [1, pd.NA], "when": [pd.NaT, pd.NaT], "spans.S": [None, "b"]}
+    )  # fmt: skip
+    expected = [
+        ct.Pair(clean="a", answer=" c", corrupt="x", occurrence=1, labels={"k": 1}),
+        ct.Pair(clean="b", answer=" d", spans={"S": "b"}),
+    ]
+    assert ct.read_pairs(frame) == ct.read_pairs(frame.to_dict("records")) == expected
+    assert ct.read_pairs(pa.Table.from_pylist(FULL)) == EXPECTED
+    with pytest.raises(InvalidPair, match=r"row 0: clean and answer missing.*here is 'q'"):
+        ct.read_pairs(pd.DataFrame({"q": ["a"]}))
+    with pytest.raises(InvalidPair, match=r"read_pairs\(\.\.\.\) makes pairs"):
+        as_pairs(frame)
 
 
 COMMAND = str(Path(sys.executable).parent / "causal-tracing")
@@ -247,7 +304,7 @@ def test_a_file_with_bad_pairs_writes_nothing_outside_its_folder(tmp_path: Path)
 
 
 def test_a_prompt_longer_than_the_context_fails_alone(tmp_path: Path):
-    model = ct.load(tiny_model(), tokenizer=tiny_tokenizer())
+    model = ct.load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())  # its positions are a table
     good = {"clean": "the city in Rome", "corrupt": "the city in Paris", "answer": " Mary", "foil": " John"}
     long = good | {name: "the" + 70 * " city" + good[name][-6:] for name in ("clean", "corrupt")}
     trace = ct.run(model, ct.read_pairs([good | {"id": "short"}, long | {"id": "long", "corrupt": long["clean"]}]),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -80,6 +81,7 @@ def test_law_32_spans_round_trip(tokenizer, before: str, part: str, after: str):
     """The tokens of a span cover it, each touches it, and none beside them does: Unicode, repeats, spaces, BOS."""
     text = before + part + after
     ids, offsets = encode(text, tokenizer)
+    assert offsets is not None
     occurrence = sum(text.startswith(part, start) for start in range(len(before)))
     start, end = find_span(text, part, occurrence)
     assert (start, end) == (len(before), len(before) + len(part))
@@ -97,8 +99,8 @@ def test_law_32_spans_round_trip(tokenizer, before: str, part: str, after: str):
 def test_token_strings_put_together_are_the_text():
     text = "Überraschung in 東京 🗼 naïve"
     tokens = tokenize(Pair(clean=text, corrupt=text, answer=".", foil=","), BYTES)
-    visible = "".join(piece for piece in tokens.clean.strings if "�" not in piece)
-    assert visible.replace(" ", "") == "".join(letter for letter in text if letter in visible).replace(" ", "")
+    shown = "".join(tokens.clean.strings).encode()
+    assert re.sub(rb"<0x(..)>", lambda found: bytes.fromhex(found[1].decode()), shown) == text.encode()
     plain = tokenize(Pair(clean="The city of", corrupt="The city of", answer=".", foil=","), BYTES)
     assert "".join(plain.clean.strings) == "The city of"
 
@@ -167,11 +169,6 @@ def test_an_answer_without_its_space_is_scored_as_written_with_a_note():
 
 
 def test_tokenizers_that_cannot_be_used_are_refused():
-    class Slow:
-        is_fast = False
-
-    with pytest.raises(UnsupportedTokenizer, match="Slow cannot say where its tokens lie"):
-        tokenize(pair(), Slow())
     with pytest.raises(UnsupportedTokenizer, match="puts '<eos>' after every prompt"):
         tokenize(pair(), with_bos(eos=True))
 
@@ -204,7 +201,7 @@ def test_pairs_from_a_file(tmp_path):
     [
         ("", "has no pairs"),
         ("{", "line 1: not JSON"),
-        ("[1]", "line 1: a JSON object is needed"),
+        ("[1]", "row 0: a JSON object is needed"),
         ('\n{"clean": "a"}', "line 2: answer missing"),
         ('{"clean": "a", "answer": ""}', "line 1: this pair: answer is empty"),
         ('{"clean": "a", "answer": "b", "spans": 3}', "line 1: spans must be an object"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__
-from causal_tracing.cli import commands, console
+from causal_tracing.cli import commands, console, streams
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, InvalidOption, Note
 from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
@@ -33,6 +33,8 @@ Subject = Annotated[str | None, typer.Option(help=SUBJECT, rich_help_panel=PAIR)
 CorruptSubject = Annotated[
     str | None, typer.Option(help="The same stretch of the corrupt prompt.", rich_help_panel=PAIR)
 ]
+OCCURRENCE = "Which of the subject's places is meant, where there are several: 0 is the first, -1 the last."
+Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel=PAIR)]
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
@@ -49,6 +51,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
+    streams.ready()
     try:
         app()
     except CausalTracingError as error:
@@ -77,6 +80,7 @@ def demo(
     """The main job on the embedded model: the Colosseum against the Eiffel Tower. Writes a page."""
     from causal_tracing import Pair
 
+    console.check_page(out)
     console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
 
 
@@ -90,6 +94,7 @@ def trace(
     foil: Foil = None,
     subject: Subject = None,
     corrupt_subject: CorruptSubject = None,
+    occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -119,11 +124,12 @@ def trace(
     """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject,
+        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     many = pairs is not None
     part = {"keep": options.pop("keep", "all"), "shard": options.pop("shard", (0, 1))}
+    console.check(asked, options, alone=out is None or not many)
     _check_folder(out, many=many, in_part=part != {"keep": "all", "shard": (0, 1)}, overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
@@ -142,13 +148,15 @@ def trace(
 
 def _check_folder(out: Path | None, *, many: bool, in_part: bool, overwrite: bool) -> None:
     """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
-    from causal_tracing.results.storage.saved import check_target
+    from causal_tracing.results.storage.places import check_run_folder, check_target
 
     if in_part and not (many and out is not None):
         raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
     if out is not None and many and overwrite:
         raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
-    if out is not None and not many:
+    if out is not None and many:
+        check_run_folder(out)
+    elif out is not None:
         check_target(out, overwrite=overwrite)
 
 
@@ -162,6 +170,7 @@ def attribute(
     foil: Foil = None,
     subject: Subject = None,
     corrupt_subject: CorruptSubject = None,
+    occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
@@ -178,15 +187,17 @@ def attribute(
     as_json: commands.Json = False,
 ) -> None:
     """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
-    from causal_tracing import attribute as run
-
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject,
+        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
+    console.check(asked, options, alone=True)
     _check_folder(out, many=False, in_part=False, overwrite=overwrite)
+    console.check_page(page)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    from causal_tracing import attribute as run  # after the model is found: it takes seconds
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # said below, as a note
         found = run(loaded, asked, **options)
@@ -215,9 +226,9 @@ def check(
 
     Ends with exit code 5 where the model is refused something (it lacks it, or a check failed), and 0 else.
     """
-    from causal_tracing.engine.checks.check import check as examine_again
-
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    from causal_tracing.engine.checks.check import check as examine_again  # after the model is found: it takes seconds
+
     checkup = examine_again(loaded)
     if as_json:
         print(console.json_of(checkup.to_dict()))

@@ -10,7 +10,7 @@ from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.patching.declare import Spec, specs
 from causal_tracing.prompts.datasets import is_name
 
-KINDS = {str: "a text", bool: "true or false", Path: "a path"}
+KINDS = {str: "a text", bool: "true or false", int: "a whole number", Path: "a path"}
 
 
 def read(path: Path, function: Callable[..., Any], declared: type, given: Collection[str]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _spelled(name: str, value: Any, spec: Spec, folder: Path) -> dict[str, Any]:
 
 def _own(name: str, value: Any, kind: type, folder: Path) -> Any:
     """The value of a parameter of the command itself."""
-    if not isinstance(value, str if kind is Path else kind):
+    if not isinstance(value, str if kind is Path else kind) or (kind is int and isinstance(value, bool)):
         raise InvalidOption(f"It must be {KINDS[kind]}; it is {value!r}.")
     if kind is Path:
         return folder / value

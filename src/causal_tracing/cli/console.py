@@ -172,6 +172,14 @@ def show_comparison(found: "Comparison") -> None:
         console.print(shown, soft_wrap=True)
 
 
+def check_page(file: Path | None) -> None:
+    """Whether a file can be written there: asked before the work. Raises MachineError."""
+    from causal_tracing.results.storage.places import check_file
+
+    if file is not None:
+        check_file(file)
+
+
 def begin() -> None:
     """A command that has written nothing."""
     _written.clear()
@@ -193,18 +201,35 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def pairs(source: str | None, given: dict[str, str | None], *, chat: bool) -> "list[Pair]":
+def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
+    """What can be said of pairs and options without a model. Raises InputError.
+
+    Where pairs are not traced `alone`, one that cannot be traced fails by itself.
+    """
+    from causal_tracing.patching.columns import check_columns
+    from causal_tracing.prompts.pairs import check_corruption, named
+
+    for name in ("positions", "head_positions", "neuron_positions"):
+        check_columns(pairs, options.get(name, "each"))
+    noise = options.get("noise") is not None or options.get("preset") is not None
+    for pair in named(pairs) if alone else ():
+        check_corruption(pair, noise=noise)
+
+
+def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pair]":
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
     from causal_tracing import Pair, read_pairs
 
     named = {name: value for name, value in given.items() if value is not None}
     if source is not None:
         if named:
-            raise InvalidOption(f"--pairs holds whole pairs; leave out {', '.join('--' + name for name in named)}.")
+            raise InvalidOption(
+                f"--pairs holds whole pairs; leave out {', '.join('--' + name.replace('_', '-') for name in named)}."
+            )
         return read_pairs(source, chat=chat)
     missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
     if missing:
         raise InvalidOption(
             f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
         )
-    return [Pair(**named, chat=chat)]  # pyright: ignore[reportArgumentType]
+    return [Pair(**named, chat=chat)]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from causal_tracing.cli import commands, console
+from causal_tracing.cli import commands, console, streams
 from causal_tracing.errors import InvalidOption
 
 app = typer.Typer()
@@ -24,7 +24,7 @@ def datasets(
             parts = (f"{each}:{kind}" for each in NAMES for kind in kinds(each))
             raise InvalidOption(f"There is no built-in set {name!r}. Valid: {', '.join([*NAMES, *parts])}.")
         for row in rows(name):
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row, ensure_ascii=not streams.writes_all()))  # what --pairs reads again
         return
     for each in NAMES:
         said = about(each)
@@ -61,9 +61,11 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page to write (default: report.html in the folder).")] = None,
 ) -> None:
     """The page again, from a saved trace or what a run folder holds so far."""
+    page = out or folder / "report.html"
+    if folder.is_dir():  # else the folder is what is wrong
+        console.check_page(page)
     from causal_tracing import open_trace
 
-    page = out or folder / "report.html"
     open_trace(folder).to_html(page)
     console.wrote(page)
     print(page)
@@ -76,6 +78,7 @@ def export(
     of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
 ) -> None:
     """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
+    console.check_page(file)
     from causal_tracing import open_trace
 
     written = open_trace(folder).export(file, of)
@@ -95,6 +98,7 @@ def compare(
     as_json: commands.Json = False,
 ) -> None:
     """The first trace minus the second, pair by pair: where they differ, with intervals and tests."""
+    console.check_page(out)
     from causal_tracing import compare as run
     from causal_tracing import open_trace
     from causal_tracing.results.storage.atomic import write_text

@@ -13,7 +13,9 @@ from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.grid import named_heads
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import check_length, log_probs
+from causal_tracing.patching.scoring import preferences
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
+from causal_tracing.prompts.token_texts import token_text
 
 ASKED_AT_ONCE = 16  # pairs: each has a number for every token of the vocabulary, until its answer is looked up
 
@@ -43,7 +45,7 @@ def traceable_pairs(model: Model, pairs: Sequence[Pair], options: Options) -> Ke
 def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep: str) -> Kept:
     """Those of some pairs that the clean run gets right, by `keep`; a pair that does not fit into memory fails.
 
-    "first_choice": its most likely token is the answer's first. "preferred": the answer's logit is above the foil's.
+    "first_choice": its most likely token is the answer's first. "preferred": the answer is likelier than the foil.
     """
     if keep == "all" or not pairs:
         return Kept(pairs=pairs, failed={}, dropped={})
@@ -95,12 +97,18 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:
-    expected = log_probs(plain_backend(model), [of_clean(pair) for pair in pairs])
-    found = {}
-    for pair, each in zip(pairs, expected, strict=True):
-        if keep == "first_choice" and int(each.argmax()) != pair.answer:
-            first = model.tokenizer.decode([int(each.argmax())])
-            found[pair.id] = f"the clean run's first choice is {first!r}, not the answer"
-        if keep == "preferred" and (pair.foil is None or not each[pair.answer] > each[pair.foil]):
-            found[pair.id] = "there is no foil" if pair.foil is None else "the clean run does not prefer the answer"
-    return found
+    backend = plain_backend(model)
+    expected = log_probs(backend, [of_clean(pair) for pair in pairs])
+    if keep == "first_choice":
+        first = {pair.id: int(each.argmax()) for pair, each in zip(pairs, expected, strict=True)}
+        return {
+            pair.id: f"the clean run's first choice is {token_text(first[pair.id], model.tokenizer)!r}, not the answer"
+            for pair in pairs
+            if first[pair.id] != pair.answer
+        }
+    margins = preferences(backend, pairs, expected)
+    return {
+        pair.id: "the clean run does not prefer the answer" if pair.foil_tokens else "there is no foil"
+        for pair, margin in zip(pairs, margins, strict=True)
+        if not margin > 0  # NaN without a foil
+    }

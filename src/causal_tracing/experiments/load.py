@@ -1,12 +1,14 @@
 """Opens a model and finds out what can be measured on it."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
-import torch
+from causal_tracing.models.place import place_of
 
-from causal_tracing.engine.checks.check import accept
-from causal_tracing.models.model import Model
-from causal_tracing.models.open import open_model
+if TYPE_CHECKING:
+    import torch
+
+    from causal_tracing.models.model import Model
 
 
 def load(
@@ -14,21 +16,24 @@ def load(
     tokenizer: Any = None,
     *,
     revision: str | None = None,
-    dtype: str | torch.dtype | None = None,
-    device: str | torch.device | None = None,
+    dtype: "str | torch.dtype | None" = None,
+    device: "str | torch.device | None" = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
     progress: bool = True,
-) -> Model:
+) -> "Model":
     """The model, opened as `open_model` does and with its anatomy checked: what every other function works on."""
-    opened = open_model(
-        model,
-        tokenizer,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        gguf_file=gguf_file,
-        progress=progress,
-    )
+    place = None
+    if isinstance(model, str | os.PathLike):  # a name that is not there is said before torch is loaded
+        options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "progress": progress}
+        place = place_of(model, revision, gguf_file, **options)
+
+    from causal_tracing.engine.checks.check import accept
+    from causal_tracing.models.open import handed_in, open_place
+
+    if place is not None:
+        opened = open_place(place, tokenizer, dtype=dtype, device=device)
+    else:
+        given = {"revision": revision, "dtype": dtype, "device": device, "gguf_file": gguf_file}
+        opened = handed_in(model, tokenizer, **given)
     return accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)

@@ -18,7 +18,7 @@ from causal_tracing.results.storage.atomic import write_text, write_whole
 
 PAIRS, REFERENCE, TENSORS, CONFIG = "pairs.jsonl", "reference.txt", "tensors.safetensors", "config.toml"
 FILES = {"reference": REFERENCE, "tensors": TENSORS}  # the flags whose values a command line names by a file
-FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
+FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")
 
 
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
@@ -107,7 +107,9 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         return found | {"pairs": PAIRS}
     (pair,) = pairs
     fields = {name: getattr(pair, name) for name in FIELDS}
-    return found | ({"chat": True} if pair.chat else {}) | {n: text for n, text in fields.items() if text is not None}
+    return (
+        found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
+    )
 
 
 def _words(name: str, value: Any) -> list[str]:

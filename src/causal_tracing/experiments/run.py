@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from causal_tracing.errors import InputError, InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.errors import InputError, InvalidPair, InvalidResults, OutOfMemory
 from causal_tracing.experiments.filter import Kept, preferred_pairs, traceable_pairs
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.open_trace import open_trace
@@ -34,6 +34,7 @@ from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.spot_checks import together
+from causal_tracing.results.storage.places import check_run_folder
 from causal_tracing.results.storage.run_folder import (
     DROPPED,
     FAILED,
@@ -69,7 +70,7 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
         ct.run(model, ct.read_pairs("facts"), "facts", keep="first_choice", components=["mlp_out"])
     """
     require_model(model)
-    folder = _checked(Path(folder))  # before the work, not after it
+    folder = check_run_folder(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
     kept, job = _planned(model, traceable_pairs(model, asked, options), options)
     with begun(folder), telling(options.progress) as progress:
@@ -105,18 +106,6 @@ def _too_large(model: Model, pair: Pair, options: RunOptions) -> str:
     except InputError:
         pass
     return ""
-
-
-def _checked(folder: Path) -> Path:
-    """The folder, which may be there or not. Raises InvalidResults where something else is in it."""
-    try:
-        there = folder.iterdir() if folder.exists() else ()
-        foreign = sorted(path.name for path in there if path.name != "lock" and path.name[0] != ".")
-    except OSError as error:
-        raise MachineError(f"{folder} cannot be written: {error}.") from error
-    if foreign and not is_run_folder(folder):
-        raise InvalidResults(f"{folder} holds {foreign[0]} and is no run folder. Choose another name.")
-    return folder
 
 
 def _manifest(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions) -> dict[str, Any]:

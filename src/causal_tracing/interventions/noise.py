@@ -6,6 +6,8 @@ from numbers import Real
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 
+MOST_DRAWS = 100_000  # each is a run of the model: more is a slip of the finger
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
@@ -27,5 +29,5 @@ class Noise:
         strengths = (self.scale, 0 if self.sigma is None else self.sigma)
         if not all(isinstance(strength, Real) and 0 <= strength < float("inf") for strength in strengths):
             raise InvalidOption(f"Noise needs a finite strength of 0 or more: scale={self.scale}, sigma={self.sigma}.")
-        validation.whole("The number of draws", self.draws, least=1)
+        validation.whole("The number of draws", self.draws, least=1, most=MOST_DRAWS)
         validation.whole("The seed of noise", self.seed, least=0)

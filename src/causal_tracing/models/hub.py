@@ -5,9 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -30,28 +28,9 @@ from causal_tracing.errors import (
     UnsupportedModel,
 )
 from causal_tracing.models.memory import is_out_of_memory
+from causal_tracing.models.place import Place
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where files are read: a folder, or a repository at a commit."""
-
-    where: str
-    name: str
-    source: dict[str, str]
-    commit: str | None = None  # of a repository
-    cached: bool = False  # the hub does not answer: only what was downloaded before
-    gguf: str | None = None
-    trust: bool = False
-    progress: bool = True
-
-    def arguments(self) -> dict[str, Any]:
-        """What every from_pretrained is called with."""
-        gguf = {"gguf_file": self.gguf} if self.gguf else {}
-        local = {"local_files_only": self.cached, "revision": self.commit} if self.commit else {}
-        return {"trust_remote_code": self.trust, **gguf, **local}
 
 
 def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[str, bool]:

@@ -1,10 +1,9 @@
 """When memory runs out: what says so, and the work in halves."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
-
-import torch
 
 from causal_tracing.errors import OutOfMemory
 
@@ -14,7 +13,8 @@ Found = TypeVar("Found")
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out; CPU and GPU say it in different words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    torch = sys.modules.get("torch")  # where it is not loaded, its errors are not raised
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
     words = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

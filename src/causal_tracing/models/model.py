@@ -128,7 +128,18 @@ class Model:
         """The longest prompt that the model takes, in tokens; None where its configuration does not say."""
         if self.backend is not None:
             return self.backend.describe().context
-        return getattr(self.config, "max_position_embeddings", None)
+        return getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "max_seq_len", None)
+
+    @property
+    def beyond_context(self) -> bool:
+        """Whether it runs on longer prompts too: rotary and ALiBi positions are computed, learned ones are a table."""
+        if self.backend is not None:
+            return False
+        decoder = self.network.get_submodule(self.anatomy.layers.rpartition(".")[0])  # and not what sees images
+        computed = any(name.endswith("inv_freq") for name, _ in decoder.named_buffers())
+        words = self.network.get_input_embeddings()
+        tables = [each for each in decoder.modules() if isinstance(each, nn.Embedding) and each is not words]
+        return (computed or bool(getattr(self.config, "alibi", False))) and not tables
 
     def part(self, layer: int, path: str) -> nn.Module:
         """A module inside a layer, by its path."""

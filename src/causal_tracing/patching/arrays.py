@@ -138,6 +138,7 @@ def _prompts(preview: Preview) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     found["answer_id"] = (("pair",), np.array([pair.answer]))
     found["answer"] = (("pair",), _texts([pair.pair.answer]))
     found["foil"] = (("pair",), _texts([pair.pair.foil or ""]))
+    found["notes"] = (("pair",), _texts(["\n".join(pair.notes)]))
     return found
 
 

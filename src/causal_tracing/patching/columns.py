@@ -1,11 +1,11 @@
 """What is patched together: a token position, a role, or all positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import Slot
-from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.pairs import Pair, TokenPair
 from causal_tracing.prompts.tokens import ROLES, Column
 
 OF_SUBJECT = tuple(role for role in ROLES if role != "last")  # what no token is in a pair without a subject
@@ -45,6 +45,20 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
     return columns
 
 
+def check_columns(pairs: Sequence[Pair], positions: str | Sequence[Column]) -> None:
+    """Raises InvalidOption for a name that no pair of these can have, before they are tokenised."""
+    spans = [name for pair in pairs for name in pair.spans]
+    for column in (positions,) if isinstance(positions, str) else positions:
+        if isinstance(column, str):
+            _check_name(column, spans)
+
+
+def _check_name(column: str, spans: Iterable[str]) -> None:
+    names = ("each", "together", *ROLES, *dict.fromkeys(spans))
+    if column not in names:
+        raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")
+
+
 def _from_the_left(column: Column, length: int) -> Column:
     return column + length if isinstance(column, int) and column < 0 else column
 
@@ -62,11 +76,10 @@ def _check_once(named: Sequence[Column], columns: Sequence[Column]) -> None:
 
 
 def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
-    spans = {name for pair in pairs for name in pair.clean.spans}
+    spans = [name for pair in pairs for name in pair.clean.spans]
     if column == "together":
         return
-    if column not in (*ROLES, *spans):
-        raise InvalidOption(f"There is no position {column!r}. {nearest(column, ('each', 'together', *ROLES, *spans))}")
+    _check_name(column, spans)
     if not any(pair.clean.positions(column) for pair in pairs):
         hint = " Give the pairs a subject=." if column in OF_SUBJECT else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")

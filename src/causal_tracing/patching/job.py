@@ -10,7 +10,7 @@ from causal_tracing.engine.choose import on_replay, open_backend, plain_backend,
 from causal_tracing.errors import ComponentNote, InvalidOption
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
+from causal_tracing.interventions.write import TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.cells import Question
@@ -19,9 +19,9 @@ from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
 from causal_tracing.patching.noise import noised
-from causal_tracing.patching.options import ROME_NOISE, ROME_WINDOWS, EstimateOptions, Options
+from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
+from causal_tracing.patching.options import EstimateOptions, Options
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
-from causal_tracing.results.arms import DIRECTIONS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
@@ -85,9 +85,9 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
     components = usual_components(model, options.components)
-    options = _preset(options, components)
+    options = _preset(replace(options, components=components))
     noise, write = options.noise, checked_write(options.write)
-    directions = _directions(options, write)
+    directions = directions_of(options)
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
@@ -216,43 +216,8 @@ def _contrasts(
     return [replace(each, write=write, reference=reference_runs(tokens, pair, write)) for each, pair in both], record
 
 
-def _preset(options: Options, components: Sequence[str]) -> Options:
-    """The options with what the preset sets. Raises InvalidOption where both say something."""
+def _preset(options: Options) -> Options:
+    """The options with what the preset sets."""
     if options.preset is None:
-        if options.noise is not None and options.noise.rome:
-            raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
         return options
-    windows = {name: width for name, width in ROME_WINDOWS.items() if name in components}
-    same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, windows), "metric": (None, "prob")}
-    wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]
-    if wrong:
-        raise InvalidOption(
-            'preset="rome" sets noise (3 σ, 10 draws, its own seed), windows of 10 layers for attn_out and mlp_out, '
-            f'and metric="prob" by itself: leave out {", ".join(wrong)} or the preset.'
-        )
-    return replace(options, noise=ROME_NOISE, window=windows, metric="prob")
-
-
-def _directions(options: Options, write: Write) -> Sequence[str]:
-    """Both directions, or the one that is defined: of noise restoration, of an ablation disruption."""
-    if write.kind in ABLATIONS:
-        return _ablated(options, write)
-    if options.noise is None:
-        return tuple(DIRECTIONS) if options.directions is None else options.directions
-    if options.directions is not None and "disruption" in options.directions:
-        raise InvalidOption(
-            "With noise only restoration is measured: what a disruption by noise would mean is not defined. "
-            'Use directions=["restoration"], or a corrupt prompt.'
-        )
-    return ("restoration",) if options.directions is None else options.directions
-
-
-def _ablated(options: Options, write: Write) -> Sequence[str]:
-    if options.noise is not None or options.preset is not None:
-        raise InvalidOption(f"write={write.kind!r} takes from the clean run, and noise corrupts: ask for one of them.")
-    if options.sever or (options.directions is not None and "restoration" in options.directions):
-        raise InvalidOption(
-            f"With write={write.kind!r} only disruption is measured: nothing clean is written that could bring "
-            'anything back. Use directions=["disruption"], without sever=.'
-        )
-    return ("disruption",) if options.directions is None else options.directions
+    return replace(options, noise=ROME_NOISE, window=preset_windows(options), metric="prob")

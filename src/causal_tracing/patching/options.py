@@ -35,6 +35,7 @@ from causal_tracing.patching.option_checks import (
     check_shard,
     one_of,
 )
+from causal_tracing.patching.option_sets import check_together
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.tokens import Column
@@ -42,11 +43,8 @@ from causal_tracing.results.arms import DIRECTIONS
 
 Progress = Callable[[int, int], None]  # is told how much is done, and of how much
 
-ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
-ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
-
-
 _whole = partial(partial, validation.whole)
+MOST_STEPS = 100_000  # of a gradient: more is a slip of the finger
 _check_columns = partial(validation.columns, "positions=")
 _PROGRESS = (
     "True: a bar in a notebook or a terminal, elsewhere lines on stderr; work that ends at once shows nothing. False: "
@@ -63,6 +61,7 @@ def _align() -> Any:
         help="How tokens are paired: strict (one by one), suffix (same end), spans (equal roles).",
         group=PATCHED,
         text=texts.WORD,
+        check=partial(validation.one_of, "alignment", valid=ALIGNMENTS),
         names=ALIGNMENTS,
     )
 
@@ -270,6 +269,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
         """What is kept of them with a result, as JSON holds it; heads and neurons where they are asked for."""
@@ -283,7 +283,7 @@ class RunOptions(Options):
     keep: str = option(
         "all",
         help="Of a file's pairs: all, or what the clean run must get right: first_choice (its most likely token is the "
-        "answer's first), preferred (the answer's logit is above the foil's).",
+        "answer's first), preferred (the answer is likelier than the foil, all their tokens counted).",
         group=MANY,
         text=texts.WORD,
         check=partial(validation.one_of, "keep", valid=KEEP),
@@ -325,7 +325,7 @@ class EstimateOptions:
         help="Of the way from base to donor, for ig.",
         group=PATCHED,
         text=texts.NUMBER,
-        check=_whole("steps=", least=1),
+        check=_whole("steps=", least=1, most=MOST_STEPS),
     )
     direction: str = option(
         "restoration",

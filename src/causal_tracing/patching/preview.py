@@ -14,6 +14,7 @@ from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
+from causal_tracing.prompts.token_texts import token_text, token_texts
 
 CHOICES = 5
 
@@ -119,12 +120,17 @@ def check_known(model: Model, pair: TokenPair) -> None:
 
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
-    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
-    length = longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
-    if model.context and length > model.context:
+    length = _length(pair)
+    if model.context and length > model.context and not model.beyond_context:
         raise InvalidPair(
             f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
         )
+
+
+def _length(pair: TokenPair) -> int:
+    """The tokens of the longest run."""
+    longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
+    return longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
 
 
 def _preview(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
@@ -147,23 +153,29 @@ def log_probs(backend: Backend, runs: Sequence[Run]) -> list[Float[Tensor, " voc
 def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
     best = log_probs.topk(min(CHOICES, len(log_probs)))
     both = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
-    return tuple(Choice(token=model.tokenizer.decode([token]), prob=prob, id=token) for token, prob in both)
+    return tuple(Choice(token=token_text(token, model.tokenizer), prob=prob, id=token) for token, prob in both)
 
 
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:
     warnings = []
+    if model.context and _length(pair) > model.context:
+        warnings.append(
+            f"the pair has {_length(pair)} tokens, and {model.name} was made for {model.context} at most: what it says "
+            "beyond them is seldom what it can."
+        )
     first = int(clean.argmax())
     for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
         if len(tokens) > 1:
-            shown = "|".join(model.tokenizer.decode([token]) for token in tokens)
+            shown = token_texts(tokens, model.tokenizer)
             warnings.append(
                 f"the {what} is {len(tokens)} tokens ({shown}): scored by the sum of their log-probabilities, each "
                 "given those before it."
             )
     if first != pair.answer:
+        said = token_text(first, model.tokenizer)
         rank = int((clean > clean[pair.answer]).sum()) + 1
         warnings.append(
-            f"the clean run's first choice is {model.tokenizer.decode([first])!r}, not the answer {pair.pair.answer!r} "
+            f"the clean run's first choice is {said!r}, not the answer {pair.pair.answer!r} "
             f"(choice {rank}): what is traced is not what the model would say."
         )
     if pair.same_tokens and not pair.noised:

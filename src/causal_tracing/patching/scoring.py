@@ -7,6 +7,7 @@ difference of their logits. What depends on the prediction right after the promp
 a logit or a rank of several tokens is undefined.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from causal_tracing.engine.backend import Backend
 from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
+from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.metrics import measure_logits
 from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
@@ -126,6 +128,25 @@ def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
     if not pair.foil_tokens:
         return (answered,)
     return answered, _continued(world, pair.foil_tokens, -2 - 2 * world.pair)
+
+
+def preferences(
+    backend: Backend, pairs: Sequence[TokenPair], expected: Sequence[Float[Tensor, " vocab"]]
+) -> list[float]:
+    """By how much each pair's clean run prefers the answer to the foil, as logit_diff has it; NaN without a foil.
+
+    `expected` is what the model expects after each clean prompt: only texts of several tokens are run again.
+    """
+    several = {n: pair for n, pair in enumerate(pairs) if pair.foil_tokens and pair.several_tokens}
+    scored: dict[int, float] = {}
+    if several:
+        worlds = [World(of_clean(pair), (), (len(pair.clean.tokens) - 1,), n) for n, pair in several.items()]
+        found = Scoring(backend, several, dict(enumerate(expected))).evaluate(worlds).values[:, LOGIT_DIFF]
+        scored = dict(zip(several, found.tolist(), strict=True))
+    return [
+        scored[n] if n in scored else float(each[pair.answer] - each[pair.foil]) if pair.foil is not None else math.nan
+        for n, (pair, each) in enumerate(zip(pairs, expected, strict=True))
+    ]
 
 
 def spread(

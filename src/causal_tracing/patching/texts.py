@@ -13,6 +13,7 @@ from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
 
+DIGITS = 5  # of the number of a layer
 Flags = Mapping[str, Any]  # by name as Python has it: a text, or what a file holds in its place
 
 
@@ -135,6 +136,10 @@ def layers(text: str) -> list[int]:
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()):
             raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
+        if max(len(first), len(last)) > DIGITS:  # before a list is made of them
+            raise InvalidOption(
+                f"--layers {text!r}: no model has so many layers as {part!r} names. Write such as 0-5,11."
+            )
         found += range(int(first), int(last or first) + 1)
     return found
 
@@ -346,6 +351,11 @@ def _lines(path: Path) -> list[str]:
 
 def read_tensors(path: Path) -> dict[tuple[str, int], Any]:
     """The tensors of a safetensors file, named as in resid_post.12. Raises InvalidOption."""
+    try:
+        with path.open("rb"):  # before torch is loaded, which takes seconds
+            pass
+    except OSError as error:
+        raise InvalidOption(f"--tensors {path} cannot be read as safetensors: {error}") from None
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -38,16 +38,23 @@ class Windows:
         return max(self.widths.values()) > 1
 
 
-def plan_windows(components: Sequence[str], window: Window, num_layers: int, *, rome: bool = False) -> Windows:
-    """The windows that an option describes: one width for all components, or widths by component.
-
-    Raises InvalidOption for a width that no window of this model has, or a component that is not traced.
-    """
+def check_widths(components: Sequence[str], window: Window) -> Mapping[str, int]:
+    """The widths by component. Raises InvalidOption for what is no width, or a component that is not traced."""
     named = window if isinstance(window, Mapping) else dict.fromkeys(components, window)
     for component, width in named.items():
         if component not in components:
             raise InvalidOption(f"There is no window for {component!r}. {nearest(str(component), components)}")
         validation.whole(f"The window of {component}", width, least=1)
+    return named
+
+
+def plan_windows(components: Sequence[str], window: Window, num_layers: int, *, rome: bool = False) -> Windows:
+    """The windows that an option describes: one width for all components, or widths by component.
+
+    Raises InvalidOption for a width that no window of this model has, or a component that is not traced.
+    """
+    named = check_widths(components, window)
+    for component, width in named.items():
         if width > num_layers and not rome:  # ROME's are cut at the edges: they fit any model
             raise InvalidOption(
                 f"A window of {width} layers ({component}) is not possible: the model has {num_layers} layers. "

@@ -1,4 +1,4 @@
-"""Pairs from rows: JSON Lines, CSV, Parquet, a Hugging Face Dataset, a list, or a built-in set.
+"""Pairs from rows: JSON, CSV, Parquet, a Hugging Face Dataset, a DataFrame, a list, or a built-in set.
 
 A row has the fields of Pair; other fields become labels. Whatever it comes from, a row is checked in one place, and an
 error names the line or row.
@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ from causal_tracing.prompts.pairs import Pair
 
 LONGEST = 200_000  # letters: more than any prompt that could be traced, and short enough to be tokenised in a moment
 FIELDS = tuple(field.name for field in fields(Pair))
-SPAN = "spans."  # how a CSV file heads the column of a named span
+SPAN = "spans."  # how a table heads the column of a named span
+SEPARATORS = ",;\t|"
+NEEDED = ("clean", "answer")
+WHOLE = ("occurrence",)  # numbers that a column with gaps holds as 1.0
+GAPS = ("NAType", "NaTType")  # what pandas has for a missing value beside NaN
 # Characters that show text in another order than it has.
 EMBEDDINGS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # where a row stands, and the row
@@ -29,21 +34,23 @@ Rows = Iterator[tuple[str, Mapping[str, Any]]]  # where a row stands, and the ro
 def read_pairs(source: Any, *, chat: bool = False) -> list[Pair]:
     """The pairs of a source, in its order; fields that Pair does not have are kept as labels.
 
-    `source` is a file (`.csv`, `.parquet`, else JSON Lines: one object a line), the name of a built-in set ("facts",
-    or a part of it, "facts:capital"), a Hugging Face Dataset, or rows as mappings. In CSV, empty cells are missing
-    fields and `spans.NAME` heads a named span. `chat` puts every prompt through the tokenizer's chat template.
+    `source` is a file (`.csv` or `.tsv`, `.parquet`, else JSON: one object a line, or a list of them), the name of a
+    built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as mappings.
+    Empty cells and NaN are missing fields, and `spans.NAME` heads a named span. CSV may be separated by commas,
+    semicolons, tabs or bars; capitals in the names of fields do not count. `chat` puts every prompt through the
+    tokenizer's chat template.
 
     Raises InvalidPair, naming the line or row: not JSON, a missing or wrong field, an id that was used before,
     characters that hide or reorder text; MachineError where Parquet cannot be read for want of pyarrow.
     """
     if isinstance(source, (str, Path)):
         named, rows = str(source), _rows_of_path(Path(source))
-    elif isinstance(source, Iterable) and not isinstance(source, Mapping):
-        named, rows = "the rows", ((f"row {n}", row) for n, row in enumerate(source))
+    elif isinstance(listed := _rows_of(source), Iterable) and not isinstance(listed, Mapping):
+        named, rows = "the rows", ((f"row {n}", row) for n, row in enumerate(listed))
     else:
         raise InvalidPair(
-            f"Pairs come from a file, a Dataset or a list of rows; this is {type(source).__name__}. Of a DatasetDict "
-            "name the split."
+            f"Pairs come from a file, a Dataset, a DataFrame or a list of rows; this is {type(source).__name__}. Of a "
+            "DatasetDict name the split."
         )
     pairs: list[Pair] = []
     places: dict[str, str] = {}
@@ -65,11 +72,21 @@ def _rows_of_path(path: Path) -> Rows:
         if datasets.is_name(str(path)):
             return ((f"{path}, row {n}", row) for n, row in enumerate(datasets.rows(str(path))))
         raise InvalidPair(
-            f"{path} is not there, and no built-in set is called so. Name a file of pairs (one JSON object a line, CSV "
-            f"or Parquet), or one of {', '.join(datasets.NAMES)}."
+            f"{path} is not there, and no built-in set is called so. Name a file of pairs (JSON, CSV or Parquet), or "
+            f"one of {', '.join(datasets.NAMES)}."
         )
-    read = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
+    read = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
     return read(path)
+
+
+def _rows_of(source: Any) -> Any:
+    """The rows of a table in memory (pandas, polars, pyarrow); of anything else, what it holds."""
+    for rows in ("to_dicts", "to_pylist"):
+        if hasattr(source, rows):
+            return getattr(source, rows)()
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):
+        return source.to_dict("records")
+    return source
 
 
 def _is_there(path: Path) -> bool:
@@ -87,14 +104,41 @@ def _text(path: Path) -> str:
 
 
 def _json_rows(path: Path) -> Rows:
-    for number, line in enumerate(_text(path).split("\n"), start=1):  # not splitlines: JSON may hold U+2028
+    text = _text(path)
+    whole = _document(text, path)
+    if whole is not None:
+        yield from ((f"{path}, row {n}", row) for n, row in enumerate(whole))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON may hold U+2028
         if line.strip():
             place = f"{path}, line {number}"
-            try:
-                row = json.loads(line, parse_constant=_no_number, object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                raise InvalidPair(f"{place}: not JSON ({error}).") from None
-            yield place, row
+            yield place, _json(line, place)
+
+
+def _document(text: str, path: Path) -> list[Any] | None:
+    """The rows of a text that is one JSON document: a list, or an object over several lines. None where it is lines."""
+    begun = text.lstrip()
+    if begun.startswith("["):
+        found = _json(text, str(path))
+        return found if isinstance(found, list) else [found]
+    if _is_json(begun.partition("\n")[0]) or not _is_json(text):
+        return None
+    return [_json(text, str(path))]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InvalidPair(f"{place}: not JSON ({error}).") from None
 
 
 def _no_number(name: str) -> None:
@@ -110,8 +154,8 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Rows:
-    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    place = f"{path}, line 1"
+    text, place = _text(path), f"{path}, line 1"
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
     try:
         header = next(lines, None)
         if header is None or len(set(header)) < len(header):
@@ -121,16 +165,30 @@ def _csv_rows(path: Path) -> Rows:
             if len(cells) != len(header):
                 if not any(cells):
                     continue
-                raise InvalidPair(f"{place}: {len(cells)} cells, and {len(header)} columns. Quote texts with commas.")
+                raise InvalidPair(
+                    f"{place}: {len(cells)} cells, and {len(header)} columns. Quote texts that hold the separator."
+                )
             yield place, _from_csv(dict(zip(header, cells, strict=True)), place)
     except csv.Error as error:
         raise InvalidPair(f"{place}: not CSV ({error}).") from None
 
 
+def _separator(text: str) -> str:
+    """What separates the cells of a CSV file: what makes the needed fields of its header, or else most columns."""
+
+    def header(separator: str) -> list[str]:
+        try:
+            return next(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator), [])
+        except csv.Error:
+            return []
+
+    headers = {separator: [*map(_field, header(separator))] for separator in SEPARATORS}
+    return max(SEPARATORS, key=lambda each: (set(NEEDED) <= {*headers[each]}, len(headers[each])))
+
+
 def _from_csv(cells: Mapping[str, str], place: str) -> dict[str, Any]:
     """A row of texts as a pair's fields."""
-    row: dict[str, Any] = {name: cell for name, cell in cells.items() if cell and not name.startswith(SPAN)}
-    spans = {name.removeprefix(SPAN): cell for name, cell in cells.items() if cell and name.startswith(SPAN)}
+    row: dict[str, Any] = _by_field({name: cell for name, cell in cells.items() if cell}, place)
     if "occurrence" in row:
         if not re.fullmatch(r"-?[0-9]{1,6}", row["occurrence"]):
             raise InvalidPair(f"{place}: occurrence must be a whole number, and is {row['occurrence']!r}.")
@@ -139,7 +197,30 @@ def _from_csv(cells: Mapping[str, str], place: str) -> dict[str, Any]:
         if row["chat"].lower() not in ("true", "false"):
             raise InvalidPair(f"{place}: chat must be true or false, and is {row['chat']!r}.")
         row["chat"] = row["chat"].lower() == "true"
-    return row | ({"spans": spans} if spans else {})
+    return row
+
+
+def _field(name: Any) -> str:
+    """The field that a column is called by, whatever its capitals; else the column's own name."""
+    plain = str(name).strip("\ufeff \t").lower()
+    return plain if plain in FIELDS else str(name)
+
+
+def _by_field(row: Mapping[Any, Any], place: str) -> dict[str, Any]:
+    """What a row has, by the names of fields, its spans put together. Raises InvalidPair where two names are one."""
+    found: dict[str, Any] = {}
+    spans: dict[str, Any] = {}
+    for name, value in row.items():
+        if str(name).lower().startswith(SPAN):
+            spans[str(name)[len(SPAN) :]] = value
+            continue
+        field = _field(name)
+        if field in found:
+            raise InvalidPair(f"{place}: {field!r} is there twice (capitals do not count): {', '.join(map(str, row))}.")
+        found[field] = value
+    if not spans:
+        return found
+    return found | {"spans": spans | found["spans"] if isinstance(found.get("spans"), Mapping) else spans}
 
 
 def _parquet_rows(path: Path) -> Rows:
@@ -161,10 +242,14 @@ def _pair(row: Any, place: str) -> Pair:
     if not isinstance(row, Mapping):
         shown = repr(row)[:80]
         raise InvalidPair(f'{place}: a JSON object is needed, such as {{"clean": …, "answer": …}}; found {shown}.')
-    row = {name: _without_gaps(value) for name, value in row.items() if value is not None}
-    missing = [name for name in ("clean", "answer") if name not in row]
+    row = _by_field({name: _without_gaps(value) for name, value in row.items() if not _is_gap(value)}, place)
+    missing = [name for name in NEEDED if name not in row]
     if missing:
-        raise InvalidPair(f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer.")
+        there = ", ".join(repr(str(name))[:40] for name in row) or "nothing"
+        raise InvalidPair(
+            f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer; here is {there}."
+        )
+    row |= {name: int(row[name]) for name in WHOLE if isinstance(row.get(name), float) and row[name].is_integer()}
     for name in ("spans", "labels"):
         if not isinstance(row.get(name, {}), dict):
             raise InvalidPair(f"{place}: {name} must be an object of names and texts, and is {row[name]!r}.")
@@ -179,7 +264,12 @@ def _pair(row: Any, place: str) -> Pair:
 
 def _without_gaps(value: Any) -> Any:
     """A mapping without what is missing in it: tables have every key in every row."""
-    return {name: each for name, each in value.items() if each is not None} if isinstance(value, Mapping) else value
+    return {name: each for name, each in value.items() if not _is_gap(each)} if isinstance(value, Mapping) else value
+
+
+def _is_gap(value: Any) -> bool:
+    """Whether a table's cell is empty: None, NaN, or what pandas has in its place."""
+    return value is None or (isinstance(value, Real) and value != value) or type(value).__name__ in GAPS
 
 
 def _check_texts(row: Mapping[str, Any], place: str) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
+from causal_tracing.prompts.letters import joins
+from causal_tracing.prompts.notes import of_answer, of_letters, of_span, of_start
+from causal_tracing.prompts.token_texts import token_texts
 from causal_tracing.prompts.tokens import (
     ROLES,
     TokenPrompt,
@@ -20,6 +23,7 @@ from causal_tracing.prompts.tokens import (
     as_message,
     encode,
     find_span,
+    require_places,
     roles_of,
     span_positions,
     token_strings,
@@ -158,13 +162,18 @@ def tokenize(
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
-    _check_corruption(pair, noise=noise)
+    check_corruption(pair, noise=noise)
     clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
     if pair.corrupt is not None:
         corrupt_subject = pair.corrupt_subject
         if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
             corrupt_subject = pair.subject
         corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
+    if noise and not clean.subject:
+        raise InvalidPair(
+            f"pair {id!r}: the subject {pair.subject!r} covers no token of the prompt ({'|'.join(clean.strings)}), so "
+            "that there is nothing to add noise to. Give a subject of letters that the tokenizer keeps."
+        )
     slots = aligned(align, clean, corrupt, id)
     answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
     foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
@@ -180,12 +189,12 @@ def tokenize(
         answer_tokens=answer,
         foil_tokens=foil,
         remarks=remarks(slots, clean, corrupt),
-        notes=_notes(pair, clean, corrupt),
+        notes=_notes(pair, clean, corrupt, (answer, foil), tokenizer),
         noised=clean.subject if noise else (),
     )
 
 
-def _check_corruption(pair: Pair, *, noise: bool) -> None:
+def check_corruption(pair: Pair, *, noise: bool) -> None:
     """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
     if noise and not pair.subject:
         raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")
@@ -208,7 +217,10 @@ def as_pairs(pairs: Any) -> list[Pair]:
     )
     for pair in listed:
         if not isinstance(pair, Pair):
-            raise InvalidPair(f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {pair!r}.")
+            raise InvalidPair(
+                f"A pair is needed, such as Pair(clean=..., corrupt=..., answer=...), not {repr(pair)[:200]}. Of rows, "
+                "files and DataFrames read_pairs(...) makes pairs."
+            )
     return listed
 
 
@@ -243,7 +255,8 @@ def _tokenize_prompt(
             start, end = find_span(text, part, pair.occurrence if part == subject else 0)
         except InvalidPair as error:
             raise InvalidPair(f"pair {pair.id!r}: {error}") from None
-        return span_positions(offsets, (start + written.start, end + written.start))
+        places = require_places(offsets, tokenizer)
+        return span_positions(places, (start + written.start, end + written.start))
 
     # A span may be worded otherwise in the corrupt prompt: there it is named only where it is found.
     spans = {name: positions(part) for name, part in pair.spans.items() if clean_side or part in text}
@@ -272,13 +285,13 @@ def _tokens_after(
             raise InvalidPair(
                 f"pair {pair.id!r}: {what} {text!r} changes the last tokens of the prompt that it follows: "
                 f"{'|'.join(strings)} (the prompt alone: {'|'.join(prompt.strings)}). What would be scored is not "
-                f"{text!r}. Move the white space: end the prompt without a space and begin the {what} with one."
+                f"{text!r}. {_apart(what, text, prompt.text)}"
             )
         if len(ids) == length:
             raise InvalidPair(f"pair {pair.id!r}: {what} {text!r} is no token after {prompt.text!r}: nothing to score.")
         found.append(tuple(ids[length:]))
     if found[0] != found[1]:
-        shown = ", ".join("|".join(tokenizer.decode([token]) for token in tokens) for tokens in found)
+        shown = ", ".join(token_texts(tokens, tokenizer) for tokens in found)
         raise InvalidPair(
             f"pair {pair.id!r}: {what} {text!r} is other tokens after the clean prompt than after the corrupt one "
             f"({shown}): the two runs could not be compared."
@@ -286,12 +299,32 @@ def _tokens_after(
     return found[0]
 
 
-def _notes(pair: Pair, clean: TokenPrompt, corrupt: TokenPrompt) -> tuple[str, ...]:
+def _apart(what: str, text: str, prompt: str) -> str:
+    """How prompt and answer can be told apart where their tokens grow together."""
+    if prompt[-1].isspace():
+        return f"Move the white space: end the prompt without a space and begin the {what} with one."
+    if joins(prompt[-1], text[0]):
+        return f"They make one word: begin the {what} with a space, or end the prompt elsewhere."
+    return f"They share a token there: move letters from the {what} to the prompt, or from the prompt to the {what}."
+
+
+def _notes(
+    pair: Pair, clean: TokenPrompt, corrupt: TokenPrompt, scored: tuple[tuple[int, ...], ...], tokenizer: Any
+) -> tuple[str, ...]:
     """What is legal, but probably not meant."""
-    notes = []
-    for what, text, prompt in (("answer", pair.answer, clean.text), ("foil", pair.foil, corrupt.text)):
-        if text and not text[0].isspace() and text[0].isalnum() and prompt[-1].isalnum():
-            notes.append(
-                f"{what} {text!r} is scored glued to the prompt: '…{prompt[-10:]}{text}'. Did you mean {' ' + text!r}?"
-            )
-    return tuple(notes)
+    sides = {"clean": (pair.clean, pair.subject, clean)}
+    if pair.corrupt is not None:
+        sides["corrupt"] = (pair.corrupt, pair.corrupt_subject, corrupt)
+    found: list[str] = []
+    for side, (text, subject, prompt) in sides.items():
+        found += of_start(side, prompt, tokenizer, special=not pair.chat)
+        found += of_letters(f"{side} prompt", text, tokenizer)
+        found += of_span("subject", subject or pair.subject, side, text, pair.occurrence)
+    for name, part in pair.spans.items():
+        found += of_span(f"span {name!r}", part, "clean", pair.clean)
+    after = ("answer", pair.answer, clean), ("foil", pair.foil, corrupt)
+    for (what, text, prompt), tokens in zip(after, scored, strict=True):
+        if text:
+            found += of_letters(what, text, tokenizer)
+            found += of_answer(what, text, prompt, tokens, tokenizer, special=not pair.chat)
+    return tuple(found)

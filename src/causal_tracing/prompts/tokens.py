@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from causal_tracing.errors import InvalidPair, UnsupportedTokenizer
+from causal_tracing.prompts.letters import alike
+from causal_tracing.prompts.token_texts import in_pieces, token_text
 
 Column = int | str  # of a map: a token's position, or a role or span
 ROLES = ("before_subject", "subject_first", "subject_middle", "subject_last", "next", "further", "last")
 MARK = "causal-tracing-mark"
+SPACE = "▁"
+Offsets = list[tuple[int, int]]  # where each token lies in the text: [start, end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +53,7 @@ def as_message(text: str, tokenizer: Any) -> Written:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedTokenizer("This tokenizer has no chat template. Leave out chat (--chat).")
-
-    def written(content: str) -> str:
-        said = [{"role": "user", "content": content}]
-        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-
-    start, full = written(MARK).find(MARK), written(text)
+    start, full = _message(MARK, tokenizer).find(MARK), _message(text, tokenizer)
     for shown, skipped in ((text, 0), (text.strip(), len(text) - len(text.lstrip()))):  # some templates strip
         if start >= 0 and shown and full.startswith(shown, start):
             return Written(text=full, start=start - skipped, special=False)
@@ -64,14 +63,31 @@ def as_message(text: str, tokenizer: Any) -> Written:
     )
 
 
-def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
-    """A prompt's token ids, special tokens included, and each token's [start, end) in the text."""
-    if not getattr(tokenizer, "is_fast", False):
+def _message(content: str, tokenizer: Any) -> str:
+    """What the chat template makes of a user's message. Raises UnsupportedTokenizer where it makes nothing."""
+    said = [{"role": "user", "content": content}]
+    try:
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program: it may raise anything, and some do so on purpose
+        named = tokenizer.chat_template
+        if isinstance(named, Mapping) and "default" not in named:
+            raise UnsupportedTokenizer(
+                f"This tokenizer has several chat templates ({', '.join(map(str, named))}), and none is called "
+                "'default'. Choose one (tokenizer.chat_template = tokenizer.chat_template[name]), or write the whole "
+                "prompt yourself, without chat."
+            ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UnsupportedTokenizer(
-            f"{type(tokenizer).__name__} cannot say where its tokens lie in the text (it is not a fast tokenizer). "
-            "Load the fast version of this tokenizer, or convert it (AutoTokenizer does, where it can)."
-        )
-    encoding = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, add_special_tokens=special)
+            f"This tokenizer's chat template cannot be filled in for the message {content!r} ({reason}). Mend it "
+            "(tokenizer.chat_template), or write the whole prompt yourself, without chat."
+        ) from error
+
+
+def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int], Offsets | None]:
+    """A prompt's token ids, special tokens included, and their places; None where the tokenizer cannot say these."""
+    placed = getattr(tokenizer, "is_fast", False)
+    asked = {"return_offsets_mapping": True} if placed else {}
+    encoding = tokenizer(text, return_special_tokens_mask=True, add_special_tokens=special, **asked)
     ids, mask = encoding["input_ids"], encoding["special_tokens_mask"]
     if not ids:
         raise InvalidPair(f"The prompt {text!r} has no tokens.")
@@ -80,15 +96,26 @@ def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int
             f"This tokenizer puts {tokenizer.convert_ids_to_tokens(ids[-1])!r} after every prompt, so that nothing "
             "could be read after the text. Turn it off (add_eos_token=False)."
         )
-    return list(ids), [tuple(span) for span in encoding["offset_mapping"]]
+    return list(ids), [tuple(span) for span in encoding["offset_mapping"]] if placed else None
+
+
+def occurrences(text: str, part: str) -> list[int]:
+    """Where a part begins in the text, each time."""
+    return [start for start in range(len(text)) if text.startswith(part, start)]
 
 
 def find_span(text: str, part: str, occurrence: int = 0) -> tuple[int, int]:
     """[start, end) of the `occurrence`-th `part` in the text (negative: from the right). Raises InvalidPair."""
-    starts = [start for start in range(len(text)) if text.startswith(part, start)]
+    starts = occurrences(text, part)
+    if not starts:
+        why = alike(part, text) or "Spans are searched letter by letter."
+        raise InvalidPair(f"{part!r} is not in the prompt {text!r}. {why}")
     if not -len(starts) <= occurrence < len(starts):
-        found = "is not in" if not starts else f"occurs {len(starts)} times (occurrence={occurrence} was asked for) in"
-        raise InvalidPair(f"{part!r} {found} the prompt {text!r}. Spans are searched letter by letter.")
+        times = "once" if len(starts) == 1 else f"{len(starts)} times"
+        raise InvalidPair(
+            f"{part!r} occurs {times} (occurrence={occurrence} was asked for) in the prompt {text!r}. Count from 0, or "
+            "from the right: -1 is the last."
+        )
     start = starts[occurrence]
     return start, start + len(part)
 
@@ -99,14 +126,34 @@ def span_positions(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) ->
     return tuple(n for n, (first, last) in enumerate(offsets) if first < end and last > start and last > first)
 
 
-def token_strings(text: str, ids: list[int], offsets: list[tuple[int, int]], tokenizer: Any) -> tuple[str, ...]:
+def require_places(offsets: Offsets | None, tokenizer: Any) -> Offsets:
+    """The tokens' places. Raises UnsupportedTokenizer where they are not known."""
+    if offsets is None:
+        raise UnsupportedTokenizer(
+            f"{type(tokenizer).__name__} cannot say where its tokens lie in the text (it is not a fast tokenizer), so "
+            "that no subject or span is found. Load the fast version of this tokenizer, or convert it (AutoTokenizer "
+            "does, where it can); or leave out subject and spans."
+        )
+    return offsets
+
+
+def token_strings(text: str, ids: list[int], offsets: Offsets | None, tokenizer: Any) -> tuple[str, ...]:
     """The stretch of text that each token adds; special tokens and pieces of a letter by the tokenizer's name."""
+    if offsets is None:
+        return tuple(_alone(token, tokenizer) for token in ids)
     strings, reached = [], 0
     for token, (start, end) in zip(ids, offsets, strict=True):
-        piece = text[reached:end] if end > start else ""
-        strings.append(piece or tokenizer.decode([token]))
+        piece = text[reached:end] if end > start and not in_pieces(token, tokenizer) else ""
+        strings.append(piece or token_text(token, tokenizer))
         reached = max(reached, end)
     return tuple(strings)
+
+
+def _alone(token: int, tokenizer: Any) -> str:
+    """A token by itself, with the space that SentencePiece's decoding drops where a text begins."""
+    shown = token_text(token, tokenizer)
+    spaced = str(tokenizer.convert_ids_to_tokens(token)).startswith(SPACE) and not shown.startswith((" ", SPACE))
+    return f" {shown}" if spaced else shown
 
 
 def roles_of(length: int, subject: tuple[int, ...]) -> tuple[str, ...]:

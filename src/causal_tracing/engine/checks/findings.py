@@ -81,7 +81,7 @@ def random_write(model: Model, component: str, run: Run, recording: Recording, b
     layer, position = model.active[len(model.active) // 2], len(run.tokens) // 2
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
-    noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32)
     given = Given(noise.to(stream.device) * stream.float().abs().max() * 3)
     edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
     logits, _ = forward(model, [run, edited], {}, keep=len(run.tokens))

@@ -287,6 +287,8 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
         yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
     yield from control_sentences(measurements.provenance)
     yield from pairing_warnings(data)
+    if "notes" in data:  # 0.1.0 did not keep them
+        yield from (f"{note[0].upper()}{note[1:]}" for note in data.notes.item().splitlines())
     if found.fraction_reason.item():
         yield f"Fractions are undefined: {found.fraction_reason.item()}."
     checks = measurements.provenance["spot_checks"]

@@ -26,10 +26,11 @@ import numpy as np
 
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.storage.atomic import sync_folder, write_text
+from causal_tracing.results.storage.places import LOCK, MANIFEST, check_room
 from causal_tracing.results.storage.saved import PAIRS
 
 SCHEMA = 1
-MANIFEST, RESULTS, LOCK = "manifest.json", "results.sqlite", "lock"
+RESULTS = "results.sqlite"
 OK, FAILED, DROPPED = "ok", "failed", "dropped"
 TABLES = """
 CREATE TABLE pairs (pair TEXT, spec TEXT, chunk INTEGER, status TEXT, reason TEXT, texts TEXT, arrays BLOB,
@@ -331,6 +332,9 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
                 "last bits of their numbers depend on it. Run one of them again in a new folder, with OMP_NUM_THREADS "
                 "set to the same number for both."
             )
+    check_room(target)
+    if target.exists() and not target.is_dir():
+        raise InvalidResults(f"{target} is a file. Name a new folder for the whole.")
     if target.exists() and any(target.iterdir()):
         raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
     first = manifests[0]

@@ -16,9 +16,10 @@ from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.columns import columns_of, labelled
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import BLOCKS, KINDS
+from causal_tracing.results.storage.places import TEXT, check_target, parents_of
 
 SCHEMA = 2  # 1, of version 0.1.0, had what is now "pairs" in the table "blocks"
-TEXT, ARRAYS, PAIRS, ABOUT_PAIRS = "trace.json", "arrays.npz", "pairs.jsonl", "pairs"
+ARRAYS, PAIRS, ABOUT_PAIRS = "arrays.npz", "pairs.jsonl", "pairs"
 
 
 def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -28,24 +29,15 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     replaces a saved trace and nothing else), MachineError if the disk refuses.
     """
     target = check_target(folder, overwrite=overwrite)
+    parent = target.absolute().parent
     try:
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as scratch:
+        with parents_of(target), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
             if target.exists():
                 os.replace(target, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", target)
     except OSError as error:
         raise MachineError(f"{target} could not be written: {error}. Nothing was left half-written.") from error
-    return target
-
-
-def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """The folder as a path, if a trace can be saved there. Raises InvalidResults."""
-    target = Path(folder)
-    if target.exists() and not (overwrite and (target / TEXT).is_file()):
-        hint = "Overwrite it (overwrite=True, --overwrite)" if (target / TEXT).is_file() else "It is not a saved trace"
-        raise InvalidResults(f"{target} exists already. {hint}, or choose another name.")
     return target
 
 

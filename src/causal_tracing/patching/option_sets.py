@@ -1,0 +1,75 @@
+"""Options against each other: what one of them makes of the others, and which cannot be asked for together."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
+from causal_tracing.patching.choices import BLOCKS
+from causal_tracing.patching.windows import check_widths
+from causal_tracing.results.arms import DIRECTIONS
+
+if TYPE_CHECKING:
+    from causal_tracing.patching.options import Options
+
+ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
+ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
+
+
+def check_together(options: "Options") -> None:
+    """Raises InvalidOption for options that contradict each other."""
+    _check_preset(options)
+    directions_of(options)
+    check_widths(_asked(options), options.window)
+
+
+def preset_windows(options: "Options") -> Mapping[str, int]:
+    """The windows of ROME's code, of the components that are traced."""
+    return {name: width for name, width in ROME_WINDOWS.items() if name in _asked(options)}
+
+
+def _asked(options: "Options") -> Sequence[str]:
+    """The components that may be traced: what a model offers of the usual ones is not known yet."""
+    return (*BLOCKS, "mixer_out") if options.components is None else options.components
+
+
+def directions_of(options: "Options") -> Sequence[str]:
+    """Both directions, or the one that is defined: of noise restoration, of an ablation disruption."""
+    write = checked_write(options.write)
+    if write.kind in ABLATIONS:
+        return _ablated(options, write)
+    if options.noise is None and options.preset is None:
+        return tuple(DIRECTIONS) if options.directions is None else options.directions
+    if options.directions is not None and "disruption" in options.directions:
+        raise InvalidOption(
+            "With noise only restoration is measured: what a disruption by noise would mean is not defined. "
+            'Use directions=["restoration"], or a corrupt prompt.'
+        )
+    return ("restoration",) if options.directions is None else options.directions
+
+
+def _check_preset(options: "Options") -> None:
+    """Raises InvalidOption where the preset and another option both say something."""
+    if options.preset is None:
+        if options.noise is not None and options.noise.rome:
+            raise InvalidOption('Noise(rome=True) is a part of preset="rome": ask for the preset instead.')
+        return
+    same = {"noise": (None, Noise(), ROME_NOISE), "window": (1, preset_windows(options)), "metric": (None, "prob")}
+    wrong = [f"{name}=" for name, allowed in same.items() if getattr(options, name) not in allowed]
+    if wrong:
+        raise InvalidOption(
+            'preset="rome" sets noise (3 σ, 10 draws, its own seed), windows of 10 layers for attn_out and mlp_out, '
+            f'and metric="prob" by itself: leave out {", ".join(wrong)} or the preset.'
+        )
+
+
+def _ablated(options: "Options", write: Write) -> Sequence[str]:
+    if options.noise is not None or options.preset is not None:
+        raise InvalidOption(f"write={write.kind!r} takes from the clean run, and noise corrupts: ask for one of them.")
+    if options.sever or (options.directions is not None and "restoration" in options.directions):
+        raise InvalidOption(
+            f"With write={write.kind!r} only disruption is measured: nothing clean is written that could bring "
+            'anything back. Use directions=["disruption"], without sever=.'
+        )
+    return ("disruption",) if options.directions is None else options.directions

@@ -1,0 +1,88 @@
+"""Where results can be written: asked before the work, so that what cannot be kept is not computed. Loads nothing.
+
+What is checked is what a path shows beforehand; the disk may still refuse later.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from causal_tracing.errors import InvalidResults, MachineError
+
+TEXT, MANIFEST = "trace.json", "manifest.json"  # by which a saved trace and a run folder are known
+LOCK = "lock"
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)  # these are seen at the folders above
+
+
+def check_file(path: Path) -> None:
+    """Raises MachineError where no file can be written at the path."""
+    parent = path.absolute().parent
+    if path.is_dir():
+        raise MachineError(f"{path} is a folder, and a file is to be written there. Give the file's name too.")
+    if not os.path.lexists(parent):
+        raise MachineError(f"{path} cannot be written: there is no folder {parent}. Make it, or choose another place.")
+    check_room(path)
+
+
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder as a path, if a trace can be saved there. Raises InvalidResults, MachineError."""
+    target = Path(folder)
+    saved = (target / TEXT).is_file()
+    if os.path.lexists(target) and not (overwrite and saved):
+        hint = "Overwrite it (overwrite=True, --overwrite), or choose" if saved else "It is not a saved trace: choose"
+        raise InvalidResults(f"{target} exists already. {hint} another name.")
+    check_room(target)
+    return target
+
+
+def check_run_folder(folder: Path) -> Path:
+    """The folder, which may be there or not. Raises InvalidResults where something else is in it, MachineError."""
+    check_room(folder)
+    try:
+        there = folder.iterdir() if folder.exists() else ()
+        foreign = sorted(path.name for path in there if path.name != LOCK and path.name[0] != ".")
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error}.") from error
+    if foreign and not (folder / MANIFEST).is_file():
+        raise InvalidResults(f"{folder} holds {foreign[0]} and is no run folder. Choose another name.")
+    return folder
+
+
+def check_room(path: Path) -> None:
+    """Raises MachineError where nothing can be made at the path: a file in the way, a folder that may not be written.
+
+    What is there already, a file where a folder is to be, is left to the caller.
+    """
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno not in ABSENT:  # too long for a name
+            raise MachineError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
+    above = next(each for each in path.absolute().parents if os.path.lexists(each))
+    where = path if path.is_dir() else above
+    if not where.is_dir():
+        raise MachineError(f"{path} cannot be written: {above} is no folder. Choose another place.")
+    try:  # permissions alone do not say it: not to an administrator, nor of a read-only disk
+        with tempfile.TemporaryDirectory(prefix=".causal-tracing-", dir=where):
+            pass
+    except OSError as error:
+        raise MachineError(
+            f"{path} cannot be written: nothing can be made in {where} ({error.strerror}). Choose another place."
+        ) from None
+
+
+@contextmanager
+def parents_of(target: Path) -> Iterator[None]:
+    """The folders above a target, made if need be; where the work fails, those that were made are taken away again."""
+    made = [each for each in target.absolute().parents if not each.exists()]
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise

@@ -1,0 +1,106 @@
+"""What is wrong with a command is said before anything is loaded or computed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from causal_tracing.cli import app as cli
+
+PAIR = ["--clean", "a b", "--corrupt", "a c", "--answer", " d", "--foil", " e"]
+TRACE = ["trace", "--model", "demo", *PAIR]
+WRONG = {
+    "metric": ([*TRACE, "--metric", "foo"], "There is no metric 'foo'"),
+    "component": ([*TRACE, "--components", "mlp"], "There is no component 'mlp'"),
+    "direction": ([*TRACE, "--directions", "foo"], "There is no direction 'foo'"),
+    "engine": ([*TRACE, "--engine", "foo"], "There is no engine 'foo'"),
+    "keep": ([*TRACE, "--keep", "foo"], "There is no keep 'foo'"),
+    "align": ([*TRACE, "--align", "sufix"], "There is no alignment 'sufix'. Did you mean 'suffix'?"),
+    "window": ([*TRACE, "--window", "mlp=3"], "There is no window for 'mlp'. Did you mean 'mlp_out'?"),
+    "no window": ([*TRACE, "--window", "0"], "must be a whole number of at least 1"),
+    "position": ([*TRACE, "--positions", "lats"], "There is no position 'lats'. Did you mean 'last'?"),
+    "heads' position": ([*TRACE, "--head-positions", "lats"], "There is no position 'lats'"),
+    "dtype": ([*TRACE, "--dtype", "float23"], "There is no dtype 'float23'"),
+    "device": ([*TRACE, "--device", "cdua"], "device='cdua' is none"),
+    "noise": ([*TRACE, "--noise", "3sigma"], "has no subject"),
+    "noise and direction": (
+        [*TRACE, "--noise", "3sigma", "--directions", "disruption"],
+        "only restoration is measured",
+    ),
+    "preset": ([*TRACE, "--preset", "rome", "--metric", "logit"], "leave out metric= or the preset"),
+    "ablation": ([*TRACE, "--write", "zero", "--directions", "restoration"], "only disruption is measured"),
+    "layers": ([*TRACE, "--layers", "0-99999999999"], "no model has so many layers as '0-99999999999' names"),
+    "a layer": ([*TRACE, "--layers", 5000 * "9"], "no model has so many layers"),
+    "draws": ([*TRACE, "--write", "mean", "--draws", 12 * "9"], "--draws and --draw-seed"),
+    "many draws": (["trace", "--model", "demo", "--noise", "3sigma", "--draws", 12 * "9"], "must be 100,000 at most"),
+    "no corrupt prompt": (["trace", "--model", "demo", *PAIR[:2], *PAIR[4:]], "has no corrupt prompt"),
+    "reference": ([*TRACE, "--write", "mean", "--reference", "none.txt"], "--reference none.txt cannot be read"),
+    "tensors": ([*TRACE, "--write", "given", "--tensors", "none"], "--tensors none cannot be read"),
+    "config": ([*TRACE, "--config", "none.toml"], "--config none.toml cannot be read"),
+    "method": (["attribute", "--model", "demo", *PAIR, "--method", "foo"], "There is no method 'foo'"),
+    "steps": (["attribute", "--model", "demo", *PAIR, "--steps", 12 * "9"], "must be 100,000 at most"),
+    "no pairs": (["trace", "--model", "demo", "--pairs", "none.csv"], "none.csv is not there"),
+    "a folder of pairs": (["trace", "--model", "demo", "--pairs", "folder"], "folder cannot be read as text"),
+    "latin pairs": (["trace", "--model", "demo", "--pairs", "latin.csv"], "latin.csv cannot be read as text (UTF-8)"),
+    "broken pairs": (["trace", "--model", "demo", "--pairs", "broken.json"], "broken.json: not JSON"),
+    "out is a file": ([*TRACE, "--out", "file"], "file exists already. It is not a saved trace"),
+    "out is below a file": ([*TRACE, "--out", "file/x"], "file/x cannot be written"),
+    "a run's out": (["trace", "--model", "demo", "--pairs", "facts", "--out", "file"], "file cannot be written"),
+    "another's folder": (["trace", "--model", "demo", "--pairs", "facts", "--out", "folder"], "folder holds thesis"),
+    "a page": (["attribute", "--model", "demo", *PAIR, "--page", "none/page.html"], "there is no folder"),
+    "the demo's page": (["demo", "--out", "folder"], "folder is a folder"),
+    "a comparison": (["compare", "one", "other", "--out", "none/c.json"], "there is no folder"),
+    "an export": (["export", "one", "none/c.csv"], "there is no folder"),
+    "no model": (["trace", "--model", "none/none/none", *PAIR], "There is no folder or file none/none/none"),
+    "no model at all": (["check", "--model", "./none"], "There is no folder or file ./none"),
+}
+FRESH = """
+import contextlib, json, sys
+from causal_tracing.cli import app as cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["causal-tracing", *arguments]
+    with contextlib.suppress(SystemExit):
+        cli.main()
+print([name for name in ("torch", "transformers", "numpy", "xarray") if name in sys.modules])
+"""
+HEAVY = ("a comparison", "an export")  # of what was saved, which is arrays
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with things that stand in the way."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").touch()
+    (tmp_path / "latin.csv").write_bytes("clean,answer\ncafé, b\n".encode("latin-1"))
+    (tmp_path / "broken.json").write_text('[{"clean": "a"')
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_said_before_a_model_is_looked_for(name: str, place: Path, monkeypatch, capsys):
+    from causal_tracing.models import demo
+
+    monkeypatch.setattr(demo, "demo_folder", lambda **_: pytest.fail("a model was looked for"))
+    before = sorted(place.rglob("*"))
+    arguments, message = WRONG[name]
+    monkeypatch.setattr(sys, "argv", ["causal-tracing", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    shown = capsys.readouterr()
+    assert stop.value.code in (2, 3, 4)
+    assert message in shown.err
+    assert shown.out == ""
+    assert sorted(place.rglob("*")) == before
+
+
+def test_nothing_heavy_is_loaded_to_say_it(place: Path):
+    commands = json.dumps([arguments for name, (arguments, _) in WRONG.items() if name not in HEAVY])
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, commands], capture_output=True, text=True, check=True, cwd=place
+    )
+    assert all(message in done.stderr for name, (_, message) in WRONG.items() if name not in HEAVY)
+    assert done.stdout == "[]\n"

@@ -220,11 +220,10 @@ def explain(
     into: np.ndarray, out: np.ndarray, pool: Mapping[Spot, np.ndarray]
 ) -> tuple[float, tuple[Term, ...]] | None:
     """The fewest candidates that add up to what a layer adds: (the factor of its input, the terms)."""
-    for kept, by_channel in ((True, False), (False, False), (True, True)):
-        for count in (1, 2, 3)[: 2 if by_channel else 3]:
+    for fitting, kept, most in ((fit, True, 3), (fit, False, 3), (fit_channels, True, 2), (fit_channels, False, 2)):
+        for count in range(1, most + 1):
             for spots in itertools.combinations(pool, count):
-                columns = [pool[spot] for spot in spots]
-                found = fit_channels(out - into, columns) if by_channel else fit(into, out, columns, kept)
+                found = fitting(into, out, [pool[spot] for spot in spots], kept)
                 if found is None:
                     continue
                 own, factors = found
@@ -247,18 +246,21 @@ def fit(
     return (1.0, factors.tolist()) if kept else (float(factors[0]), factors[1:].tolist())
 
 
-def fit_channels(wanted: np.ndarray, columns: Sequence[np.ndarray], width: int = 32) -> tuple[float, list[str]] | None:
+def fit_channels(
+    into: np.ndarray, out: np.ndarray, columns: Sequence[np.ndarray], kept: bool, width: int = 32
+) -> tuple[float, list[str]] | None:
     """One factor a channel each."""
-    if wanted.shape[1] % width:
+    if out.shape[1] % width:
         return None
-    goal = wanted.reshape(len(wanted), -1, width)
+    goal = ((out - into) if kept else out).reshape(len(out), -1, width)
+    columns = columns if kept else [into, *columns]
     parts = np.stack([column.reshape(goal.shape) for column in columns], axis=-1)
     table = parts[:FITTED].reshape(-1, width, len(columns)).swapaxes(0, 1)  # [channel, prompt and token, column]
     factors = np.linalg.pinv(table) @ goal[:FITTED].reshape(-1, width).T[..., None]
     made = (parts * factors[..., 0]).sum(-1)
-    if np.abs(factors).max(1).min() < 1e-3 or not close(made, goal, goal):
+    if np.abs(factors).max(1).min() < 1e-3 or not close(made, goal, (out - into).reshape(goal.shape)):
         return None
-    return 1.0, ["a channel"] * len(columns)
+    return (1.0 if kept else float(factors[:, 0].mean())), ["a channel"] * (len(columns) - (not kept))
 
 
 def close(made: np.ndarray, wanted: np.ndarray, change: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,8 @@ from model_types.examine import Result, examine
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".families"
-SECONDS = 300.0  # a type; what takes longer is ended, and said so
+SECONDS = 120  # of computing, a type; what takes longer is ended, and said so
+PATIENCE = 15  # times that, by the clock: other programs may have the cores
 
 
 def version() -> str:
@@ -54,13 +56,14 @@ def keep(name: str, result: Result, current: str) -> None:
     unfinished.replace(file_of(name))
 
 
-def one(name: str, current: str) -> None:
+def one(name: str, current: str, seconds: int) -> None:
     """What a process of its own does."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     torch.set_num_threads(1)
     keep(name, examine(name), current)
 
 
-def sweep(names: Sequence[str], *, fresh: bool = False, workers: int = 2, seconds: float = SECONDS) -> list[Result]:
+def sweep(names: Sequence[str], *, fresh: bool = False, workers: int = 2, seconds: int = SECONDS) -> list[Result]:
     """The results of these types, and a line for each as it comes."""
     current = version()
     waiting = [name for name in names if fresh or kept(name, current) is None]
@@ -71,13 +74,13 @@ def sweep(names: Sequence[str], *, fresh: bool = False, workers: int = 2, second
     while waiting or running:
         while waiting and len(running) < workers:
             name = waiting.pop(0)
-            process = context.Process(target=one, args=(name, current), daemon=True)
+            process = context.Process(target=one, args=(name, current, seconds), daemon=True)
             process.start()
             running[name] = (process, time.monotonic())
-        for name in finished(running, seconds):
+        for name in finished(running, PATIENCE * seconds):
             process, start = running.pop(name)
             if kept(name, current) is None:
-                keep(name, ended(name, process, time.monotonic() - start, seconds), current)
+                keep(name, ended(name, process, time.monotonic() - start), current)
             print(line(kept(name) or {}), flush=True)
         time.sleep(0.02)
     return [result for name in names if (result := kept(name, current))]
@@ -94,9 +97,10 @@ def finished(running: dict[str, tuple[BaseProcess, float]], seconds: float) -> I
             yield name
 
 
-def ended(name: str, process: BaseProcess, took: float, seconds: float) -> Result:
+def ended(name: str, process: BaseProcess, took: float) -> Result:
     """The result of a type whose process left none."""
-    why = f"no result after {seconds:.0f} s" if took > seconds else f"its process ended with {process.exitcode}"
+    slow = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+    why = "took too long, and was ended" if slow else f"its process ended with {process.exitcode}"
     return {"type": name, "verdict": "TRACEBACK", "why": why, "seconds": round(took, 1)}
 
 

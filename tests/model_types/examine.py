@@ -10,12 +10,11 @@ The result is a dictionary that JSON can hold; `verdict` sums it up:
     not buildable  transformers itself does not make this type here
 """
 
-import gc
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import causal_tracing as ct
 from causal_tracing.errors import CausalTracingError
 from model_types.anatomy import FITTED, HELD_OUT, LENGTH, Found, find
 from model_types.attention import NAMES, Cell, NotFound
-from model_types.oracle import METRICS, WHOLE, Oracle
+from model_types.oracle import METRICS, WHOLE, Answers, Oracle
 from model_types.prompts import ANSWER, BOTH, FOIL, TOKENIZER, Prompts, random_prompt, text
 from model_types.recipes import build
 
@@ -39,27 +38,41 @@ LONG_POSITIONS = (0, 2, 9, 17, 18, 19)
 Result = dict[str, Any]
 
 
-def examine(name: str) -> Result:
+@dataclass(eq=False)
+class Memory:
+    """What the oracle has worked out of a type: none of it depends on the package."""
+
+    found: Found | None = None
+    why: str = ""
+    answers: Answers = field(default_factory=dict)
+
+    def described(self, network: Any) -> Result:
+        """What was found, in short words; looked for once."""
+        if self.found is None and not self.why:
+            try:
+                self.found = find(network, [random_prompt(LENGTH, seed=seed) for seed in range(FITTED + HELD_OUT)])
+            except Exception as error:
+                self.why = f"{told(error)} ({place_of(error)})"
+        return described(self.found) if self.found else {"why": self.why}
+
+
+def examine(name: str, memory: Memory | None = None) -> Result:
     """Everything that is known of one type or variant."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = Result(type=name) | _examined(name)
+        result = Result(type=name) | _examined(name, memory or Memory())
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def _examined(name: str) -> Result:
+def _examined(name: str, memory: Memory) -> Result:
     try:
         network = build(name)
     except Exception as error:
         return Result(verdict="not buildable", why=told(error))
     result = Result(network=type(network).__name__)
-    try:
-        found = find(network, [random_prompt(LENGTH, seed=seed) for seed in range(FITTED + HELD_OUT)])
-        result["oracle"] = described(found)
-    except Exception as error:
-        found = None
-        result["oracle"] = {"why": f"{told(error)} ({place_of(error)})"}
+    result["oracle"] = memory.described(network)
+    found = memory.found
     try:
         model = ct.load(network, tokenizer=TOKENIZER, progress=False)
     except CausalTracingError as error:
@@ -68,8 +81,7 @@ def _examined(name: str) -> Result:
         return result | {"verdict": "TRACEBACK", "why": f"{told(error)} ({place_of(error)})"}
     result["components"] = {component: {} for component in ASKED}
     for prompts in BOTH:
-        compare(model, found and Oracle(network, found, prompts), prompts, result)
-        gc.collect()
+        compare(model, found and Oracle(network, found, prompts, memory.answers), prompts, result)
     return result | summary(result)
 
 
@@ -106,7 +118,7 @@ def split_of(layer: Any) -> str:
     def side(terms: Sequence[Any]) -> str:
         return " + ".join(factored(term.factor) + term.spot.path.removeprefix(f"{layer.call}.") for term in terms)
 
-    kept = "" if layer.kept == 1 else f"{layer.kept:.3g} input; "
+    kept = {None: "sums are normed; ", 1: ""}.get(layer.kept, f"{layer.kept or 0:.3g} input; ")
     return f"{kept}{side(layer.attn) or '–'}, {side(layer.mlp) or '–'}" if layer.attn or layer.mlp else "none"
 
 

@@ -1,13 +1,15 @@
 """Runs `examine` on many types: each in a process of its own, two at a time, and keeps what was found.
 
 A type's result is a file in `.families/` (ignored by git). It counts until the package's source, these files, torch or
-transformers change; so a sweep that was stopped goes on where it was, and --fresh starts anew.
+transformers change; so a sweep that was stopped goes on where it was, and --fresh starts anew. What the oracle worked
+out is kept beside it, and outlives changes of the package.
 """
 
 import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import time
@@ -20,7 +22,7 @@ import torch
 import transformers
 
 import causal_tracing
-from model_types.examine import Result, examine
+from model_types.examine import Memory, Result, examine
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".families"
@@ -28,13 +30,25 @@ SECONDS = 120  # of computing, a type; what takes longer is ended, and said so
 PATIENCE = 15  # times that, by the clock: other programs may have the cores
 
 
-def version() -> str:
-    """What results depend on, in one word."""
+ORACLE = ("recipes", "overrides", "prompts", "spots", "anatomy", "attention", "oracle")
+
+
+def version(*files: Path) -> str:
+    """What results depend on, in one word: torch, transformers and these files."""
     digest = hashlib.sha256(f"{torch.__version__} {transformers.__version__}".encode())
-    for folder in (Path(causal_tracing.__file__).parent, Path(__file__).parent):
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(file.read_bytes())
+    for file in files:
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def of_results() -> str:
+    """Of the package, and of all that stands here."""
+    folders = (Path(causal_tracing.__file__).parent, Path(__file__).parent)
+    return version(*(file for folder in folders for file in sorted(folder.rglob("*.py"))))
+
+
+def of_oracle() -> str:
+    return version(*(Path(__file__).with_name(f"{name}.py") for name in ORACLE))
 
 
 def file_of(name: str) -> Path:
@@ -50,22 +64,42 @@ def kept(name: str, current: str | None = None) -> Result | None:
 
 
 def keep(name: str, result: Result, current: str) -> None:
-    KEPT.mkdir(exist_ok=True)
-    unfinished = file_of(name).with_suffix(".part")
-    unfinished.write_text(json.dumps(result | {"version": current}, indent=1) + "\n")
-    unfinished.replace(file_of(name))
+    write_whole(file_of(name), (json.dumps(result | {"version": current}, indent=1) + "\n").encode())
 
 
 def one(name: str, current: str, seconds: int) -> None:
     """What a process of its own does."""
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     torch.set_num_threads(1)
-    keep(name, examine(name), current)
+    memory = remembered(name)
+    keep(name, examine(name, memory), current)
+    remember(name, memory)
+
+
+def remembered(name: str) -> Memory:
+    """What the oracle knows of a type already."""
+    file = file_of(name).with_suffix(".oracle")
+    if not file.exists():
+        return Memory()
+    written, memory = pickle.loads(file.read_bytes())
+    return memory if written == of_oracle() else Memory()
+
+
+def remember(name: str, memory: Memory) -> None:
+    write_whole(file_of(name).with_suffix(".oracle"), pickle.dumps((of_oracle(), memory)))
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Never half a file, also when it is stopped."""
+    KEPT.mkdir(exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.part")
+    unfinished.write_bytes(content)
+    unfinished.replace(file)
 
 
 def sweep(names: Sequence[str], *, fresh: bool = False, workers: int = 2, seconds: int = SECONDS) -> list[Result]:
     """The results of these types, and a line for each as it comes."""
-    current = version()
+    current = of_results()
     waiting = [name for name in names if fresh or kept(name, current) is None]
     print(f"{len(names)} types, {len(names) - len(waiting)} known already", flush=True)
     running: dict[str, tuple[BaseProcess, float]] = {}

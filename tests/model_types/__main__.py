@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--detail", action="store_true", help="print every number")
     parser.add_argument("--table", action="store_true", help="write the page from what is known, of any age")
     parser.add_argument("--workers", type=int, default=2, help="types at a time")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="that a type may take")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help="of computing that a type may take")
     options = parser.parse_args()
     torch.set_num_threads(1)
     everything = (*TYPES, *VARIANTS)

@@ -5,7 +5,8 @@
    longest chain of links is the stack of layers, each as often as it is called.
 2. Contributions. Over several random prompts at once, out − in of a layer is written as the sum of as few outputs of
    modules inside it as possible, each with a factor of its own (a number; else one a channel). A factor of the
-   input itself may differ from 1. What was found has to hold on one more prompt.
+   input itself may differ from 1. Else the same is tried from norm to norm, where each takes in the sum of what the
+   last gave out and a contribution. What was found has to hold on one more prompt.
 3. Which is which. The first token is changed; what the layer takes in at later tokens, and all other contributions,
    are held as they were: whatever changes at later tokens is attention's side (it mixes tokens), the rest the MLP's.
 4. Projections. The last module with a matrix that runs within a contribution, if all of it goes through there:
@@ -37,13 +38,16 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One step of the stack. `kept` is the factor of its input in its output; no terms: no split was found."""
+    """One step of the stack; without terms where no split was found.
+
+    `kept` is the factor of its input in its output, None where the sum is normed.
+    """
 
     call: str
     turn: int
     before: Spot
     after: Spot
-    kept: float = 1.0
+    kept: float | None = 1.0
     attn: tuple[Term, ...] = ()
     mlp: tuple[Term, ...] = ()
     middle: bool = False  # the MLP reads what attention added
@@ -165,7 +169,7 @@ def examined(
     bare = Layer(call=before.path, turn=before.turn, before=before, after=after)
     pool = candidates(runs, before, after)
     into, out = (stack([value_at(calls, spot) for calls in runs]) for spot in (before, after))
-    split = explain(into, out, pool)
+    split = explain(into, out, pool) or explain_normed(network, runs, before, into, out, pool)
     if not split:
         return bare
     kept, terms = split
@@ -220,17 +224,53 @@ def explain(
     into: np.ndarray, out: np.ndarray, pool: Mapping[Spot, np.ndarray]
 ) -> tuple[float, tuple[Term, ...]] | None:
     """The fewest candidates that add up to what a layer adds: (the factor of its input, the terms)."""
-    for kept, by_channel in ((True, False), (False, False), (True, True)):
-        for count in (1, 2, 3)[: 2 if by_channel else 3]:
+    for fitting, kept, most in ((fit, True, 3), (fit, False, 3), (fit_channels, True, 2), (fit_channels, False, 2)):
+        for count in range(1, most + 1):
             for spots in itertools.combinations(pool, count):
-                columns = [pool[spot] for spot in spots]
-                found = fit_channels(out - into, columns) if by_channel else fit(into, out, columns, kept)
+                found = fitting(into, out, [pool[spot] for spot in spots], kept)
                 if found is None:
                     continue
                 own, factors = found
                 ordered = sorted(zip(spots, factors, strict=True), key=lambda each: list(pool).index(each[0]))
                 return own, tuple(Term(spot=spot, factor=factor) for spot, factor in ordered)
     return None
+
+
+def explain_normed(
+    network: nn.Module,
+    runs: Sequence[Sequence[Call]],
+    before: Spot,
+    into: np.ndarray,
+    out: np.ndarray,
+    pool: Mapping[Spot, np.ndarray],
+) -> tuple[None, tuple[Term, ...]] | None:
+    """The same for layers that norm their sums: what is added before each norm, up to the layer's output."""
+    layer = call_of(runs[0], before)
+    stream, terms = into, []
+    norms = [call for call in runs[0] if layer.holds(call) and is_norm(network.get_submodule(call.path), call)]
+    for norm in sorted(norms, key=lambda call: call.begin):
+        place, given = next(iter(norm.inputs)), next(iter(norm.outputs))
+        summed = stack([value_at(calls, norm.spot("in", place)) for calls in runs])
+        if summed.shape != into.shape:
+            continue
+        earlier = {spot: value for spot, value in pool.items() if call_of(runs[0], spot).end < norm.begin}
+        if not close(stream, summed, summed):
+            split = explain(stream, summed, earlier)
+            if not split:
+                continue
+            terms += split[1]
+        stream = stack([value_at(calls, norm.spot("out", given)) for calls in runs])
+    if not close(stream, out, out):
+        split = explain(stream, out, pool)
+        terms = [*terms, *split[1]] if split else []
+    return (None, tuple(terms)) if terms else None
+
+
+def is_norm(module: nn.Module, call: Call) -> bool:
+    """A module of gains alone that gives out as much as it takes in."""
+    gains = [each.ndim for each in module.parameters()]
+    sizes = [value.numel() for value in (*call.inputs.values(), *call.outputs.values())]
+    return set(gains) == {1} and len(sizes) > 1 and len(set(sizes)) == 1
 
 
 def fit(
@@ -247,18 +287,21 @@ def fit(
     return (1.0, factors.tolist()) if kept else (float(factors[0]), factors[1:].tolist())
 
 
-def fit_channels(wanted: np.ndarray, columns: Sequence[np.ndarray], width: int = 32) -> tuple[float, list[str]] | None:
+def fit_channels(
+    into: np.ndarray, out: np.ndarray, columns: Sequence[np.ndarray], kept: bool, width: int = 32
+) -> tuple[float, list[str]] | None:
     """One factor a channel each."""
-    if wanted.shape[1] % width:
+    if out.shape[1] % width:
         return None
-    goal = wanted.reshape(len(wanted), -1, width)
+    goal = ((out - into) if kept else out).reshape(len(out), -1, width)
+    columns = columns if kept else [into, *columns]
     parts = np.stack([column.reshape(goal.shape) for column in columns], axis=-1)
     table = parts[:FITTED].reshape(-1, width, len(columns)).swapaxes(0, 1)  # [channel, prompt and token, column]
     factors = np.linalg.pinv(table) @ goal[:FITTED].reshape(-1, width).T[..., None]
     made = (parts * factors[..., 0]).sum(-1)
-    if np.abs(factors).max(1).min() < 1e-3 or not close(made, goal, goal):
+    if np.abs(factors).max(1).min() < 1e-3 or not close(made, goal, (out - into).reshape(goal.shape)):
         return None
-    return 1.0, ["a channel"] * len(columns)
+    return (1.0 if kept else float(factors[:, 0].mean())), ["a channel"] * (len(columns) - (not kept))
 
 
 def close(made: np.ndarray, wanted: np.ndarray, change: np.ndarray) -> bool:

@@ -10,12 +10,11 @@ The result is a dictionary that JSON can hold; `verdict` sums it up:
     not buildable  transformers itself does not make this type here
 """
 
-import gc
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import causal_tracing as ct
 from causal_tracing.errors import CausalTracingError
 from model_types.anatomy import FITTED, HELD_OUT, LENGTH, Found, find
 from model_types.attention import NAMES, Cell, NotFound
-from model_types.oracle import METRICS, WHOLE, Oracle
+from model_types.oracle import METRICS, WHOLE, Answers, Oracle
 from model_types.prompts import ANSWER, BOTH, FOIL, TOKENIZER, Prompts, random_prompt, text
 from model_types.recipes import build
 
@@ -33,33 +32,47 @@ HEADS = ("z", *NAMES)
 ASKED = (*WHOLE, *HEADS, "neurons")
 THREE = ("attn_out", "mlp_out", "resid_post")
 BOUND = 2e-5  # of the largest logit: rounding in float32
-SAMPLE = 24  # cells a component and direction, of heads and neurons
-LONG_POSITIONS = (0, 2, 3, 9, 10, 16, 17, 18, 19)
+SAMPLE = 12  # cells a component and direction, of heads and neurons
+LONG_POSITIONS = (0, 2, 9, 17, 18, 19)
 
 Result = dict[str, Any]
 
 
-def examine(name: str) -> Result:
+@dataclass(eq=False)
+class Memory:
+    """What the oracle has worked out of a type: none of it depends on the package."""
+
+    found: Found | None = None
+    why: str = ""
+    answers: Answers = field(default_factory=dict)
+
+    def described(self, network: Any) -> Result:
+        """What was found, in short words; looked for once."""
+        if self.found is None and not self.why:
+            try:
+                self.found = find(network, [random_prompt(LENGTH, seed=seed) for seed in range(FITTED + HELD_OUT)])
+            except Exception as error:
+                self.why = f"{told(error)} ({place_of(error)})"
+        return described(self.found) if self.found else {"why": self.why}
+
+
+def examine(name: str, memory: Memory | None = None) -> Result:
     """Everything that is known of one type or variant."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = Result(type=name) | _examined(name)
+        result = Result(type=name) | _examined(name, memory or Memory())
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def _examined(name: str) -> Result:
+def _examined(name: str, memory: Memory) -> Result:
     try:
         network = build(name)
     except Exception as error:
         return Result(verdict="not buildable", why=told(error))
     result = Result(network=type(network).__name__)
-    try:
-        found = find(network, [random_prompt(LENGTH, seed=seed) for seed in range(FITTED + HELD_OUT)])
-        result["oracle"] = described(found)
-    except Exception as error:
-        found = None
-        result["oracle"] = {"why": f"{told(error)} ({place_of(error)})"}
+    result["oracle"] = memory.described(network)
+    found = memory.found
     try:
         model = ct.load(network, tokenizer=TOKENIZER, progress=False)
     except CausalTracingError as error:
@@ -68,8 +81,7 @@ def _examined(name: str) -> Result:
         return result | {"verdict": "TRACEBACK", "why": f"{told(error)} ({place_of(error)})"}
     result["components"] = {component: {} for component in ASKED}
     for prompts in BOTH:
-        compare(model, found and Oracle(network, found, prompts), prompts, result)
-        gc.collect()
+        compare(model, found and Oracle(network, found, prompts, memory.answers), prompts, result)
     return result | summary(result)
 
 
@@ -106,7 +118,7 @@ def split_of(layer: Any) -> str:
     def side(terms: Sequence[Any]) -> str:
         return " + ".join(factored(term.factor) + term.spot.path.removeprefix(f"{layer.call}.") for term in terms)
 
-    kept = "" if layer.kept == 1 else f"{layer.kept:.3g} input; "
+    kept = {None: "sums are normed; ", 1: ""}.get(layer.kept, f"{layer.kept or 0:.3g} input; ")
     return f"{kept}{side(layer.attn) or '–'}, {side(layer.mlp) or '–'}" if layer.attn or layer.mlp else "none"
 
 
@@ -221,13 +233,14 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
     for direction, other in (("restored", "corrupt"), ("disrupted", "clean")):
         base = oracle.unedited(other)
         worst = max(worst, float(np.abs(numbers[other].values - base).max()) / oracle.largest_logit)
-        for at, cell in chosen(numbers, prompts, one.component, direction, layers):
+        table, zero = arrays(numbers, direction)
+        for at, cell in chosen(table, prompts, one.component, layers):
             try:
                 expected = oracle.patched(direction, cell)
             except NotFound as error:
                 unchecked.add(str(error))
                 continue
-            said = base if bool(at.structural_zero) else at[direction].values
+            said = base if zero[at] else table[at]  # a zero that is declared counts as one that was measured
             difference = float(np.abs(said - expected).max()) / oracle.largest_logit
             if not difference <= worst:
                 worst, where = difference, f"{direction} {cell.component}({cell.layer}) token {cell.position}"
@@ -235,6 +248,16 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
     found = {"worst": worst, "effect": effect, "cells": cells, "engine": one.engine}
     found |= {"where": where} if not worst <= BOUND else {}
     return found | ({"unchecked": "; ".join(sorted(unchecked))[:300]} if unchecked else {})
+
+
+def arrays(numbers: xr.Dataset, direction: str) -> tuple[np.ndarray, np.ndarray]:
+    """[layer, position, part, metric] of a component's map, and where its effects are declared to be zero."""
+    part = [axis for axis in ("head", "neuron") if axis in numbers[direction].dims]
+    table = numbers[direction].transpose("layer", "position", *part, "metric").values
+    zero = numbers.structural_zero.broadcast_like(numbers[direction].isel(metric=0)).transpose(
+        "layer", "position", *part
+    )
+    return (table, zero.values) if part else (table[:, :, None], zero.values[:, :, None])
 
 
 def numbering(found: Found, count: int) -> dict[int, int]:
@@ -247,36 +270,25 @@ def numbering(found: Found, count: int) -> dict[int, int]:
 
 
 def chosen(
-    numbers: xr.Dataset, prompts: Prompts, component: str, direction: str, layers: dict[int, int]
-) -> Iterator[tuple[xr.Dataset, Cell]]:
+    table: np.ndarray, prompts: Prompts, component: str, layers: dict[int, int]
+) -> Iterator[tuple[tuple[int, ...], Cell]]:
     """The cells that are compared: all of the short prompt's, some of the long one's, some heads and neurons."""
-    part = next((axis for axis in ("head", "neuron") if axis in numbers[direction].dims), None)
-    parts = counted(numbers, part) if part else 1
-    positions = [int(each) for each in numbers.position.values]
-    cells = [
-        Cell(component=component, layer=layer, position=position, part=number, parts=parts)
-        for layer in layers
-        for position in positions
-        if part or prompts.name == "short" or position in LONG_POSITIONS
-        for number in range(parts)
-    ]
-    if part:
-        random = np.random.default_rng(len(component) + len(direction))
-        cells = [cells[number] for number in random.permutation(len(cells))[:SAMPLE]]
-    for cell in cells:
-        at = numbers.sel(layer=cell.layer, position=cell.position)
-        at = at.sel({part: cell.part}) if part else at
-        yield at, Cell(**{**_fields(cell), "layer": layers[cell.layer]})
-
-
-def _fields(cell: Cell) -> dict[str, Any]:
-    return {name: getattr(cell, name) for name in ("component", "layer", "position", "part", "parts")}
-
-
-def counted(numbers: xr.Dataset, part: str) -> int:
-    """How many heads or neurons this component has: keys and values have fewer than the map has rows."""
-    there = np.isfinite(numbers["restored"].isel(metric=0)).any(["layer", "position"])
-    return int(there.sum())
+    parts = int(np.isfinite(table).any((0, 1, 3)).sum())  # keys and values have fewer heads than the map has rows
+    columns = range(table.shape[1])
+    if component == "neurons":
+        positions = {0: prompts.length - 1}
+    else:
+        positions = {n: n for n in columns if parts > 1 or prompts.name == "short" or n in LONG_POSITIONS}
+    sites = [(layer, at, part) for layer in layers for at in positions for part in range(parts)]
+    if parts > 1:
+        random = np.random.default_rng(len(component))
+        sites = [sites[number] for number in random.permutation(len(sites))[:SAMPLE]]
+    for layer, at, part in sites:
+        position = positions[at]
+        yield (
+            (layer, at, part),
+            Cell(component=component, layer=layers[layer], position=position, part=part, parts=parts),
+        )
 
 
 def summary(result: Result) -> Result:

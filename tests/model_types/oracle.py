@@ -20,6 +20,7 @@ from model_types.spots import Change, Spot, look, put, run
 
 WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 METRICS = ("logit", "log_prob", "logit_diff")
+Answers = dict[tuple[str, str, Cell], np.ndarray | str]  # prompts, direction, cell -> metrics, or why there are none
 
 
 def metrics(logits: Tensor) -> np.ndarray:
@@ -74,6 +75,7 @@ class Oracle:
     network: Any
     found: Found
     prompts: Prompts
+    answers: Answers = field(default_factory=dict)  # what was worked out before
 
     @cached_property
     def sides(self) -> Mapping[str, Side]:
@@ -92,6 +94,18 @@ class Oracle:
 
         direction: "restored" (clean into corrupt) or "disrupted" (corrupt into clean).
         """
+        key = (self.prompts.name, direction, cell)
+        if key not in self.answers:
+            try:
+                self.answers[key] = self._patched(direction, cell)
+            except NotFound as error:
+                self.answers[key] = str(error)
+        answer = self.answers[key]
+        if isinstance(answer, str):
+            raise NotFound(answer)
+        return answer
+
+    def _patched(self, direction: str, cell: Cell) -> np.ndarray:
         names = ("clean", "corrupt") if direction == "restored" else ("corrupt", "clean")
         donor, into = (self.sides[name] for name in names)
         if cell.component in NAMES:
@@ -114,7 +128,7 @@ class Oracle:
 
     def _middle(self, donor: Side, into: Side, layer: Layer, position: int) -> dict[Spot, Change]:
         """Attention's output as it must be for input + attention to be the donor's."""
-        if not layer.middle or len(layer.attn) != 1 or isinstance(layer.attn[0].factor, str):
+        if not layer.middle or len(layer.attn) != 1 or isinstance(layer.attn[0].factor, str) or layer.kept is None:
             raise NotFound(f"no resid_mid in {layer.call}")
         term = layer.attn[0]
         moved = (donor.at(layer.before) - into.at(layer.before)).reshape(donor.at(term.spot).shape)

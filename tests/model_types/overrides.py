@@ -9,6 +9,8 @@ from typing import Any
 VOCABULARY = 56
 Fields = dict[str, Any]
 OVERRIDES: dict[str, Fields] = {}
+# Types whose causal model is made from the configuration of a part of theirs.
+DECODER_OF = {"musicgen": "musicgen_decoder", "musicgen_melody": "musicgen_melody_decoder"}
 
 
 def say(names: str | Iterable[str], **fields: Any) -> None:
@@ -277,6 +279,15 @@ say(
     num_centroids=8,
 )
 
+TOWER: Fields = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
 # Bytes, and the other towers of types that read images too
 say(
     "blt",
@@ -284,7 +295,8 @@ say(
     encoder_hash_byte_group_size=[3, 4],
     vocab_size=VOCABULARY,
 )
-say("fast_vlm", vision_config={"architecture": "resnet10t", "hidden_size": 512})
+say("musicgen musicgen_melody", num_codebooks=1)  # several are several rows a prompt
+say("fast_vlm", vision_config={"model_type": "siglip_vision_model"} | TOWER)  # not a tower of timm's: it is idle
 say("perception_lm", vision_config={"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 192}})
 PICTURE_CODES: Fields = {
     "base_channels": 32,
@@ -370,7 +382,6 @@ ALONE: Fields = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
 say("gemma4_text+plain gemma4_text+moe", **ALONE)
 say("gemma4_text+moe", enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32)
 say("gemma4_text+ple gemma4_unified_text+plain gemma3n_text+noshare", num_kv_shared_layers=0)
-say("gemma4_text+shared", hidden_size_per_layer_input=0)
 say_text("mllama+cross1", cross_attention_layers=[1], num_hidden_layers=4)
 say("falcon+40b", new_decoder_architecture=True, num_kv_heads=2)
 say("falcon+rw", multi_query=False, parallel_attn=False, alibi=True, bias=True, num_kv_heads=4)

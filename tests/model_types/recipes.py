@@ -12,17 +12,18 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from model_types.overrides import OVERRIDES, VOCABULARY
+from model_types.overrides import DECODER_OF, OVERRIDES, VOCABULARY
 
-CAUSAL = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-IMAGE_TEXT = tuple(name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in CAUSAL)
-TYPES = (*CAUSAL, *IMAGE_TEXT)
+# Of a type in both mappings, the causal model.
+NETWORKS: dict[str, str] = {**MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+NETWORKS |= {name: model for name, model in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items() if name not in NETWORKS}
+TYPES = tuple(NETWORKS)
 VARIANTS = tuple(name for name in OVERRIDES if "+" in name)
 
 FIRST_MARKER = 41  # from here on: tokens that stand for an image, a sound, an end. Prompts hold none of them
@@ -101,7 +102,7 @@ SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 def config_for(name: str) -> Any:
     """The configuration of a model type or a variant. Raises what transformers raises where it cannot be made."""
     model_type = name.partition("+")[0]
-    configuration = CONFIG_MAPPING[model_type]
+    configuration = CONFIG_MAPPING[DECODER_OF.get(model_type, model_type)]
     said = OVERRIDES.get(model_type, {})
     if name != model_type:
         said = merged(said, OVERRIDES[name])
@@ -117,10 +118,10 @@ def config_for(name: str) -> Any:
 def build(name: str) -> Any:
     """The model in eval mode and float32, with the same random weights each time."""
     config = config_for(name)
-    auto: Any = AutoModelForCausalLM if name.partition("+")[0] in CAUSAL else AutoModelForImageTextToText
+    network = getattr(transformers, NETWORKS[name.partition("+")[0]])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = auto.from_config(config).eval()
+        model = network._from_config(config).eval()
     randomise(model)
     return model
 

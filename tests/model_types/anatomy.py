@@ -281,7 +281,7 @@ def fit(
     columns = columns if kept else [into, *columns]
     table = np.stack([column[:FITTED].ravel() for column in columns], axis=1)
     factors = np.linalg.lstsq(table, wanted[:FITTED].ravel(), rcond=None)[0]
-    made = sum(factor * column for factor, column in zip(factors, columns, strict=True))
+    made = np.tensordot(factors, np.stack(columns), 1)
     if np.abs(factors).min() < 1e-3 or not close(made, wanted, out - into):
         return None
     return (1.0, factors.tolist()) if kept else (float(factors[0]), factors[1:].tolist())

@@ -218,7 +218,8 @@ def compare(model: Any, oracle: Oracle | None, prompts: Prompts, result: Result)
         if oracle is None:
             entry[prompts.name] = {"unchecked": "the oracle found nothing"}
             continue
-        entry[prompts.name] = held_against(oracle, prompts, one)
+        found = [held_against(reading, prompts, one) for reading in oracle.readings(one.component)]
+        entry[prompts.name] = min(found, key=lambda each: each.get("worst", np.inf))
 
 
 def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
@@ -308,6 +309,8 @@ def summary(result: Result) -> Result:
     refused = {name: each["refused"] for name, each in entries.items() if "refused" in each}
     if len(refused) == len(ASKED):
         return {"verdict": "refused", "why": next(iter(refused.values()))}
+    if "mixer_out" not in refused and "resid_post" not in refused:  # layers of one part have it in the place of two
+        return {"verdict": "exact", "why": ""}
     if any(name in refused for name in THREE):
         return {"verdict": "partial", "why": "; ".join(f"{name}: {refused[name]}" for name in THREE if name in refused)}
     return {"verdict": "exact", "why": ""}

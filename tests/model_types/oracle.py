@@ -5,7 +5,7 @@ takes in; queries, keys, values and patterns are written inside the attention fu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_types.anatomy import Found, Layer
+from model_types.anatomy import Found, Layer, Term
 from model_types.attention import NAMES, Attention, Cell, NotFound
 from model_types.prompts import ANSWER, FOIL, Prompts
 from model_types.spots import Change, Spot, look, put, run
 
-WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 METRICS = ("logit", "log_prob", "logit_diff")
 Answers = dict[tuple[str, str, Cell], np.ndarray | str]  # prompts, direction, cell -> metrics, or why there are none
 
@@ -37,12 +37,24 @@ def spots_of(layer: Layer, component: str) -> tuple[Spot, ...]:
         "resid_post": (layer.after,),
         "attn_out": tuple(term.spot for term in layer.attn),
         "mlp_out": tuple(term.spot for term in layer.mlp),
+        "mixer_out": tuple(term.spot for term in (*layer.attn, *layer.mlp)),
         "z": tuple(spot for spot in [layer.z] if spot),
         "neurons": tuple(spot for spot in [layer.neurons] if spot),
     }[component]
     if not parts:
         raise NotFound(f"no {component} in {layer.call}")
     return parts
+
+
+def _short(layer: Layer, term: Term) -> str:
+    """A module's path inside its layer."""
+    return term.spot.path.removeprefix(f"{layer.call}.")
+
+
+def _only(layer: Layer, side: str, name: str) -> Layer:
+    """The layer with one module alone as this side; as it is where it has no such module."""
+    alone = tuple(term for term in getattr(layer, side) if _short(layer, term) == name)
+    return replace(layer, **{side: alone}) if alone else layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +97,24 @@ class Oracle:
     @cached_property
     def largest_logit(self) -> float:
         return max(float(side.logits[-1].abs().max()) for side in self.sides.values())
+
+    def readings(self, component: str) -> "list[Oracle]":
+        """Itself, and where several modules share a side, itself with each of them alone as that side.
+
+        By behaviour they cannot be told apart (two that mix tokens, two that do not): names say which of them is
+        called attention or the MLP, and the oracle reads no names.
+        """
+        side = {"attn_out": "attn", "mlp_out": "mlp"}.get(component)
+        if side is None:
+            return [self]
+        names = {_short(layer, term) for layer in self.found.layers for term in getattr(layer, side)}
+        if all(len(getattr(layer, side)) < 2 for layer in self.found.layers):
+            return [self]
+        alone = []
+        for name in sorted(names):
+            layers = tuple(_only(layer, side, name) for layer in self.found.layers)
+            alone.append(Oracle(self.network, replace(self.found, layers=layers), self.prompts))
+        return [self, *alone]
 
     def unedited(self, side: str) -> np.ndarray:
         return metrics(self.sides[side].logits)

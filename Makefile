@@ -23,9 +23,10 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Every model type of transformers, tiny and random, against bare hooks: half an hour; stopped, it goes on where it was.
+# Every model type of transformers, tiny and random, against bare hooks: half an hour, and resumes where it was
+# stopped; make families ONLY=llama,gpt2 for single ones.
 families: install
-	PYTHONPATH=tests $(BIN)/python -m model_types
+	PYTHONPATH=tests $(BIN)/python -m model_types $(if $(ONLY),--only $(ONLY))
 
 lint: install
 	$(BIN)/ruff check

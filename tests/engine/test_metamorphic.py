@@ -27,7 +27,7 @@ FAMILY = next(family for family in FAMILIES if family.name == "llama")
 CLEAN, CORRUPT = (5, 17, 42, 11, 60, 33), (5, 23, 42, 11, 71, 33)
 LAYERS, HEADS, SHARED, SIZE, NEURONS = 4, 4, 2, 8, 64
 POSITIONS = (1, 4, 5)
-TOLERANCE = 2e-5
+TOLERANCE = 1e-5
 
 Effects = dict[Site, np.ndarray]
 

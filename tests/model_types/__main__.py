@@ -1,16 +1,18 @@
 """Every model type of transformers, held against bare hooks: `make families`.
 
-    make families                                   all types and variants; goes on where it was stopped
-    PYTHONPATH=tests python -m model_types --only gpt2,llama,falcon+rw     these alone
-    PYTHONPATH=tests python -m model_types --only mllama --detail          and every number of theirs
-    PYTHONPATH=tests python -m model_types --fresh  from the beginning
-    PYTHONPATH=tests python -m model_types --table  docs/families.md from what is known
+    make families                       all types and variants; goes on where it was stopped
+    make families ONLY=gpt2,falcon+rw   these alone; for more, PYTHONPATH=tests .venv/bin/python -m model_types
+        --only mllama --detail          with every number
+        --fresh                         from the beginning
+        --table                         docs/families.md from what is known
 
 Results are in `.families/`, one file a type. `docs/families.md` is written after a sweep of all.
 """
 
 import argparse
 import json
+import signal
+import sys
 import time
 
 import torch
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="types at a time")
     parser.add_argument("--seconds", type=int, default=SECONDS, help="of computing that a type may take")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes of single types end with this one
     torch.set_num_threads(1)
     everything = (*TYPES, *VARIANTS)
     if options.table:

@@ -32,8 +32,6 @@ HEADS = ("z", *NAMES)
 ASKED = (*WHOLE, *HEADS, "neurons")
 THREE = ("attn_out", "mlp_out", "resid_post")
 BOUND = 2e-5  # of the largest logit: rounding in float32
-SAMPLE = 12  # cells a component and direction, of heads and neurons
-LONG_POSITIONS = (0, 2, 9, 17, 18, 19)
 
 Result = dict[str, Any]
 
@@ -56,16 +54,16 @@ class Memory:
         return described(self.found) if self.found else {"why": self.why}
 
 
-def examine(name: str, memory: Memory | None = None) -> Result:
+def examine(name: str, memory: Memory | None = None, pairs: Sequence[Prompts] = BOTH) -> Result:
     """Everything that is known of one type or variant."""
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = Result(type=name) | _examined(name, memory or Memory())
+        result = Result(type=name) | _examined(name, memory or Memory(), pairs)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def _examined(name: str, memory: Memory) -> Result:
+def _examined(name: str, memory: Memory, pairs: Sequence[Prompts]) -> Result:
     try:
         network = build(name)
     except Exception as error:
@@ -79,8 +77,8 @@ def _examined(name: str, memory: Memory) -> Result:
         return result | {"verdict": "refused", "why": told(error)}
     except Exception as error:
         return result | {"verdict": "TRACEBACK", "why": f"{told(error)} ({place_of(error)})"}
-    result["components"] = {component: {} for component in ASKED}
-    for prompts in BOTH:
+    result["components"] = {component: {"prompts": {}} for component in ASKED}
+    for prompts in pairs:
         compare(model, found and Oracle(network, found, prompts, memory.answers), prompts, result)
     return result | summary(result)
 
@@ -216,10 +214,10 @@ def compare(model: Any, oracle: Oracle | None, prompts: Prompts, result: Result)
         result["engine"] = result.get("engine", {}) | {prompts.name: one.engine}
         result["layers"] = one.numbers.sizes["layer"]
         if oracle is None:
-            entry[prompts.name] = {"unchecked": "the oracle found nothing"}
+            entry["prompts"][prompts.name] = {"unchecked": "the oracle found nothing"}
             continue
         found = [held_against(reading, prompts, one) for reading in oracle.readings(one.component)]
-        entry[prompts.name] = min(found, key=lambda each: each.get("worst", np.inf))
+        entry["prompts"][prompts.name] = min(found, key=lambda each: each.get("worst", np.inf))
 
 
 def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
@@ -275,15 +273,15 @@ def chosen(
 ) -> Iterator[tuple[tuple[int, ...], Cell]]:
     """The cells that are compared: all of the short prompt's, some of the long one's, some heads and neurons."""
     parts = int(np.isfinite(table).any((0, 1, 3)).sum())  # keys and values have fewer heads than the map has rows
-    columns = range(table.shape[1])
     if component == "neurons":
         positions = {0: prompts.length - 1}
     else:
-        positions = {n: n for n in columns if parts > 1 or prompts.name == "short" or n in LONG_POSITIONS}
+        wanted = range(table.shape[1]) if parts > 1 or not prompts.positions else prompts.positions
+        positions = {column: column for column in wanted}
     sites = [(layer, at, part) for layer in layers for at in positions for part in range(parts)]
     if parts > 1:
         random = np.random.default_rng(len(component))
-        sites = [sites[number] for number in random.permutation(len(sites))[:SAMPLE]]
+        sites = [sites[number] for number in random.permutation(len(sites))[: prompts.sites]]
     for layer, at, part in sites:
         position = positions[at]
         yield (
@@ -299,10 +297,10 @@ def summary(result: Result) -> Result:
     if crashed:
         return {"verdict": "TRACEBACK", "why": "; ".join(f"{name}: {why}" for name, why in crashed.items())}
     wrong = {
-        f"{name}, {length}": found
+        f"{name}, {pair}": found
         for name, each in entries.items()
-        for length in ("short", "long")
-        if (found := each.get(length)) and ("layers" in found or not found.get("worst", 0.0) <= BOUND)
+        for pair, found in each["prompts"].items()
+        if "layers" in found or not found.get("worst", 0.0) <= BOUND
     }
     if wrong:
         return {"verdict": "WRONG", "why": "; ".join(f"{name}: {blame(found)}" for name, found in wrong.items())}

@@ -15,11 +15,16 @@ TOKENIZER = ToyTokenizer([f"w{number}" for number in range(VOCABULARY)])
 
 @dataclass(frozen=True)
 class Prompts:
-    """A clean and a corrupt prompt that differ at some positions, as token ids."""
+    """A clean and a corrupt prompt that differ at some positions, as token ids.
+
+    Whole components are compared at these positions (none: at all), heads and neurons at so many random sites.
+    """
 
     name: str
     length: int
     different: tuple[int, ...]
+    positions: tuple[int, ...] = ()
+    sites: int = 12
 
     @cached_property
     def clean(self) -> tuple[int, ...]:
@@ -35,8 +40,9 @@ class Prompts:
 
 # The long one differs near its end too: a last token that sees windows of 4 alone has to see a difference.
 SHORT = Prompts("short", 6, (1, 3))
-LONG = Prompts("long", 20, (2, 9, 17))
+LONG = Prompts("long", 20, (2, 9, 17), positions=(0, 2, 9, 17, 18, 19))
 BOTH = (SHORT, LONG)
+FEW = Prompts("few", 10, (2, 7), positions=(2, 8, 9), sites=3)  # for the default tests
 
 
 def random_prompt(length: int, *, seed: int) -> tuple[int, ...]:

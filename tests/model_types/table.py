@@ -90,20 +90,21 @@ def row(result: Result) -> str:
 
 def offered(entries: Mapping[str, Result], names: Sequence[str]) -> str:
     """Those that were traced; in brackets those that the oracle could not check."""
-    there = [name for name in names if "short" in entries.get(name, {})]
+    there = [name for name in names if entries.get(name, {}).get("prompts")]
     return " ".join(name if checked(entries[name]) else f"({name})" for name in there)
 
 
 def checked(entry: Result) -> bool:
-    return any(entry.get(length, {}).get("cells") for length in ("short", "long"))
+    return any(found.get("cells") for found in entry["prompts"].values())
 
 
 def worst(entries: Mapping[str, Result]) -> str:
     found = [
-        number
+        each["worst"]
         for name in ASKED
-        for length in ("short", "long")
-        if (number := entries.get(name, {}).get(length, {}).get("worst")) is not None
+        if name in entries
+        for each in entries[name]["prompts"].values()
+        if "worst" in each
     ]
     return f"{max(found):.0e}" if found else ""
 

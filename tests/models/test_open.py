@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import (
@@ -374,7 +375,22 @@ def test_an_encoder_from_memory_is_found_out_when_it_is_checked():
 def test_a_model_without_weights():
     with torch.device("meta"):
         model = tiny_model()
-    assert "meta device" in refused(UnsupportedModel, model, tiny_tokenizer())
+    said = refused(UnsupportedModel, model, tiny_tokenizer())
+    assert "has no weights: all its 39 parameters are on the meta device (model.embed_tokens.weight, " in said
+    assert "and 36 more), and no hook of accelerate's says where their numbers are kept." in said
+
+
+def test_a_model_without_some_of_its_weights():
+    model = tiny_model()
+    model.get_submodule("model.layers.1.mlp").to("meta")
+    said = refused(UnsupportedModel, model, tiny_tokenizer())
+    assert "lacks weights: 3 of its 39 parameters are on the meta device (model.layers.1.mlp.gate_proj.weight, " in said
+
+
+def test_a_model_whose_weights_accelerate_keeps_is_left_as_it_is():
+    model = cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    assert open_model(model, tiny_tokenizer()).network is model
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def test_load_checks_the_anatomy(tmp_path: Path):

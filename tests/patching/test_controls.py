@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
@@ -39,6 +40,13 @@ def test_random_weights_are_the_same_numbers_in_another_order(model: Model):
         if parameter.std() > 0:
             assert not torch.equal(mixed, parameter)
             assert not torch.equal(mixed, other.network.get_parameter(name))
+
+
+def test_weights_that_are_kept_elsewhere_cannot_be_reordered():
+    network = cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
+    message = "accelerate keeps some of LlamaForCausalLM's elsewhere.* Use control='shuffled-pairs', or load"
+    with pytest.raises(InvalidOption, match=message):
+        ct.trace(ct.load(network, tokenizer=tiny_tokenizer()), pair(0), control="random-weights")
 
 
 def test_a_trace_of_random_weights_is_that_of_the_mixed_model(model: Model):

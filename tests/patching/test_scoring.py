@@ -21,6 +21,7 @@ from causal_tracing.patching.scoring import Scoring, preferences, spread
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
+from loaded import shared
 from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
@@ -138,8 +139,10 @@ def test_what_is_read_behind_the_prompt_is_no_cut(model):
 def test_several_tokens_are_said(model):
     (shown,) = ct.preview(model, pair(**SEVERAL))
     assert "the answer is 3 tokens ( w7| w9| w3): scored by the sum of their log-probabilities" in str(shown)
-    with pytest.raises(ct.CausalTracingError, match="takes 64 at most"):
-        ct.preview(model, pair(clean=" w1" * 63, corrupt=" w2" * 63, answer=" w7 w8 w9", foil=" w8"))
+    long = pair(clean=" w1" * 63, corrupt=" w2" * 63, answer=" w7 w8 w9", foil=" w8")
+    assert "the pair has 65 tokens, and " in str(ct.preview(model, long)[0])
+    with pytest.raises(ct.CausalTracingError, match="has 65 tokens; gpt2 takes 64 at most"):
+        ct.preview(shared("gpt2"), long)
 
 
 def test_the_spread_of_repeats_is_of_the_size_of_rounding(model):

@@ -14,7 +14,7 @@ from causal_tracing.engine.backend import (
     Progress,
     Recording,
 )
-from causal_tracing.engine.checks.agreement import TOLERANCE
+from causal_tracing.engine.checks.bounds import TWO_FORWARDS
 from causal_tracing.engine.cost import cost_of, seconds_a_token_layer
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.gradients import linearised
@@ -54,7 +54,7 @@ class NetworkBackend:
             device=str(model.device),
             context=model.context,
             budget=budget,
-            rounding=TOLERANCE[model.dtype],
+            rounding=TWO_FORWARDS[model.dtype],
             gradients=True,
             cost=self._cost(worlds, budget) if worlds else None,
         )

@@ -28,6 +28,7 @@ from causal_tracing.experiments.repeat import command, keep_config, pair_to_dict
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
+from causal_tracing.models.offload import weights
 from causal_tracing.patching.job import PER_PAIR, Job, plan_job
 from causal_tracing.patching.measure import pairs_at_once
 from causal_tracing.patching.options import Progress, RunOptions
@@ -160,10 +161,10 @@ def fingerprint(model: Model) -> str:
     if model.network is None:  # a backend of its own runs it
         found.update(f"{model.name} {model.backend.describe().engine}".encode())
         return found.hexdigest()
-    for name, parameter in model.network.named_parameters():
-        flat = parameter.detach().flatten()
+    for name, weight in weights(model.network):
+        flat = weight.flatten()
         step = max(1, len(flat) // SAMPLED)
-        found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         found.update(flat[::step][:SAMPLED].float().cpu().numpy().tobytes())
     return found.hexdigest()
 

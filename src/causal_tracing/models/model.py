@@ -11,6 +11,7 @@ from torch import nn
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
+from causal_tracing.models.offload import device_of
 
 
 def require_model(model: object) -> None:
@@ -107,7 +108,7 @@ class Model:
         """Where tokens go in."""
         if self.backend is not None:
             return torch.device(self.backend.describe().device)
-        return self.network.get_input_embeddings().weight.device
+        return device_of(self.network, self.network.get_input_embeddings().weight)
 
     @property
     def dtype(self) -> str:

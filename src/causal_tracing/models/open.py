@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, U
 from causal_tracing.models.demo import without_bars
 from causal_tracing.models.hub import brief, download_weights, explained, known
 from causal_tracing.models.memory import is_out_of_memory, memory_said
+from causal_tracing.models.offload import absent
 from causal_tracing.models.place import Place, check_device, dtype_name, no_device, place_of, refuse
 
 OTHERS = "Give a causal decoder, such as a gpt2, llama, qwen, gemma or pythia model."
@@ -178,6 +180,19 @@ def _network(place: Place, config: Any, dtype: Any) -> PreTrainedModel:
     return network.eval().requires_grad_(False)
 
 
+def _require_weights(network: nn.Module, name: str) -> None:
+    """Raises UnsupportedModel where parameters have no numbers. Those that accelerate keeps elsewhere have."""
+    missing, total = absent(network), len(list(network.parameters()))
+    if not missing:
+        return
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    what = "has no weights: all" if len(missing) == total else f"lacks weights: {len(missing)} of"
+    raise UnsupportedModel(
+        f"{name} {what} its {total} parameters are on the meta device ({', '.join(missing[:3])}{more}), and no hook of "
+        "accelerate's says where their numbers are kept. Load it with from_pretrained(...)."
+    )
+
+
 def _refuse_edits(wrapper: Any) -> None:
     """What nnsight makes anew in each of its own traces would be left out of ours."""
     edits = getattr(wrapper, "_edits", ())
@@ -221,8 +236,7 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
             "with one: AutoModelForCausalLM.from_pretrained(...)."
         )
-    if all(parameter.is_meta for parameter in network.parameters()):
-        raise UnsupportedModel(f"{name} has no weights: all its parameters are on the meta device.")
+    _require_weights(network, name)
     if tokenizer is None:
         raise InvalidOption(
             f"{name} was handed in without its tokenizer. Give it too: "

@@ -18,18 +18,25 @@ from causal_tracing.engine.choose import accept_again
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.memory import memory_said
 from causal_tracing.models.model import Model
+from causal_tracing.models.offload import is_offloaded
 from causal_tracing.prompts.pairs import Pair
 
 
 def randomised(model: Model, seed: int) -> Model:
     """A copy of the model in which each parameter's numbers stand in random order; the model itself is left alone.
 
-    Raises InvalidOption where a backend of the model's own runs it: there are no parameters to put in order.
+    Raises InvalidOption where a backend of the model's own runs it, or where weights are offloaded: there are no
+    parameters here to put in order.
     """
     if model.backend is not None:
         raise InvalidOption(
             f"control='random-weights' reorders a network's parameters, and {model.name} is run by a backend of its "
             "own. Use control='shuffled-pairs'."
+        )
+    if is_offloaded(model.network):
+        raise InvalidOption(
+            f"control='random-weights' reorders a network's parameters, and accelerate keeps some of {model.name}'s "
+            "elsewhere, in memory or on disk. Use control='shuffled-pairs', or load the model without offloading."
         )
     with memory_said(
         f"A copy of {model.name} with other weights does not fit into memory beside it. Or trace "

@@ -21,6 +21,7 @@ from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_he
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import EstimateOptions, Options
+from causal_tracing.patching.preview import run_length
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
@@ -95,7 +96,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     patched = [name for grid in grids for name in grid.components]
-    backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(tokens))
+    backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
@@ -124,9 +125,10 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     return found
 
 
-def longest(pairs: Sequence[TokenPair]) -> int:
-    """The tokens of the longest prompt, its answer's included."""
-    return max(len(pair.clean.tokens) + len(pair.answer_tokens) for pair in pairs)
+def longest(model: Model, pairs: Sequence[TokenPair]) -> int:
+    """The tokens of the longest run that the model can take."""
+    found = max(run_length(pair) for pair in pairs)
+    return found if model.beyond_context or not model.context else min(found, model.context)
 
 
 def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[TokenPair], write: Write) -> None:

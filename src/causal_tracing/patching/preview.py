@@ -120,14 +120,14 @@ def check_known(model: Model, pair: TokenPair) -> None:
 
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
-    length = _length(pair)
+    length = run_length(pair)
     if model.context and length > model.context and not model.beyond_context:
         raise InvalidPair(
             f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
         )
 
 
-def _length(pair: TokenPair) -> int:
+def run_length(pair: TokenPair) -> int:
     """The tokens of the longest run."""
     longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
     return longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
@@ -158,10 +158,10 @@ def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
 
 def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | None) -> list[str]:
     warnings = []
-    if model.context and _length(pair) > model.context:
+    if model.context and run_length(pair) > model.context:
         warnings.append(
-            f"the pair has {_length(pair)} tokens, and {model.name} was made for {model.context} at most: what it says "
-            "beyond them is seldom what it can."
+            f"the pair has {run_length(pair)} tokens, and {model.name} was made for {model.context} at most: what it "
+            "says beyond them is seldom what it can."
         )
     first = int(clean.argmax())
     for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):

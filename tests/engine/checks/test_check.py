@@ -387,3 +387,26 @@ def test_a_checkup_names_what_was_refused():
 def test_other_types_of_numbers_are_accepted(name, dtype):
     model = load(name, build(BY_NAME[name], dtype=dtype))
     assert model.anatomy.components == WHOLE
+
+
+# Parts of a model stay in float32 whatever its type: the softmax of eager attention, a router of experts.
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+def test_what_is_rounded_in_float32_inside_a_float64_model_is_no_reason_to_refuse(name):
+    network = build(BY_NAME[name], dtype=torch.float64)
+    model = load(name, network)
+    model, _ = prove(model, model.anatomy.mediators)
+    assert (model.anatomy.components, model.anatomy.cut) == (WHOLE, True)
+    assert set(MEDIATORS) - set(model.anatomy.mediators) <= {"neurons"}  # deepseek_v3 has experts
+
+
+class NearlyAdded(ToyLayer):
+    """What its parts contribute is added a thousandth too large: parts that add up but for that are not its parts."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + 1.001 * (super().forward(hidden_states) - hidden_states)
+
+
+def test_parts_that_nearly_add_up_have_their_scale():
+    layouts = accept(random_toy(NearlyAdded), ToyTokenizer(WORDS), name="toy").anatomy.layouts
+    for layout in layouts:
+        assert (layout.attn_scale, layout.mlp_scale) == pytest.approx((1.001, 1.001), abs=1e-6)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.attribution import integrated
 from causal_tracing.testing import Copy, ToyLayer, ToyNetwork, toy_model
-from loaded import shared
+from loaded import fresh, shared
 
 TOKENS, OTHER = (5, 17, 42, 11, 60, 33, 8), (5, 23, 42, 11, 71, 33, 8)
 LAYERS, LENGTH, ANSWER, FOIL = 4, 7, 3, 7
@@ -167,6 +168,16 @@ def test_gradients_that_a_caller_keeps_are_left_alone():
         assert weight.requires_grad
     finally:
         weight.grad = None
+
+
+def test_what_a_caller_wants_gradients_of_is_left_so_where_weights_are_kept_elsewhere():
+    """Every forward puts new parameters in the place of those."""
+    model = fresh("llama")
+    model.part(1, "mlp.down_proj").requires_grad_(False)
+    cpu_offload(model.network, execution_device=torch.device("cpu"))
+    gradients(model, [Run(TOKENS)], [("resid_post", 0)], logit_diff)
+    frozen = [name for name, parameter in model.network.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.layers.1.mlp.down_proj.weight"]
 
 
 # Law 23: on an affine model every estimate is the effect, of both directions and by both methods.

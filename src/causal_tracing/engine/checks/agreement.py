@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from causal_tracing.engine.checks.bounds import TWO_FORWARDS
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.evaluate import engine_of
 from causal_tracing.engine.memory import default_budget
@@ -29,8 +30,6 @@ LENGTH, LEAST = 6, 3
 SEED = 0
 CELLS = 6  # a component
 CELLS_AT_LENGTH = 1  # beside the first and the last
-# The largest difference, relative to the largest value compared, that rounding explains.
-TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def room_for_checks(name: str) -> AbstractContextManager[None]:
 def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells: int = CELLS) -> Agreement:
     """The largest difference between the engines' logits for each component, in shares of the largest logit."""
     length = len(one.tokens)
-    common = {"bound": TOLERANCE[model.dtype], "circumstances": circumstances(model), "length": length}
+    common = {"bound": TWO_FORWARDS[model.dtype], "circumstances": circumstances(model), "length": length}
     differences: dict[str, float] = {}
     for component in components:
         worlds = _worlds(model, component, one, other, cells)

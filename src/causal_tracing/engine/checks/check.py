@@ -16,11 +16,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.agreement import (
-    TOLERANCE,
     compare,
     room_for_checks,
     short_prompts,
 )
+from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
@@ -173,7 +173,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
 
 def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Run) -> Model:
     """The model with what may be concluded of these components, each by what a write does."""
-    bound, anatomy = TOLERANCE[model.dtype], model.anatomy
+    bound, anatomy = ONE_FORWARD[model.dtype], model.anatomy
     mixes = mixing(model, components, clean, bound)
     at_start = [name for name in components if name in ("resid_pre", "q", "k", "v")]
     alone = tokenwise(model, at_start, clean, corrupt, bound)
@@ -198,7 +198,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     keep = len(clean.tokens)
     donors = record(model, [clean], places, keep=keep) | record(model, [corrupt], places, keep=keep)
     size = largest(donors[corrupt].logits)
-    bound = TOLERANCE[model.dtype]
+    bound = TWO_FORWARDS[model.dtype]
 
     def run(edits: Sequence[tuple[Edit, ...]]) -> Tensor:
         return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=keep)[0]
@@ -217,7 +217,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
         difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:
-        yield from random_write(model, component, clean, donors[clean], bound)
+        yield from random_write(model, component, clean, donors[clean])
 
 
 def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:

@@ -9,6 +9,7 @@ import torch
 
 from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.checks.agreement import SEED
+from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.interventions.edits import Edit, From, Given, Run
@@ -76,7 +77,7 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
     return bounded("its own activations change nothing", (component,), change, 0.0)
 
 
-def random_write(model: Model, component: str, run: Run, recording: Recording, bound: float) -> Iterator[Finding]:
+def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before."""
     layer, position = model.active[len(model.active) // 2], len(run.tokens) // 2
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
@@ -86,7 +87,7 @@ def random_write(model: Model, component: str, run: Run, recording: Recording, b
     edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
     logits, _ = forward(model, [run, edited], {}, keep=len(run.tokens))
     change = apart(logits[1], logits[0]) / largest(logits[0])
-    yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), bound)
+    yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
     yield Finding(
         name="a large random write changes the logits",
         components=(component,),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.agreement import TOLERANCE
+from causal_tracing.engine.checks.bounds import PATTERN, TWO_FORWARDS
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
 from causal_tracing.engine.checks.logits import apart, largest
@@ -190,10 +190,10 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
     keep = len(clean.tokens)
     donors = record(model, [clean, corrupt], places, keep=keep)
     donors |= record(model, [clean], places, keep=keep)  # alone: batches of other sizes differ in the last bits
-    bound, size = TOLERANCE[model.dtype], largest(donors[corrupt].logits)
+    size = largest(donors[corrupt].logits)
     for component in mediators:
         yield own_activations(model, component, clean, donors)
-        yield from random_write(model, component, clean, donors[clean], bound)
+        yield from random_write(model, component, clean, donors[clean])
     for parts, whole in SAME:
         if {*parts, *whole} <= set(offered) and {*parts, *whole} & set(mediators):
             runs = [
@@ -203,5 +203,6 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             ]
             one, other = forward(model, runs, donors, keep=keep)[0].chunk(2)
             off = apart(one, other).max().item() / size
+            bound = (PATTERN if "pattern" in (*parts, *whole) else TWO_FORWARDS)[model.dtype]
             speaks_for = tuple(name for name in (*parts, *whole) if name in mediators)
             yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)

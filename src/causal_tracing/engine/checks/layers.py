@@ -18,6 +18,7 @@ from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import at_rest
+from causal_tracing.models.offload import device_of
 
 SHOWN = 200  # characters of another library's error
 
@@ -94,7 +95,7 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> list[_Pass
 
 def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
     """The tokens [row, token], where the network wants them."""
-    return torch.tensor([list(tokens)] * rows, device=network.get_input_embeddings().weight.device)
+    return torch.tensor([list(tokens)] * rows, device=device_of(network, network.get_input_embeddings().weight))
 
 
 def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:

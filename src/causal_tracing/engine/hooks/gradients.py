@@ -66,11 +66,12 @@ def linearised(
 @contextmanager
 def _without_weights(model: Model) -> Iterator[None]:
     """No gradients of the weights: they would take most of the memory. What they were is put back."""
-    wanted = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
+    # By name: a forward puts new parameters in the place of those whose weights are kept elsewhere.
+    wanted = [name for name, parameter in model.network.named_parameters() if parameter.requires_grad]
+    for name in wanted:
+        model.network.get_parameter(name).requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        for name in wanted:
+            model.network.get_parameter(name).requires_grad_(True)

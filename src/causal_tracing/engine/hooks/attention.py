@@ -122,7 +122,7 @@ def with_patterns(
     if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
         output = output.detach() + (made - made.detach())
     changed = (new != pattern).any(-1).transpose(1, 2)
-    return torch.where(changed[..., None], made, output)
+    return torch.where(changed[..., None], made, output).contiguous()  # some models view it in another shape
 
 
 def _dispatch(

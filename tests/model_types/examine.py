@@ -170,6 +170,7 @@ class Offered:
     component: str
     numbers: xr.Dataset | None = None
     engine: str = ""
+    path: str = ""  # of the layers
     refused: str = ""
     crashed: str = ""
 
@@ -197,7 +198,7 @@ def asked(model: Any, prompts: Prompts, components: Sequence[str], request: Requ
         engine = str(trace.measurements.provenance["engine"])
         numbers = trace.measurements.numbers(kind).sel(metric=list(METRICS)).isel(pair=0)
         for component in components:
-            yield Offered(component, numbers.sel(component=component), engine)
+            yield Offered(component, numbers.sel(component=component), engine, model.anatomy.layers)
 
 
 # The comparison
@@ -225,7 +226,7 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
     numbers = one.numbers
     assert numbers is not None
     try:
-        layers = numbering(oracle.found, numbers.sizes["layer"])
+        layers = numbering(oracle.found, one.path, numbers.layer.values.tolist())
     except NotFound as error:
         return {"layers": str(error)}
     worst, effect, cells, where, unchecked = 0.0, 0.0, 0, "", set()
@@ -259,13 +260,14 @@ def arrays(numbers: xr.Dataset, direction: str) -> tuple[np.ndarray, np.ndarray]
     return (table, zero.values) if part else (table[:, :, None], zero.values[:, :, None])
 
 
-def numbering(found: Found, count: int) -> dict[int, int]:
-    """From the tool's layers to the oracle's; a layer of the list that never runs is left out. Raises NotFound."""
-    if count == len(found.layers):
-        return {number: number for number in range(count)}
-    if len(set(found.listed)) == len(found.listed) and max(found.listed, default=count) < count:
-        return {listed: number for number, listed in enumerate(found.listed)}
-    raise NotFound(f"the tool has {count} layers, and {len(found.layers)} run")
+def numbering(found: Found, path: str, numbers: Sequence[int]) -> dict[int, int]:
+    """From the rows of the tool's map to the oracle's layers: the same modules. Raises NotFound."""
+    places = {layer.call: number for number, layer in enumerate(found.layers)}
+    rows = {row: places.get(f"{path}.{number}") for row, number in enumerate(numbers)}
+    missing = [numbers[row] for row, place in rows.items() if place is None]
+    if missing:
+        raise NotFound(f"the tool's layers are {path}, and the oracle found no step of the stream in its {missing}")
+    return {row: place for row, place in rows.items() if place is not None}
 
 
 def chosen(

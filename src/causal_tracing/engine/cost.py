@@ -59,7 +59,7 @@ def _recordings(model: Model, worlds: Sequence[World]) -> int:
     donors = (donor.run for world in worlds for edit in world.edits for donor in donors_of(edit.source))
     runs = dict.fromkeys((*(world.base for world in worlds), *donors))
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    return sum(len(run.tokens) for run in runs) * model.num_layers * 9 * model.config.hidden_size * size
+    return sum(len(run.tokens) for run in runs) * model.num_layers * 9 * model.width * size
 
 
 def _head_in_layers(model: Model) -> float:

@@ -30,18 +30,18 @@ def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
     """How many runs of `length` tokens fit the budget, by an estimate that errs on the high side; at least one."""
     config = model.config
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    width = config.hidden_size
-    inner = _inner(config)
+    width = model.width
+    inner = _inner(config, width)
     heads = getattr(config, "num_attention_heads", 1)
     token = (12 * width + 3 * inner) * size
     scores = 2 * heads * length * max(size, 4)
-    logits = keep * config.vocab_size * (size + 6 * 4)
+    logits = keep * (model.vocabulary or 0) * (size + 6 * 4)
     return max(1, budget // (length * (token + scores) + logits))
 
 
-def _inner(config: Any) -> int:
+def _inner(config: Any, width: int) -> int:
     """The width of an MLP; the largest where a configuration has one for each layer."""
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
     return max(inner) if isinstance(inner, (list, tuple)) else inner
 
 
@@ -79,11 +79,11 @@ def sizes(model: Model, budget: int) -> Sizes:
     Calls of more tokens than a processor's caches hold are no faster, so they are capped there.
     """
     config, size = model.config, torch.finfo(getattr(torch, model.dtype)).bits // 8
-    width = config.hidden_size
-    inner = _inner(config)
+    width = model.width
+    inner = _inner(config, width)
     largest = CALL_TOKENS.get(model.device.type, CALL_TOKENS["cuda"])
     return Sizes(
         wave=max(1, budget // 4 // (3 * width * size)),
         call=max(1, min(largest, budget * 3 // 4 // ((12 * width + 3 * inner) * size))),
-        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (config.vocab_size * (size + 6 * 4)))),
+        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (max(1, model.vocabulary or 1) * (size + 6 * 4)))),
     )

@@ -104,6 +104,12 @@ class Model:
         return None if weight is None else weight.shape[0]
 
     @property
+    def width(self) -> int:
+        """The width of the stream, by what an embedding holds where the configuration does not say."""
+        weight = self.network.get_input_embeddings().weight
+        return getattr(self.config, "hidden_size", None) or weight.shape[-1]
+
+    @property
     def device(self) -> torch.device:
         """Where tokens go in."""
         if self.backend is not None:

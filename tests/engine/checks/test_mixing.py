@@ -63,6 +63,17 @@ def test_where_the_mlps_side_mixes_nothing_before_it_is_inside_its_token(name):
     assert np.abs(whole[inner] - unedited).max() > 1e-4  # a rule that is only assumed would call this zero
 
 
+def test_behind_the_last_layer_nothing_is_assumed_either():
+    """A decoder of bytes behind the layers reads all of them: what is written in the last one matters everywhere."""
+    model = of("blt")
+    assert {*model.anatomy.components} <= {*model.anatomy.mixing}
+    sites = every_site(model, ("resid_post", "mlp_out"), (model.num_layers - 1,))
+    pruned, whole = (values(model, sites, prune=prune) for prune in (True, False))
+    np.testing.assert_allclose(pruned, whole, rtol=0, atol=1e-5)
+    unedited = evaluate(model, [World(Run(CORRUPT), (), (6,))], lambda logits, _: logits.flatten(1)).values
+    assert np.abs(whole[[2, 3, 4]] - unedited).max() > 1e-3
+
+
 def test_an_embedding_that_mixes_tokens_leaves_nothing_tokenwise():
     network = build(BY_NAME["llama"])
     plain = accept(network, WORDS, name="llama")

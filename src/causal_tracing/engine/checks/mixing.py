@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.checks.contributions import Way
 from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
+from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward, watched
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
 from causal_tracing.interventions.edits import Run
@@ -70,27 +71,34 @@ def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> t
     """Those of these components whose edits are seen at later tokens behind the same layer, in any layer.
 
     The stream before a layer, and keys and values, are read by other tokens: they are among them without being tried.
+    All of them are where something behind the last layer mixes tokens, such as another decoder: there an edit in the
+    last layer is seen at later tokens whatever it is.
     """
     asked = [name for name in components if name not in (*READ_BY_OTHERS, "resid_post")]
     found = {name for name in components if name in READ_BY_OTHERS}
     generator = torch.Generator().manual_seed(SEED)
     wanted = {(name, layer) for name in ("resid_pre", *asked, "resid_post") for layer in model.active}
+    behind = 1 + len(asked)  # the row that is written behind the last layer
 
     def watch(place: Place, value: Tensor) -> Tensor:
-        component, _ = place
-        if component == "resid_post":
-            found.update(name for row, name in enumerate(asked, 1) if _reached(value[0], value[row], bound))
-            return value
+        component, layer = place
         changed = value.clone()
         if component == "resid_pre":
             changed[1:] = value[0]
+        elif component == "resid_post":
+            found.update(name for row, name in enumerate(asked, 1) if _reached(value[0], value[row], bound))
+            if layer == model.active[-1]:
+                changed[behind] = value[0]
+                changed[behind, WRITTEN] += _noise(value[0], generator)
         else:
             changed[1 + asked.index(component), WRITTEN] += _noise(value[0], generator)
         return changed
 
-    if asked:
-        with model.at_rest():
-            watched(model, [run] * (1 + len(asked)), {}, wanted, watch, keep=1)
+    with model.at_rest():
+        logits = watched(model, [run] * (behind + 1), {}, wanted, watch, keep=len(run.tokens))
+    later = slice(WRITTEN + 1, None)
+    if not apart(logits[0, later], logits[behind, later]).max().item() <= bound * largest(logits[0]):
+        return tuple(components)
     return tuple(name for name in components if name in found)
 
 

@@ -119,6 +119,8 @@ def build(name: str) -> Any:
     """The model in eval mode and float32, with the same random weights each time."""
     config = config_for(name)
     network = getattr(transformers, NETWORKS[name.partition("+")[0]])
+    if not isinstance(config, network.config_class):  # a text model with the configuration of the whole
+        config = config.get_text_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = network._from_config(config).eval()

@@ -299,7 +299,7 @@ def fit_channels(
     table = parts[:FITTED].reshape(-1, width, len(columns)).swapaxes(0, 1)  # [channel, prompt and token, column]
     factors = np.linalg.pinv(table) @ goal[:FITTED].reshape(-1, width).T[..., None]
     made = (parts * factors[..., 0]).sum(-1)
-    if np.abs(factors).max(1).min() < 1e-3 or not close(made, goal, (out - into).reshape(goal.shape)):
+    if np.abs(factors).max(0).min() < 1e-3 or not close(made, goal, (out - into).reshape(goal.shape)):
         return None
     return (1.0 if kept else float(factors[:, 0].mean())), ["a channel"] * (len(columns) - (not kept))
 

@@ -1,0 +1,52 @@
+"""A slice of the sweep (`make families`): one type for each way in which they differ, on one pair of prompts."""
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from model_types import oracle
+from model_types.examine import BOUND, THREE, examine
+from model_types.prompts import FEW
+from model_types.spots import Change, put
+
+RANKS = ("refused", "partial", "exact")
+AT_LEAST = {
+    # One stream, attention and MLP by turns or side by side; tuples, flat outputs, sums inside the modules
+    "exact": "llama gpt2 gptj gpt_neo+window7 gpt_neox gpt_neox+sequential opt phi phi3 stablelm+parallel cohere2 "
+    "falcon falcon+40b falcon+rw bloom mpt codegen biogpt ctrl gpt_bigcode olmo2 gemma2 gemma3_text afmoe dbrx "
+    # Sums that are normed; factors, of the contributions and of the stream
+    "bert bart blenderbot-small opt+postnorm granite+multipliers minicpm3+scaled beam gemma4_text+plain "
+    # Other mixers of tokens, alone and in turns with attention
+    "bamba jamba qwen3_next lfm2 minimax olmo_hybrid "
+    # Experts, latent attention, windows, blocks, indexed keys
+    "mixtral gpt_oss deepseek_v3 deepseek_v32+long minimax_m3_vl_text+sparse llama4_text+long "
+    "mistral+window "
+    # Decoders that another modality or an encoder goes with; a layer that a prompt of text does not reach
+    "bigbird_pegasus whisper gemma3 qwen2_vl mllama",
+    "partial": "doge deepseek_v4 granitemoeshared",
+    "refused": "cpmant reformer xlm xlnet bert+encoder blip",
+}
+CASES = [(name, verdict) for verdict, names in AT_LEAST.items() for name in names.split()]
+
+
+@pytest.mark.parametrize(("name", "verdict"), CASES, ids=[name for name, _ in CASES])
+def test_a_type_does_at_least_as_well_as_is_known(name: str, verdict: str) -> None:
+    result = examine(name, pairs=[FEW])
+    assert result["verdict"] in RANKS[RANKS.index(verdict) :], result["why"]
+    effects = [
+        found["effect"]
+        for component, entry in result.get("components", {}).items()
+        for found in entry.get("prompts", {}).values()
+        if component in THREE and found.get("cells")
+    ]
+    assert not effects or max(effects) > 50 * BOUND, "nothing moves: nothing could be wrong"
+
+
+def test_a_write_at_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_later(donor: Tensor, position: int, length: int) -> Change:
+        return put(donor, min(position + 1, length - 1), length)
+
+    monkeypatch.setattr(oracle, "put", one_later)
+    result: Any = examine("llama", pairs=[FEW])
+    assert result["verdict"] == "WRONG"

@@ -20,7 +20,7 @@ AT_LEAST = {
     # Other mixers of tokens, alone and in turns with attention
     "bamba jamba qwen3_next lfm2 minimax olmo_hybrid "
     # Experts, latent attention, windows, blocks, indexed keys
-    "mixtral gpt_oss deepseek_v3 deepseek_v32+long minimax_m3_vl_text+sparse llama4_text+long "
+    "mixtral gpt_oss deepseek_v3 deepseek_v32+long llama4_text+long "
     "mistral+window "
     # Decoders that another modality or an encoder goes with; a layer that a prompt of text does not reach
     "bigbird_pegasus whisper gemma3 qwen2_vl mllama",

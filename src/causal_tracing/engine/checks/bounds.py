@@ -8,7 +8,7 @@ demo model (30 layers, trained), on a CPU. A bound is about five to ten times th
 # bound tells parts that nearly add up from those that do: it is a few times the last bit.
 ONE_FORWARD = {"float64": 1e-6, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 
-# From forwards of other sizes, or from both engines: 1e-7 in float64 (parts of a model that stay in float32, such as a
+# From forwards of other sizes, or from both engines: 1.5e-7 in float64 (what stays in float32 inside a model, such as a
 # router of experts), 1.5e-5 in float32 (demo; the tiny ones 3e-6), 4.6e-3 in float16 (32 layers), 2.2e-2 in bfloat16
 # (demo). Half types have a factor of four to five: an engine that does not fit a model was 0.13 apart.
 TWO_FORWARDS = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}

@@ -355,7 +355,7 @@ def test_integrated_gradients_fit_the_memory(model, monkeypatch):
     )
     base, donor, sites = Run(ids(CORRUPT)), Run(ids(CLEAN)), [Site("mlp_out", 1, p) for p in range(LENGTH)]
     together = integrated(plain_backend(model), base, donor, sites, logit_diff, 7)
-    assert sizes == [1, 7]
+    assert sizes == [1, 1, 2, 7]  # one row and two are measured first
     sizes.clear()
     monkeypatch.setattr("causal_tracing.engine.network.rows_that_fit", lambda *_: 3)
     split = integrated(plain_backend(model), base, donor, sites, logit_diff, 7)

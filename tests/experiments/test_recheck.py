@@ -26,7 +26,7 @@ def late_hook(model):
 def test_what_the_spot_checks_speak_against_is_run_again_on_replay():
     model = fresh("llama")
     late_hook(model)
-    with pytest.warns(EngineNote, match=r"The packed engine is wrong here: of \d+ random cells .* one differs by"):
+    with pytest.warns(EngineNote, match=r"The packed engine is wrong here: of \d+ cells .* one differs by"):
         found = ct.trace(model, PAIR, progress=False)
     assert found.provenance["engine"] == "replay"
     assert "All was run again on replay" in found.provenance["engine_note"]
@@ -72,3 +72,21 @@ def test_estimates_are_verified_again_too():
 )
 def test_what_speaks_against_numbers(record, speaks):
     assert bool(apart(record)) == speaks
+
+
+def test_what_is_wrong_at_the_end_of_the_longest_call_alone_is_seen():
+    """No random cell need lie there: the one that does is run again."""
+    model, longest = fresh("llama"), []
+    handle = model.part(2, "mlp").register_forward_hook(lambda _, __, out: longest.append(out.shape[1]))
+    ct.trace(model, PAIR, components=["mlp_out"], layers=[1], progress=False)
+    handle.remove()
+
+    def hook(_, __, output):
+        output = output.clone()
+        output[:, max(longest) - 1 :] += 1.0  # on the last token of that call; the check's are shorter
+        return output
+
+    model.part(2, "mlp").register_forward_hook(hook)
+    with pytest.warns(EngineNote, match="The packed engine is wrong here: of 2 cells"):
+        found = ct.trace(model, PAIR, components=["mlp_out"], layers=[1], spot_checks=1, progress=False)
+    assert found.provenance["engine"] == "replay"

@@ -54,7 +54,7 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
         note(f"note: {checked['reason']}")
     elif checked["cells"]:
         largest = checked["largest_difference"]
-        note(f"{checked['cells']} random cells run again on whole forwards differ by at most {largest:.1e}")
+        note(f"{checked['cells']} cells run again on whole forwards differ by at most {largest:.1e}")
     return result
 
 

@@ -88,11 +88,16 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """Each world's numbers, whether it was known to equal its base run, and how many worlds were really run."""
+    """Each world's numbers, whether it was known to equal its base run, and how many worlds were really run.
+
+    `furthest` is of worlds that shared calls of a layer: how long the longest call was, in tokens, and which world's
+    tokens came last there. Where a layer is wrong about what lies far back, that world shows it. None where none did.
+    """
 
     values: Float[np.ndarray, "world metric"]
     structural_zero: Bool[np.ndarray, " world"]
     worlds_run: int
+    furthest: tuple[int, int] | None = None
 
 
 class Linearised(NamedTuple):

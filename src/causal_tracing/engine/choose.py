@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.checks.agreement import choose, circumstances
+from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
@@ -71,7 +71,7 @@ def accept_again(model: Model, network: nn.Module) -> Model:
 def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
     """The model with these proved on it: once, as long as its network lives and nothing about it has changed."""
     known = _PROVED.setdefault(model.network, {})
-    key = (model.anatomy, circumstances(model), model.dtype, model.device, tuple(mediators))
+    key = (model.anatomy, model.circumstances, tuple(mediators))
     if key not in known:
         proved, _ = prove(model, mediators)
         known[key] = proved.anatomy, proved.agreement

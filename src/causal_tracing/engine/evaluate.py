@@ -22,7 +22,7 @@ from causal_tracing.engine.packed.engine import Packed
 from causal_tracing.engine.progress import Steps, never
 from causal_tracing.errors import InvalidEdit, OutOfMemory
 from causal_tracing.interventions.edits import Run, World, donors_of
-from causal_tracing.interventions.known import plan
+from causal_tracing.interventions.known import Plan, plan
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import Model
 
@@ -64,6 +64,7 @@ def evaluate(
         values=torch.stack([values[number] for number in planned.index]).numpy(),
         structural_zero=np.array(planned.structural_zero),
         worlds_run=len(planned.worlds),
+        furthest=_numbered(work.furthest, planned),
     )
 
 
@@ -79,6 +80,7 @@ class _Work:
     told: Steps | None
     known: Tapes | None
     done: int = 0
+    furthest: tuple[int, World] | None = None
 
     def values(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
         """The worlds' numbers, in order: in halves, by what they need recorded, where all of that does not fit."""
@@ -102,6 +104,8 @@ class _Work:
             self.done += len(batch)
             if self.told:
                 self.told.reach(self.done * self.model.num_layers)
+        if run.furthest[0] > (self.furthest[0] if self.furthest else 0):
+            self.furthest = run.furthest[0], run.worlds[run.furthest[1]]
         return [values[number] for number in range(len(worlds))]
 
     def _measured(self, run: Engine, batch: Sequence[int]) -> dict[int, Float[Tensor, " metric"]]:
@@ -125,6 +129,14 @@ class _Work:
 
     def _stopped_by(self, error: BaseException) -> bool:
         return self.told is not None and error is self.told.stopped_by
+
+
+def _numbered(furthest: tuple[int, World] | None, planned: Plan) -> tuple[int, int] | None:
+    """The world by its number among those that were asked for."""
+    if furthest is None:
+        return None
+    tokens, world = furthest
+    return tokens, planned.index.index(planned.worlds.index(world))
 
 
 def _by_what_is_recorded(worlds: Sequence[World]) -> list[list[int]]:

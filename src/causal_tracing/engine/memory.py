@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 
+from causal_tracing.engine.footprint import footprint
+from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.interventions.edits import World
 from causal_tracing.models.model import Model
 
@@ -14,6 +15,7 @@ from causal_tracing.models.model import Model
 SHARE_OF_FREE_MEMORY = 1 / 8
 LARGEST_DEFAULT = {"cpu": 256 * 2**20}
 CALL_TOKENS = {"cpu": 1024, "cuda": 16384}
+FEW = 8  # rows that share a forward without asking what they take; where they do not fit, halves of them are run
 HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched anew each time
 
 
@@ -27,22 +29,13 @@ def default_budget(model: Model) -> int:
 
 
 def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:
-    """How many runs of `length` tokens fit the budget, by an estimate that errs on the high side; at least one."""
-    config = model.config
-    size = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    width = model.width
-    inner = _inner(config, width)
-    heads = getattr(config, "num_attention_heads", 1)
-    token = (12 * width + 3 * inner) * size
-    scores = 2 * heads * length * max(size, 4)
-    logits = keep * (model.vocabulary or 0) * (size + 6 * 4)
-    return max(1, budget // (length * (token + scores) + logits))
+    """How many runs of `length` tokens fit the budget, by what one takes on the model; at least one."""
+    return footprint(model, length, keep).rows(budget, keep * _measured_of_logits(model))
 
 
-def _inner(config: Any, width: int) -> int:
-    """The width of an MLP; the largest where a configuration has one for each layer."""
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    return max(inner) if isinstance(inner, (list, tuple)) else inner
+def _measured_of_logits(model: Model) -> int:
+    """Bytes that the metrics of one position's logits take: six numbers in float32 a word, beside the logits."""
+    return max(1, model.vocabulary or 1) * 6 * 4
 
 
 def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
@@ -78,12 +71,13 @@ def sizes(model: Model, budget: int) -> Sizes:
 
     Calls of more tokens than a processor's caches hold are no faster, so they are capped there.
     """
-    config, size = model.config, torch.finfo(getattr(torch, model.dtype)).bits // 8
-    width = model.width
-    inner = _inner(config, width)
+    size = torch.finfo(getattr(torch, model.dtype)).bits // 8
+    short = short_prompts(model.network, model.tokenizer)[0].tokens
+    token = footprint(model, len(short), 1).row // len(short)
     largest = CALL_TOKENS.get(model.device.type, CALL_TOKENS["cuda"])
+    logits = max(1, model.vocabulary or 1) * size + _measured_of_logits(model)
     return Sizes(
-        wave=max(1, budget // 4 // (3 * width * size)),
-        call=max(1, min(largest, budget * 3 // 4 // ((12 * width + 3 * inner) * size))),
-        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // (max(1, model.vocabulary or 1) * (size + 6 * 4)))),
+        wave=max(1, budget // 4 // (3 * model.width * size)),
+        call=max(1, min(largest, budget * 3 // 4 // max(1, token))),
+        head=max(1, min(HEAD_ROWS, budget * 3 // 4 // logits)),
     )

@@ -25,6 +25,8 @@ from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
+BOTH = 2  # runs of a pair: their gradients are computed together, and apart where they do not fit
+
 
 class NetworkBackend:
     """A `Backend` on the engine "packed" or "replay", with a budget in bytes a batch (None: what is free allows)."""
@@ -93,7 +95,7 @@ class NetworkBackend:
         donors = donor_recordings(model, runs) if donors is None else donors
         # Autograd keeps what every layer behind the first place computed: the more of them, the fewer runs at once.
         budget = (self.budget or default_budget(model)) // (model.num_layers - first)
-        rows = rows_that_fit(model, len(runs[0].tokens), keep, budget)
+        rows = rows_that_fit(model, len(runs[0].tokens), keep, budget) if len(runs) > BOTH else BOTH
         for start in range(0, len(runs), rows):
             work = partial(linearised, model, places=places, measure=measure, donors=donors, keep=keep)
             yield from in_parts(runs[start : start + rows], work, too_large(model, len(runs[0].tokens)))

@@ -1,6 +1,6 @@
 """A model that can be traced: the network as it is, its tokenizer, and what is known about its parts."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,6 +147,13 @@ class Model:
         words = self.network.get_input_embeddings()
         tables = [each for each in decoder.modules() if isinstance(each, nn.Embedding) and each is not words]
         return (computed or bool(getattr(self.config, "alibi", False))) and not tables
+
+    @property
+    def circumstances(self) -> tuple[Hashable, ...]:
+        """What can change how the layers behave once a model is loaded: its attention, type, place, and hooks."""
+        modules = list(self.network.modules())
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+        return self.attention, self.dtype, self.device, hooks, sum("forward" in module.__dict__ for module in modules)
 
     def part(self, layer: int, path: str) -> nn.Module:
         """A module inside a layer, by its path."""

@@ -3,7 +3,7 @@
 1. Some pairs at a time: the unedited runs, and the cells of each grid behind them, in batches.
 2. Each batch's numbers go to their cells. Whoever listens is handed the maps so far; then layers come from coarse to
    fine, so that the whole picture is there early, and batches are small.
-3. With them ride repeats of the unedited runs, in other shapes (the spread); at the end a few random cells are run
+3. With them ride repeats of the unedited runs, in other shapes (the spread); at the end a few cells are run
    again, on whole forwards (`spot_checks.py`).
 """
 
@@ -25,7 +25,7 @@ from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread
-from causal_tracing.patching.spot_checks import SpotChecks
+from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
 
@@ -77,15 +77,18 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
     for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
         numbers = range(start, min(start + pairs_at_once(job.contrasts), len(job.pairs)))
         chunk = _Chunk(job, numbers, tally, sink)
-        clean |= {number: expected for number, expected in chunk.run().items() if number in checks.pairs}
+        expected = chunk.run()
+        checked = checks.pairs | ({chunk.furthest.number} if chunk.furthest else set())
+        clean |= {number: expected[number] for number in checked & expected.keys()}
         chunks.append(chunk)
     sums = {number: each for chunk in chunks for number, each in chunk.sums.items()}
     unedited = {number: each for chunk in chunks for number, each in chunk.unedited.items()}
+    far = max((chunk.furthest for chunk in chunks if chunk.furthest), key=lambda each: each.tokens, default=None)
     return Numbers(
         measurements=joined([each for chunk in chunks for each in chunk.measurements()], {}),
         worlds=sum(chunk.worlds for chunk in chunks),
         worlds_run=sum(chunk.worlds_run for chunk in chunks),
-        spot_checks=checks.run(sums, unedited, clean),
+        spot_checks=checks.run(sums, unedited, clean, far),
     )
 
 
@@ -132,6 +135,7 @@ class _Chunk:
             for number in numbers
         }
         self.worlds = self.worlds_run = 0
+        self.furthest: Furthest | None = None
 
     def run(self) -> dict[int, Float[Tensor, " vocab"]]:
         """All cells of all grids; of kinds with parts, whose maps are large, one pair at a time.
@@ -196,6 +200,7 @@ class _Chunk:
         found = scoring.evaluate(worlds, progress=self.tally.batch(counted))
         self.tally.done += counted
         self.worlds, self.worlds_run = self.worlds + found.worlds, self.worlds_run + found.worlds_run
+        self._note_furthest(grid, batch, found.furthest)
         new: dict[int, list[At]] = {number: [] for number, _ in batch}
         for (number, one), value, zero in zip(batch, found.values, found.structural_zero, strict=True):
             if isinstance(one, World):
@@ -211,6 +216,15 @@ class _Chunk:
                     cells = tuple(dict.fromkeys(places))
                     found = self._of_pair(number)
                     self.sink(Filled(kind=grid.kind.name, pair=number, measurements=found, new=cells))
+
+    def _note_furthest(
+        self, grid: Grid, batch: Sequence[tuple[int, Cell | World]], found: tuple[int, int] | None
+    ) -> None:
+        """Keeps the cell that came last in the longest call; sums over a window's layers are not run again."""
+        tokens, place = found or (0, 0)
+        number, one = batch[place]
+        if tokens > (self.furthest.tokens if self.furthest else 0) and isinstance(one, Cell) and not one.arm.alone:
+            self.furthest = Furthest(tokens=tokens, grid=grid, number=number, cell=one)
 
     def _base(self, number: int, cell: Cell) -> np.ndarray:
         """The numbers of the run that a cell patches."""

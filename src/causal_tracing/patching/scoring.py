@@ -36,13 +36,14 @@ LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
 class Scored:
     """Worlds' numbers in the order of METRICS, [world, metric]; how many worlds were asked for, and how many run.
 
-    Repeats are in neither count.
+    Repeats are in neither count. `furthest` is as an `Evaluation` has it, the world numbered as it was asked for.
     """
 
     values: Float[np.ndarray, "world metric"]
     structural_zero: Bool[np.ndarray, " world"]
     worlds: int
     worlds_run: int
+    furthest: tuple[int, int] | None = None
 
 
 class Scoring:
@@ -73,14 +74,16 @@ class Scoring:
         repeats = sum(world.again > 0 for world in flat)
         count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
         if len(flat) == len(worlds):
-            return Scored(values=found.values, structural_zero=found.structural_zero, **count)
+            zero = found.structural_zero
+            return Scored(values=found.values, structural_zero=zero, **count, furthest=found.furthest)
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
         values, zero = found.values[firsts], found.structural_zero[firsts]
         for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
             if len(runs) > 1:
                 values[place, LOGIT_DIFF] = values[place, LOG_PROB] - found.values[first + 1, LOG_PROB]
                 zero[place] &= found.structural_zero[first + 1]
-        return Scored(values=values, structural_zero=zero, **count)
+        far = found.furthest and (found.furthest[0], int(np.searchsorted(firsts, found.furthest[1], "right")) - 1)
+        return Scored(values=values, structural_zero=zero, **count, furthest=far)
 
     def is_cut(self, world: World) -> bool:
         """Whether the whole difference must pass the edited sites, in all that is run for a world.

@@ -1,4 +1,8 @@
-"""A few random cells run again another way: on the plain backend, each whole and unpruned, all of them in one batch."""
+"""A few cells run again another way: on the plain backend, each whole and unpruned, all of them in one batch.
+
+Random ones, and the one whose tokens lay furthest back in the longest call of a layer: there a layer that counts tokens
+by the call is the most wrong.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +15,11 @@ from torch import Tensor
 
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.arrays import Sums
-from causal_tracing.patching.cells import worlds_of
-from causal_tracing.patching.grid import Grid
+from causal_tracing.patching.cells import Cell, worlds_of
+from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.scoring import Scoring
+from causal_tracing.results.arms import Arm
 from causal_tracing.results.spot_checks import record_of
 from causal_tracing.results.units import METRICS
 
@@ -29,6 +34,16 @@ class Picked:
     told: np.ndarray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Furthest:
+    """The cell that came last in the longest call so far, and how many tokens that call had."""
+
+    tokens: int
+    grid: Grid
+    number: int
+    cell: Cell
+
+
 class SpotChecks:
     """The random cells of a job, and what became of them. `pairs` says beforehand of which pairs they are."""
 
@@ -40,7 +55,7 @@ class SpotChecks:
 
     @cached_property
     def pairs(self) -> frozenset[int]:
-        """The pairs whose cells are checked."""
+        """The pairs whose random cells are checked."""
         return frozenset(number for _, numbers in self.drawn for number in numbers)
 
     def run(
@@ -48,20 +63,23 @@ class SpotChecks:
         sums: Mapping[int, Mapping[str, Sums]],
         unedited: Mapping[int, np.ndarray],
         clean: Mapping[int, Float[Tensor, " vocab"]],
+        furthest: Furthest | None = None,
     ) -> dict[str, Any]:
         """The cells run again, against what the trace says; `clean` is what the model expects after clean prompts.
 
         Cells of pairs for which the metric is undefined say nothing, and are left out.
         """
         job = self.job
-        cells = [
-            one for one in self._picked(sums, unedited) if not undefined(job.metric, job.pairs[one.worlds[0].pair])
-        ]
+        picked = [*self._picked(sums, unedited)]
+        if furthest and job.options.spot_checks:
+            at, of = furthest.cell.at, (furthest.number, furthest.grid, furthest.cell.arm)
+            picked.append(self._again(*of, at, sums, unedited))
+        cells = [one for one in picked if not undefined(job.metric, job.pairs[one.worlds[0].pair])]
         if not cells:
             return record_of([])
         worlds = [world for one in cells for world in one.worlds]
-        scoring = Scoring(self.job.plain, {number: self.job.pairs[number] for number in sorted(self.pairs)}, clean)
-        metric = METRICS.index(self.job.metric)
+        scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted(clean)}, clean)
+        metric = METRICS.index(job.metric)
         again = iter(scoring.evaluate(worlds, prune=False).values[:, metric])
         found = record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[metric])) for one in cells])
         return found | {"bound": self._bound(clean)}
@@ -78,11 +96,8 @@ class SpotChecks:
         return rounding * max((float(each.abs().max()) for each in known if len(each)), default=0.0)
 
     def _picked(self, sums: Mapping[int, Mapping[str, Sums]], unedited: Mapping[int, np.ndarray]) -> Iterator[Picked]:
-        """Random cells of every map, with the numbers that the trace has (sums over a window's layers left out).
-
-        A cell of several worlds (a role of several tokens, draws of noise) is their mean.
-        """
-        job, random = self.job, self.random
+        """Random cells of every map (sums over a window's layers left out)."""
+        random = self.random
         for grid, numbers in self.drawn:
             arms = [arm for arm in grid.arms if not arm.alone]
             for number in numbers:
@@ -91,6 +106,18 @@ class SpotChecks:
                 if not len(there):
                     continue
                 at = tuple(there[random.integers(len(there))].tolist())
-                draws = range(job.contrasts[number].draws)
-                worlds = [world for draw in draws for world in worlds_of(job.question(number), grid, arm, draw, at)]
-                yield Picked(worlds=worlds, told=mine.told(arm, at, unedited[number]))
+                yield self._again(number, grid, arm, at, sums, unedited)
+
+    def _again(
+        self,
+        number: int,
+        grid: Grid,
+        arm: Arm,
+        at: At,
+        sums: Mapping[int, Mapping[str, Sums]],
+        unedited: Mapping[int, np.ndarray],
+    ) -> Picked:
+        """A cell with the numbers that the trace has; of several worlds (tokens of a role, draws) it is their mean."""
+        draws = range(self.job.contrasts[number].draws)
+        worlds = [world for draw in draws for world in worlds_of(self.job.question(number), grid, arm, draw, at)]
+        return Picked(worlds=worlds, told=sums[number][grid.kind.name].told(arm, at, unedited[number]))

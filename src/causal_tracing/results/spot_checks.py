@@ -11,7 +11,7 @@ def apart(record: Mapping[str, Any]) -> str:
     if bound is None or largest is None or largest <= bound:
         return ""
     return (
-        f"of {record['cells']} random cells that were run again on whole forwards, one differs by {largest:.1e} "
+        f"of {record['cells']} cells that were run again on whole forwards, one differs by {largest:.1e} "
         f"(rounding explains {bound:.1e})"
     )
 

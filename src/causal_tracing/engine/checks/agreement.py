@@ -10,23 +10,21 @@ from collections.abc import Hashable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.evaluate import engine_of
 from causal_tracing.engine.memory import default_budget
-from causal_tracing.errors import CannotPack, UnsupportedModel
+from causal_tracing.engine.random_prompts import LENGTH, random_prompts, short_prompts
+from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.model import Agreement, Model
 
-LENGTH, LEAST = 6, 3
 SEED = 0
 CELLS = 6  # a component
 CELLS_AT_LENGTH = 1  # beside the first and the last
@@ -54,7 +52,7 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto", length:
         return EngineChoice("replay")
     agreement = model.agreement
     known = agreement.differences if agreement else {}
-    if agreement is None or agreement.circumstances != circumstances(model) or not {*components} <= {*known}:
+    if agreement is None or agreement.circumstances != model.circumstances or not {*components} <= {*known}:
         with room_for_checks(model.name):
             agreement = compare(model, components, *short_prompts(model.network, model.tokenizer))
     against = agreement.against(components) or _against_at(model, components, length)
@@ -72,7 +70,7 @@ def _against_at(model: Model, components: Sequence[str], length: int) -> str | N
     if length <= LENGTH:
         return None
     known = _AT_LENGTH.setdefault(model.network, {})
-    key = (circumstances(model), model.dtype, model.device, frozenset(components))
+    key = (model.circumstances, frozenset(components))
     found = known.get(key)
     if found is None or found.length < length:
         with room_for_checks(model.name):
@@ -92,7 +90,7 @@ def room_for_checks(name: str) -> AbstractContextManager[None]:
 def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells: int = CELLS) -> Agreement:
     """The largest difference between the engines' logits for each component, in shares of the largest logit."""
     length = len(one.tokens)
-    common = {"bound": TWO_FORWARDS[model.dtype], "circumstances": circumstances(model), "length": length}
+    common = {"bound": TWO_FORWARDS[model.dtype], "circumstances": model.circumstances, "length": length}
     differences: dict[str, float] = {}
     for component in components:
         worlds = _worlds(model, component, one, other, cells)
@@ -107,35 +105,6 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
         size = max(largest(logits) for logits in replayed)
         differences[component] = max(apart(*both).max().item() for both in zip(packed, replayed, strict=True)) / size
     return Agreement(differences=differences, reason="", **common)
-
-
-def circumstances(model: Model) -> tuple[Any, ...]:
-    """What can change how the layers behave after a model has been loaded: its attention, and hooks."""
-    modules = list(model.network.modules())
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
-    return model.attention, hooks, sum("forward" in module.__dict__ for module in modules)
-
-
-def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> tuple[Run, Run]:
-    """Two prompts of random ordinary tokens that differ everywhere but in the first."""
-    known = network.get_input_embeddings().weight.shape[0]  # pyright: ignore
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
-    if len(ordinary) < 2:
-        raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs two.")
-    generator = torch.Generator().manual_seed(SEED)
-    picks = ordinary[torch.randperm(len(ordinary), generator=generator)]
-    places = torch.arange(length)
-    apart = (length - 1) % len(picks) or 1  # both go round where there are fewer words than places
-    one, other = picks[places % len(picks)].tolist(), picks[(places + apart) % len(picks)].tolist()
-    return Run(tuple(one)), Run((one[0], *other[1:]))
-
-
-def short_prompts(network: Any, tokenizer: Any) -> tuple[Run, Run]:
-    """The prompts by which a model is checked: as long as its context allows, where that is very short."""
-    context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    length = context if isinstance(context, int) and LEAST <= context < LENGTH else LENGTH
-    return random_prompts(network, tokenizer, length)
 
 
 def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:

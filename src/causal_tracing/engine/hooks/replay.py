@@ -9,7 +9,7 @@ from torch import Tensor
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
-from causal_tracing.engine.memory import alike, rows_that_fit
+from causal_tracing.engine.memory import FEW, alike, rows_that_fit
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import World
 from causal_tracing.models.model import Model
@@ -23,13 +23,16 @@ class Replay:
         self.worlds = worlds
         self.budget = budget
         self.donors = donor_recordings(model, (world.run for world in worlds))
+        self.furthest = (0, -1)  # every row has its own place
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
         """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
         for numbers in alike(self.worlds):
             first = self.worlds[numbers[0]]
-            fit = rows_that_fit(self.model, len(first.base.tokens), len(first.readout), self.budget)
-            size = min(fit, rows or fit)
+            size = min(rows or len(numbers), len(numbers))
+            if size > FEW:
+                keep = len(first.base.tokens) - min(first.readout)
+                size = min(size, rows_that_fit(self.model, len(first.base.tokens), keep, self.budget))
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size]
 

@@ -35,6 +35,7 @@ class Packed:
         self.worlds = worlds
         self.sizes = sizes(model, budget)
         self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model))
+        self.furthest = (0, -1)  # as a wave has it
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
         """The worlds' numbers, in waves that fit the memory; `rows` caps their number."""
@@ -56,7 +57,9 @@ class Packed:
         by_run = {run: order[tape] for run, tape in self.tapes.items()}
         planned = groups(self.worlds, batch, by_run, self.model.num_layers)
         with self.model.at_rest():
-            ends = Wave(self.model, [*order], planned, self.donors, self.sizes.call).run(tick)
+            wave = Wave(self.model, [*order], planned, self.donors, self.sizes.call)
+            ends = wave.run(tick)
+        self.furthest = max(self.furthest, wave.furthest)
         tuples = next(iter(order)).calls[-1].tuples
         for numbers, states in ends:
             _, readout, width = states.shape

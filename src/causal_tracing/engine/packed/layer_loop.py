@@ -39,6 +39,7 @@ class Wave:
         self.arrived: list[Stretch] = []
         self.sent: Sequence[Stretch] = ()
         self.kept: list[KeysValues] | None = None
+        self.furthest = (0, -1)  # behind how many tokens of one call a world's last one lay at most, and its number
 
     def run(self, tick: Tick = never) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
         """Worlds' numbers and their states behind the last layer at their readouts, by how many those are."""
@@ -91,6 +92,7 @@ class Wave:
     def _send(self, layer: int, sent: Sequence[Stretch]) -> Float[Tensor, "1 token d_model"]:
         """Calls the model's own layer on the packed tokens of these stretches."""
         self.sent = sent
+        self.furthest = max(self.furthest, (sum(stretch.tokens for stretch in sent), sent[-1].last))
         hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
         writes = _merged(sent)
         index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]

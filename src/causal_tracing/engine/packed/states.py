@@ -48,6 +48,11 @@ class Stretch:
         """How many tokens the stretch has in a packed call."""
         return len(self.rows) * len(self.positions)
 
+    @property
+    def last(self) -> int:
+        """The number of the world whose tokens come last."""
+        return self.states.group.members[self.members[-1]].number
+
     def part(
         self, value: Float[Tensor, "1 head packed d_head"], start: int
     ) -> Float[Tensor, "world head token d_head"]:

@@ -118,6 +118,7 @@ def test_streams_of_several_lanes_are_patched_as_a_whole():
         ("blip", ".* cannot be run on text alone: .* missing 1 required positional argument: 'pixel_values'"),
         ("hrm_text", r"cannot be traced layer by layer: in one run its model\.L_module\.layers are called 24 times"),
         ("xlnet", r"cannot be traced by tokens: for 6 tokens its layers are given \[6, 1, 32\] numbers"),
+        ("musicgen", "its tokens are read by a ModuleList, such as one table for each codebook"),
         ("paligemma", "is not causal: an edit changes what earlier tokens predict"),
     ],
 )
@@ -146,3 +147,49 @@ def test_estimates_are_the_same_in_a_callers_inference_mode():
         inside = ct.attribute(model, PAIR, progress=False, verify=1)
     for name, values in plain.estimates.items():
         np.testing.assert_array_equal(values, inside.estimates[name])
+
+
+# Numbers that are none
+
+
+def test_a_weight_that_is_no_number_is_named():
+    network = build("llama")
+    with torch.no_grad():
+        network.model.layers[2].mlp.up_proj.weight[3, 2] = float("nan")
+    with pytest.raises(UnsupportedModel, match=r"its weight model\.layers\.2\.mlp\.up_proj\.weight holds numbers that"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def steep(times: float) -> nn.Module:
+    """A model in float16 whose stream has one dimension that is far larger than all others, as trained ones have."""
+    network = build("llama").half()
+    with torch.no_grad():
+        weight = network.model.layers[1].mlp.down_proj.weight
+        weight[3] *= times
+    return network
+
+
+def test_what_overflows_in_float16_is_said_with_its_place():
+    with pytest.raises(
+        UnsupportedModel, match=r"in float16: .* what layer 1 of model\.layers gives is not finite\. Loa"
+    ):
+        ct.load(steep(6e4), tokenizer=WORDS)
+
+
+def test_a_head_that_overflows_is_said_too():
+    network = build("llama").half()
+    with torch.no_grad():
+        network.lm_head.weight.fill_(6e4)
+    with pytest.raises(UnsupportedModel, match="in float16: .* what its head gives is not finite"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def test_a_stream_that_is_near_the_largest_half_float_is_no_reason_to_refuse():
+    """Noise by which the parts are told, and large writes, would overflow; there is less of them then."""
+    model = ct.load(steep(3e3), tokenizer=WORDS)
+    assert model.anatomy.components == ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    seen = []
+    model.layers[1].register_forward_hook(lambda _, __, output: seen.append(first(output).abs().max().item()))
+    trace = ct.trace(model, PAIR, progress=False)
+    assert 1e4 < max(seen) < torch.finfo(torch.float16).max
+    assert np.isfinite(trace.effects.restoration.sel(metric="logit_diff")).all()

@@ -169,7 +169,7 @@ def softmax(module: Any, query: Tensor, key: Tensor, mask: Any, options: dict[st
 
 def mixed(pattern: Tensor, value: Tensor) -> Tensor:
     """[batch, token, head, size]: the values by their pattern."""
-    return (pattern @ value.repeat_interleave(pattern.shape[1] // value.shape[1], 1)).transpose(1, 2)
+    return (pattern @ value.repeat_interleave(pattern.shape[1] // value.shape[1], 1)).transpose(1, 2).contiguous()
 
 
 def agrees(pattern: Tensor, value: Tensor, out: Tensor) -> bool:

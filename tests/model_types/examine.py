@@ -229,7 +229,7 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
         layers = numbering(oracle.found, one.path, numbers.layer.values.tolist())
     except NotFound as error:
         return {"layers": str(error)}
-    worst, effect, cells, where, unchecked = 0.0, 0.0, 0, "", set()
+    worst, effect, cells, where, unchecked, rounded = 0.0, 0.0, 0, "", set(), []
     for direction, other in (("restored", "corrupt"), ("disrupted", "clean")):
         base = oracle.unedited(other)
         worst = max(worst, float(np.abs(numbers[other].values - base).max()) / oracle.largest_logit)
@@ -242,11 +242,14 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
                 continue
             said = base if zero[at] else table[at]  # a zero that is declared counts as one that was measured
             difference = float(np.abs(said - expected).max()) / oracle.largest_logit
-            if not difference <= worst:
+            if BOUND < difference <= oracle.last_place(direction, cell) / oracle.largest_logit:
+                rounded.append(difference)
+            elif not difference <= worst:
                 worst, where = difference, f"{direction} {cell.component}({cell.layer}) token {cell.position}"
             effect, cells = max(effect, float(np.abs(expected - base).max()) / oracle.largest_logit), cells + 1
     found = {"worst": worst, "effect": effect, "cells": cells, "engine": one.engine}
     found |= {"where": where} if not worst <= BOUND else {}
+    found |= {"rounded": {"cells": len(rounded), "largest": max(rounded)}} if rounded else {}
     return found | ({"unchecked": "; ".join(sorted(unchecked))[:300]} if unchecked else {})
 
 

@@ -49,11 +49,30 @@ causal-tracing {causal_tracing.__version__}, transformers {transformers.__versio
 what is offered agrees, the rest is refused, with the reason below. *refused*: nothing is offered. What stands in
 brackets was traced, and the oracle could not check it. *worst* is the largest difference from the oracle, in shares of
 the largest logit.
-""",
+{rounding(results)}""",
             *section("Types", types),
             *section("Variants", variants),
         ]
     )
+
+
+def rounding(results: Iterable[Result]) -> str:
+    """Where float32 could say no more, and by how much the two sides were apart there. Empty if nowhere."""
+    found = [
+        (result["type"], each["rounded"])
+        for result in results
+        for entry in result.get("components", {}).values()
+        for each in entry["prompts"].values()
+        if "rounded" in each
+    ]
+    if not found:
+        return ""
+    cells, largest = sum(each["cells"] for _, each in found), max(each["largest"] for _, each in found)
+    types = ", ".join(dict.fromkeys(name for name, _ in found))
+    return f"""
+Left out of it are {cells} cells ({types}) where the two sides differ by up to {largest:.0e}, and where the oracle's own
+answer moves by more than that when what is written changes in the last place of float32.
+"""
 
 
 def section(title: str, results: Sequence[Result]) -> Iterator[str]:

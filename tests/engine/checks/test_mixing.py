@@ -90,3 +90,16 @@ def test_what_was_not_tried_is_neither_inside_its_token_nor_tokenwise():
     anatomy = fresh("llama").anatomy
     assert {"q", "k", "v", "pattern", "z", "neurons"} <= {*anatomy.mixing}
     assert {*anatomy.tokenwise} <= {"resid_pre"}
+
+
+def test_a_small_share_of_another_token_is_mixing_too():
+    """A few hundred times what rounding makes within one forward: bounds that were wider would call it inside."""
+    model = fresh("llama")
+
+    def hook(_, __, output: Tensor) -> Tensor:
+        return output + 1e-3 * torch.nn.functional.pad(output[:, :-1], (0, 0, 1, 0))
+
+    model.part(2, "mlp.down_proj").register_forward_hook(hook)  # hooks go before what is found: the check sees both
+    again = accept(model.network, WORDS, name="llama")
+    assert "mlp_out" not in again.anatomy.mixing  # the hook belongs to the module: its output is whole, and inside
+    assert {"resid_mid", "attn_out"} <= {*again.anatomy.mixing}  # what it reads goes on to the next token

@@ -24,7 +24,7 @@ from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits
+from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import mixing, mixing_parts, tokenwise
@@ -139,6 +139,7 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 
 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
+    require_words(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
     model = Model(network=network, tokenizer=tokenizer, name=name, source=source, anatomy=anatomy)

@@ -26,6 +26,7 @@ from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_te
 from causal_tracing.models.model import at_rest
 
 SEED = 1
+SHARES = (1.0, 0.1, 0.01)  # of the noise that shows best, the first without overflow
 NOTHING = 1e-3  # of the largest number of a sum: less is no part of it
 Numbers = Float[np.ndarray, "token width"]
 
@@ -91,12 +92,35 @@ def _noised(
 ) -> None:
     """Two runs: as the text is, and with noise on what the smallest modules give; `see` gets each layer's values.
 
-    The noised one is given the other's stream at each layer, so that noise does not grow from layer to layer.
+    The noised one is given the other's stream at each layer, so that noise does not grow from layer to layer. Where it
+    makes half floats overflow, there is less of it.
     """
+    for share in SHARES:
+        overflowed: list[int] = []
+
+        def seen(number: int, values: Sequence[Value], overflowed: list[int] = overflowed) -> None:
+            if all(np.isfinite(value.numbers).all() for value in values):
+                see(number, values)
+            else:
+                overflowed.append(number)
+
+        _run_noised(network, layers, tokens, name, share, seen)
+        if not overflowed:
+            return
+
+
+def _run_noised(
+    network: nn.Module,
+    layers: Layers,
+    tokens: Sequence[int],
+    name: str,
+    share: float,
+    see: Callable[[int, Sequence[Value]], None],
+) -> None:
     generator = torch.Generator().manual_seed(SEED)
     with at_rest(network), ExitStack() as stack:
         for number, layer in enumerate(_members(network, layers)):
-            watch = _Watch(generator, layers.lanes)
+            watch = _Watch(generator, layers.lanes, share)
             stack.enter_context(on_input(layer, watch.begin))
             for path, part in layer.named_modules():
                 if path:
@@ -112,6 +136,7 @@ class _Watch:
 
     generator: torch.Generator
     lanes: str | None
+    share: float  # of the noise that shows best
     stream: Tensor | None = None  # of both runs: [2, token, width]
     time: int = 0
     calls: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -150,6 +175,7 @@ class _Watch:
         """As large as the value, and at least as what most of the stream's dimensions hold: it shows in half floats."""
         assert self.stream is not None
         size = torch.maximum(_size(value).square().mean().sqrt(), _size(self.stream).median()).clamp(min=0.01)
+        size = size * self.share
         shaped = by_token_of(value, 2, self.lanes)
         noise = torch.randn(shaped[1].shape, generator=self.generator, dtype=torch.float32).to(value.device) * size
         return as_before(torch.stack([shaped[0], shaped[1] + noise.to(value.dtype)]), value, self.lanes)

@@ -58,9 +58,20 @@ class _Passed:
         return sum(before[2].shape == after[1].shape and torch.equal(before[2], after[1]) for before, after in pairs)
 
 
+def require_words(network: Any, name: str) -> None:
+    """Raises UnsupportedModel where tokens are not read by one table of words: some audio models have several."""
+    words = network.get_input_embeddings()
+    if isinstance(getattr(words, "weight", None), Tensor):
+        return
+    raise UnsupportedModel(
+        f"{name} cannot be traced: its tokens are read by a {type(words).__name__}, such as one table for each codebook, "
+        "and not by one table of words."
+    )
+
+
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
-    passed = _watched(network, tokens, name)
+    passed, logits = _watched(network, tokens, name)
     if not passed:
         raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes.")
     found = [one for one in _outermost(passed) if one.once]
@@ -72,12 +83,14 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
         )
     best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
     _refuse_shared(network, best)
+    _refuse_infinite(network, best, logits, name)
     called = {*best.members}
     idle = tuple(number for number in range(best.size) if number not in called)
     return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))
 
 
-def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> list[_Passed]:
+def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
+    """What passed through every list that anything passed, and the logits."""
     lists = {
         path: module
         for path, module in network.named_modules()
@@ -89,8 +102,8 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> list[_Pass
             for number, member in enumerate(lists[one.path]):
                 handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
                 stack.callback(handle.remove)
-        run_text(network, as_batch(network, tokens), name)
-    return [one for one in passed if one.calls]
+        logits = run_text(network, as_batch(network, tokens), name).logits
+    return [one for one in passed if one.calls], logits
 
 
 def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
@@ -153,6 +166,22 @@ def _refuse_shared(network: nn.Module, best: _Passed) -> None:
             f"{type(network).__name__} uses one module as several layers: of {best.size} entries of {best.path}, "
             f"{len(members)} are modules of their own. A patch in one would be made in all."
         )
+
+
+def _refuse_infinite(network: nn.Module, best: _Passed, logits: Tensor, name: str) -> None:
+    """Where the first number arises that is none, and by what; words that are masked have logits of −inf."""
+    place = next((f"layer {n} of {best.path}" for n, _, after in best.calls if not after.isfinite().all()), None)
+    if place is None and not (logits.isnan() | logits.isposinf()).any():
+        return
+    for path, weight in network.named_parameters():
+        if not weight.is_meta and weight.is_floating_point() and not weight.isfinite().all():
+            raise UnsupportedModel(f"{name} cannot be traced: its weight {path} holds numbers that are not finite.")
+    dtype = str(best.calls[0][2].dtype).removeprefix("torch.")
+    other = ' Load it with dtype="bfloat16" or dtype="float32".' if dtype == "float16" else ""
+    raise UnsupportedModel(
+        f"{name} cannot be traced in {dtype}: in a prompt of random tokens, what {place or 'its head'} gives is not "
+        f"finite.{other}"
+    )
 
 
 def _lanes(stream: Tensor, length: int, name: str) -> str | None:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.checks.agreement import SEED
@@ -17,7 +18,7 @@ from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
-LARGE = (3, 0.3, 0.03)  # times the largest number of the stream; the first by which half floats do not overflow
+LARGE = (3.0, 0.3, 0.03)  # times the largest number of the stream; the first by which half floats do not overflow
 
 
 class Law(StrEnum):
@@ -84,12 +85,15 @@ def random_write(model: Model, component: str, run: Run, recording: Recording) -
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32)
-    for times in LARGE:
+
+    def written(times: float) -> Tensor:
         given = Given(noise.to(stream.device) * stream.float().abs().max() * times)
         edited = Run(run.tokens, (Edit(Site(component, layer, position), given),))
-        logits, _ = forward(model, [run, edited], {}, keep=len(run.tokens))
-        if not logits.isnan().any():
-            break
+        return forward(model, [run, edited], {}, keep=len(run.tokens))[0]
+
+    logits = written(LARGE[0])
+    for times in LARGE[1:]:
+        logits = written(times) if logits.isnan().any() else logits
     change = apart(logits[1], logits[0]) / largest(logits[0])
     yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
     yield Finding(

@@ -64,8 +64,8 @@ def require_words(network: Any, name: str) -> None:
     if isinstance(getattr(words, "weight", None), Tensor):
         return
     raise UnsupportedModel(
-        f"{name} cannot be traced: its tokens are read by a {type(words).__name__}, such as one table for each codebook, "
-        "and not by one table of words."
+        f"{name} cannot be traced: its tokens are read by a {type(words).__name__}, such as one table for each "
+        "codebook, and not by one table of words."
     )
 
 

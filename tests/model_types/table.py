@@ -131,7 +131,7 @@ def worst(entries: Mapping[str, Result]) -> str:
 def beside(result: Result) -> str:
     """What the oracle found where the tool refuses."""
     oracle: dict[str, Any] = result.get("oracle", {})
-    if result["verdict"] == "not buildable":
+    if result["verdict"] == "not buildable" or not oracle:  # its process may have ended before
         return ""
     if "why" in oracle:
         return f" *The oracle:* {escaped(oracle['why'])}."

@@ -50,6 +50,13 @@ def test_named_spans_can_be_asked_for():
     tokens = tokenize(pair(spans={"S1": "b c"}), WORDS)
     assert tokens.clean.positions("S1") == (1, 2)
     assert tokens.corrupt.positions("S1") == ()  # worded otherwise there
+
+
+def test_a_span_is_where_its_text_stands_first_whatever_the_subject_is():
+    sides = {"clean": " b c b d", "corrupt": " b c c d", "subject": "b", "corrupt_subject": "c", "occurrence": -1}
+    tokens = tokenize(Pair(answer=" a", spans={"S1": "b"}, **sides), WORDS)
+    assert tokens.clean.subject == (2,)
+    assert tokens.clean.positions("S1") == (0,)
     with pytest.raises(InvalidPair, match="'last': the word has a meaning"):
         pair(spans={"last": "b"})
 

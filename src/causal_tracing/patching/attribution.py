@@ -40,7 +40,7 @@ from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread
-from causal_tracing.patching.spot_checks import SpotChecks
+from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
@@ -86,14 +86,16 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
     checks, found = SpotChecks(job), []
     for number in range(len(job.pairs)):
         found.append(_Screened(job, screen, job.question(number), _share(progress, number, len(job.pairs))))
-    clean = {number: found[number].clean for number in checks.pairs}
+    far = max((each.furthest for each in found if each.furthest), key=lambda each: each.tokens, default=None)
+    checked = checks.pairs | ({far.number} if far else set())
+    clean = {number: found[number].clean for number in checked}
     sums = {number: each.sums for number, each in enumerate(found)}
     unedited = {number: each.unedited for number, each in enumerate(found)}
     return Numbers(
         measurements=joined([each.measurements for each in found], {}),
         worlds=sum(each.worlds for each in found),
         worlds_run=sum(each.worlds_run for each in found),
-        spot_checks=checks.run(sums, unedited, clean),
+        spot_checks=checks.run(sums, unedited, clean, far),
     )
 
 
@@ -156,6 +158,11 @@ class _Screened:
         runs = len(asked) - len(worlds)
         self.unedited, self.repeats = found.values[: len(unedited)], found.values[len(unedited) : runs]
         self.worlds, self.worlds_run = found.worlds, found.worlds_run
+        self.furthest = None
+        if found.furthest and found.furthest[1] >= runs:
+            grid, cell = worlds[found.furthest[1] - runs]
+            tokens, number = found.furthest[0], self.question.number
+            self.furthest = Furthest(tokens=tokens, grid=grid, number=number, cell=cell)
         for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
             self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 

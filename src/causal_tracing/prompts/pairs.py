@@ -38,9 +38,10 @@ class Pair:
 
     `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
-    from the left (0-based; negative: from the right). `spans` names further stretches, which can be asked for as
-    positions, so that no name is a whole number. Pairs of one `cluster` share a fact. With `chat`, the prompts are a
-    user's messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
+    from the left (0-based; negative: from the right). `spans` names further stretches, each where it stands first,
+    which can be asked for as positions, so that no name is a whole number. Pairs of one `cluster` share a fact. With
+    `chat`, the prompts are a user's messages, put through the tokenizer's chat template, and answer and foil begin the
+    model's reply. Raises
     InvalidPair.
     """
 
@@ -250,9 +251,9 @@ def _tokenize_prompt(
     written = as_message(text, tokenizer) if pair.chat else Written(text=text)
     ids, offsets = encode(written.text, tokenizer, special=written.special)
 
-    def positions(part: str) -> tuple[int, ...]:
+    def positions(part: str, occurrence: int = 0) -> tuple[int, ...]:
         try:
-            start, end = find_span(text, part, pair.occurrence if part == subject else 0)
+            start, end = find_span(text, part, occurrence)
         except InvalidPair as error:
             raise InvalidPair(f"pair {pair.id!r}: {error}") from None
         places = require_places(offsets, tokenizer)
@@ -260,7 +261,8 @@ def _tokenize_prompt(
 
     # A span may be worded otherwise in the corrupt prompt: there it is named only where it is found.
     spans = {name: positions(part) for name, part in pair.spans.items() if clean_side or part in text}
-    subject_positions, special = positions(subject) if subject else (), {*tokenizer.all_special_ids}
+    subject_positions = positions(subject, pair.occurrence) if subject else ()
+    special = {*tokenizer.all_special_ids}
     return TokenPrompt(
         text=written.text,
         tokens=tuple(ids),

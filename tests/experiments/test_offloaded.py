@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidResults
-from causal_tracing.experiments.run import fingerprint
+from causal_tracing.experiments.manifest import fingerprint
 from causal_tracing.models.model import Model
 from families import build
 from loaded import BY_NAME
@@ -127,7 +127,7 @@ def test_a_device_map_with_tied_embeddings(tmp_path: Path, chosen: tuple[str, ..
 
 def test_a_run_goes_on_with_the_same_weights_kept_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And what was begun with them in their places goes on without a word: they are the same."""
-    monkeypatch.setattr("causal_tracing.experiments.run.pairs_at_once", lambda _: 1)
+    monkeypatch.setattr("causal_tracing.experiments.manifest.pairs_at_once", lambda _: 1)
     model = ct.load(on_disk(build(BY_NAME["llama"]), tmp_path / "weights"), WORDS)
     options: dict[str, Any] = {"components": ["mlp_out"], "progress": False}
 

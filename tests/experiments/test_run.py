@@ -80,13 +80,13 @@ def test_a_run_is_the_trace_of_its_pairs(model, whole):
     assert (run.effects.status == trace.effects.status).all()
     assert [found["id"] for found in run.provenance["pairs"]] == [f"pair-{n}" for n in range(COUNT)]
     assert run.provenance["worlds"] == trace.provenance["worlds"]
-    assert run.provenance["spot_checks"]["cells"] == 3 * 8
+    assert run.provenance["spot_checks"]["cells"] == 3 * 9
     assert run.provenance["spot_checks"]["largest_difference"] < 1e-4
 
 
 def test_the_same_command_again_does_nothing_and_says_the_same(model, whole, monkeypatch):
     before = arrays(whole)
-    monkeypatch.setattr("causal_tracing.experiments.run.measured", None)  # nothing is left to measure
+    monkeypatch.setattr("causal_tracing.experiments.chunks.measured", None)  # nothing is left to measure
     again = ct.run(model, PAIRS, whole)
     assert arrays(whole) == before
     assert again.summary() == ct.open_trace(whole).summary()
@@ -299,16 +299,16 @@ def test_pairs_that_cannot_be_traced_are_marked_and_the_rest_goes_on(model, tmp_
 
 
 def test_a_pair_that_does_not_fit_into_memory_is_marked(model, tmp_path, monkeypatch):
-    from causal_tracing.experiments import run as runs
+    from causal_tracing.experiments import chunks
 
-    real = runs.measured  # pyright: ignore[reportPrivateImportUsage]
+    real = chunks.measured  # pyright: ignore[reportPrivateImportUsage]
 
     def too_large(job: Any, progress: Any) -> Any:
         if any(each.id == "pair-2" for each in job.pairs):
             raise OutOfMemory("A single run does not fit.")
         return real(job, progress)
 
-    monkeypatch.setattr(runs, "measured", too_large)
+    monkeypatch.setattr(chunks, "measured", too_large)
     found = ct.run(model, PAIRS[:4], tmp_path / "run")
     assert found.provenance["failed"] == {"pair-2": "A single run does not fit."}
     assert found.effects.pair.values.tolist() == ["pair-0", "pair-1", "pair-3"]
@@ -396,7 +396,7 @@ def test_a_merge_that_fails_leaves_nothing(model, whole, tmp_path):
 def test_shards_of_other_thread_counts_are_not_merged(whole, tmp_path):
     other = copied(whole, tmp_path)
     manifest = read_manifest(other)
-    write_manifest(other, manifest | {"threads": manifest["threads"] + 1})
+    write_manifest(other, manifest | {"spec": manifest["spec"] | {"threads": manifest["spec"]["threads"] + 1}})
     with pytest.raises(InvalidResults, match=r"was run on 2 threads and .* on 1: the last bits .* OMP_NUM_THREADS"):
         merge(tmp_path / "all", [whole, other])
     assert not (tmp_path / "all").exists()
@@ -426,9 +426,9 @@ def test_a_run_goes_on_with_fewer_at_once_where_eight_do_not_fit(model, whole, t
 
 
 def test_where_memory_runs_out_half_of_the_pairs_are_in_work_at_once(model, tmp_path, monkeypatch):
-    from causal_tracing.experiments import run as runs
+    from causal_tracing.experiments import chunks
 
-    real, sizes = runs.measured, []  # pyright: ignore[reportPrivateImportUsage]
+    real, sizes = chunks.measured, []  # pyright: ignore[reportPrivateImportUsage]
 
     def too_many(job: Any, progress: Any) -> Any:
         sizes.append(len(job.pairs))
@@ -436,7 +436,7 @@ def test_where_memory_runs_out_half_of_the_pairs_are_in_work_at_once(model, tmp_
             raise OutOfMemory("A single run does not fit.")
         return real(job, progress)
 
-    monkeypatch.setattr(runs, "measured", too_many)
+    monkeypatch.setattr(chunks, "measured", too_many)
     assert ct.run(model, PAIRS[:8], tmp_path / "run").effects.sizes["pair"] == 8
     assert sizes == [8, 4, 4]
 
@@ -619,12 +619,12 @@ def test_the_command_line_merges_and_shards(asked):
 
 
 def test_an_interrupted_run_says_how_to_go_on(asked, monkeypatch):
-    from causal_tracing.experiments import run as runs
+    from causal_tracing.experiments import chunks
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "measured", interrupted)
+    monkeypatch.setattr(chunks, "measured", interrupted)
     monkeypatch.setattr(sys, "argv", ["causal-tracing", *asked])
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 128 + signal.SIGINT

@@ -83,6 +83,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def threads_of(manifest: Mapping[str, Any]) -> int:
+    """On how many threads a run is computed; 0.1.0 had them beside the specification."""
+    return manifest["spec"].get("threads") or manifest["threads"]
+
+
 def digest(content: Any) -> str:
     """The sha256 of plain values, in one order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -323,15 +328,15 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
     """
     manifests = [read_manifest(source) for source in sources]
     for source, manifest in zip(sources, manifests, strict=True):
+        if threads_of(manifest) != threads_of(manifests[0]):
+            raise InvalidResults(
+                f"{source} was run on {threads_of(manifest)} threads and {sources[0]} on {threads_of(manifests[0])}: "
+                "the last bits of their numbers depend on it. Run one of them again in a new folder, with "
+                "OMP_NUM_THREADS set to the same number for both."
+            )
         differ = list(differences(manifests[0]["spec"], manifest["spec"]))
         if differ:
             raise InvalidResults(f"{source} is no shard of the same run as {sources[0]}: {'; '.join(differ)}.")
-        if manifest["threads"] != manifests[0]["threads"]:
-            raise InvalidResults(
-                f"{source} was run on {manifest['threads']} threads and {sources[0]} on {manifests[0]['threads']}: the "
-                "last bits of their numbers depend on it. Run one of them again in a new folder, with OMP_NUM_THREADS "
-                "set to the same number for both."
-            )
     check_room(target)
     if target.exists() and not target.is_dir():
         raise InvalidResults(f"{target} is a file. Name a new folder for the whole.")

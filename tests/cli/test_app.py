@@ -89,7 +89,7 @@ def test_json_is_exactly_one_document(monkeypatch, capsys):
     assert document["status"]["resid_post"][0][2][4] == "cut"
     assert document["status"]["resid_post"][0][0] == ["structural_zero", "structural_zero", None, None, None]
     assert document["effects"]["restoration"]["resid_post"][0][0][0] == 0
-    assert document["spot_checks"]["cells"] == 8
+    assert document["spot_checks"]["cells"] == 9
     assert document["worlds"] == 2 + 2 * 2 * 3 * 5
     assert "all_metrics" not in document
 

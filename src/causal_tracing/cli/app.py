@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,11 @@ from causal_tracing import __version__
 from causal_tracing.cli import commands, console, streams
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, InvalidOption, Note
-from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
-from causal_tracing.patching.options import EstimateOptions, RunOptions
+from causal_tracing.patching.declare import MANY, OUTPUT, PAIR, specs
+from causal_tracing.patching.options import EstimateOptions, Options, RunOptions
 
+# What a run of many pairs has beside the options of a trace, with the defaults.
+OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
 DEMO: dict[str, Any] = {
     "clean": "The Colosseum is located in the city of",
     "corrupt": "The Eiffel Tower is located in the city of",
@@ -128,15 +131,15 @@ def trace(
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     many = pairs is not None
-    part = {"keep": options.pop("keep", "all"), "shard": options.pop("shard", (0, 1))}
+    of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
     console.check(asked, options, alone=out is None or not many)
-    _check_folder(out, many=many, in_part=part != {"keep": "all", "shard": (0, 1)}, overwrite=overwrite)
+    _check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if dry_run:
-        console.estimate(loaded, asked, options, keep=part["keep"], as_json=as_json)
+        console.estimate(loaded, asked, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return
     if out is not None and many:
-        result = console.ran(loaded, asked, out, **part, **options)
+        result = console.ran(loaded, asked, out, **of_a_run, **options)
     else:
         result = console.traced(loaded, asked, **options)
     if out is not None:
@@ -146,12 +149,13 @@ def trace(
         raise typer.Exit(commands.PARTLY)
 
 
-def _check_folder(out: Path | None, *, many: bool, in_part: bool, overwrite: bool) -> None:
+def _check_folder(out: Path | None, *, many: bool, of_a_run: Mapping[str, Any], overwrite: bool) -> None:
     """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
     from causal_tracing.results.storage.places import check_run_folder, check_target
 
-    if in_part and not (many and out is not None):
-        raise InvalidOption("--shard and --keep are for many pairs in a folder: give --pairs and --out too.")
+    given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != OF_A_RUN[name]]
+    if given and not (many and out is not None):
+        raise InvalidOption(f"{', '.join(given)}: for many pairs in a folder. Give --pairs and --out too.")
     if out is not None and many and overwrite:
         raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
     if out is not None and many:
@@ -193,7 +197,7 @@ def attribute(
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     console.check(asked, options, alone=True)
-    _check_folder(out, many=False, in_part=False, overwrite=overwrite)
+    _check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
     loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     from causal_tracing import attribute as run  # after the model is found: it takes seconds

@@ -64,7 +64,7 @@ def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "T
     from causal_tracing.experiments.progress import telling
 
     try:
-        with telling(True, at_once=True) as progress, warnings.catch_warnings():
+        with telling(True, at_once=True, pairs=len(pairs)) as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)  # said below, as a note
             result = run(model, pairs, folder, **options, progress=progress or False)
     except KeyboardInterrupt:
@@ -74,6 +74,8 @@ def ran(model: "Model", pairs: "list[Pair]", folder: Path, **options: Any) -> "T
     record = result.provenance
     if record["engine_note"]:
         note(f"note: {record['engine_note']}")
+    if "rerun" in record["spot_checks"]:
+        note(f"note: run again on replay: {record['spot_checks']['rerun']}")
     for id, reason in record["failed"].items():
         note(f"pair {id} failed: {reason}")
     note(

@@ -37,6 +37,10 @@ class Order:
     threads: int
     budget: int | None
 
+    def silent(self) -> "Order":
+        """The same for another process, which has nobody to tell of its progress."""
+        return replace(self, options=replace(self.options, progress=False))
+
 
 class Chunks:
     """Measures some of the pairs of an order at a time; it is planned with all of them, as columns and roles want."""

@@ -1,6 +1,7 @@
 """Opens a model and finds out what can be measured on it."""
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing.models.place import place_of
@@ -30,10 +31,14 @@ def load(
 
     from causal_tracing.engine.checks.check import accept
     from causal_tracing.models.open import handed_in, open_place
+    from causal_tracing.models.recipe import recipe_of
 
-    if place is not None:
-        opened = open_place(place, tokenizer, dtype=dtype, device=device)
-    else:
+    if place is None:
         given = {"revision": revision, "dtype": dtype, "device": device, "gguf_file": gguf_file}
         opened = handed_in(model, tokenizer, **given)
-    return accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
+        return accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
+    opened = open_place(place, tokenizer, dtype=dtype, device=device)
+    accepted = accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
+    if tokenizer is not None:  # who loads the model once more would have another one
+        return accepted
+    return replace(accepted, recipe=recipe_of(place, gguf_file, dtype=dtype, device=device))

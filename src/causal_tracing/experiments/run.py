@@ -8,10 +8,9 @@
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from causal_tracing.experiments.chunks import Chunks, Order, on_threads, planned
 from causal_tracing.experiments.filter import traceable_pairs
@@ -21,6 +20,9 @@ from causal_tracing.experiments.open_trace import open_trace
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace_result import Trace
+from causal_tracing.experiments.workers.crew import Crew, crew_of
+from causal_tracing.experiments.workers.dispatch import Measured, Task
+from causal_tracing.experiments.workers.work import Work, facts_of, require_recipe
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
@@ -45,32 +47,59 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     require_model(model)
     folder = check_run_folder(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
+    recipe = None if options.workers is None else require_recipe(model)
     kept, job = planned(model, traceable_pairs(model, asked, options), options)
-    with begun(folder), telling(options.progress) as progress:
-        manifest = begin_or_resume(folder, job, asked, options, torch.get_num_threads())
+    crew = crew_of(options.workers)
+    with begun(folder), telling(options.progress, pairs=len(asked)) as progress:
+        manifest = begin_or_resume(folder, job, asked, options, crew.threads)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=part_of(options))
         order = Order(traceable=kept, options=options, threads=threads_of(manifest), budget=manifest["budget"])
+        work = recipe and Work(recipe=recipe, order=order.silent())
         with on_threads(order.threads):
-            _fill(Store(folder, manifest["spec_sha256"]), Chunks(model, order, job), asked, manifest, progress)
+            chunks = Chunks(model, order, job)
+            _fill(_Run(folder, manifest, asked, retry=options.retry_failed), crew, chunks, work, progress)
     return open_trace(folder)
 
 
-def _fill(
-    store: Store, chunks: Chunks, pairs: Sequence[Pair], manifest: Mapping[str, Any], progress: Progress | None
-) -> None:
-    """Measures every chunk that is not there yet. A shard asks about no pair of another's."""
-    size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
-    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
-    mine, done = range(first, len(parts), shards), store.chunks()
-    for at, chunk in enumerate(mine):
-        if chunk not in done:
-            store.add(chunk, *chunks.rows(parts[chunk], _within(progress, at, len(mine))))
+class _Run:
+    """A run folder and its chunks: which are done, and which of a shard's are left."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], pairs: Sequence[Pair], *, retry: bool) -> None:
+        self.store = Store(folder, manifest["spec_sha256"])
+        self.done = {*self.store.chunks()}
+        size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
+        parts = [tuple(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+        self.mine = {chunk: parts[chunk] for chunk in range(first, len(parts), shards)}
+        self.failed = self.store.failed() if retry else {}
+
+    def tasks(self) -> list[Task]:
+        """What is left to measure: whole chunks, and those that failed of others."""
+        left = [Task(chunk=chunk, pairs=pairs) for chunk, pairs in self.mine.items() if chunk not in self.done]
+        for chunk, pairs in self.mine.items():
+            again = tuple(pair for pair in pairs if pair.id in self.failed.get(chunk, ()))
+            left += [Task(chunk=chunk, pairs=again)] if again else []
+        return left
+
+    def add(self, found: Measured) -> None:
+        """Commits a chunk, or what it has of pairs that had failed."""
+        if found.chunk in self.done:
+            self.store.replace(found.chunk, found.rows, found.record)
+        else:
+            self.store.add(found.chunk, found.rows, found.record)
+
+
+def _fill(run: _Run, crew: Crew, chunks: Chunks, work: Work | None, progress: Progress | None) -> None:
+    """Measures what is left, and commits each chunk as it is done. A shard asks about no pair of another's."""
+    tasks = run.tasks()
+    done = len(run.mine) - len(tasks)
+
+    def tell(shares: Mapping[int, float]) -> None:
         if progress:
-            progress(1000 * (at + 1), 1000 * len(mine))
+            progress(round(1000 * (done + sum(shares.values()))), 1000 * len(run.mine))
 
-
-def _within(progress: Progress | None, at: int, of: int) -> Progress | None:
-    """A chunk's progress, told as the run's."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(round(1000 * (at + done / max(1, total))), 1000 * of)
+    facts = facts_of(chunks.model, chunks.job, chunks.order.threads) if work else {}
+    with closing(crew.measured(tasks, chunks, work, facts, tell if progress else None)) as measured:
+        for found in measured:
+            run.add(found)
+            done += 1
+            tell({})

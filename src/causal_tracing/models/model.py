@@ -12,6 +12,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.offload import device_of
+from causal_tracing.models.recipe import Recipe
 
 
 def require_model(model: object) -> None:
@@ -56,7 +57,8 @@ class Model:
     """A causal language model whose anatomy has been checked. `source` says where it came from.
 
     `agreement` says on which components the packed engine may be used. `backend` answers for the model where it brings
-    one along (`engine.backend.Backend`): then there need be no network.
+    one along (`engine.backend.Backend`): then there need be no network. `recipe` is how the same model is loaded once
+    more elsewhere; None of one that exists in this memory alone.
     """
 
     network: Any
@@ -66,6 +68,7 @@ class Model:
     source: Mapping[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
     backend: Any = None
+    recipe: Recipe | None = None
 
     @property
     def layers(self) -> nn.ModuleList:

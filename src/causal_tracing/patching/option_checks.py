@@ -1,5 +1,6 @@
 """Checks of the options' single values: each raises InvalidOption for what cannot be meant."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,14 @@ def check_shard(value: Any) -> None:
     parts = list(value) if isinstance(value, Sequence) else []
     if not (len(parts) == 2 and all(isinstance(n, int) for n in parts) and 0 <= parts[0] < parts[1]):
         raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {value!r}.")
+
+
+def check_workers(value: Any) -> None:
+    """A number of processes, ray with or without one, or none."""
+    if value is None or (isinstance(value, str) and re.fullmatch(r"ray(:[1-9][0-9]*)?", value)):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidOption(f'workers= is a number of processes, "ray", or "ray:N" (N actors); it is {value!r}.')
 
 
 def check_progress(value: Any) -> None:

@@ -33,6 +33,7 @@ from causal_tracing.patching.option_checks import (
     check_progress,
     check_severed,
     check_shard,
+    check_workers,
     one_of,
 )
 from causal_tracing.patching.option_sets import check_together
@@ -296,6 +297,22 @@ class RunOptions(Options):
         group=MANY,
         text=texts.SHARD,
         check=check_shard,
+        recorded=False,
+    )
+    workers: int | str | None = option(
+        None,
+        help="How many processes of this machine work on it; ray, or ray:N, for Ray's actors on any number of machines "
+        "(default: this process alone).",
+        group=MANY,
+        text=texts.WORKERS,
+        check=check_workers,
+        recorded=False,
+    )
+    retry_failed: bool = option(
+        False,
+        help="Measure the pairs that failed once more.",
+        group=MANY,
+        text=texts.SWITCH,
         recorded=False,
     )
 

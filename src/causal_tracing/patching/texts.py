@@ -240,6 +240,20 @@ SHARD = _one(
     example="Such as 0/4.",
 )
 
+
+def workers(text: str) -> int | str:
+    """4 processes, or ray and ray:4. The check says what is neither."""
+    return int(text) if text.isdecimal() else text
+
+
+WORKERS = _one(
+    workers,
+    str,
+    fits=lambda value: _is(value, int) or _is(value, str),
+    form='a whole number, "ray", or "ray:4"',
+    example="Such as 4, ray, or ray:8.",
+)
+
 DRAWN = (
     Flag(
         name="draws",

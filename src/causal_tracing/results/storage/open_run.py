@@ -1,6 +1,6 @@
 """What a run folder holds, as Measurements: its rows in the order of the file, and what is known of the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,18 @@ def open_run(folder: str | Path) -> Measurements:
             raise InvalidResults(f"None of the {len(ids)} pairs of {folder} was measured. The first: {reasons[0]}")
         why = f" The first pair that failed: {reasons[0]}" if reasons else ""
         raise InvalidResults(f"{folder} holds no measured pair yet.{why} Run the same command again to go on.")
-    provenance = _provenance(manifest, done, rows, [chunks[chunk] for chunk in sorted(chunks) if chunks[chunk]])
+    records = [record for chunk in sorted(chunks) for record in _records(chunks[chunk])]
+    provenance = _provenance(manifest, done, rows, records)
     found = joined([_measurements(row, provenance) for row in done], provenance)
     left_out = len(rows) == len(ids) and any(row.status == DROPPED for row in rows.values())
     return _reached(found, manifest["spec"]["options"]) if left_out else found
+
+
+def _records(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What is recorded of a chunk, and of those of its pairs that were measured again."""
+    if "started" in record:
+        yield record
+    yield from record.get("again", ())
 
 
 def _reached(found: Measurements, options: Mapping[str, Any]) -> Measurements:

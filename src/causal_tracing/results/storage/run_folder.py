@@ -225,6 +225,25 @@ class Store:
             connection.execute("INSERT INTO chunks VALUES (?, ?, ?)", (chunk, self.spec, text))
             connection.execute("COMMIT")
 
+    def replace(self, chunk: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
+        """Commits rows in the place of those that these pairs have; the record joins what the chunk's says."""
+        packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
+        kept = self.chunks()[chunk]
+        text = json.dumps(kept | {"again": [*kept.get("again", []), dict(record)]} if record else kept)
+        with self._open(_to_write(self.path)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", packed)
+            connection.execute("UPDATE chunks SET record = ? WHERE chunk = ? AND spec = ?", (text, chunk, self.spec))
+            connection.execute("COMMIT")
+
+    def failed(self) -> dict[int, set[str]]:
+        """The pairs that failed, by their chunk."""
+        found: dict[int, set[str]] = {}
+        query = f"SELECT chunk, pair FROM pairs WHERE spec = ? AND status = '{FAILED}'"
+        for chunk, pair in self._selected(query):
+            found.setdefault(chunk, set()).add(pair)
+        return found
+
     def chunks(self) -> dict[int, dict[str, Any]]:
         """The chunks that are done, with what was recorded of each."""
         found = self._selected("SELECT chunk, record FROM chunks WHERE spec = ?")

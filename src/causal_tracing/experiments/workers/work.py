@@ -1,0 +1,76 @@
+"""What a worker does, wherever it runs: it loads the model by its recipe, says what it found, and measures chunks."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from causal_tracing.errors import EngineNote, InvalidOption, Note
+from causal_tracing.experiments.chunks import Chunks, Order, Record
+from causal_tracing.experiments.load import load
+from causal_tracing.experiments.manifest import facts
+from causal_tracing.models.model import Model
+from causal_tracing.models.recipe import Recipe
+from causal_tracing.patching.job import Job
+from causal_tracing.patching.options import Progress
+from causal_tracing.prompts.pairs import Pair
+from causal_tracing.results.storage.run_folder import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """All that a worker is told: how the model is loaded, and the order. `number` tells it from its fellows."""
+
+    recipe: Recipe
+    order: Order
+    number: int = 0
+
+
+class Worker:
+    """A worker at work. Raises what loading raises."""
+
+    def __init__(self, work: Work) -> None:
+        torch.set_num_threads(work.order.threads)
+        recipe = replace(work.recipe, device=_device(work))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Note)  # the driver has said them
+            self.chunks = Chunks(load(**recipe.arguments()), work.order)
+
+        self.facts = facts_of(self.chunks.model, self.chunks.job, torch.get_num_threads())
+
+    def measured(
+        self, pairs: Sequence[Pair], progress: Progress | None = None
+    ) -> tuple[list[Row], Record, tuple[str, ...]]:
+        """The rows of these pairs, what was recorded of them, and what was warned of."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", Note)
+            rows, record = self.chunks.rows(pairs, progress)
+        notes = (str(each.message) for each in caught if issubclass(each.category, EngineNote))
+        return rows, record, tuple(dict.fromkeys(notes))
+
+
+def facts_of(model: Model, job: Job, threads: int) -> dict[str, Any]:
+    """What the driver and its workers must have in common: the manifest's facts, and what hooks a model carries."""
+    *_, hooks, replaced = model.circumstances
+    return facts(job, threads) | {"hooks": hooks, "replaced forwards": replaced}
+
+
+def require_recipe(model: Model) -> Recipe:
+    """How workers load the model. Raises InvalidOption for one that is in this process's memory alone."""
+    if model.recipe is None:
+        raise InvalidOption(
+            f"workers= load the model anew, each in a process of its own, and {model.name} is in this one's memory "
+            "alone. Save it (network.save_pretrained(folder), tokenizer.save_pretrained(folder)) and load(folder), or "
+            "leave workers out."
+        )
+    return model.recipe
+
+
+def _device(work: Work) -> str | None:
+    """Each worker its own GPU, as long as there are some and none was named."""
+    count = torch.cuda.device_count()
+    if work.recipe.device in (None, "auto", "cuda") and count > 1:
+        return f"cuda:{work.number % count}"
+    return work.recipe.device

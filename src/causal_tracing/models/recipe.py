@@ -1,0 +1,36 @@
+"""How a model is loaded once more, by another process or on another machine: what `load` was given, and no branch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from causal_tracing.models.place import Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The arguments of `load` that give the same model again: a repository at its commit, a folder from anywhere."""
+
+    model: str
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+    gguf_file: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What to call `load` with; it stays silent."""
+        return asdict(self) | {"progress": False}
+
+
+def recipe_of(place: Place, gguf_file: str | None, *, dtype: Any, device: Any) -> Recipe:
+    """How the model that lies there is loaded once more."""
+    on_disk = place.source["kind"] in ("folder", "gguf")
+    return Recipe(
+        model=str(Path(place.name).expanduser().resolve()) if on_disk else place.name,
+        revision=place.commit,
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        device=None if device is None else str(device),
+        trust_remote_code=place.trust,
+        gguf_file=gguf_file,
+    )

@@ -1,0 +1,71 @@
+"""Workers that are Ray's actors, one of them killed at work. In a process of its own: Ray begins some more."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.experiments.workers import on_ray
+
+DRIVER = """
+import os, signal, sys, threading
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/experiments/workers"]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import causal_tracing as ct
+import test_processes as here
+from causal_tracing.experiments.workers import on_ray
+from tiny import tiny_folder
+
+work = Path(sys.argv[1])
+tiny_folder(work / "model")
+model = ct.load(work / "model", progress=False)
+ct.run(model, here.PAIRS, work / "whole", **here.ASKED)
+
+class Hunted(on_ray.Actors):
+    kills = 1
+
+    def give(self, worker, task):
+        super().give(worker, task)
+        if Hunted.kills and task.chunk == 1:
+            Hunted.kills -= 1
+            self.ray.kill(self.actors[worker])
+
+real, on_ray.Actors = on_ray.Actors, Hunted
+found = ct.run(model, here.PAIRS, work / "run", workers="ray:2", **here.ASKED)
+assert Hunted.kills == 0
+assert here.arrays(work / "run") == here.arrays(work / "whole")
+assert found.provenance["failed"] == {}
+
+on_ray.Actors = real
+with torch.no_grad():
+    model.network.lm_head.weight[5] += 1.0
+try:
+    ct.run(model, here.PAIRS, work / "other", workers="ray:1", **here.ASKED)
+except ct.errors.MachineError as error:
+    assert "model.fingerprint was" in str(error), error
+else:
+    raise AssertionError("weights that were changed after loading were not refused")
+import ray
+ray.shutdown()
+print("the same bytes")
+"""
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'causal-tracing[ray]'")
+@pytest.mark.xdist_group("workers")
+def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(tmp_path: Path):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split("\n")[-2] == "the same bytes"
+
+
+def test_where_ray_is_not_installed_it_is_said_how_to_have_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidOption, match=r"workers='ray' needs Ray: pip install 'causal-tracing\[ray\]'"):
+        on_ray.joined(2)

@@ -3,6 +3,8 @@
 On one device the same operations run on the same numbers, so that no difference is allowed.
 """
 
+import gc
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,17 +15,21 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
 
 import causal_tracing as ct
+from causal_tracing.cli.app import app
+from causal_tracing.engine import memory
 from causal_tracing.engine.checks.check import accept
-from causal_tracing.errors import InvalidResults
+from causal_tracing.engine.packed import base_runs
+from causal_tracing.errors import InvalidOption, InvalidResults, UnsupportedModel
 from causal_tracing.experiments.manifest import fingerprint
 from causal_tracing.models.model import Model
 from families import build
 from loaded import BY_NAME
 from made import WORDS, pair
 from offloaded import EMBEDDINGS, WAYS, embeddings_and_a_layer, head, in_memory, on_disk, whole_layers
-from tiny import tiny_model
+from tiny import tiny_folder, tiny_model
 
 PAIRS = [pair(n) for n in range(2)]
 NOISY = pair(0, corrupt=None, corrupt_subject=None)
@@ -153,3 +159,118 @@ def test_other_weights_kept_elsewhere_are_another_model(tmp_path: Path):
     other = accept(in_memory(changed, tmp_path), WORDS, name="llama")
     with pytest.raises(InvalidResults, match=r"model\.fingerprint was"):
         ct.run(other, PAIRS, tmp_path / "run", **options)
+
+
+# By name: load(..., device_map=)
+
+
+PARTS = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", *(f"model.layers.{n}" for n in range(4)))
+TINY = ct.Pair(clean="the city of Rome is 5", corrupt="the city of Paris is 5", answer=" Mary", foil=" John")
+
+
+def placed(*on_disk: str) -> dict[str, str]:
+    return {part: "disk" if part in on_disk else "cpu" for part in PARTS}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_folder(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "where",
+    [placed("model.layers.1", "model.layers.2"), placed("model.embed_tokens", "lm_head"), {"": "disk"}, "auto"],
+    ids=["layers", "embeddings and head", "all", "auto"],
+)
+def test_a_device_map_by_name_changes_no_bit(folder: Path, where: Any):
+    plain, model = (ct.load(folder, progress=False, device_map=each) for each in (None, where))
+    assert any(parameter.is_meta for parameter in model.network.parameters()) == (where != "auto")
+    asked: dict[str, Any] = {"components": ["resid_post", "attn_out"], "heads": True, "neurons": {2: [1, 7]}}
+    traces = [ct.trace(each, TINY, progress=False, **asked) for each in (plain, model)]
+    assert traces[1].provenance["engine"] == "packed"
+    assert is_equal(*traces)
+    estimates = [ct.attribute(each, TINY, components=["mlp_out"], progress=False) for each in (plain, model)]
+    for name in ("estimated", "restored"):
+        one, other = (each.measurements.maps["blocks"][name].values for each in estimates)
+        assert_array_equal(one, other)
+
+
+def test_what_lies_on_disk_goes_with_the_model(folder: Path):
+    before = {*Path(tempfile.gettempdir()).glob("causal-tracing-*")}
+    model = ct.load(folder, progress=False, device_map={"": "disk"})
+    assert len({*Path(tempfile.gettempdir()).glob("causal-tracing-*")} - before) == 1
+    del model
+    gc.collect()
+    assert {*Path(tempfile.gettempdir()).glob("causal-tracing-*")} <= before
+
+
+def test_a_run_with_workers_has_the_same_map(folder: Path, tmp_path: Path):
+    where = placed("model.layers.1")
+    model, pairs = ct.load(folder, progress=False, device_map=where), [TINY]
+    assert model.recipe is not None
+    assert model.recipe.device_map == where
+    ct.run(model, pairs, tmp_path / "here", progress=False)
+    ct.run(model, pairs, tmp_path / "workers", workers=1, progress=False)
+    one, other = (ct.open_trace(tmp_path / name) for name in ("here", "workers"))
+    assert is_equal(one, other)
+
+
+def test_the_command_line_takes_a_device_map_and_writes_it_down(folder: Path, tmp_path: Path):
+    fields = {name: getattr(TINY, name) for name in ("clean", "corrupt", "answer", "foil")}
+    command = ["trace", "--model", str(folder), "--device-map", "auto", "--components", "resid_post"]
+    command += [f"--{name}={text}" for name, text in fields.items()]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "--device-map auto" in ct.open_trace(tmp_path / "out").provenance["command"]
+    assert 'device_map = "auto"' in (tmp_path / "out" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"device_map": "atuo"}, "There is no device_map 'atuo'. Did you mean 'auto'"),
+        ({"device_map": "auto", "device": "cpu"}, "give one of them"),
+        ({"max_memory": {0: "1GiB"}}, "give device_map= too"),
+        ({"device_map": "auto", "max_memory": "1GiB"}, "max_memory= is sizes by device"),
+        ({"device_map": {"": "coda:0"}}, "device='coda:0' is none"),
+        ({"device_map": {"": 3}}, "device_map=.* cannot be used on this machine"),
+    ],
+)
+def test_what_is_no_map_of_devices_is_refused(folder: Path, asked: dict[str, Any], said: str):
+    if asked.get("device_map") == {"": 3} and torch.cuda.is_available():
+        pytest.skip("this machine has GPUs")
+    with pytest.raises(InvalidOption, match=said):
+        ct.load(folder, progress=False, **asked)
+
+
+def test_a_model_from_memory_stays_where_it_is():
+    with pytest.raises(InvalidOption, match="device_map='auto' does not apply to a model that is already in memory"):
+        ct.load(build(BY_NAME["llama"]), WORDS, device_map="auto")
+
+
+def test_one_weight_on_two_devices_is_refused_by_its_two_names(tmp_path: Path):
+    tiny_folder(tmp_path, tie_word_embeddings=True)
+    said = (
+        "one weight for model.embed_tokens and lm_head, and its device_map puts them on cpu and disk. Put both on one"
+    )
+    with pytest.raises(UnsupportedModel, match=said):
+        ct.load(tmp_path, progress=False, device_map=placed("lm_head"))
+
+
+def test_the_budget_is_that_of_the_fullest_device(monkeypatch: pytest.MonkeyPatch):
+    shares = {torch.device("cpu"): 900, torch.device("cuda", 0): 700, torch.device("cuda", 1): 800}
+    monkeypatch.setattr(memory, "_share", shares.__getitem__)
+    monkeypatch.setattr(Model, "devices", frozenset(shares))
+    assert memory.default_budget(here("llama")) == 700
+
+
+def test_what_layers_are_called_with_follows_their_device():
+    """All are given the same rotations, which lie on the first device; without a second one, "meta" stands for it."""
+    listener = base_runs._Listener(3, eager=False)
+    turns = (torch.ones(1, 3, 4), torch.ones(1, 3, 4))
+    given = {"hidden_states": torch.ones(1, 3, 8), "position_embeddings": turns, "use_cache": False}
+    listener._note(2, torch.nn.Identity(), (), given, (torch.ones(1, 3, 8, device="meta"),))
+    assert [each.device.type for each in listener.calls[2].kwargs["position_embeddings"]] == ["meta", "meta"]
+    assert listener.calls[2].kwargs["use_cache"] is False

@@ -102,6 +102,7 @@ def trace(
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
+    device_map: commands.DeviceMap = None,
     revision: commands.Revision = None,
     trust_remote_code: commands.Trust = False,
     dry_run: Annotated[
@@ -134,7 +135,9 @@ def trace(
     of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
     console.check(asked, options, alone=out is None or not many)
     _check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
-    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(
+        model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     if dry_run:
         console.estimate(loaded, asked, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return
@@ -179,6 +182,7 @@ def attribute(
     pairs: Pairs = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
+    device_map: commands.DeviceMap = None,
     revision: commands.Revision = None,
     trust_remote_code: commands.Trust = False,
     out: Annotated[
@@ -199,7 +203,9 @@ def attribute(
     console.check(asked, options, alone=True)
     _check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
-    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(
+        model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     from causal_tracing import attribute as run  # after the model is found: it takes seconds
 
     with warnings.catch_warnings():
@@ -223,6 +229,7 @@ def check(
     revision: commands.Revision = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
+    device_map: commands.DeviceMap = None,
     trust_remote_code: commands.Trust = False,
     as_json: commands.Json = False,
 ) -> None:
@@ -230,7 +237,9 @@ def check(
 
     Ends with exit code 5 where the model is refused something (it lacks it, or a check failed), and 0 else.
     """
-    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = console.load(
+        model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
+    )
     from causal_tracing.engine.checks.check import check as examine_again  # after the model is found: it takes seconds
 
     checkup = examine_again(loaded)

@@ -25,6 +25,12 @@ Dtype = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="Such as cpu or cuda:0 (default: the GPU if there is one).", rich_help_panel=ENGINE)
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="For a model larger than a device: auto, balanced, balanced_low_0 or sequential.", rich_help_panel=ENGINE
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run model code that comes with the repository.", rich_help_panel=ENGINE),

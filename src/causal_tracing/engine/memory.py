@@ -20,12 +20,13 @@ HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched ane
 
 
 def default_budget(model: Model) -> int:
-    """Bytes that a batch may take unless said otherwise: a share of what is free on the model's device."""
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return min(int(free * SHARE_OF_FREE_MEMORY), LARGEST_DEFAULT.get(model.device.type, 2**62))
+    """Bytes that a batch may take unless said otherwise: a share of what is free, on that device which has least."""
+    return min(_share(device) for device in model.devices)
+
+
+def _share(device: torch.device) -> int:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return min(int(free * SHARE_OF_FREE_MEMORY), LARGEST_DEFAULT.get(device.type, 2**62))
 
 
 def rows_that_fit(model: Model, length: int, keep: int, budget: int) -> int:

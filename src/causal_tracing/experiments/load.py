@@ -5,8 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing.models.place import place_of
+from causal_tracing.models.spread import spread_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from causal_tracing.models.model import Model
@@ -21,10 +24,32 @@ def load(
     device: "str | torch.device | None" = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    device_map: "str | Mapping[str, Any] | None" = None,
+    max_memory: "Mapping[int | str, int | str] | None" = None,
     progress: bool = True,
 ) -> "Model":
-    """The model, opened as `open_model` does and with its anatomy checked: what every other function works on."""
-    place = None
+    """The model, opened and with its anatomy checked: what every other function works on.
+
+    model: "demo", a name on the Hugging Face hub, a folder, a .gguf file, or a transformers or nnsight model, which is
+        left as it is: dtype, device and revision cannot be given with it.
+    tokenizer: needed with a model from memory; else the one that lies beside the weights.
+    revision: a branch, tag or commit of the hub's.
+    dtype: float32 (default), bfloat16, float16, float64, or auto (as the weights are stored).
+    device: such as "cpu" or "cuda:0" (default: the GPU if there is one).
+    device_map: for a model that is larger than a device: "auto", "balanced", "balanced_low_0", "sequential", or a
+        mapping from modules to devices, "disk" among them. What does not fit is kept in memory or on disk, and fetched
+        layer by layer; the numbers are the same, to the bit on a CPU.
+    max_memory: what device_map may use of each device, such as {0: "20GiB", "cpu": "60GiB"}.
+    trust_remote_code: run model code that comes with the repository.
+    gguf_file: the name of a GGUF file in the folder or repository.
+    progress: bars while weights are downloaded and read.
+
+    Raises ModelNotFound, UnsupportedModel, UnsupportedTokenizer, InvalidOption, MachineError.
+
+    Example:
+        model = ct.load("openai-community/gpt2", dtype="bfloat16")
+    """
+    spread, place = spread_of(device_map, max_memory, device), None
     if isinstance(model, str | os.PathLike):  # a name that is not there is said before torch is loaded
         options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "progress": progress}
         place = place_of(model, revision, gguf_file, **options)
@@ -34,11 +59,17 @@ def load(
     from causal_tracing.models.recipe import recipe_of
 
     if place is None:
-        given = {"revision": revision, "dtype": dtype, "device": device, "gguf_file": gguf_file}
+        given = {
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "gguf_file": gguf_file,
+            "device_map": device_map,
+        }
         opened = handed_in(model, tokenizer, **given)
         return accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
-    opened = open_place(place, tokenizer, dtype=dtype, device=device)
+    opened = open_place(place, tokenizer, dtype=dtype, device=device, spread=spread)
     accepted = accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
     if tokenizer is not None:  # who loads the model once more would have another one
         return accepted
-    return replace(accepted, recipe=recipe_of(place, gguf_file, dtype=dtype, device=device))
+    return replace(accepted, recipe=recipe_of(place, gguf_file, dtype=dtype, device=device, spread=spread))

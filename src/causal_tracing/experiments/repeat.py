@@ -103,6 +103,8 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         found["revision"] = model.source["commit"]
     if model.dtype != "float32":
         found["dtype"] = model.dtype
+    if model.recipe is not None and isinstance(model.recipe.device_map, str):
+        found["device_map"] = model.recipe.device_map
     if not (alone and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*FIELDS, "id", "cluster", "chat"}):
         return found | {"pairs": PAIRS}
     (pair,) = pairs

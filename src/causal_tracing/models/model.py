@@ -11,7 +11,7 @@ from torch import nn
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
-from causal_tracing.models.offload import device_of
+from causal_tracing.models.offload import device_of, devices_of
 from causal_tracing.models.recipe import Recipe
 
 
@@ -118,6 +118,11 @@ class Model:
         if self.backend is not None:
             return torch.device(self.backend.describe().device)
         return device_of(self.network, self.network.get_input_embeddings().weight)
+
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        """Every device that something of it computes on."""
+        return frozenset({self.device, *devices_of(self.network)})
 
     @property
     def dtype(self) -> str:

@@ -47,6 +47,14 @@ def device_of(network: nn.Module, parameter: Tensor) -> torch.device:
     return parameter.device
 
 
+def devices_of(network: nn.Module) -> Iterator[torch.device]:
+    """The devices that its modules compute on."""
+    for one in _kept(network).values():
+        where: Any = one.hook.execution_device
+        yield torch.device(where)
+    yield from {parameter.device for parameter in network.parameters() if not parameter.is_meta}
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """Where a parameter is kept: in the map of this hook, under this name."""

@@ -9,8 +9,10 @@ A model that is handed in from memory is left exactly as it is.
 
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ from causal_tracing.models.hub import brief, download_weights, explained, known
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.offload import absent
 from causal_tracing.models.place import Place, check_device, dtype_name, no_device, place_of, refuse
+from causal_tracing.models.spread import Spread, refuse_parted
 
 OTHERS = "Give a causal decoder, such as a gpt2, llama, qwen, gemma or pythia model."
 
@@ -53,12 +56,14 @@ def open_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    spread: Spread | None = None,
     progress: bool = True,
 ) -> Opened:
     """The model with its tokenizer, in evaluation mode without gradients, float32 on a GPU if there is one.
 
     `model` is "demo", a name on the hub, a folder, a .gguf file, or a transformers or nnsight model: those are left
-    as they are (an nnsight model is dispatched), so that dtype, device and revision cannot be given with them.
+    as they are (an nnsight model is dispatched), so that dtype, device and revision cannot be given with them. `spread`
+    is for a model on several devices.
     """
     if not isinstance(model, str | os.PathLike):
         return handed_in(model, tokenizer, revision=revision, dtype=dtype, device=device, gguf_file=gguf_file)
@@ -66,7 +71,7 @@ def open_model(
         _require_tokenizer(tokenizer, str(model))
     target = _device(device)
     place = place_of(model, revision, gguf_file, dtype=dtype, device=device, trust=trust_remote_code, progress=progress)
-    return open_place(place, tokenizer, dtype=dtype, device=target)
+    return open_place(place, tokenizer, dtype=dtype, device=target, spread=spread)
 
 
 def open_place(
@@ -75,28 +80,41 @@ def open_place(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    spread: Spread | None = None,
 ) -> Opened:
     """The model that lies there."""
     if tokenizer is not None:
         _require_tokenizer(tokenizer, place.name)
     kind, target = _dtype("float32" if dtype is None else dtype), _device(device)
     with nullcontext() if place.progress and place.source["kind"] != "embedded" else without_bars():
-        return _read(place, tokenizer, kind, target)
+        return _read(place, tokenizer, kind, spread or target)
 
 
-def _read(place: Place, tokenizer: Any, dtype: Any, device: torch.device) -> Opened:
+def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread) -> Opened:
     with explained(place):
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
         tokenizer = _tokenizer(place) if tokenizer is None else tokenizer
-        network = _network(place, config, dtype)
-        try:
-            network = network.to(device)  # pyright: ignore[reportArgumentType]
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise InvalidOption(f"device={str(device)!r} cannot be used on this machine: {error}") from error
+        if isinstance(where, Spread):
+            with _on_this_machine(f"device_map={where.device_map!r}"):
+                network = _network(place, config, dtype, where)
+            refuse_parted(network, place.name)
+        else:
+            network = _network(place, config, dtype)
+            with _on_this_machine(f"device={str(where)!r}"):
+                network = network.to(where)  # pyright: ignore[reportArgumentType]
     return Opened(network=network, tokenizer=tokenizer, name=place.name, source=place.source)
+
+
+@contextmanager
+def _on_this_machine(what: str) -> Iterator[None]:
+    """Raises InvalidOption for a device that this machine does not have."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InvalidOption(f"{what} cannot be used on this machine: {error}") from error
 
 
 def _dtype(asked: str | torch.dtype) -> Any:
@@ -162,13 +180,14 @@ def _not_causal(config: Any) -> str:
     return ""
 
 
-def _network(place: Place, config: Any, dtype: Any) -> PreTrainedModel:
+def _network(place: Place, config: Any, dtype: Any, spread: Spread | None = None) -> PreTrainedModel:
     safe = {"use_safetensors": download_weights(place)} if place.commit and not place.gguf else {}
     causal: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     by_text = type(config) in causal or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     kind: Any = AutoModelForCausalLM if by_text else AutoModelForImageTextToText  # which reads text alone too
-    options = {**safe, **place.arguments()}
-    network, report = kind.from_pretrained(place.where, dtype=dtype, output_loading_info=True, **options)
+    options = {"dtype": dtype, "output_loading_info": True, **safe, **place.arguments()}
+    read: Callable[..., Any] = kind.from_pretrained if spread is None else partial(spread.load, kind.from_pretrained)
+    network, report = read(place.where, **options)
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -237,6 +256,7 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             "with one: AutoModelForCausalLM.from_pretrained(...)."
         )
     _require_weights(network, name)
+    refuse_parted(network, name)
     if tokenizer is None:
         raise InvalidOption(
             f"{name} was handed in without its tokenizer. Give it too: "

@@ -1,10 +1,12 @@
 """How a model is loaded once more, by another process or on another machine: what `load` was given, and no branch."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from causal_tracing.models.place import Place
+from causal_tracing.models.spread import Spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,13 +19,15 @@ class Recipe:
     device: str | None = None
     trust_remote_code: bool = False
     gguf_file: str | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
 
     def arguments(self) -> dict[str, Any]:
         """What to call `load` with; it stays silent."""
         return asdict(self) | {"progress": False}
 
 
-def recipe_of(place: Place, gguf_file: str | None, *, dtype: Any, device: Any) -> Recipe:
+def recipe_of(place: Place, gguf_file: str | None, *, dtype: Any, device: Any, spread: Spread | None = None) -> Recipe:
     """How the model that lies there is loaded once more."""
     on_disk = place.source["kind"] in ("folder", "gguf")
     return Recipe(
@@ -33,4 +37,6 @@ def recipe_of(place: Place, gguf_file: str | None, *, dtype: Any, device: Any) -
         device=None if device is None else str(device),
         trust_remote_code=place.trust,
         gguf_file=gguf_file,
+        device_map=spread and spread.device_map,
+        max_memory=spread and spread.max_memory,
     )

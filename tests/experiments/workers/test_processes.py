@@ -1,4 +1,4 @@
-"""Workers that are processes: killed at random, with the driver too, and the rows are those of one process, to the byte."""
+"""Workers that are processes: killed at random, their driver too; the rows are those of one process, to the byte."""
 
 import os
 import random

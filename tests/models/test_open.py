@@ -103,6 +103,12 @@ def test_dtype_auto_is_the_checkpoints(tmp_path: Path):
     assert open_model(tmp_path).network.dtype == torch.float32
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAUSAL_TRACING_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_a_gguf_file_opens_and_equals_the_original(tmp_path: Path):
     model = tiny_gguf(tmp_path / "tiny.gguf")
     checksum = hashlib.sha256((tmp_path / "tiny.gguf").read_bytes()).hexdigest()
@@ -114,6 +120,7 @@ def test_a_gguf_file_opens_and_equals_the_original(tmp_path: Path):
         assert opened.tokenizer("ab", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (1, 2)]
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_progress_off_means_silence_and_stdout_is_never_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     tiny_gguf(tmp_path / "tiny.gguf")
     open_model(tmp_path / "tiny.gguf", progress=False)

@@ -251,4 +251,22 @@ def check(
         raise typer.Exit(commands.PARTLY)
 
 
+@commands.command(app)
+def cache(
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Take the converted models out. The demo model stays.")
+    ] = False,
+) -> None:
+    """What is kept between runs: GGUF models in float32, so that they are converted once."""
+    from causal_tracing.models import gguf
+    from causal_tracing.models.cache import MEGABYTE, cache_home
+
+    if clear:
+        print(f"{gguf.clear() // MEGABYTE} MB taken out of {cache_home()}")
+        return
+    for folder, size in gguf.kept():
+        print(f"{size // MEGABYTE:>8} MB  {folder.name}")
+    print(f"at most {gguf.limit() // MEGABYTE} MB in {cache_home()} ({gguf.LIMIT_VARIABLE}, in bytes)")
+
+
 app.add_typer(cli_results.app)

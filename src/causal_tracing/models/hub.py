@@ -53,6 +53,13 @@ def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[st
     return parts[len(parts) - parts[::-1].index("snapshots")], silent
 
 
+def gguf_file(place: Place) -> Path | None:
+    """The GGUF file that lies at a place, fetched if need be; None where there is none."""
+    if place.gguf is None:
+        return None
+    return Path(place.where) / place.gguf if place.commit is None else _fetch(place, place.gguf)
+
+
 def _fetch(place: Place, file: str) -> Path | None:
     """A file of the repository, whole, in the hub's cache; None where the repository has no such file."""
     known = try_to_load_from_cache(place.where, file, revision=place.commit)

@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer
-from causal_tracing.models.demo import without_bars
-from causal_tracing.models.hub import brief, download_weights, explained, known
+from causal_tracing.models.gguf import converted, without_bars
+from causal_tracing.models.hub import brief, download_weights, explained, gguf_file, known
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.offload import absent
 from causal_tracing.models.place import Place, check_device, dtype_name, no_device, place_of, refuse
@@ -92,6 +92,8 @@ def open_place(
 
 def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread) -> Opened:
     with explained(place):
+        file = gguf_file(place)
+        place = place if file is None else converted(place, file)
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
         tokenizer = _tokenizer(place) if tokenizer is None else tokenizer

@@ -1,0 +1,115 @@
+"""GGUF files are converted once, kept by their sha256 within a limit, and give what transformers reads, to the bit."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from torch.testing import assert_close
+from typer.testing import CliRunner
+
+import causal_tracing as ct
+from causal_tracing.cli.app import app
+from causal_tracing.errors import ModelError
+from causal_tracing.models import gguf
+from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST
+from causal_tracing.models.open import open_model
+from tiny import logits, tiny_gguf
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.delenv(gguf.LIMIT_VARIABLE, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    tiny_gguf(tmp_path / "tiny.gguf")
+    return tmp_path / "tiny.gguf"
+
+
+def never(*_: object) -> None:
+    raise AssertionError("it was converted once more")
+
+
+def test_a_file_is_converted_once_and_the_second_time_is_the_first_to_the_bit(file: Path, monkeypatch):
+    first = open_model(file)
+    monkeypatch.setattr(gguf, "convert", never)
+    second = open_model(file)
+    assert second.source == first.source
+    assert second.source["kind"] == "gguf"
+    assert second.name == str(file)
+    for (name, one), (_, other) in zip(
+        first.network.named_parameters(), second.network.named_parameters(), strict=True
+    ):
+        assert_close(one, other, rtol=0, atol=0, msg=name)
+    assert second.tokenizer("ab")["input_ids"] == first.tokenizer("ab")["input_ids"]
+
+
+def test_it_is_what_transformers_reads(file: Path, monkeypatch):
+    kept = open_model(file)
+    monkeypatch.setenv(gguf.LIMIT_VARIABLE, "0")  # read as it is
+    assert_close(logits(open_model(file).network), logits(kept.network), rtol=0, atol=0)
+
+
+def test_another_file_of_the_same_name_is_another_model(file: Path, home: Path):
+    open_model(file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # in the last weight
+    file.write_bytes(content)
+    open_model(file)
+    assert len([*home.glob("gguf-*")]) == 2
+
+
+def test_the_cache_keeps_to_its_limit(file: Path, home: Path, tmp_path: Path, monkeypatch):
+    open_model(file)
+    ((first, size),) = gguf.kept()
+    monkeypatch.setenv(gguf.LIMIT_VARIABLE, str(int(2.5 * size)))
+    for number in range(2):  # two more, of which one must make room
+        other = Path(shutil.copy(file, tmp_path / f"{number}.gguf"))
+        content = bytearray(other.read_bytes())
+        content[-1 - number] ^= 1
+        other.write_bytes(content)
+        os.utime(first / MANIFEST, (1, 1))  # used long ago
+        open_model(other)
+    assert len(gguf.kept()) == 2
+    assert not first.exists()
+
+
+def test_what_is_used_is_not_the_oldest(file: Path):
+    open_model(file)
+    ((folder, _),) = gguf.kept()
+    os.utime(folder / MANIFEST, (1, 1))
+    open_model(file)
+    assert (folder / MANIFEST).stat().st_mtime > 1000
+
+
+def test_a_model_above_the_limit_is_not_kept(file: Path, home: Path, monkeypatch):
+    monkeypatch.setenv(gguf.LIMIT_VARIABLE, "1000")
+    open_model(file)
+    assert gguf.kept() == []
+
+
+def test_half_a_file_is_refused(file: Path):
+    file.write_bytes(file.read_bytes()[:4000])
+    with pytest.raises(ModelError, match="The GGUF file of .* is damaged or not whole"):
+        open_model(file)
+
+
+def test_the_command_shows_and_clears(file: Path, home: Path):
+    ct.load(file, progress=False)
+    shown = CliRunner().invoke(app, ["cache"])
+    assert shown.exit_code == 0
+    assert "gguf-" in shown.stdout
+    assert f"at most 20000 MB in {home}" in shown.stdout
+    cleared = CliRunner().invoke(app, ["cache", "--clear"])
+    assert f"MB taken out of {home}" in cleared.stdout
+    assert gguf.kept() == []
+
+
+def test_a_gguf_model_has_a_recipe(file: Path):
+    model = ct.load(file, progress=False)
+    assert model.recipe is not None
+    assert model.recipe.model == str(file)

@@ -120,9 +120,9 @@ def test_numbers_that_are_not_finite_are_null_with_their_reason(monkeypatch, cap
     assert code == 0
     assert document["pairs"][0]["total_effect"] is None
     assert document["pairs"][0]["reason"] == "an unedited run's logits are not finite"
-    reason = "8 of 8 cells run again gave numbers that are not finite"
+    reason = "9 of 9 cells run again gave numbers that are not finite"
     checked = document["spot_checks"]
-    assert (checked["cells"], checked["largest_difference"], checked["reason"]) == (8, None, reason)
+    assert (checked["cells"], checked["largest_difference"], checked["reason"]) == (9, None, reason)
     assert f"note: {reason}" in err
 
 
@@ -262,7 +262,8 @@ def test_options_reach_the_loader(monkeypatch, capsys, tiny):
     arguments = ["--dtype", "float64", "--device", "cpu", "--revision", "abc", "--trust-remote-code"]
     run(monkeypatch, capsys, "check", "--model", "org/name", *arguments)
     assert tiny == {
-        "name": "org/name", "dtype": "float64", "device": "cpu", "revision": "abc", "trust_remote_code": True,
+        "name": "org/name", "dtype": "float64", "device": "cpu", "device_map": None, "revision": "abc",
+        "trust_remote_code": True,
     }  # fmt: skip
 
 

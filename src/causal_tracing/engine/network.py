@@ -95,7 +95,8 @@ class NetworkBackend:
         donors = donor_recordings(model, runs) if donors is None else donors
         # Autograd keeps what every layer behind the first place computed: the more of them, the fewer runs at once.
         budget = (self.budget or default_budget(model)) // (model.num_layers - first)
-        rows = rows_that_fit(model, len(runs[0].tokens), keep, budget) if len(runs) > BOTH else BOTH
+        unasked = len(runs) <= BOTH and self.budget is None
+        rows = BOTH if unasked else rows_that_fit(model, len(runs[0].tokens), keep, budget)
         for start in range(0, len(runs), rows):
             work = partial(linearised, model, places=places, measure=measure, donors=donors, keep=keep)
             yield from in_parts(runs[start : start + rows], work, too_large(model, len(runs[0].tokens)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.checks.check import check, prove
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.memory import sizes
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
 from causal_tracing.interventions.sites import MEDIATORS, Site
@@ -283,8 +285,10 @@ def test_pruned_mediators_are_zero_where_they_are_run():
 def test_a_neuron_costs_its_own_token():
     model, seen = shared("llama"), []
     worlds = [world(Site("neurons", 2, 4, unit)) for unit in range(model.parts("neurons"))]
+    known = sizes(model, 2**26)  # measured by runs of its own
     handle = model.part(2, "mlp").register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:-1].numel()))
-    evaluate(model, worlds, flat, engine="packed")
+    with patch("causal_tracing.engine.packed.engine.sizes", lambda *_: known):
+        evaluate(model, worlds, flat, engine="packed")
     handle.remove()
     assert sum(seen) == 2 * LENGTH + len(worlds)  # both recorded runs, then a token a world
 

@@ -2,6 +2,7 @@
 
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from bare_hooks import PATHS, Bare, Paths
 from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.memory import sizes
 from causal_tracing.engine.packed import engine as packed
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.errors import CannotPack, OutOfMemory
@@ -156,15 +158,17 @@ def test_other_types_of_numbers(dtype, bound):
 
 
 def tokens_by_layer(model: Model, worlds: list[World]) -> list[int]:
-    """How many tokens each layer's MLP works on, the recorded runs' left out."""
+    """How many tokens each layer's MLP works on; recorded runs, and those by which memory is measured, left out."""
     seen = [0] * LAYERS
+    known = sizes(model, 2**26)
     handles = [
         model.part(number, "mlp").register_forward_hook(
             lambda _, args, __, number=number: seen.__setitem__(number, seen[number] + args[0].shape[:-1].numel())
         )
         for number in range(LAYERS)
     ]
-    evaluate(model, worlds, flat, engine="packed")
+    with patch("causal_tracing.engine.packed.engine.sizes", lambda *_: known):
+        evaluate(model, worlds, flat, engine="packed")
     for handle in handles:
         handle.remove()
     recorded = len(dict.fromkeys(run for world in worlds for run in (world.base, *donors(world))))
@@ -196,6 +200,7 @@ def test_the_plan_counts_what_is_computed():
     ]
     planned = groups(worlds, range(len(worlds)), {Run(corrupt): 0}, LAYERS)
     counted = [sum(group.rows(layer, LAYERS - 1) for group in planned) for layer in range(LAYERS)]
+    known = sizes(llama(), 2**26)
     seen = [0] * LAYERS
     handles = [
         llama()
@@ -205,7 +210,8 @@ def test_the_plan_counts_what_is_computed():
         )
         for number in range(LAYERS)
     ]
-    evaluate(llama(), worlds, flat_first, engine="packed", prune=False)
+    with patch("causal_tracing.engine.packed.engine.sizes", lambda *_: known):
+        evaluate(llama(), worlds, flat_first, engine="packed", prune=False)
     for handle in handles:
         handle.remove()
     assert [count - 2 * 9 for count in seen] == counted

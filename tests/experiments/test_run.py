@@ -645,8 +645,6 @@ def test_what_a_run_cannot_be(asked, options, message):
     single = ["trace", "--model", "model", "--clean", "a", "--corrupt", "b", "--answer", " c", "--shard", "0/2"]
     said = str(CliRunner().invoke(app, single).exception)
     assert "--shard: for many pairs in a folder. Give --pairs and --out too." in said
-        CliRunner().invoke(app, single).exception
-    )
 
 
 def test_law_31_order_neighbours_and_duplicates_change_no_pair_and_no_mean(model, tmp_path):

@@ -10,6 +10,7 @@ from causal_tracing.errors import ComponentNote, ComponentNotOffered, InvalidPai
 from causal_tracing.models.model import Model
 from loaded import WORDS, fresh
 from model_types.recipes import build
+from tiny import tiny_tokenizer
 
 CLEAN, CORRUPT = "w5 w17 w32 w11 w40 w33 w8", "w5 w23 w32 w11 w45 w33 w8"
 PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w9", foil=" w12")
@@ -191,3 +192,15 @@ def test_a_stream_that_is_near_the_largest_half_float_is_no_reason_to_refuse():
     trace = ct.trace(model, PAIR, progress=False)
     assert 1e4 < max(seen) < torch.finfo(torch.float16).max
     assert np.isfinite(trace.effects.restoration.sel(metric="logit_diff")).all()
+
+
+def test_mixtures_of_experts_in_float64(tmp_path):
+    build("mixtral").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = ct.load(tmp_path, dtype="float64", progress=False)
+    assert (model.dtype, len(model.anatomy.components)) == ("float64", 5)
+    with pytest.raises(UnsupportedModel, match=r"in float64 as it is: .* Call set_experts_implementation\("):
+        ct.load(build("mixtral").double(), tokenizer=WORDS)
+    network = build("mixtral").double()
+    network.set_experts_implementation("eager")
+    assert ct.load(network, tokenizer=WORDS).dtype == "float64"

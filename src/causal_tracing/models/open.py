@@ -188,6 +188,8 @@ def _network(place: Place, config: Any, dtype: Any, spread: Spread | None = None
     by_text = type(config) in causal or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     kind: Any = AutoModelForCausalLM if by_text else AutoModelForImageTextToText  # which reads text alone too
     options = {"dtype": dtype, "output_loading_info": True, **safe, **place.arguments()}
+    if dtype is torch.float64:  # grouped products of experts are not made for it
+        options["experts_implementation"] = "eager"
     read: Callable[..., Any] = kind.from_pretrained if spread is None else partial(spread.load, kind.from_pretrained)
     network, report = read(place.where, **options)
     missing = sorted(report["missing_keys"])

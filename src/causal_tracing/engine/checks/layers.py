@@ -119,10 +119,20 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
         if is_out_of_memory(error):
             raise
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
+        if "Double" in str(error) and _experts(network) not in (None, "eager"):
+            raise UnsupportedModel(
+                f"{name} cannot be run in float64 as it is: its experts' products are not made for it ({said}). Call "
+                'set_experts_implementation("eager") on it first, or load it by name with dtype="float64".'
+            ) from error
         raise UnsupportedModel(
             f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such "
             "prompts are what a model is checked by; hooks of your own must bear them too."
         ) from error
+
+
+def _experts(network: Any) -> str | None:
+    """How a mixture computes its experts; None of what has none."""
+    return getattr(network.config.get_text_config(), "_experts_implementation", None)
 
 
 def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str) -> bool:

@@ -1,5 +1,6 @@
 """The packed engine: equal to bare hooks on every family, thrifty, and used where it agrees."""
 
+from contextlib import ExitStack
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -303,3 +304,45 @@ def test_another_attention_implementation_is_used_where_the_user_sets_it():
     replayed = evaluate(model, worlds, flat, engine="replay").values
     assert_allclose(evaluate(model, worlds, flat, engine="packed").values, replayed, rtol=0, atol=TOLERANCE)
     assert model.network.config._attn_implementation == "eager"
+
+
+# What a GPU would wait for.
+
+
+WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+
+def test_nothing_waits_for_the_device_in_the_layers_of_a_wave():
+    """The processor asks for no number while it hands out work: what a sweep patches is known without."""
+    clean, corrupt = prompts(9)
+    where = product(("resid_post", "mlp_out", "k", "z"), range(LAYERS), range(1, 9), ((8,), (5, 8)))
+    worlds = [
+        single(corrupt, clean, Site(name, layer, p, 1 if name in ("k", "z") else None), read)
+        for name, layer, p, read in where
+    ]
+    worlds += [World(Run(corrupt), (Edit(Site("resid_post", 1, 3), Given(torch.ones(32))),), (8,))]
+    run, waits = packed.Packed(llama(), worlds, 2**26), []
+    through = packed.Wave.run
+
+    def counted(name: str) -> Any:
+        real = getattr(Tensor, name)
+
+        def asked(self: Tensor, *given: Any, **options: Any) -> Any:
+            waits.append(name)
+            return real(self, *given, **options)
+
+        return asked
+
+    def watched(wave: packed.Wave, tick: Any) -> Any:
+        with ExitStack() as stack:
+            for name in WAITS:
+                stack.enter_context(patch.object(Tensor, name, counted(name)))
+            found = list(through(wave, tick))
+            assert waits == []
+            assert torch.ones(1).item() == 1.0  # it counts
+        return iter(found)
+
+    with patch.object(packed.Wave, "run", watched):
+        found = [numbers for batch in run.batches() for numbers, _ in run.logits(batch)]
+    assert sorted(number for numbers in found for number in numbers) == [*range(len(worlds))]
+    assert waits == ["item"] * len([*run.batches()])

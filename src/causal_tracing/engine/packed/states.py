@@ -82,6 +82,7 @@ class States:
         self.tape = tape
         stream = tape.streams[0]
         self.rows = torch.tensor([tape.rows[member.base] for member in group.members], device=stream.device)
+        self.listed = range(group.first, group.first + group.length)
         self.positions = torch.arange(group.first, group.first + group.length, device=stream.device)
         self.values = stream.new_empty(len(group.members), group.length, stream.shape[-1])
 
@@ -116,7 +117,7 @@ class States:
         for start in range(0, joined if length else 0, size):
             members = range(start, min(start + size, joined))
             values = self.values[members.start : members.stop]
-            yield self._block(layer, members, self.positions, values, out=values)
+            yield self._block(layer, members, self.listed, self.positions, values, out=values)
 
     def read(self, layer: int, stretch: Stretch, own: KeysValues) -> Iterator[Stretch]:
         """The tokens of a whole stretch that are read behind the last layer; their keys and values are known."""
@@ -125,16 +126,17 @@ class States:
                 positions = torch.tensor(read, device=self.values.device)
                 hidden = self.values[members][:, positions - self.group.first]
                 at = [member - stretch.members[0] for member in members]
-                yield self._block(layer, members, positions, hidden, own=(own[0][at], own[1][at]))
+                yield self._block(layer, members, read, positions, hidden, own=(own[0][at], own[1][at]))
 
     def points(self, layer: int) -> Iterator[Stretch]:
         """The tokens edited inside this layer, of worlds that join behind it: until then they are the base run's."""
         joining = range(self.group.joined(layer), self.group.joined(layer + 1))
         for points, members in _alike(joining, lambda member: self._member(member).points):
-            positions = torch.tensor([point for point in points if point < self.group.stop], device=self.values.device)
-            if len(positions):
+            listed = [point for point in points if point < self.group.stop]
+            if listed:
+                positions = torch.tensor(listed, device=self.values.device)
                 hidden = self.tape.streams[layer][self.rows[members]][:, positions]
-                yield self._block(layer, members, positions, hidden, first=self.group.stop)
+                yield self._block(layer, members, listed, positions, hidden, first=self.group.stop)
 
     def final(self) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
         """Worlds' numbers and their states behind the last layer, for each set of readout positions."""
@@ -150,6 +152,7 @@ class States:
         self,
         layer: int,
         members: Sequence[int],
+        listed: Sequence[int],
         positions: Tensor,
         hidden: Tensor,
         *,
@@ -157,7 +160,7 @@ class States:
         own: KeysValues | None = None,
         first: int | None = None,
     ) -> Stretch:
-        listed = positions.tolist()
+        """A stretch; its positions come as numbers too, since asking the device for them would wait for it."""
         picked = slice(members.start, members.stop) if isinstance(members, range) else members
         arrives = [(member, position) for member in members for position in listed] if out is None else None
         return Stretch(

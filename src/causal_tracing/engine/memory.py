@@ -25,7 +25,11 @@ def default_budget(model: Model) -> int:
 
 
 def _share(device: torch.device) -> int:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type == "cuda":  # what torch holds and does not use is free too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + kept
+    else:
+        free = psutil.virtual_memory().available
     return min(int(free * SHARE_OF_FREE_MEMORY), LARGEST_DEFAULT.get(device.type, 2**62))
 
 

@@ -16,7 +16,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # where it is not loaded, its errors are not raised
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
-    words = ("out of memory", "not enough memory", "can't allocate memory")
+    words = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 
 

@@ -197,13 +197,13 @@ def test_a_device_map_by_name_changes_no_bit(folder: Path, where: Any):
         assert_array_equal(one, other)
 
 
-def test_what_lies_on_disk_goes_with_the_model(folder: Path):
-    before = {*Path(tempfile.gettempdir()).glob("causal-tracing-*")}
+def test_what_lies_on_disk_goes_with_the_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     model = ct.load(folder, progress=False, device_map={"": "disk"})
-    assert len({*Path(tempfile.gettempdir()).glob("causal-tracing-*")} - before) == 1
+    assert len([*tmp_path.glob("causal-tracing-*")]) == 1
     del model
     gc.collect()
-    assert {*Path(tempfile.gettempdir()).glob("causal-tracing-*")} <= before
+    assert [*tmp_path.glob("causal-tracing-*")] == []
 
 
 def test_a_run_with_workers_has_the_same_map(folder: Path, tmp_path: Path):
@@ -257,6 +257,10 @@ def test_one_weight_on_two_devices_is_refused_by_its_two_names(tmp_path: Path):
     )
     with pytest.raises(UnsupportedModel, match=said):
         ct.load(tmp_path, progress=False, device_map=placed("lm_head"))
+    where: Any = placed("lm_head")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=where, offload_folder=tmp_path / "off")
+    with pytest.raises(UnsupportedModel, match=said):
+        ct.load(network, WORDS)
 
 
 def test_the_budget_is_that_of_the_fullest_device(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -505,7 +506,9 @@ def test_what_keep_asks_is_of_few_pairs_at_once_and_of_a_shards_own(model, tmp_p
     assert len(asked) == 3
     assert merge(tmp_path / "all", [tmp_path / "shard-0", tmp_path / "shard-1"]) == []
     assert arrays(tmp_path / "all") == arrays(tmp_path / "whole")
-    assert ct.run(model, PAIRS, tmp_path / "all", keep="preferred").summary() == whole.summary()
+    merged = ct.run(model, PAIRS, tmp_path / "all", keep="preferred")
+    said, expected = (re.sub(r" worlds in \d+ s", "", each.summary()) for each in (merged, whole))
+    assert said == expected
 
 
 def test_what_only_pairs_have_that_were_left_out_is_in_no_map(model, tmp_path):

@@ -260,7 +260,6 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             "with one: AutoModelForCausalLM.from_pretrained(...)."
         )
     _require_weights(network, name)
-    refuse_parted(network, name)
     if tokenizer is None:
         raise InvalidOption(
             f"{name} was handed in without its tokenizer. Give it too: "

@@ -19,6 +19,7 @@ from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import at_rest
 from causal_tracing.models.offload import device_of
+from causal_tracing.models.spread import refuse_parted
 
 SHOWN = 200  # characters of another library's error
 
@@ -118,6 +119,8 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if isinstance(error, KeyError):
+            refuse_parted(network, name)
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         if "Double" in str(error) and _experts(network) not in (None, "eager"):
             raise UnsupportedModel(

@@ -1,10 +1,13 @@
 """Spot checks act: where they are apart by more than rounding, nothing of the packed engine is handed on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import causal_tracing as ct
 from causal_tracing.errors import EngineNote
+from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.results.spot_checks import apart
 from loaded import fresh
 
@@ -90,3 +93,21 @@ def test_what_is_wrong_at_the_end_of_the_longest_call_alone_is_seen():
     with pytest.warns(EngineNote, match="The packed engine is wrong here: of 2 cells"):
         found = ct.trace(model, PAIR, components=["mlp_out"], layers=[1], spot_checks=1, progress=False)
     assert found.provenance["engine"] == "replay"
+
+
+def test_of_many_pairs_what_is_kept_for_the_checks_is_of_few(monkeypatch):
+    """A number for every word of the vocabulary, of the pairs that are checked alone, and not of one a chunk."""
+    held, real = [], SpotChecks.run
+
+    def run(self, sums, unedited, clean, furthest=None):
+        held.append((len(clean), len(self.pairs), furthest))
+        return real(self, sums, unedited, clean, furthest)
+
+    monkeypatch.setattr(SpotChecks, "run", run)
+    rest, other = "w17 w42 w11 w60 w33 w8", "w23 w42 w11 w71 w33 w8"
+    pairs = [replace(PAIR, clean=f"w{20 + n} {rest}", corrupt=f"w{20 + n} {other}") for n in range(40)]
+    ct.trace(fresh("llama"), pairs, components=["resid_post"], layers=[1, 2], spot_checks=1, progress=False)
+    ((kept, checked, furthest),) = held
+    assert checked == 1
+    assert furthest is not None
+    assert kept <= 2

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import causal_tracing as ct
 from causal_tracing.cli.app import app
-from causal_tracing.errors import ModelError
+from causal_tracing.errors import InvalidOption, ModelError
 from causal_tracing.models import gguf
 from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST
 from causal_tracing.models.open import open_model
@@ -90,6 +90,12 @@ def test_a_model_above_the_limit_is_not_kept(file: Path, home: Path, monkeypatch
     monkeypatch.setenv(gguf.LIMIT_VARIABLE, "1000")
     open_model(file)
     assert gguf.kept() == []
+
+
+def test_a_limit_that_is_none_is_refused(file: Path, monkeypatch):
+    monkeypatch.setenv(gguf.LIMIT_VARIABLE, "5GB")
+    with pytest.raises(InvalidOption, match="CAUSAL_TRACING_CACHE_LIMIT is '5GB'; it must be a number of bytes"):
+        open_model(file)
 
 
 def test_half_a_file_is_refused(file: Path):

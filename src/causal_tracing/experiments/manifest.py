@@ -24,6 +24,7 @@ from causal_tracing.results.storage.run_folder import (
     write_manifest,
 )
 
+FACTS = ("model", "versions", "tokens_sha256", "chunk")  # of a specification: what a worker says of itself
 SAMPLED = 1024  # numbers of each parameter that a model's fingerprint reads
 
 

@@ -22,7 +22,7 @@ from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.experiments.workers.crew import Crew, crew_of
 from causal_tracing.experiments.workers.dispatch import Measured, Task
-from causal_tracing.experiments.workers.work import Work, facts_of, require_recipe
+from causal_tracing.experiments.workers.work import Work, expected, require_recipe
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
@@ -48,8 +48,8 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     folder = check_run_folder(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
     recipe = None if options.workers is None else require_recipe(model)
-    kept, job = planned(model, traceable_pairs(model, asked, options), options)
     crew = crew_of(options.workers)
+    kept, job = planned(model, traceable_pairs(model, asked, options), options)
     with begun(folder), telling(options.progress, pairs=len(asked)) as progress:
         manifest = begin_or_resume(folder, job, asked, options, crew.threads)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=part_of(options))
@@ -65,6 +65,7 @@ class _Run:
     """A run folder and its chunks: which are done, and which of a shard's are left."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], pairs: Sequence[Pair], *, retry: bool) -> None:
+        self.spec = manifest["spec"]
         self.store = Store(folder, manifest["spec_sha256"])
         self.done = {*self.store.chunks()}
         size, (first, shards) = manifest["spec"]["chunk"], manifest["shard"]
@@ -97,7 +98,7 @@ def _fill(run: _Run, crew: Crew, chunks: Chunks, work: Work | None, progress: Pr
         if progress:
             progress(round(1000 * (done + sum(shares.values()))), 1000 * len(run.mine))
 
-    facts = facts_of(chunks.model, chunks.job, chunks.order.threads) if work else {}
+    facts = expected(chunks.model, run.spec, chunks.order.threads) if work else {}
     with closing(crew.measured(tasks, chunks, work, facts, tell if progress else None)) as measured:
         for found in measured:
             run.add(found)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causal_tracing.errors import ModelError
+from causal_tracing.errors import InvalidOption, ModelError
 from causal_tracing.models.cache import MANIFEST, MEGABYTE, Entry, cache_home, is_whole, say
 from causal_tracing.models.place import Place
 
@@ -32,8 +32,7 @@ def converted(place: Place, file: Path) -> Place:
     space, most = _space(place, file), limit()
     if space > most:
         return place
-    with file.open("rb") as stream:
-        checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+    checksum = place.source.get("sha256") or _sha256(file)
     entry = Entry(name=f"{PREFIX}{checksum}{SUFFIX}", what=f"{file.name} in float32", space=space)
     if not is_whole(cache_home() / entry.name):
         _make_room(most - space)
@@ -49,9 +48,11 @@ def converted(place: Place, file: Path) -> Place:
 
 
 def limit() -> int:
-    """How many bytes of converted models are kept at most."""
-    said = os.environ.get(LIMIT_VARIABLE, "")
-    return int(said) if said.isdecimal() else LIMIT
+    """How many bytes of converted models are kept at most. Raises InvalidOption."""
+    said = os.environ.get(LIMIT_VARIABLE)
+    if said and not said.isdecimal():
+        raise InvalidOption(f"{LIMIT_VARIABLE} is {said!r}; it must be a number of bytes, such as {LIMIT}.")
+    return int(said) if said else LIMIT
 
 
 def kept() -> list[tuple[Path, int]]:
@@ -77,6 +78,11 @@ def _make_room(most: int) -> None:
         if total > most:
             shutil.rmtree(folder)
             total -= size
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _space(place: Place, file: Path) -> int:

@@ -74,21 +74,24 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
     tally = _Tally(progress, sum(_count(job, grid) for grid in job.grids))
     chunks: list[_Chunk] = []
     clean: dict[int, Tensor] = {}
+    far: Furthest | None = None
+    far_clean: dict[int, Tensor] = {}
     for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
         numbers = range(start, min(start + pairs_at_once(job.contrasts), len(job.pairs)))
         chunk = _Chunk(job, numbers, tally, sink)
         expected = chunk.run()
-        checked = checks.pairs | ({chunk.furthest.number} if chunk.furthest else set())
-        clean |= {number: expected[number] for number in checked & expected.keys()}
+        clean |= {number: expected[number] for number in checks.pairs & expected.keys()}
+        if chunk.furthest and chunk.furthest.tokens > (far.tokens if far else 0):
+            far = chunk.furthest  # the numbers of the whole vocabulary are kept of this pair alone
+            far_clean = {far.number: expected[far.number]}
         chunks.append(chunk)
     sums = {number: each for chunk in chunks for number, each in chunk.sums.items()}
     unedited = {number: each for chunk in chunks for number, each in chunk.unedited.items()}
-    far = max((chunk.furthest for chunk in chunks if chunk.furthest), key=lambda each: each.tokens, default=None)
     return Numbers(
         measurements=joined([each for chunk in chunks for each in chunk.measurements()], {}),
         worlds=sum(chunk.worlds for chunk in chunks),
         worlds_run=sum(chunk.worlds_run for chunk in chunks),
-        spot_checks=checks.run(sums, unedited, clean, far),
+        spot_checks=checks.run(sums, unedited, clean | far_clean, far),
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from causal_tracing import validation
@@ -63,8 +64,12 @@ def check_shard(value: Any) -> None:
 
 
 def check_workers(value: Any) -> None:
-    """A number of processes, ray with or without one, or none."""
-    if value is None or (isinstance(value, str) and re.fullmatch(r"ray(:[1-9][0-9]*)?", value)):
+    """A number of processes, ray with or without one, or none; Ray must be installed."""
+    if isinstance(value, str) and re.fullmatch(r"ray(:[1-9][0-9]*)?", value):
+        if find_spec("ray") is None:
+            raise InvalidOption(f"workers={value!r} needs Ray: pip install 'causal-tracing[ray]'.")
+        return
+    if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidOption(f'workers= is a number of processes, "ray", or "ray:N" (N actors); it is {value!r}.')

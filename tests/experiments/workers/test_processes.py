@@ -17,10 +17,14 @@ import torch
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, MachineError
+from causal_tracing.experiments.chunks import Order
+from causal_tracing.experiments.filter import traceable_pairs
 from causal_tracing.experiments.workers import crew
-from causal_tracing.experiments.workers.dispatch import Task
+from causal_tracing.experiments.workers.dispatch import Event, Ready, Task
 from causal_tracing.experiments.workers.processes import Processes
+from causal_tracing.experiments.workers.work import Work, require_recipe
 from causal_tracing.models.model import Model
+from causal_tracing.patching.options import RunOptions
 from causal_tracing.results.storage.run_folder import FAILED, RESULTS, Store, read_manifest
 from tiny import tiny_folder
 
@@ -197,6 +201,23 @@ def test_ctrl_c_keeps_what_is_in_work_and_says_how_to_go_on(folder: Path, tmp_pa
     assert "Traceback" not in err
     done = Store(tmp_path / "run", read_manifest(tmp_path / "run")["spec_sha256"]).chunks()
     assert 1 <= len(done) <= 4
+
+
+def test_ctrl_c_while_a_worker_is_still_importing_does_not_reach_it(model: Model, capfd):
+    options = RunOptions(**ASKED)
+    order = Order(traceable=traceable_pairs(model, PAIRS, options), options=options, threads=1, budget=None)
+    pool = Processes(Work(recipe=require_recipe(model), order=order))
+    pool.start(0)
+    process = pool.running[0][0]
+    said: list[Event] = []
+    until = time.monotonic() + 120
+    while not said and time.monotonic() < until:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        said += pool.events(0.1)
+    pool.end()
+    assert [type(each) for each in said] == [Ready]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_model_in_memory_is_refused_with_what_to_do(model: Model, tmp_path: Path):

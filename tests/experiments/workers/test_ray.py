@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, MachineError
+from causal_tracing.experiments.chunks import Order
+from causal_tracing.experiments.filter import Kept
 from causal_tracing.experiments.workers import on_ray
+from causal_tracing.experiments.workers.work import Work
+from causal_tracing.models.recipe import Recipe
+from causal_tracing.patching.options import RunOptions
 
 DRIVER = """
 import os, signal, sys, threading
@@ -65,7 +70,21 @@ def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(tmp_path:
     assert done.stdout.split("\n")[-2] == "the same bytes"
 
 
-def test_where_ray_is_not_installed_it_is_said_how_to_have_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InvalidOption, match=r"workers='ray' needs Ray: pip install 'causal-tracing\[ray\]'"):
-        on_ray.joined(2)
+def test_where_ray_is_not_installed_it_is_said_with_the_options(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("causal_tracing.patching.option_checks.find_spec", lambda _: None)
+    with pytest.raises(InvalidOption, match=r"workers='ray:2' needs Ray: pip install 'causal-tracing\[ray\]'"):
+        RunOptions(workers="ray:2")
+
+
+class OneSmallMachine:
+    """A cluster as far as it is asked before the first actor."""
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+
+
+def test_threads_that_no_machine_has_are_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(on_ray, "_ray", OneSmallMachine)
+    order = Order(traceable=Kept(pairs=[], failed={}, dropped={}), options=RunOptions(), threads=4, budget=None)
+    with pytest.raises(MachineError, match="on 4 threads a worker, .* no machine of the cluster has more than 2 CPUs"):
+        on_ray.Actors(Work(recipe=Recipe(model="demo"), order=order))

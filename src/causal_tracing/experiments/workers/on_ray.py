@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from causal_tracing.errors import InvalidOption, MachineError
+from causal_tracing.errors import MachineError
 from causal_tracing.experiments.chunks import Record
 from causal_tracing.experiments.workers.dispatch import Died, Event, Finished, Raised, Ready, Task
 from causal_tracing.experiments.workers.work import Work, Worker
@@ -18,7 +18,7 @@ PAUSE = 0.5  # seconds before an actor that could not be reached is asked again
 def joined(asked: int) -> tuple[int, int]:
     """How many actors, and the threads of each: as asked, else one for each GPU of the cluster, or each machine.
 
-    Joins the cluster that runs (RAY_ADDRESS, or one begun on this machine), or begins one here. Raises InvalidOption.
+    Joins the cluster that runs (RAY_ADDRESS, or one begun on this machine), or begins one here.
     """
     ray = _ray()
     if not ray.is_initialized():
@@ -34,10 +34,8 @@ def joined(asked: int) -> tuple[int, int]:
 
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise InvalidOption("workers='ray' needs Ray: pip install 'causal-tracing[ray]'.") from error
+    import ray
+
     return ray
 
 
@@ -60,12 +58,21 @@ class _Actor:
 
 
 class Actors:
-    """A pool of actors for some work. Ray neither restarts them nor repeats what they did: the dispatcher counts."""
+    """A pool of actors for some work. Ray neither restarts them nor repeats what they did: the dispatcher counts.
+
+    Raises MachineError where no machine has as many CPUs as the run has threads: Ray would wait for one for ever.
+    """
 
     def __init__(self, work: Work) -> None:
         self.ray, self.work = _ray(), work
         self.actors: dict[int, Any] = {}
         self.asked: dict[Any, tuple[int, Task | None]] = {}  # by what is waited for; None: the first word
+        most = max(int(node["Resources"].get("CPU", 0)) for node in self.ray.nodes() if node["Alive"])
+        if work.order.threads > most:
+            raise MachineError(
+                f"This run computes on {work.order.threads} threads a worker, which its numbers depend on, and no "
+                f"machine of the cluster has more than {most} CPUs. Go on on a larger machine, or begin another run."
+            )
         gpus = self.ray.cluster_resources().get("GPU", 0) and work.recipe.device != "cpu"
         self.kind = self.ray.remote(_Actor).options(
             num_cpus=work.order.threads, num_gpus=1 if gpus else 0, max_restarts=0, max_task_retries=0

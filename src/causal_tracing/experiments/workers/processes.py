@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
@@ -39,7 +40,7 @@ class Processes:
         """Begins a process; it says its first word when its model is loaded."""
         here, there = SPAWN.Pipe()
         process = SPAWN.Process(target=_serve, args=(there, replace(self.work, number=worker)), daemon=True)
-        with _without_main():
+        with _without_main(), _without_interrupt():
             process.start()
         there.close()  # so that the pipe ends with the process
         self.running[worker] = process, here
@@ -97,6 +98,20 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _without_interrupt() -> Iterator[None]:
+    """A process that is begun meanwhile is deaf to Ctrl-C from its first instruction: importing takes it seconds."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # where it is begun with the process, it unblocks what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came meanwhile comes to this process now
 
 
 def _serve(pipe: Connection, work: Work) -> None:

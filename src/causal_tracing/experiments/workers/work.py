@@ -1,7 +1,7 @@
 """What a worker does, wherever it runs: it loads the model by its recipe, says what it found, and measures chunks."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 from causal_tracing.errors import EngineNote, InvalidOption, Note
 from causal_tracing.experiments.chunks import Chunks, Order, Record
 from causal_tracing.experiments.load import load
-from causal_tracing.experiments.manifest import facts
+from causal_tracing.experiments.manifest import FACTS, facts
 from causal_tracing.models.model import Model
 from causal_tracing.models.recipe import Recipe
-from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Progress
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.run_folder import Row
@@ -38,7 +37,7 @@ class Worker:
             warnings.simplefilter("ignore", Note)  # the driver has said them
             self.chunks = Chunks(load(**recipe.arguments()), work.order)
 
-        self.facts = facts_of(self.chunks.model, self.chunks.job, torch.get_num_threads())
+        self.facts = with_hooks(facts(self.chunks.job, torch.get_num_threads()), self.chunks.model)
 
     def measured(
         self, pairs: Sequence[Pair], progress: Progress | None = None
@@ -51,10 +50,15 @@ class Worker:
         return rows, record, tuple(dict.fromkeys(notes))
 
 
-def facts_of(model: Model, job: Job, threads: int) -> dict[str, Any]:
-    """What the driver and its workers must have in common: the manifest's facts, and what hooks a model carries."""
+def expected(model: Model, spec: Mapping[str, Any], threads: int) -> dict[str, Any]:
+    """What every worker must say of itself: what the manifest says, and the hooks that the driver's model carries."""
+    return with_hooks({name: spec[name] for name in FACTS} | {"threads": threads}, model)
+
+
+def with_hooks(facts: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """The facts, and what hooks a model carries: workers know of none that were hung on after loading."""
     *_, hooks, replaced = model.circumstances
-    return facts(job, threads) | {"hooks": hooks, "replaced forwards": replaced}
+    return {**facts, "hooks": hooks, "replaced forwards": replaced}
 
 
 def require_recipe(model: Model) -> Recipe:

@@ -345,7 +345,7 @@ def test_an_interruption_says_what_was_written(monkeypatch, capsys, tmp_path):
     assert f"Interrupted. Written before: {folder}." in err
     assert (folder / "trace.json").is_file()
     with monkeypatch.context() as patched:
-        patched.setattr("causal_tracing.results.storage.run_folder.merge", interrupted)
+        patched.setattr("causal_tracing.results.storage.merge.merge", interrupted)
         code, _, err = run(monkeypatch, capsys, "merge", str(tmp_path / "all"), str(tmp_path / "shard"))
     assert (code, "may hold a part of the shards" in err) == (130, True)
     with monkeypatch.context() as patched:

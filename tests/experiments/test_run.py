@@ -25,7 +25,8 @@ from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, Ma
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options import RunOptions
 from causal_tracing.prompts.pairs import named as ct_named
-from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, merge, read_manifest, write_manifest
+from causal_tracing.results.storage.merge import merge
+from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, read_manifest, write_manifest
 from families import FAMILIES, build
 from tiny import tiny_folder
 from tokenizers_for_tests import words

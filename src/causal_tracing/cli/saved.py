@@ -39,8 +39,8 @@ def merge(
 ) -> None:
     """Puts the shards of one run together."""
     from causal_tracing import open_trace
+    from causal_tracing.results.storage.merge import merge as run
     from causal_tracing.results.storage.run_folder import listed
-    from causal_tracing.results.storage.run_folder import merge as run
 
     try:
         missing = run(out, shards)

@@ -1,6 +1,6 @@
 """Golden numbers: what one version of the package measures on the demo model, held against another, to the bit.
 
-    python benchmarks/golden.py write FOLDER [--only default,noise]    every case, with the version that is imported
+    python benchmarks/golden.py write FOLDER [--only default,noise] [--dtype float64]    with the version imported
     python benchmarks/golden.py compare FIRST SECOND [--only ...]      what is missing, what differs, and by how much
 
 `write` leaves for each case CASE.npz (arrays by map and variable, such as "effects/restoration", labels of their axes
@@ -335,12 +335,12 @@ CASES: dict[str, Case] = {
 # Writing.
 
 
-def write(folder: Path, cases: Sequence[str]) -> None:
+def write(folder: Path, cases: Sequence[str], dtype: str) -> None:
     """Runs cases, and writes each as it is done."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise SystemExit(f"{folder} is not empty: name a new folder.")
-    model, seconds = ct.load("demo", device="cpu", progress=False), {}
+    model, seconds = ct.load("demo", device="cpu", dtype=dtype, progress=False), {}
     for name in cases:
         started = time.perf_counter()
         found = CASES[name](model)
@@ -497,12 +497,13 @@ def main() -> None:
         for folder in folders:
             each.add_argument(folder, type=Path)
         each.add_argument("--only", default=",".join(CASES), help="which cases, by name")
+        each.add_argument("--dtype", default="float32", help="to write in; in float64 nothing is left to rounding")
     asked = parser.parse_args()
     cases = asked.only.split(",")
     if unknown := [name for name in cases if name not in CASES]:
         parser.error(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
     if asked.verb == "write":
-        write(asked.folder, cases)
+        write(asked.folder, cases, asked.dtype)
     elif not compare(asked.first, asked.second, cases):
         sys.exit(1)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float, TypeCheckError
@@ -13,7 +14,7 @@ from torch import Tensor
 import causal_tracing as ct
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.interventions.edits import Run
-from causal_tracing.patching.metrics import measure_logits
+from causal_tracing.patching.scoring import spread
 from type_checks import jaxtyped
 
 Matrix = Float[Tensor, "row column"]
@@ -102,7 +103,7 @@ def test_the_package_runs_under_these_checks():
         lambda: ct.Pair(clean=3, answer=" yes"),  # pyright: ignore[reportArgumentType]
         lambda: Run(("a", "b")),  # pyright: ignore[reportArgumentType]
         lambda: ct.load("demo", progress="no"),  # pyright: ignore[reportArgumentType]
-        lambda: measure_logits(torch.ones(2, 5), torch.ones(3).long(), torch.ones(2).long(), torch.ones(2, 5)),
+        lambda: spread(np.ones((2, 5)), np.ones((6, 4))),
     )
     for call in wrong:
         with pytest.raises(TypeCheckError):

@@ -107,14 +107,14 @@ def test_json_says_null_where_a_number_is_undefined(monkeypatch, capsys):
 
 def test_numbers_that_are_not_finite_are_null_with_their_reason(monkeypatch, capsys):
     """A model whose logits overflow: nothing is known, and the document says so."""
-    from causal_tracing.patching import scoring
+    from causal_tracing.patching import metrics
 
-    real = scoring.measure_logits
+    real = metrics.measure_logits
 
     def overflowing(*given: Any) -> Any:
         return real(*given) * float("nan")
 
-    monkeypatch.setattr(scoring, "measure_logits", overflowing)
+    monkeypatch.setattr(metrics, "measure_logits", overflowing)
     code, out, err = run(monkeypatch, capsys, *TRACE, "--json")
     document = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert code == 0

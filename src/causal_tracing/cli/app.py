@@ -103,6 +103,7 @@ def trace(
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
+    remote: commands.Remote = False,
     revision: commands.Revision = None,
     trust_remote_code: commands.Trust = False,
     dry_run: Annotated[
@@ -136,8 +137,9 @@ def trace(
     console.check(asked, options, alone=out is None or not many)
     _check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
     loaded = console.load(
-        model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
-    )
+        model, revision=revision, dtype=dtype, device=device, device_map=device_map, remote=remote or None,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     if dry_run:
         console.estimate(loaded, asked, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return

@@ -31,6 +31,14 @@ DeviceMap = Annotated[
         help="For a model larger than a device: auto, balanced, balanced_low_0 or sequential.", rich_help_panel=ENGINE
     ),
 ]
+Remote = Annotated[
+    bool,
+    typer.Option(
+        "--remote",
+        help="On the NDIF server that nnsight is set up for (NDIF_HOST); the weights stay there.",
+        rich_help_panel=ENGINE,
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run model code that comes with the repository.", rich_help_panel=ENGINE),

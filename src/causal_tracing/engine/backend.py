@@ -6,6 +6,7 @@ backend that a model brings along (`Model.backend`). `causal_tracing.testing.Fak
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,6 +19,35 @@ from causal_tracing.interventions.known import Rules
 
 Place = tuple[str, int]  # a component of a layer
 Measure = Callable[[Float[Tensor, "world readout vocab"], Sequence[World]], Float[Tensor, "world metric"]]
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """A measure that can be taken where the logits are, elsewhere, so that numbers alone come back.
+
+    It gives function(logits, *data(worlds)). The function is plain torch, to its annotations, and so is all that it
+    calls: its source is sent.
+    """
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """Logits [world, readout, vocab] and the data -> [world, metric]."""
+        ...
+
+    def data(self, worlds: Sequence[World]) -> tuple[Tensor, ...]:
+        """What the function needs to know of these worlds."""
+        ...
+
+
+@runtime_checkable
+class Collecting(Protocol):
+    """A backend that asks elsewhere for numbers, and can collect what a killed process asked for."""
+
+    def keep_jobs(self, file: Path) -> None:
+        """From now on what is asked for is noted in this file, and what is noted there is collected."""
+        ...
+
+
 Differentiable = Callable[[Float[Tensor, "run keep vocab"]], Tensor]  # logits after the last tokens -> one a run
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
@@ -138,8 +168,9 @@ class Backend(Protocol):
         """The numbers that `measure` makes of each world's logits at its readout, [world, metric].
 
         `measure` gets the logits [world, readout, vocab] of some worlds that read equally many positions, and these
-        worlds; it may depend on a world through its base run, its readout and its `pair` only. With `prune` a world
-        that is known to equal its base run gets that run's numbers, and equal worlds are run once. `rows` caps a batch.
+        worlds; of a `Portable` one, a backend elsewhere uses the function and the data. It may depend on a world
+        through its base run, its readout and its `pair` only. With `prune` a world that is known to equal its base run
+        gets that run's numbers, and equal worlds are run once. `rows` caps a batch.
 
         `progress` is told (steps done, steps in all) as often as the backend can, never less than before, and at the
         end that all are done. What it raises stops the work at once. It must not run the model itself.

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from causal_tracing.models.place import place_of
+from causal_tracing.models.place import check_remote, place_of, refuse
 from causal_tracing.models.spread import spread_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def load(
     gguf_file: str | None = None,
     device_map: "str | Mapping[str, Any] | None" = None,
     max_memory: "Mapping[int | str, int | str] | None" = None,
+    remote: bool | str | None = None,
     progress: bool = True,
 ) -> "Model":
     """The model, opened and with its anatomy checked: what every other function works on.
@@ -40,6 +41,10 @@ def load(
         mapping from modules to devices, "disk" among them. What does not fit is kept in memory or on disk, and fetched
         layer by layer; the numbers are the same, to the bit on a CPU.
     max_memory: what device_map may use of each device, such as {0: "20GiB", "cpu": "60GiB"}.
+    remote: through nnsight instead of this package's own engines (extra [nnsight]): True on the NDIF server that
+        nnsight is set up for, with a name on the hub or an undispatched nnsight model, whose weights are not loaded
+        here; False in this process; "local" in this process, as a server would do it. Slower, with fewer components
+        and no gradients.
     trust_remote_code: run model code that comes with the repository.
     gguf_file: the name of a GGUF file in the folder or repository.
     progress: bars while weights are downloaded and read.
@@ -49,7 +54,17 @@ def load(
     Example:
         model = ct.load("openai-community/gpt2", dtype="bfloat16")
     """
+    check_remote(remote)
     spread, place = spread_of(device_map, max_memory, device), None
+    if remote is True:
+        given = {
+            "dtype": dtype,
+            "device": device,
+            "device_map": device_map,
+            "gguf_file": gguf_file,
+            "tokenizer": tokenizer,
+        }
+        return _at_ndif(model, revision, trust_remote_code, given)
     if isinstance(model, str | os.PathLike):  # a name that is not there is said before torch is loaded
         options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "progress": progress}
         place = place_of(model, revision, gguf_file, **options)
@@ -67,9 +82,24 @@ def load(
             "device_map": device_map,
         }
         opened = handed_in(model, tokenizer, **given)
-        return accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
-    opened = open_place(place, tokenizer, dtype=dtype, device=device, spread=spread)
+    else:
+        opened = open_place(place, tokenizer, dtype=dtype, device=device, spread=spread)
     accepted = accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
-    if tokenizer is not None:  # who loads the model once more would have another one
+    if remote is not None:
+        return _through_nnsight(accepted, model, remote)
+    if place is None or tokenizer is not None:  # who loads the model once more would have another one
         return accepted
     return replace(accepted, recipe=recipe_of(place, gguf_file, dtype=dtype, device=device, spread=spread))
+
+
+def _through_nnsight(accepted: "Model", model: Any, remote: bool | str) -> "Model":
+    from causal_tracing.engine.nnsight.open import is_nnsight, on_nnsight
+
+    return on_nnsight(accepted, model if is_nnsight(model) else None, remote)
+
+
+def _at_ndif(model: Any, revision: str | None, trust_remote_code: bool, given: dict[str, Any]) -> "Model":
+    refuse(given, "a model at NDIF (remote=True), which has its own there")
+    from causal_tracing.engine.nnsight.open import at_ndif, undispatched
+
+    return at_ndif(*undispatched(model, revision, trust=trust_remote_code))

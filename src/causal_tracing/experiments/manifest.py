@@ -10,7 +10,7 @@ from causal_tracing.errors import InvalidResults
 from causal_tracing.experiments.provenance import provenance_of
 from causal_tracing.experiments.repeat import command, pair_to_dict
 from causal_tracing.models.model import Model
-from causal_tracing.models.offload import weights
+from causal_tracing.models.offload import absent, weights
 from causal_tracing.patching.job import PER_PAIR, Job
 from causal_tracing.patching.measure import pairs_at_once
 from causal_tracing.patching.options import RunOptions
@@ -98,8 +98,8 @@ def part_of(options: RunOptions) -> dict[str, str]:
 def fingerprint(model: Model) -> str:
     """What tells a model's weights from others': names, shapes, and some numbers of every parameter."""
     found = hashlib.sha256()
-    if model.network is None:  # a backend of its own runs it
-        found.update(f"{model.name} {model.backend.describe().engine}".encode())
+    if model.network is None or absent(model.network):  # a backend of its own runs it, and has its weights
+        found.update(f"{model.name} {model.backend.describe().engine} {model.source.get('key', '')}".encode())
         return found.hexdigest()
     for name, weight in weights(model.network):
         flat = weight.flatten()

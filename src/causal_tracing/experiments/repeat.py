@@ -96,12 +96,14 @@ def keep_config(
 
 def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any] | None:
     """The model and the pairs: a single pair by its fields, where they say all of it and it is asked for alone."""
-    if model.source.get("kind") in (None, "memory"):
+    if model.source.get("kind") in (None, "memory") or "nnsight" in model.source:
         return None
     found: dict[str, Any] = {"model": model.name}
-    if model.source["kind"] == "hub":  # a branch moves on; the commit does not
+    if model.source.get("commit"):  # a branch moves on; the commit does not
         found["revision"] = model.source["commit"]
-    if model.dtype != "float32":
+    if model.source["kind"] == "ndif":
+        found["remote"] = True
+    elif model.dtype != "float32":
         found["dtype"] = model.dtype
     if model.recipe is not None and isinstance(model.recipe.device_map, str):
         found["device_map"] = model.recipe.device_map

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from causal_tracing.engine.backend import Collecting
 from causal_tracing.experiments.chunks import Chunks, Order, on_threads, planned
 from causal_tracing.experiments.filter import traceable_pairs
 from causal_tracing.experiments.keywords import Keywords
@@ -26,7 +27,7 @@ from causal_tracing.experiments.workers.work import Work, expected, require_reci
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
-from causal_tracing.results.storage.places import check_run_folder
+from causal_tracing.results.storage.places import JOBS, check_run_folder
 from causal_tracing.results.storage.run_folder import Store, begun, threads_of
 
 
@@ -54,6 +55,8 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
         manifest = begin_or_resume(folder, job, asked, options, crew.threads)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=part_of(options))
         order = Order(traceable=kept, options=options, threads=threads_of(manifest), budget=manifest["budget"])
+        if isinstance(model.backend, Collecting):
+            model.backend.keep_jobs(folder / JOBS)
         work = recipe and Work(recipe=recipe, order=order.silent())
         with on_threads(order.threads):
             chunks = Chunks(model, order, job)

@@ -96,7 +96,7 @@ def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread
         place = place if file is None else converted(place, file)
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
-        tokenizer = _tokenizer(place) if tokenizer is None else tokenizer
+        tokenizer = tokenizer_of(place) if tokenizer is None else tokenizer
         if isinstance(where, Spread):
             with _on_this_machine(f"device_map={where.device_map!r}"):
                 network = _network(place, config, dtype, where)
@@ -134,7 +134,8 @@ def _device(asked: str | torch.device | None) -> torch.device:
         raise no_device(asked) from error
 
 
-def _tokenizer(place: Place) -> Any:
+def tokenizer_of(place: Place) -> Any:
+    """The tokenizer that lies there. Raises UnsupportedTokenizer, ModelNotFound, MachineError."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.where, **place.arguments())
     except Exception as error:

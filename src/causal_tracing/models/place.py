@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,16 @@ def check_device(asked: Any) -> None:
 def no_device(asked: Any) -> InvalidOption:
     """The error for a device that there is not."""
     return InvalidOption(f'device={asked!r} is none. Valid: "auto", "cpu", "cuda", "cuda:1", "mps", ...')
+
+
+def check_remote(asked: Any) -> None:
+    """Raises InvalidOption for a way to run a model that there is not, and where nnsight is not installed."""
+    if asked is None:
+        return
+    if not isinstance(asked, bool) and asked != "local":
+        raise InvalidOption(
+            f'remote={asked!r} is none. Valid: True (NDIF), False (nnsight in this process), "local". Which server is '
+            "asked is said by NDIF_HOST or nnsight's own configuration."
+        )
+    if find_spec("nnsight") is None:
+        raise InvalidOption(f"remote={asked!r} needs nnsight: pip install 'causal-tracing[nnsight]'.")

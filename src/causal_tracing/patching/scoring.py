@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Backend
@@ -22,7 +22,7 @@ from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Su
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.patching.contrast import of_clean
-from causal_tracing.patching.metrics import measure_logits
+from causal_tracing.patching.metrics import NO_TOKEN, measure_readouts
 from causal_tracing.patching.preview import log_probs
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.units import METRICS
@@ -70,7 +70,7 @@ class Scoring:
         """Each world's numbers; options and errors as `Backend.evaluate` has them."""
         taken = [asked_for(self.pairs[world.pair], world) for world in worlds]
         flat = [world for runs in taken for world in runs]
-        found = self.backend.evaluate(flat, self._measure, **options)
+        found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean), **options)
         repeats = sum(world.again > 0 for world in flat)
         count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
         if len(flat) == len(worlds):
@@ -102,25 +102,37 @@ class Scoring:
         layers = sorted({self.rules.num_layers * n // REPEATS for n in range(REPEATS)})
         return [replace(world, again=1 + layer) for world in unedited[:BOTH] for layer in layers]
 
-    def _measure(
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Numbers:
+    """What is measured of worlds' logits: by the answer and foil of each world's pair. A `Portable` measure."""
+
+    pairs: Mapping[int, TokenPair]
+    clean: Mapping[int, Float[Tensor, " vocab"]]
+    function = staticmethod(measure_readouts)
+
+    def __call__(
         self, logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]
     ) -> Float[Tensor, "world metric"]:
-        """All of these read equally many positions, the prompt's last one first.
+        """All of these read equally many positions, the prompt's last one first."""
+        return self.function(logits, *self.data(worlds))
+
+    def data(self, worlds: Sequence[World]) -> tuple[Tensor, ...]:
+        """Answers, foils, what the clean runs expect, and the texts behind the prompts.
 
         The numbers of a world with an answer or foil behind the prompt are of that text alone: its `pair` is negative.
         """
-        here, numbers = logits.device, [_number(world) for world in worlds]
+        numbers = [_number(world) for world in worlds]
         pairs = [self.pairs[number] for number in numbers]
-        answers = torch.tensor([pair.answer for pair in pairs], device=here)
-        foils = torch.tensor([-1 if pair.foil is None else pair.foil for pair in pairs], device=here)
         same = numbers[:1] if len(set(numbers)) == 1 else numbers
-        clean = torch.stack([self.clean[number] for number in same]).to(here)
-        values = measure_logits(logits[:, 0], answers, foils, clean)
-        continued = [place for place, world in enumerate(worlds) if world.pair < 0]
-        if continued:
-            tokens = torch.tensor([_text(pairs[place], worlds[place]) for place in continued], device=here)
-            values[continued] = _of_text(values[continued], logits[continued], tokens)
-        return values
+        none = (NO_TOKEN,) * len(worlds[0].readout)
+        texts = [none if world.pair >= 0 else _text(pair, world) for pair, world in zip(pairs, worlds, strict=True)]
+        return (
+            torch.tensor([pair.answer for pair in pairs]),
+            torch.tensor([NO_TOKEN if pair.foil is None else pair.foil for pair in pairs]),
+            torch.stack([self.clean[number] for number in same]),
+            torch.tensor(texts),
+        )
 
 
 def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
@@ -163,22 +175,6 @@ def spread(
     both = unedited[:BOTH]
     again = repeats.reshape(len(both), -1, repeats.shape[-1])
     return np.concatenate([both[:, None], again], axis=1).std(axis=1).max(axis=0)
-
-
-def _of_text(
-    values: Float[Tensor, "world metric"],
-    logits: Float[Tensor, "world token vocab"],
-    tokens: Int[Tensor, "world token"],
-) -> Float[Tensor, "world metric"]:
-    """The numbers with those of a text of several tokens in the place of its first token's."""
-    expected = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    log_prob = expected.gather(-1, tokens[..., None]).squeeze(-1).double().sum(-1)
-    values = values.clone()
-    values[:, LOG_PROB], values[:, METRICS.index("prob")] = log_prob, log_prob.exp()
-    values[:, LOGIT_DIFF] = torch.nan
-    if tokens.shape[1] > 1:
-        values[:, [METRICS.index("logit"), METRICS.index("neg_rank")]] = torch.nan
-    return values
 
 
 def _number(world: World) -> int:

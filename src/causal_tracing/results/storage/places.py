@@ -14,6 +14,7 @@ from causal_tracing.errors import InvalidResults, MachineError
 
 TEXT, MANIFEST = "trace.json", "manifest.json"  # by which a saved trace and a run folder are known
 LOCK = "lock"
+JOBS = "jobs.jsonl"  # what a server was asked, for who comes back to collect it
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)  # these are seen at the folders above
 
 

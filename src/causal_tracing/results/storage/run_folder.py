@@ -4,6 +4,7 @@
     results.sqlite   a row a pair (its arrays, its texts, their sha256), and a row a chunk of pairs
     pairs.jsonl      the pairs, as a file that can be traced again
     lock             held while a process works in the folder
+    jobs.jsonl       what a server was asked, where one has the model
 
 Rows of a chunk are committed together, through a rollback journal (write-ahead logs do not work on the network file
 systems where job arrays run), so that a kill at any moment loses the chunk in hand and nothing else.
@@ -25,7 +26,7 @@ import numpy as np
 
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.storage.atomic import sync_folder, write_text
-from causal_tracing.results.storage.places import LOCK, MANIFEST
+from causal_tracing.results.storage.places import JOBS, LOCK, MANIFEST
 from causal_tracing.results.storage.saved import PAIRS
 
 SCHEMA = 1
@@ -156,8 +157,8 @@ def _make(folder: Path) -> None:
 
 
 def _clear(folder: Path, before: Collection[Path]) -> None:
-    """Takes away what a run has put into a folder, unless there is a result."""
-    if _has_rows(folder / RESULTS):
+    """Takes away what a run has put into a folder, unless there is a result, or a server at work on one."""
+    if _has_rows(folder / RESULTS) or (folder / JOBS).exists():
         return
     for path in folder.iterdir():
         if path not in before and path.name != LOCK and path.is_file():

@@ -58,8 +58,8 @@ def test_a_trace_there_is_the_trace_here(met: dict[str, dict[str, Any]]):
         ("failed", "HOST does not give the result of job JOB: CUDA out of memory on the server"),
         (
             "cut",
-            "HOST does not give the result of job JOB whole: what comes is cut off or damaged (ZstdError: decompression "
-            "error: did not decompress full frame). Run the same command again.",
+            "HOST does not give the result of job JOB whole: what comes is cut off or damaged (ZstdError: "
+            "decompression error: did not decompress full frame). Run the same command again.",
         ),
         ("lost", "HOST took job JOB and does not know it any more. Run the command again."),
         (

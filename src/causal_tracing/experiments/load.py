@@ -32,10 +32,12 @@ def load(
     """The model, opened and with its anatomy checked: what every other function works on.
 
     model: "demo", a name on the Hugging Face hub, a folder, a .gguf file, or a transformers or nnsight model, which is
-        left as it is: dtype, device and revision cannot be given with it.
+        left as it is: dtype, device and revision cannot be given with it. A GGUF file is dequantised, once; a folder
+        or repository that was saved quantised stays so.
     tokenizer: needed with a model from memory; else the one that lies beside the weights.
     revision: a branch, tag or commit of the hub's.
-    dtype: float32 (default), bfloat16, float16, float64, or auto (as the weights are stored).
+    dtype: float32 (default), bfloat16, float16, float64, or auto (as the weights are stored; the default of what is not
+        quantised in a quantised model).
     device: such as "cpu" or "cuda:0" (default: the GPU if there is one).
     device_map: for a model that is larger than a device: "auto", "balanced", "balanced_low_0", "sequential", or a
         mapping from modules to devices, "disk" among them. What does not fit is kept in memory or on disk, and fetched

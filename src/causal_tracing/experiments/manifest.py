@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from causal_tracing.experiments.provenance import provenance_of
 from causal_tracing.experiments.repeat import command, pair_to_dict
 from causal_tracing.models.model import Model
 from causal_tracing.models.offload import absent, weights
+from causal_tracing.models.quantised import beside_parameters
 from causal_tracing.patching.job import PER_PAIR, Job
 from causal_tracing.patching.measure import pairs_at_once
 from causal_tracing.patching.options import RunOptions
@@ -101,7 +103,7 @@ def fingerprint(model: Model) -> str:
     if model.network is None or absent(model.network):  # a backend of its own runs it, and has its weights
         found.update(f"{model.name} {model.backend.describe().engine} {model.source.get('key', '')}".encode())
         return found.hexdigest()
-    for name, weight in weights(model.network):
+    for name, weight in chain(weights(model.network), beside_parameters(model.network)):
         flat = weight.flatten()
         step = max(1, len(flat) // SAMPLED)
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

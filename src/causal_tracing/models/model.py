@@ -12,6 +12,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.offload import device_of, devices_of
+from causal_tracing.models.quantised import stream_dtype
 from causal_tracing.models.recipe import Recipe
 
 
@@ -126,10 +127,10 @@ class Model:
 
     @property
     def dtype(self) -> str:
-        """The parameters' type, such as "float32"."""
+        """The parameters' type, such as "float32"; of a quantised model that of what is not quantised."""
         if self.backend is not None:
             return self.backend.describe().dtype
-        return str(self.network.get_input_embeddings().weight.dtype).removeprefix("torch.")
+        return str(stream_dtype(self.network)).removeprefix("torch.")
 
     @property
     def attention(self) -> str:

@@ -32,6 +32,7 @@ from causal_tracing.models.hub import brief, download_weights, explained, gguf_f
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.offload import absent
 from causal_tracing.models.place import Place, check_device, dtype_name, no_device, place_of, refuse
+from causal_tracing.models.quantised import explained_by, method_of, require_known, stream_dtype
 from causal_tracing.models.spread import Spread, refuse_parted
 
 OTHERS = "Give a causal decoder, such as a gpt2, llama, qwen, gemma or pythia model."
@@ -85,7 +86,7 @@ def open_place(
     """The model that lies there."""
     if tokenizer is not None:
         _require_tokenizer(tokenizer, place.name)
-    kind, target = _dtype("float32" if dtype is None else dtype), _device(device)
+    kind, target = None if dtype is None else _dtype(dtype), _device(device)
     with nullcontext() if place.progress and place.source["kind"] != "embedded" else without_bars():
         return _read(place, tokenizer, kind, spread or target)
 
@@ -97,15 +98,35 @@ def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
         _require_causal(config, place.name)
         tokenizer = tokenizer_of(place) if tokenizer is None else tokenizer
+        method = method_of(config)
+        require_known(config, place.name)
+        asked = dtype or ("auto" if method else torch.float32)  # what is not quantised stays as it was saved
         if isinstance(where, Spread):
-            with _on_this_machine(f"device_map={where.device_map!r}"):
-                network = _network(place, config, dtype, where)
+            with _on_this_machine(f"device_map={where.device_map!r}"), explained_by(method, place.name):
+                network = _network(place, config, asked, where)
             refuse_parted(network, place.name)
         else:
-            network = _network(place, config, dtype)
+            with explained_by(method, place.name):
+                network = _network(place, config, asked)
             with _on_this_machine(f"device={str(where)!r}"):
                 network = network.to(where)  # pyright: ignore[reportArgumentType]
-    return Opened(network=network, tokenizer=tokenizer, name=place.name, source=place.source)
+    if method and isinstance(dtype, torch.dtype):
+        _require_dtype(network, dtype, method, place.name)
+    return Opened(network=network, tokenizer=tokenizer, name=place.name, source=place.source | _quantised(method))
+
+
+def _quantised(method: str) -> dict[str, str]:
+    return {"quantised": method} if method else {}
+
+
+def _require_dtype(network: Any, asked: torch.dtype, method: str, name: str) -> None:
+    """Raises InvalidOption where a quantised model is not in the type that was asked for."""
+    found = stream_dtype(network)
+    if found != asked:
+        raise InvalidOption(
+            f"dtype={dtype_name(asked)!r} does not apply to {name}: its weights are quantised ({method}), and what is "
+            f"not stays as it was saved, in {dtype_name(found)}. Leave it out."
+        )
 
 
 @contextmanager
@@ -270,7 +291,10 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     source = {"kind": "memory", "class": f"{type(network).__module__}.{type(network).__qualname__}", **wrapper}
     commit = getattr(network.config, "_commit_hash", None)
     return Opened(
-        network=network, tokenizer=tokenizer, name=name, source=source | ({"commit": commit} if commit else {})
+        network=network,
+        tokenizer=tokenizer,
+        name=name,
+        source=source | ({"commit": commit} if commit else {}) | _quantised(method_of(network.config)),
     )
 
 

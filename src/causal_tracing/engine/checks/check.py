@@ -22,7 +22,15 @@ from causal_tracing.engine.checks.agreement import (
 )
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
-from causal_tracing.engine.checks.findings import Finding, Law, bounded, own_activations, random_write, write_all
+from causal_tracing.engine.checks.findings import (
+    Finding,
+    Law,
+    beside_others,
+    bounded,
+    own_activations,
+    random_write,
+    write_all,
+)
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
@@ -35,6 +43,7 @@ from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model, require_model
+from causal_tracing.models.quantised import method_of, say_once, stream_dtype, why_beside_others
 
 # How far the two sides of a layer's sums may be apart, in shares of the largest number: on the tests' families 1e-7 was
 # measured in float32, 7e-4 in float16, 6e-3 in bfloat16.
@@ -139,13 +148,14 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 
 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
+    say_once()
     require_words(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
     model = Model(network=network, tokenizer=tokenizer, name=name, source=source, anatomy=anatomy)
     model = replace(model, anatomy=counted(model, clean))
     patched = list(_patched(model, clean, corrupt))
-    model = replace(model, anatomy=_judged(name, model.anatomy, patched))
+    model = replace(model, anatomy=_judged(name, model.anatomy, patched, why_beside_others(network)))
     model = _with_rules(model, model.anatomy.components, clean, corrupt)
     agreement = compare(model, model.anatomy.components, clean, corrupt)
     model = replace(model, agreement=agreement)
@@ -154,7 +164,7 @@ def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, s
 
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:
     """The anatomy by what passes through the network: its layers, their parts, and what is not there."""
-    bound = SUMS[str(network.get_input_embeddings().weight.dtype).removeprefix("torch.")]
+    bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
     layers = find_layers(network, clean.tokens, name)
     found = explained(network, layers, clean.tokens, name, bound)
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
@@ -207,7 +217,9 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     components = model.anatomy.components
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
-    yield bounded("a run alone = the run in a batch", (), alone, bound)
+    yield bounded(Law.ALONE, (), alone, bound)
+    if method_of(model.network.config):  # activations may be quantised too, by what is beside them
+        yield beside_others(model, clean, corrupt, donors)
     for component in components:
         yield own_activations(model, component, clean, donors)
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
@@ -221,12 +233,20 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
         yield from random_write(model, component, clean, donors[clean])
 
 
-def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding]) -> Anatomy:
-    """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted."""
+def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: str) -> Anatomy:
+    """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted.
+
+    `beside` is why a run may depend on those beside it, where that is known.
+    """
     for finding in (finding for finding in findings if not finding.holds):
         measured = _measured(finding)
         if finding.name == Law.CAUSAL:
             raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
+        if finding.name == Law.BESIDE:
+            raise UnsupportedModel(
+                f"{name} cannot be traced: what it makes of a prompt depends on what is run "
+                f"beside it {measured}.{beside}"
+            )
         if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
         if finding.name == Law.WHOLE_LAYER and finding.components != ("resid_mid",):

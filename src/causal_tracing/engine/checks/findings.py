@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.checks.agreement import SEED
-from causal_tracing.engine.checks.bounds import ONE_FORWARD
+from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.interventions.edits import Edit, From, Given, Run
@@ -18,12 +18,15 @@ from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
+HUGE = 3.0  # times the largest norm of a token: nearly all of what a norm behind it gives
 LARGE = (3.0, 0.3, 0.03)  # times the largest number of the stream; the first by which half floats do not overflow
 
 
 class Law(StrEnum):
     """Checks whose failure means more than that a component is refused (`check.py`)."""
 
+    ALONE = "a run alone = the run in a batch"
+    BESIDE = "a run alone = the run beside others"
     CAUSAL = "nothing before an edit changes"
     WHOLE_LAYER = "a whole layer gives the donor's logits"
 
@@ -77,6 +80,21 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
     logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
     change = apart(logits[0], donors[run].logits).max().item()
     return bounded("its own activations change nothing", (component,), change, 0.0)
+
+
+def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recording]) -> Finding:
+    """A run gives what it gives alone, beside another text and beside itself with one huge number at one token.
+
+    Few such numbers are what layers that quantise activations tell as outliers, some by all rows of a batch.
+    """
+    component, layer = "resid_pre" if "resid_pre" in model.anatomy.components else "resid_post", model.active[0]
+    stream = donors[run].activations[component, layer].float()
+    huge = torch.zeros_like(stream[0])
+    huge[stream.abs().amax(0).argmax()] = HUGE * stream.norm(dim=-1).max()
+    edited = Run(run.tokens, (Edit(Site(component, layer, len(run.tokens) // 2), Given(huge)),))
+    logits, _ = forward(model, [run, other, edited], {}, keep=len(run.tokens))
+    difference = apart(logits[0], donors[run].logits).max().item() / largest(donors[run].logits)
+    return bounded(Law.BESIDE, (), difference, TWO_FORWARDS[model.dtype])
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:

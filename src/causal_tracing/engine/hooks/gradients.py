@@ -17,6 +17,7 @@ from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
+from causal_tracing.models.quantised import method_of, without_gradients
 
 
 def gradients(
@@ -41,12 +42,13 @@ def linearised(
     """The activations at each place, and the gradients there, of the same forward; both [run, token, width].
 
     `donors` holds a recording of every run that an edit reads from; without it they are recorded. `measure` is given
-    the logits after the last `keep` tokens.
+    the logits after the last `keep` tokens. Raises UnsupportedModel where no gradients pass.
     """
     if any(parameter.is_inference() for parameter in model.network.parameters()):
         raise UnsupportedModel(
             f"{model.name} was made inside torch.inference_mode(), where nothing can have gradients. Load it outside."
         )
+    _require_products(model)
     donors = donor_recordings(model, runs) if donors is None else donors
     values: dict[Place, Tensor] = {}
     probes: dict[Place, Tensor] = {}
@@ -61,6 +63,16 @@ def linearised(
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
     return Linearised(values, dict(zip(places, found, strict=True)))
+
+
+def _require_products(model: Model) -> None:
+    """Raises UnsupportedModel where gradients do not pass the quantised weights: torch goes on with zeros."""
+    method = method_of(model.network.config)
+    if method and (product := without_gradients(model.network)):
+        raise UnsupportedModel(
+            f"{model.name} has no gradients here: none pass its quantised weights ({method}), such as those of "
+            f"{product}. Use trace(), which needs none, or load it without quantisation, or on another device."
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import causal_tracing as ct
 from causal_tracing.errors import EngineNote
 from causal_tracing.patching.spot_checks import SpotChecks
 from causal_tracing.results.spot_checks import apart
+from causal_tracing.testing import FakeBackend, LinearToy, fake_model
 from loaded import fresh
 
 PAIR = ct.Pair(clean="w5 w17 w42 w11 w60 w33 w8", corrupt="w5 w23 w42 w11 w71 w33 w8", answer=" w9", foil=" w12")
@@ -111,3 +112,25 @@ def test_of_many_pairs_what_is_kept_for_the_checks_is_of_few(monkeypatch):
     assert checked == 1
     assert furthest is not None
     assert kept <= 2
+
+
+class Beside(FakeBackend):
+    """A backend whose answers depend on how many worlds are asked for at once."""
+
+    def evaluate(self, worlds, measure, **options):
+        found = super().evaluate(worlds, measure, **options)
+        return replace(found, values=found.values + 0.01 * len(worlds))
+
+    def describe(self, worlds=()):
+        return replace(super().describe(worlds), rounding=1e-4)
+
+
+def test_where_nothing_is_plainer_it_is_said_that_the_numbers_are_apart():
+    toy = LinearToy(4)
+    backend = Beside(toy, activations=toy.activations, num_layers=toy.num_layers)
+    model = fake_model(["the", "cat", "dog", "ran"], backend)
+    pair = ct.Pair(clean="the cat ran", corrupt="the dog ran", answer=" cat", foil=" dog")
+    with pytest.warns(EngineNote, match=r"What fake gives depends on what is run beside it \(fake\): of . cells"):
+        found = ct.trace(model, pair, progress=False)
+    assert found.provenance["engine"] == "fake"
+    assert found.provenance["spot_checks"]["largest_difference"] > 0.01

@@ -1,4 +1,4 @@
-"""Numbers that random cells speak against are not handed on: all is run again on replay, and it is said."""
+"""Numbers that random cells speak against are not handed on without a word: replay gives them again, if it can."""
 
 import warnings
 from collections.abc import Callable
@@ -11,13 +11,24 @@ from causal_tracing.results.spot_checks import apart
 
 
 def rechecked(job: Job, work: Callable[[Job], Numbers], *, stacklevel: int) -> tuple[Job, Numbers]:
-    """What the work gives of the job; of the same on replay where its spot checks are apart by more than rounding."""
+    """What the work gives of the job; of the same on replay where its spot checks are apart by more than rounding.
+
+    Where they still are, or there is nothing plainer, the numbers stand with a warning: no cell can be trusted further.
+    """
     found = work(job)
     against = apart(found.spot_checks)
-    if not against or job.backend.describe().engine != "packed":
-        return job, found
-    note = f"The packed engine is wrong here: {against}. All was run again on replay, which is slower."
-    warnings.warn(note, EngineNote, stacklevel=stacklevel + 1)
-    job = job.on_replay(note)
-    again = work(job)
-    return job, replace(again, spot_checks={**again.spot_checks, "rerun": against})
+    if against and job.backend.describe().engine == "packed":
+        note = f"The packed engine is wrong here: {against}. All was run again on replay, which is slower."
+        warnings.warn(note, EngineNote, stacklevel=stacklevel + 1)
+        job = job.on_replay(note)
+        again = work(job)
+        found = replace(again, spot_checks={**again.spot_checks, "rerun": against})
+        against = apart(found.spot_checks)
+    if against:
+        engine = job.backend.describe().engine
+        note = (
+            f"What {job.model.name} gives depends on what is run beside it ({engine}): {against}. No effect of this "
+            "trace is known better than that."
+        )
+        warnings.warn(note, EngineNote, stacklevel=stacklevel + 1)
+    return job, found

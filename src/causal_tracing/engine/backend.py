@@ -73,10 +73,10 @@ class Description:
 
     `engine` is its name ("packed", "replay", or that of a model's own backend); `note` says why it is not the packed
     one, where that was to be expected. `components` can be read and written; `counts` says how many heads or neurons
-    a layer has, for those that have such parts. `budget` is in bytes a batch (None: it has none), `context` the longest
-    prompt in tokens (None: not known). `rounding` is how far apart two right answers may be, in shares of the
-    largest logit (None: not known). `gradients` says whether they can be asked for, and `cost` is that of the worlds
-    asked about.
+    a layer has, for those that have such parts. `budget` is in bytes a batch (None: it has none), `call_tokens` how
+    many tokens go through a layer at a time (None: whole prompts), `context` the longest prompt in tokens (None: not
+    known). `rounding` is how far apart two right answers may be, in shares of the largest logit (None: not known).
+    `gradients` says whether they can be asked for, and `cost` is that of the worlds asked about.
     """
 
     engine: str
@@ -88,6 +88,7 @@ class Description:
     device: str = "cpu"
     context: int | None = None
     budget: int | None = None
+    call_tokens: int | None = None
     rounding: float | None = None
     gradients: bool = False
     cost: Cost | None = None

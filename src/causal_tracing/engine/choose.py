@@ -58,9 +58,9 @@ def on_replay(backend: Backend, note: str) -> Backend:
     return NetworkBackend(backend.model, "replay", note=note, budget=backend.budget)
 
 
-def within(backend: Backend, budget: int | None) -> Backend:
-    """The same backend with this budget in bytes a batch; one that a model brought along keeps its own."""
-    return backend.within(budget) if isinstance(backend, NetworkBackend) else backend
+def within(backend: Backend, budget: int | None, call: int | None = None) -> Backend:
+    """The same backend with this budget in bytes a batch, and so many tokens a call; one of a model's own stays."""
+    return backend.within(budget, call) if isinstance(backend, NetworkBackend) else backend
 
 
 def accept_again(model: Model, network: nn.Module) -> Model:

@@ -29,9 +29,19 @@ from causal_tracing.models.model import Model
 Engine = Packed | Replay
 
 
-def engine_of(name: str, model: Model, worlds: Sequence[World], budget: int, known: Tapes | None = None) -> Engine:
-    """The engine "packed" or "replay" for these worlds; what is `known` of their base runs is not recorded again."""
-    return Packed(model, worlds, budget, known) if name == "packed" else Replay(model, worlds, budget)
+def engine_of(
+    name: str,
+    model: Model,
+    worlds: Sequence[World],
+    budget: int,
+    known: Tapes | None = None,
+    call: int | None = None,
+) -> Engine:
+    """The engine "packed" or "replay" for these worlds; what is `known` of their base runs is not recorded again.
+
+    `call` is how many tokens a call of the packed engine takes at most.
+    """
+    return Packed(model, worlds, budget, known, call) if name == "packed" else Replay(model, worlds, budget)
 
 
 def evaluate(
@@ -45,12 +55,14 @@ def evaluate(
     rows: int | None = None,
     progress: Progress | None = None,
     known: Tapes | None = None,
+    call: int | None = None,
 ) -> Evaluation:
     """The numbers that `measure` makes of each world's logits at its readout, on the engine "packed" or "replay".
 
     `measure` may depend on a world through its base run, its readout and its `pair` only. A world that is dropped
     gets its base run's numbers, so that the difference is exactly zero. `budget` is in bytes, `rows` caps a batch.
-    `known` has what was recorded before. `progress` is told between layers and batches how much is done of how much.
+    `known` has what was recorded before, `call` is how many tokens a call of the packed engine takes. `progress` is
+    told between layers and batches how much is done of how much.
     Raises InvalidEdit, ComponentNotOffered, CannotPack, OutOfMemory.
     """
     if not worlds:
@@ -58,7 +70,9 @@ def evaluate(
     planned = plan(worlds, model.rules, prune=prune)
     told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
     budget = budget or default_budget(model)
-    work = _Work(model=model, engine=engine, budget=budget, rows=rows, measure=measure, told=told, known=known)
+    work = _Work(
+        model=model, engine=engine, budget=budget, rows=rows, measure=measure, told=told, known=known, call=call
+    )
     values = work.values(planned.worlds)
     return Evaluation(
         values=torch.stack([values[number] for number in planned.index]).numpy(),
@@ -79,6 +93,7 @@ class _Work:
     measure: Measure
     told: Steps | None
     known: Tapes | None
+    call: int | None
     done: int = 0
     furthest: tuple[int, World] | None = None
 
@@ -97,7 +112,7 @@ class _Work:
         return [found[number] for number in range(len(worlds))]
 
     def _at_once(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
-        run = engine_of(self.engine, self.model, worlds, self.budget, self.known)
+        run = engine_of(self.engine, self.model, worlds, self.budget, self.known, self.call)
         values: dict[int, Tensor] = {}
         for batch in run.batches(self.rows):
             values |= self._measured(run, batch)

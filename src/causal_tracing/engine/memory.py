@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from causal_tracing.engine.call_size import call_tokens
 from causal_tracing.engine.footprint import footprint
 from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.interventions.edits import World
@@ -14,7 +15,6 @@ from causal_tracing.models.model import Model
 # Above some hundred tokens a batch, larger matrix products are no faster on a CPU, and memory is better left free.
 SHARE_OF_FREE_MEMORY = 1 / 8
 LARGEST_DEFAULT = {"cpu": 256 * 2**20}
-CALL_TOKENS = {"cpu": 1024, "cuda": 16384}
 FEW = 8  # rows that share a forward without asking what they take; where they do not fit, halves of them are run
 HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched anew each time
 
@@ -71,18 +71,17 @@ class Sizes:
     head: int
 
 
-def sizes(model: Model, budget: int) -> Sizes:
+def sizes(model: Model, budget: int, call: int | None = None) -> Sizes:
     """Three quarters of the budget for a layer's work and the logits (never held together), one for the wave's states.
 
-    Calls of more tokens than a processor's caches hold are no faster, so they are capped there.
+    `call` is how many tokens a call takes at most; None: as many as are fast on the model's device.
     """
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
     short = short_prompts(model.network, model.tokenizer)[0].tokens
     token = footprint(model, len(short), 1).row // len(short)
-    largest = CALL_TOKENS.get(model.device.type, CALL_TOKENS["cuda"])
     logits = max(1, model.vocabulary or 1) * size + _measured_of_logits(model)
     return Sizes(
         wave=max(1, budget // 4 // (3 * model.width * size)),
-        call=max(1, min(largest, budget * 3 // 4 // max(1, token))),
+        call=max(1, min(call or call_tokens(model), budget * 3 // 4 // max(1, token))),
         head=max(1, min(HEAD_ROWS, budget * 3 // 4 // logits)),
     )

@@ -14,6 +14,7 @@ from causal_tracing.engine.backend import (
     Progress,
     Recording,
 )
+from causal_tracing.engine.call_size import call_tokens
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
 from causal_tracing.engine.cost import cost_of, seconds_a_token_layer
 from causal_tracing.engine.evaluate import evaluate
@@ -29,19 +30,31 @@ BOTH = 2  # runs of a pair: their gradients are computed together, and apart whe
 
 
 class NetworkBackend:
-    """A `Backend` on the engine "packed" or "replay", with a budget in bytes a batch (None: what is free allows)."""
+    """A `Backend` on the engine "packed" or "replay", with a budget in bytes a batch (None: what is free allows).
 
-    def __init__(self, model: Model, engine: str, *, note: str | None = None, budget: int | None = None) -> None:
+    `call` is how many tokens a call of a layer takes at most (None: as many as are fast on the device).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        engine: str,
+        *,
+        note: str | None = None,
+        budget: int | None = None,
+        call: int | None = None,
+    ) -> None:
         self.model = model
         self.engine = engine
         self.note = note
         self.budget = budget
+        self.call = call
         self._seconds: float | None = None
         self._tapes = Tapes(model) if engine == "packed" else None
 
-    def within(self, budget: int | None) -> "NetworkBackend":
-        """The same backend with this budget."""
-        return NetworkBackend(self.model, self.engine, note=self.note, budget=budget)
+    def within(self, budget: int | None, call: int | None = None) -> "NetworkBackend":
+        """The same backend with this budget, and so many tokens a call."""
+        return NetworkBackend(self.model, self.engine, note=self.note, budget=budget, call=call)
 
     def describe(self, worlds: Sequence[World] = ()) -> Description:
         """What is offered; with worlds, also what these would take. The first time two forwards are run to time one."""
@@ -56,6 +69,7 @@ class NetworkBackend:
             device=str(model.device),
             context=model.context,
             budget=budget,
+            call_tokens=(self.call or call_tokens(model)) if self.engine == "packed" else None,
             rounding=TWO_FORWARDS[model.dtype],
             gradients=True,
             cost=self._cost(worlds, budget) if worlds else None,
@@ -78,7 +92,7 @@ class NetworkBackend:
         progress: Progress | None = None,
     ) -> Evaluation:
         """The numbers that `measure` makes of each world's logits at its readout."""
-        more = {"engine": self.engine, "budget": self.budget, "known": self._tapes}
+        more = {"engine": self.engine, "budget": self.budget, "known": self._tapes, "call": self.call}
         return evaluate(self.model, worlds, measure, prune=prune, rows=rows, progress=progress, **more)
 
     def gradients(

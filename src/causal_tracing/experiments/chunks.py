@@ -29,13 +29,15 @@ Record = Mapping[str, Any]
 class Order:
     """What a run asks of a model: which of its pairs can be traced, how, and what fixes the last bits.
 
-    `budget` is in bytes a batch, `threads` how many the model computes on.
+    `budget` is in bytes a batch, `threads` how many the model computes on, `call` how many tokens a call of a layer
+    takes at most (None: as many as are fast there).
     """
 
     traceable: Kept
     options: RunOptions
     threads: int
     budget: int | None
+    call: int | None = None
 
     def silent(self) -> "Order":
         """The same for another process, which has nobody to tell of its progress."""
@@ -49,7 +51,7 @@ class Chunks:
         self.model = model
         self.order = order
         job = plan_job(model, order.traceable.pairs, order.options) if job is None else job
-        self.job = job.within(order.budget)
+        self.job = job.within(order.budget, order.call)
         self.places = {pair.id: number for number, pair in enumerate(order.traceable.pairs)}
 
     def rows(self, pairs: Sequence[Pair], progress: Progress | None = None) -> tuple[list[Row], Record]:

@@ -51,7 +51,7 @@ def begin_or_resume(folder: Path, job: Job, pairs: Sequence[Pair], options: RunO
 
 
 def _begun(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions, threads: int) -> dict[str, Any]:
-    record, spec = provenance_of(job), _spec(job, pairs, options, threads)
+    record, spec, described = provenance_of(job), _spec(job, pairs, options, threads), job.backend.describe()
     run, whole = part_of(options) | {"out": folder.name}, {"keep": options.keep}
     record["command"] = command(job.model, pairs, record["options"], run)
     manifest = {
@@ -60,7 +60,8 @@ def _begun(folder: Path, job: Job, pairs: Sequence[Pair], options: RunOptions, t
         "pairs": [pair_to_dict(pair) for pair in pairs],
         "shard": list(options.shard),
         "whole_command": command(job.model, pairs, record["options"], whole),
-        "budget": job.backend.describe().budget,
+        "budget": described.budget,
+        "call_tokens": described.call_tokens,
         "provenance": {name: value for name, value in record.items() if name not in ("pairs", "noise")}
         | {"noise": record["noise"] and {n: v for n, v in record["noise"].items() if n not in PER_PAIR}},
     }

@@ -54,7 +54,8 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     with begun(folder), telling(options.progress, pairs=len(asked)) as progress:
         manifest = begin_or_resume(folder, job, asked, options, crew.threads)
         keep_config(folder, job.model, asked, manifest["spec"]["options"], write=options.write, run=part_of(options))
-        order = Order(traceable=kept, options=options, threads=threads_of(manifest), budget=manifest["budget"])
+        fixed = {"budget": manifest["budget"], "call": manifest.get("call_tokens")}
+        order = Order(traceable=kept, options=options, threads=threads_of(manifest), **fixed)
         if isinstance(model.backend, Collecting):
             model.backend.keep_jobs(folder / JOBS)
         work = recipe and Work(recipe=recipe, order=order.silent())

@@ -59,9 +59,9 @@ class Job:
         """The same job on replay, which everything else is checked by; `note` says why."""
         return replace(self, backend=on_replay(self.backend, note))
 
-    def within(self, budget: int | None) -> "Job":
-        """The same job with this budget in bytes a batch."""
-        return replace(self, options=replace(self.options, budget=budget), backend=within(self.backend, budget))
+    def within(self, budget: int | None, call: int | None = None) -> "Job":
+        """The same job with this budget in bytes a batch, and so many tokens in a call of a layer."""
+        return replace(self, options=replace(self.options, budget=budget), backend=within(self.backend, budget, call))
 
     def part(self, numbers: Sequence[int]) -> "Job":
         """The same job for some of its pairs: the same columns, the same metric first."""

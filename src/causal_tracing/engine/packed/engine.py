@@ -30,10 +30,17 @@ from causal_tracing.models.model import Model
 class Packed:
     """Worlds on the packed engine: batches of them (waves), and a wave's logits."""
 
-    def __init__(self, model: Model, worlds: Sequence[World], budget: int, known: Tapes | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        worlds: Sequence[World],
+        budget: int,
+        known: Tapes | None = None,
+        call: int | None = None,
+    ) -> None:
         self.model = model
         self.worlds = worlds
-        self.sizes = sizes(model, budget)
+        self.sizes = sizes(model, budget, call)
         self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model))
         self.furthest = (0, -1)  # as a wave has it
 

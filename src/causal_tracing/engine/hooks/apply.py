@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, Zero
 
@@ -37,7 +38,7 @@ def rewritten(
 def _rewritten(
     value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording], parts: int, scale: float
 ) -> Tensor:
-    rows = torch.tensor([row for row, _ in writes], device=value.device)
+    rows = indices([row for row, _ in writes], value.device)
     current = value[rows]
     new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
     if any(edit.alpha != 1 for _, edit in writes):

@@ -8,7 +8,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import rewritten
 from causal_tracing.engine.hooks.attention import SEEN, attention_shown
 from causal_tracing.engine.hooks.modules import attached
+from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.models.model import Model
@@ -68,7 +68,7 @@ def watched(
             value = _edited(model, place, value, edits[place], donors)
         return watch(place, value) if place in wanted else value
 
-    tokens = torch.tensor([run.tokens for run in runs], device=model.device)
+    tokens = indices([run.tokens for run in runs], model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
     with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Attended, Tape
 from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
 from causal_tracing.interventions.edits import Run
@@ -81,7 +82,7 @@ class States:
         self.group = group
         self.tape = tape
         stream = tape.streams[0]
-        self.rows = torch.tensor([tape.rows[member.base] for member in group.members], device=stream.device)
+        self.rows = indices([tape.rows[member.base] for member in group.members], stream.device)
         self.listed = range(group.first, group.first + group.length)
         self.positions = torch.arange(group.first, group.first + group.length, device=stream.device)
         self.values = stream.new_empty(len(group.members), group.length, stream.shape[-1])
@@ -123,7 +124,7 @@ class States:
         """The tokens of a whole stretch that are read behind the last layer; their keys and values are known."""
         for read, members in _alike(stretch.members, lambda member: self.group.read(self._member(member))):
             if read:
-                positions = torch.tensor(read, device=self.values.device)
+                positions = indices(read, self.values.device)
                 hidden = self.values[members][:, positions - self.group.first]
                 at = [member - stretch.members[0] for member in members]
                 yield self._block(layer, members, read, positions, hidden, own=(own[0][at], own[1][at]))
@@ -134,7 +135,7 @@ class States:
         for points, members in _alike(joining, lambda member: self._member(member).points):
             listed = [point for point in points if point < self.group.stop]
             if listed:
-                positions = torch.tensor(listed, device=self.values.device)
+                positions = indices(listed, self.values.device)
                 hidden = self.tape.streams[layer][self.rows[members]][:, positions]
                 yield self._block(layer, members, listed, positions, hidden, first=self.group.stop)
 
@@ -197,7 +198,7 @@ class States:
         """The rows of [member · token] of these (member, position)."""
         length, first = self.group.length, self.group.first
         rows = [member * length + position - first for member, position in tokens]
-        return torch.tensor(rows, device=self.values.device)
+        return indices(rows, self.values.device)
 
     def _member(self, number: int) -> Member:
         return self.group.members[number]

@@ -146,10 +146,9 @@ class NnsightBackend:
         self, worlds: Sequence[World], wanted: Mapping[Place, Sequence[Run]], function: Any = None, data: Any = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """The numbers of worlds of one batch (their logits, without a function), and the values that are wanted."""
-        for world in worlds:
-            for edit in world.run.edits:
-                check_layer(self.model, edit)
-                self.model.anatomy.require(edit.site.component)
+        for edit in (edit for run in levels_of(world.run for world in worlds) for edit in run.edits):
+            check_layer(self.model, edit)
+            self.model.anatomy.require(edit.site.component)
         batch = batch_of(self.model, [world.run for world in worlds], wanted)
         length = batch.tokens.shape[1]
         readout = torch.tensor([world.readout for world in worlds]) - length  # from the end, where logits are few

@@ -4,6 +4,12 @@ import json
 import os
 from pathlib import Path
 
+from causal_tracing.errors import MachineError
+
+
+class JobFailed(MachineError):
+    """A server ran a job, and it failed there: with the server's own words."""
+
 
 class Jobs:
     """Jobs by what they were asked, in a file of a line each.

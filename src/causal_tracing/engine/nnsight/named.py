@@ -16,8 +16,9 @@ from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.nnsight import block
 from causal_tracing.engine.nnsight.asked import Asked
 from causal_tracing.engine.nnsight.backend import Transport
+from causal_tracing.engine.nnsight.jobs import JobFailed
 from causal_tracing.engine.random_prompts import short_prompts
-from causal_tracing.errors import MachineError, UnsupportedModel
+from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.anatomy import Anatomy, Layout
 
 ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
@@ -32,16 +33,18 @@ def anatomy_by_names(network: Any, tokenizer: Any, transport: Transport) -> tupl
     anatomy = Anatomy(family=str(network.config.model_type), layers=path, cut=True, tokenwise=())
     tokens = short_prompts(network, tokenizer)[0].tokens
     dtype = _sums(transport, tokens, path, [Layout()] * config.num_hidden_layers)[1]
+    said = ""
     for layouts in _candidates(network.get_submodule(path), config):
         try:
             apart, _ = _sums(transport, tokens, path, layouts)
-        except MachineError:  # a part that is not passed, or in another order
+        except JobFailed as error:  # a part that is not passed, or in another order; what else it may be is said
+            said = f" {error}"
             continue
         if apart <= ONE_FORWARD[dtype]:
             return _counted(replace(anatomy, layouts=tuple(layouts)), network, config), dtype
     anatomy = replace(anatomy, layouts=(Layout(),) * config.num_hidden_layers)
     for component in ("attn_out", "mlp_out", "z", "neurons"):
-        anatomy = anatomy.refuse(component, NOT_ADDING_UP)
+        anatomy = anatomy.refuse(component, NOT_ADDING_UP + said)
     return anatomy, dtype
 
 

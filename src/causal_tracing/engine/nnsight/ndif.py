@@ -17,7 +17,7 @@ from nnsight.intervention.backends.display import StatusDisplay
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 
 from causal_tracing.engine.nnsight.asked import Asked, traced
-from causal_tracing.engine.nnsight.jobs import Jobs
+from causal_tracing.engine.nnsight.jobs import JobFailed, Jobs
 from causal_tracing.errors import MachineError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds between looks
@@ -70,8 +70,8 @@ class Ndif:
         while True:
             try:
                 found = self._said(f"give the result of job {job}", request.poll, DAMAGED)
-            except MachineError as error:
-                if again and isinstance(error.__cause__, RemoteError):
+            except JobFailed:
+                if again:
                     return None
                 raise
             waited = time.monotonic() - begun
@@ -96,7 +96,8 @@ class Ndif:
                 return work()
             except (RemoteError, httpx.HTTPError) as error:
                 if not left or not _passing(error):
-                    raise MachineError(f"{self.host} does not {what}: {error}") from error
+                    ran = isinstance(error, RemoteError) and error.__cause__ is None  # it is said of the job itself
+                    raise (JobFailed if ran else MachineError)(f"{self.host} does not {what}: {error}") from error
             except broken as error:
                 if not left:
                     raise MachineError(

@@ -70,7 +70,7 @@ def test_a_trace_there_is_the_trace_here(met: dict[str, dict[str, Any]]):
     ],
 )
 def test_what_goes_wrong_is_one_clear_error(met: dict[str, dict[str, Any]], case: str, said: str):
-    assert met[case]["error"] == "MachineError"
+    assert met[case]["error"] == ("JobFailed" if case == "failed" else "MachineError")
     words = ["JOB" if word.startswith("job-") else word for word in met[case]["text"].replace(":", " :").split()]
     assert " ".join(words).replace(" :", ":") == said
 

@@ -48,6 +48,18 @@ def test_parts_that_do_not_add_up_are_not_offered_and_those_that_do_are():
     wrong = [(torch.tensor([0.0, 0.0, 0.1, 0.0]), "torch.float32")] * 4
     anatomy, _ = anatomy_by_names(tiny_model(), tiny_tokenizer(), Answers(FIRST, *wrong))
     assert "mlp_out" in dict(anatomy.refused)
-    anatomy, _ = anatomy_by_names(tiny_model(), tiny_tokenizer(), Answers(FIRST, (torch.zeros(4), "torch.float32")))
+    right = torch.zeros(4), "torch.float32"
+    server = Answers(FIRST, right, torch.zeros(4), torch.zeros(4))
+    anatomy, _ = anatomy_by_names(tiny_model(), tiny_tokenizer(), server)
     assert anatomy.layouts[0].mlp == "mlp"
     assert dict(anatomy.counts) == {"z": 4, "neurons": 64}
+    assert anatomy.mediators[-2:] == ("z", "neurons")
+
+
+def test_a_projection_that_is_not_the_last_one_is_not_offered():
+    right = torch.zeros(4), "torch.float32"
+    server = Answers(FIRST, right, JobFailed("other shapes"), torch.tensor([0.0, 0.5, 0.0, 0.0]))
+    anatomy, _ = anatomy_by_names(tiny_model(), tiny_tokenizer(), server)
+    assert dict(anatomy.refused)["z"] == "its projection was not found by name. other shapes"
+    assert "does not give what its module gives (5.0e-01 apart)" in dict(anatomy.refused)["neurons"]
+    assert "mlp_out" in anatomy.components

@@ -73,6 +73,15 @@ def sums(model, layers):
     return torch.stack(apart), dtype
 
 
+def inside(model, pairs):
+    """For each (projection, module) how far what the module gives is from what its projection gives, in shares."""
+    apart = []
+    for projection, module in pairs:
+        given, whole = (_first(_envoy(model, path).output) for path in (projection, module))
+        apart.append(((whole - given.reshape(whole.shape)).abs().max() / whole.abs().max()).float().cpu())
+    return torch.stack(apart)
+
+
 def _first(whole):
     return whole[0] if isinstance(whole, (tuple, list)) else whole
 

@@ -41,7 +41,8 @@ def anatomy_by_names(network: Any, tokenizer: Any, transport: Transport) -> tupl
             said = f" {error}"
             continue
         if apart <= ONE_FORWARD[dtype]:
-            return _counted(replace(anatomy, layouts=tuple(layouts)), network, config), dtype
+            found = _counted(replace(anatomy, layouts=tuple(layouts)), network, config)
+            return _proved(found, transport, tokens, ONE_FORWARD[dtype]), dtype
     anatomy = replace(anatomy, layouts=(Layout(),) * config.num_hidden_layers)
     for component in ("attn_out", "mlp_out", "z", "neurons"):
         anatomy = anatomy.refuse(component, NOT_ADDING_UP + said)
@@ -84,7 +85,7 @@ def _candidates(layers: nn.Module, config: Any) -> Iterator[list[Layout]]:
 
 
 def _last(module: nn.Module) -> str | None:
-    """The last projection: the only one that gives as many numbers as the first takes, where there is but one."""
+    """The projection that is named last; None where there are not several. It is proved where the model runs."""
     projections = {
         name: _shape(each) for name, each in module.named_modules() if len(_shape(each)) == 2 and "." not in name
     }
@@ -110,6 +111,23 @@ def _counted(anatomy: Anatomy, network: Any, config: Any) -> Anatomy:
         else:
             counts.append((component, count or width))
     return replace(anatomy, counts=tuple(counts))
+
+
+def _proved(anatomy: Anatomy, transport: Transport, tokens: tuple[int, ...], bound: float) -> Anatomy:
+    """Without heads or neurons whose projection does not give what its module gives: then it is not the last one."""
+    inputs = {"input_ids": torch.tensor([tokens]), "use_cache": False}
+    for component in (name for name, _ in anatomy.counts):
+        paths = [f"{anatomy.layers}.{n}.{getattr(layout, component)}" for n, layout in enumerate(anatomy.layouts)]
+        pairs = [(path, path.rpartition(".")[0]) for path in paths]
+        try:
+            apart = transport.answer(Asked(inputs=inputs, function=block.inside, arguments=(pairs,))).max().item()
+        except JobFailed as error:
+            anatomy = anatomy.refuse(component, f"its projection was not found by name. {error}")
+            continue
+        if not apart <= bound:
+            reason = f"the projection that is named last does not give what its module gives ({apart:.1e} apart)."
+            anatomy = anatomy.refuse(component, reason)
+    return anatomy
 
 
 def _width(network: Any, anatomy: Anatomy, layer: int, component: str) -> int | None:

@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/causal-tracing demo
 
+# A file's tests stay in one process, which makes its fixtures once. Not loadgroup: xdist 3.8 groups nothing under pytest 9.2.
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What the tests above take a fixed sample of, in full.
 test-slow: install

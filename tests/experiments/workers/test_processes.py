@@ -38,7 +38,6 @@ PAIRS = [
     for n in range(COUNT)
 ]  # fmt: skip
 ASKED: dict[str, Any] = {"components": ["resid_post", "mlp_out"], "spot_checks": 2, "progress": False}
-pytestmark = pytest.mark.xdist_group("workers")  # not beside each other: there are two cores
 
 
 @pytest.fixture(scope="module")

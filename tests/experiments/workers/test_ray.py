@@ -62,7 +62,6 @@ print("the same bytes")
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'causal-tracing[ray]'")
-@pytest.mark.xdist_group("workers")
 def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(tmp_path: Path):
     command = [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)

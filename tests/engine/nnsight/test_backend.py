@@ -131,6 +131,16 @@ def test_a_trace_and_what_is_refused(both: tuple[Model, Model]):
         ct.attribute(traced, pair)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_what_no_backend_of_nnsights_shows_is_refused_in_donors_too(both: tuple[Model, Model], depth: int):
+    """The world's own edit, its donor's, and the donor's donor's: at what nnsight would write somewhere else."""
+    edit = Edit(Site("q", 1, 2, 1), From(DONOR, 2))
+    for _ in range(depth):
+        edit = Edit(Site("resid_post", 2, 3), From(Run(DONOR.tokens, (edit,)), 3))
+    with pytest.raises(ComponentNotOffered, match=r"q is not offered .* inside attention, which nnsight does not show"):
+        through(both[1].backend, [World(BASE, (edit,), (4,))])
+
+
 @pytest.mark.parametrize("remote", ["here", "https://example.org"])
 def test_what_is_no_way_to_run_a_model(remote: Any):
     with pytest.raises(InvalidOption, match=r"Valid: True \(NDIF\), False .* NDIF_HOST or nnsight"):

@@ -439,7 +439,7 @@ def test_the_device_gives_the_cpus_trace():
         return " ".join(f"w{token}" for token in tokens)
 
     pair = causal_tracing.Pair(clean=text(DONOR), corrupt=text(BASE), answer=" w7", foil=" w9", id="one")
-    asked: dict[str, Any] = {"components": ["resid_post", "attn_out", "z"], "progress": False}
+    asked: dict[str, Any] = {"components": ["resid_post", "attn_out"], "heads": ["z"], "progress": False}
     here, there = (
         causal_tracing.trace(tiny("llama", device=device), [pair], **asked).measurements.maps
         for device in (DEVICE, torch.device("cpu"))

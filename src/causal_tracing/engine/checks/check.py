@@ -9,10 +9,12 @@
 4. The packed engine is compared with replay on every component (`agreement.py`).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.agreement import (
@@ -38,11 +40,13 @@ from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import InvalidOption, UnsupportedModel
+from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
+from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
+from causal_tracing.models.offload import device_of
 from causal_tracing.models.quantised import method_of, say_once, stream_dtype, why_beside_others
 
 # How far the two sides of a layer's sums may be apart, in shares of the largest number: on the tests' families 1e-7 was
@@ -150,6 +154,7 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
     say_once()
     require_words(network, name)
+    _say_short_products(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
     model = Model(network=network, tokenizer=tokenizer, name=name, source=source, anatomy=anatomy)
@@ -160,6 +165,19 @@ def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, s
     agreement = compare(model, model.anatomy.components, clean, corrupt)
     model = replace(model, agreement=agreement)
     return Checkup(model=model, findings=(*findings, *patched, *_agreeing(agreement)))
+
+
+def _say_short_products(network: Any, name: str) -> None:
+    """The bounds of float32 are of whole products; with TF32 they refuse what holds, and that is said before."""
+    device = device_of(network, network.get_input_embeddings().weight)
+    if device.type != "meta" and stream_dtype(network) == torch.float32 and short_products(device):
+        warnings.warn(
+            f"{device} makes products of float32 with fewer bits (TF32 or bfloat16), and {name} is checked as float32 "
+            "is: what is refused or warned of may hold with whole products. "
+            'torch.set_float32_matmul_precision("highest"), called before load, makes them.',
+            EngineNote,
+            stacklevel=2,
+        )
 
 
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from causal_tracing.models.model import Model
 
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
 HUGE = 3.0  # times the largest norm of a token: nearly all of what a norm behind it gives
+REPEATS, ROOM = 8, 4  # of a forward, where kernels add in no fixed order; times the largest difference among them
 LARGE = (3.0, 0.3, 0.03)  # times the largest number of the stream; the first by which half floats do not overflow
 
 
@@ -74,12 +76,22 @@ def write_all(model: Model, component: str, donor: Run, layer: int | None = None
 def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run, Recording]) -> Finding:
     """A run's own activations, at every position of every layer, change nothing: to the bit.
 
-    One run at a time, as recorded: batches of other sizes differ in the last bits.
+    One run at a time, as recorded: batches of other sizes differ in the last bits. Where the device does not repeat a
+    forward to the bit, they change no more than a few times what repeats do.
     """
     itself = Run(run.tokens, write_all(model, component, run))
     logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
-    change = apart(logits[0], donors[run].logits).max().item()
-    return bounded("its own activations change nothing", (component,), change, 0.0)
+    change = apart(logits[0], donors[run].logits).max().item() / largest(donors[run].logits)
+    bound = 0.0 if change == 0 else _unrepeated(model, component, run)
+    return bounded("its own activations change nothing", (component,), change, bound)
+
+
+def _unrepeated(model: Model, component: str, run: Run) -> float:
+    """How far a forward may be from the same forward, where repeats are apart at all; never more than rounding."""
+    places = [(component, layer) for layer in model.active]
+    found = [forward(model, [run], {}, keep=len(run.tokens), wanted=places)[0][0] for _ in range(REPEATS)]
+    between = max(apart(one, other).max().item() for one, other in combinations(found, 2)) / largest(found[0])
+    return min(ROOM * between, ONE_FORWARD[model.dtype])
 
 
 def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recording]) -> Finding:

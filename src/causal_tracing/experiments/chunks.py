@@ -15,12 +15,13 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.job import PER_PAIR, Job, plan_job
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair
+from causal_tracing.results import devices
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row
 from causal_tracing.results.storage.saved import to_parts
 
-RECORDED = ("started", "seconds", "worlds", "worlds_skipped", "spot_checks")
+RECORDED = ("started", "seconds", "worlds", "worlds_skipped", "spot_checks", "devices")
 NOT_FINITE = "an unedited run's logits are not finite"
 Record = Mapping[str, Any]
 
@@ -149,4 +150,5 @@ def added(records: Sequence[Record]) -> Record:
         "started": records[0]["started"],
         **{name: sum(record[name] for record in records) for name in ("seconds", "worlds", "worlds_skipped")},
         "spot_checks": together([record["spot_checks"] for record in records]),
+        "devices": devices.together(records),
     }

@@ -10,6 +10,7 @@ import torch
 
 from causal_tracing import __version__
 from causal_tracing.experiments.repeat import command, pair_to_dict
+from causal_tracing.models.devices import kinds_of_device
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Options
 
@@ -45,9 +46,11 @@ def provenance_of(job: Job) -> dict[str, Any]:
         "layers": model.num_layers,
         "dtype": model.dtype,
         "device": str(model.device),
+        "devices": kinds_of_device(model),
         "attention": model.attention,
         "engine": described.engine,
         "engine_note": described.note,
+        "rounding": described.rounding,
         "versions": {"causal-tracing": __version__, "python": platform.python_version(), **_versions()},
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "options": options,

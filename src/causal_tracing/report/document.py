@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.report.words.method import device_sentences
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
@@ -39,7 +40,8 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
     if all_metrics:
         names = [str(name) for name in data.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
-    return plain(texts | {"provenance": dict(record)})
+    warnings = list(device_sentences(record))
+    return plain(texts | ({"warnings": warnings} if warnings else {}) | {"provenance": dict(record)})
 
 
 def comparison_document(found: Differences) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from causal_tracing.report.words.method import Side, headline, sides
+from causal_tracing.report.words.method import Side, device_sentences, headline, sides
 from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import kind_of_component
@@ -36,6 +36,7 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
     ]
     strongest = sorted(checked, key=lambda one: -abs(one.exact))[:SHOWN]
     lines += [f"{named(measurements, one):44}{one.exact:>10.2f}{one.estimate:>10.2f}" for one in strongest]
+    lines += [f"Warning: {warning}" for warning in device_sentences(record)]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number, percent
-from causal_tracing.report.words.method import USUAL, control_sentences, thirds, usual_sentence
+from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
@@ -51,7 +51,12 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> Me
         title=_share(main, record),
         total=_total(main),
         sentences=tuple(sentences),
-        warnings=(*control_sentences(record), *_warnings(main), *(each for one in maps for each in _of_peaks(one))),
+        warnings=(
+            *control_sentences(record),
+            *device_sentences(record),
+            *_warnings(main),
+            *(each for one in maps for each in _of_peaks(one)),
+        ),
     )
 
 

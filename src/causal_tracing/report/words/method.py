@@ -181,6 +181,22 @@ def control_sentences(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"This is a control: {CONTROLS[control]}. What it shows, the method shows by itself."
 
 
+def device_sentences(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the kinds of device that were computed on mean for the last digits, where they mean anything."""
+    devices = record.get("devices", ())
+    short = [device["name"] for device in devices if device["short_products"]]
+    if len(devices) > 1:
+        rounding = None if short else record.get("rounding")
+        how = "up to rounding" if rounding is None else f"to about {rounding:.0e} of the largest logit"
+        named = "; ".join(dict.fromkeys(device["name"] for device in devices))
+        yield f"These numbers were computed on several kinds of device: {named}. They agree {how} only."
+    if short:
+        yield (
+            f"Products of float32 numbers were made with fewer bits (TF32 or bfloat16) on {'; '.join(short)}: do not "
+            'trust more than three digits. torch.set_float32_matmul_precision("highest") makes whole ones.'
+        )
+
+
 def pairing_warnings(data: xr.Dataset) -> Iterator[str]:
     """What one pair's tokens being paired otherwise than one by one means for its map."""
     if "corrupt_position" not in data:

@@ -21,6 +21,7 @@ from causal_tracing.report.words.method import (
     beside,
     control_sentences,
     convention_sentences,
+    device_sentences,
     headline,
     how_to_read,
     noise_sentences,
@@ -92,7 +93,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *_of_parts(parts),
         ),
         sites=rows,
-        warnings=tuple(_warnings(measurements, data, found)),
+        warnings=(*device_sentences(measurements.provenance), *_warnings(measurements, data, found)),
         caveats=not_shown(measurements),
         how_to_read=how_to_read(measurements),
     )
@@ -125,7 +126,8 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
         warnings = _warnings(measurements, measurements.pairs.sel(pair=pair), found)
         lines += [f"    Warning: {warning}" for warning in warnings]
         lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
-    said = (*write_sentences(measurements), *convention_sentences(measurements))
+    devices = (sentence for sentence in device_sentences(measurements.provenance) if sentence not in averaged)
+    said = (*write_sentences(measurements), *convention_sentences(measurements), *devices)
     lines += [f"\n{sentence}" for sentence in said]
     if len(pairs) > PAIRS_EACH:
         lines.append(f"and {len(pairs) - PAIRS_EACH} more. Choose one with pair=.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_tracing.errors import InvalidResults
+from causal_tracing.results import devices
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.spot_checks import together
@@ -79,6 +80,7 @@ def _provenance(
         "started": min((chunk["started"] for chunk in chunks), default=None),
         **{name: sum(chunk[name] for chunk in chunks) for name in ("seconds", "worlds", "worlds_skipped")},
         "spot_checks": together([chunk["spot_checks"] for chunk in chunks]),
+        **({"devices": known} if (known := devices.together(chunks)) else {}),
     }
 
 

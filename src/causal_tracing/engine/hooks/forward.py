@@ -7,17 +7,20 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import rewritten
+from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, attention_shown
 from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Edit, Run
+from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
 
@@ -71,7 +74,12 @@ def watched(
     tokens = indices([run.tokens for run in runs], model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
-    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):
+    changed = {
+        layer: partial(attended, writes=[(row, edit.site.position, edit) for row, edit in rows], donors=donors)
+        for (component, layer), rows in edits.items()
+        if component == ATTENTION
+    }
+    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit, changed):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:]
 

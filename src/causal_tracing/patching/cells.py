@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from causal_tracing.interventions.edits import Run, World
-from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.prompts.pairs import TokenPair
@@ -53,9 +52,8 @@ def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> It
     """The worlds that measure one cell in one draw: their mean is its number."""
     contrast = question.contrast
     base, donor = contrast.sides(draw, restores=arm.restores)
-    for slots in patched_together(question.pair, grid.column(at)):
-        for edits in grid.edits(at, slots, contrast, arm, base, donor):
-            yield World(base, edits, last_of(base), question.number)
+    for edits in grid.edits(at, question.pair, contrast, arm, base, donor):
+        yield World(base, edits, last_of(base), question.number)
 
 
 def last_of(run: Run) -> tuple[int]:

@@ -16,9 +16,10 @@ from causal_tracing.patching.ablation import check_patterns, check_tensors, refe
 from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.choices import BLOCKS
-from causal_tracing.patching.contrast import Contrast, of_prompts
+from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.named_sites import named_site, require_sites
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import EstimateOptions, Options
@@ -96,11 +97,15 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     check_metric(options.metric, tokens)
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
-    patched = [name for grid in grids for name in grid.needs]
+    given = [named_site(text) for text in options.given]
+    require_sites(model, given, tokens)
+    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
     backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
+    if given:
+        contrasts = [in_edited_world(each, pair, given) for each, pair in zip(contrasts, tokens, strict=True)]
     return Job(
         model=model,
         options=options,

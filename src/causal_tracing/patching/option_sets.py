@@ -23,6 +23,7 @@ def check_together(options: "Options") -> None:
     _check_preset(options)
     _check_something(options)
     _check_edges(options)
+    _check_given(options)
     directions_of(options)
     if _asked(options):
         check_widths(_asked(options), options.window)
@@ -65,6 +66,12 @@ def _check_edges(options: "Options") -> None:
     write = checked_write(options.write)
     if options.edges and (write.kind != "donor" or write.alpha != 1):
         raise InvalidOption("edges= are patched with what the other run has, whole: leave write= out, or edges=.")
+
+
+def _check_given(options: "Options") -> None:
+    write = checked_write(options.write)
+    if options.given and (write.kind != "donor" or options.noise is not None or options.preset is not None):
+        raise InvalidOption("given= puts the other prompt's activations there: leave noise=, preset= and write= out.")
 
 
 def _check_preset(options: "Options") -> None:

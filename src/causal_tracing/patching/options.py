@@ -25,6 +25,7 @@ from causal_tracing.patching.choices import (
     SMOOTH,
 )
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
+from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.option_checks import (
     check_budget,
     check_components,
@@ -184,6 +185,15 @@ class Options(AttentionOptions):
         check=check_noise,
         kept=lambda noise: noise and asdict(noise),
         unless="preset",
+    )
+    given: Sequence[str] = option(
+        (),
+        help="Sites that hold the other run's activations already, in the unedited runs and in every cell: a sweep in "
+        'an edited world. By name, such as "z 23.4 @ last" or "resid_post 0-9 @ subject".',
+        group=CHANGES,
+        text=texts.SITES,
+        check=check_named_sites,
+        beside="given",
     )
     window: Window = option(
         1,

@@ -118,6 +118,13 @@ LISTED = _one(
     fits=lambda value: _is(value, bool) or _list_of(str)(value),
     form="true, or a list of names",
 )
+SITES = _one(
+    lambda value: [site.strip() for site in value.split(";") if site.strip()] if isinstance(value, str) else value,
+    lambda value: "; ".join(value),
+    fits=_list_of(str),
+    form='a list of sites, such as ["z 23.4 @ last"]',
+    example="Several with ; between them.",
+)
 COMPONENTS = _one(
     lambda value: () if value in ("none", []) else names(value),
     lambda value: _joined(value) or "none",

@@ -20,7 +20,7 @@ effects of them:
     restored, disrupted, …           the metric in the patched runs of each arm (`arms.py`), only those asked for
     restored_deviation, …            standard deviation of the effect over draws (where noise or donors are drawn)
     estimated, top, sampled          what gradients say of the effect, and why a cell was patched for real
-    structural_zero, cut, unpaired, not_patched  (pair, …)
+    structural_zero, cut, unpaired, not_patched, given  (pair, …)
     window_first, window_last        (component, layer)   the layers patched together; −1 where there is no whole window
     readers                          (component, head)    which query heads read a key or value head
 """

@@ -231,8 +231,13 @@ def _draws(write: Mapping[str, Any]) -> int:
 
 
 def write_sentences(measurements: Measurements) -> Iterator[str]:
-    """What is written at a site, where it is not the other run's activation, whole."""
-    write = measurements.write
+    """What is written at a site, where it is not the other run's activation, whole; and what is there already."""
+    write, given = measurements.write, measurements.provenance.get("options", {}).get("given")
+    if given:
+        yield (
+            f"All of this is in an edited world: {', '.join(given)} already hold the other run's activations, in the "
+            "unedited runs and in every cell. Sites among them have no effect of their own here."
+        )
     part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
     if ablates(measurements):
         yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."

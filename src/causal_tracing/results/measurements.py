@@ -56,7 +56,7 @@ class Measurements:
         if of is None:
             return self.kinds[0]
         if kind_named(of).name not in self.maps:
-            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {of}=True).")
+            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {kind_named(of).option}).")
         return of
 
     def of_pair(self, pair: str) -> "Measurements":

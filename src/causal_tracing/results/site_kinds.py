@@ -20,7 +20,8 @@ class SiteKind:
     where there is none, the cells are ranked. `columns` is the option that says at which positions. `called`,
     `address` and `named` are how a strongest cell, its place and a row of a table are called, with {component},
     {layer} and {part} (the number along the kind's own axis); `restores` and `loses` say what its effects do.
-    `patches`: something of another run is put there, so that both directions can be asked for.
+    `patches`: something of another run is put there, so that both directions can be asked for. `asked`:
+    how a trace is asked for it, where that is not its name.
     """
 
     name: str
@@ -34,6 +35,12 @@ class SiteKind:
     restores: str = "restoring it brings back"
     loses: str = "disrupting it takes away"
     patches: bool = True
+    asked: str = ""
+
+    @property
+    def option(self) -> str:
+        """How a trace is asked for it."""
+        return self.asked or f"{self.name}=True"
 
     @property
     def part(self) -> str | None:
@@ -90,6 +97,7 @@ KNOCKOUT_HEADS = SiteKind(
     drawn=("head", "layer"),
     columns="knockout_keys",
     called="key to hide from one head",
+    asked='knockout=["heads"]',
     address="head {part} of layer {layer}",
     named="{component} layer {layer} head {part}",
     loses="hiding it takes away",

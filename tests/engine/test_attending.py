@@ -252,10 +252,8 @@ def test_beside_keys_that_are_seen_later_ones_change_nothing(model, engine):
 def test_keys_outside_a_window_are_not_seen(name, engine):
     model = shared(name)
     for layer in LAYERS:
-        outside = [
-            *told_each_way(layer=layer, query=LAST, keys=(1, 4)),
-            *told_each_way(layer=layer, query=LAST, keys=(4,), head=2),
-        ]
+        outside = told_each_way(layer=layer, query=LAST, keys=(1, 4))
+        outside += told_each_way(layer=layer, query=LAST, keys=(4,), head=2)
         inside = told_each_way(layer=layer, query=LAST, keys=(5,))
         found = logits(model, engine, *((edit,) for edit in (*outside, *inside)), alone=True)
         assert_moved(model, found[len(outside) :])

@@ -78,6 +78,11 @@ class Attending:
         """Every key that is named."""
         return (*self.blocked, *self.zeroed, *(key for each in (self.q, self.k, self.v) for key, _ in each))
 
+    @property
+    def made_again(self) -> bool:
+        """Whether the query's row is made again behind the mask, and not by hiding keys alone."""
+        return bool(self.zeroed or self.q or self.k or self.v)
+
     def up_to(self, query: int) -> "Attending":
         """The same without the keys behind the query, which it does not see."""
         plain = {name: tuple(key for key in getattr(self, name) if key <= query) for name in ("blocked", "zeroed")}
@@ -151,6 +156,7 @@ class Run:
                     "resid_pre of the next.) Keep one of them, or make two worlds."
                 )
             parts.add(place.part)
+        _check_patterns(self.edits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +198,19 @@ def _check_attention(edit: Edit, run: Run) -> None:
         edit.site.component == ATTENTION and edit.alpha != 1
     ):
         raise InvalidEdit(f"{edit.site} is no activation: only a whole Attending (alpha 1) can be written there.")
+
+
+def _check_patterns(edits: tuple[Edit, ...]) -> None:
+    """Raises InvalidEdit where a pattern is written over a row that is made again: which of them counts is not said."""
+    again = [edit.site for edit in edits if isinstance(edit.source, Attending) and edit.source.made_again]
+    rows = {(site.layer, site.position): site for site in again}
+    for site in (edit.site for edit in edits if edit.site.component == "pattern"):
+        told = rows.get((site.layer, site.position))
+        if told is not None:
+            raise InvalidEdit(
+                f"{site} and {told} are written in one run: a pattern goes with blocked= keys of the same query alone. "
+                "Make two worlds."
+            )
 
 
 def _check_position(what: str, position: int, run: Run) -> None:

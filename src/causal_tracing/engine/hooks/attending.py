@@ -41,27 +41,29 @@ def _told(row: int, query: int, edit: Edit) -> _Told:
     return _Told(row, query, edit.site.part, edit.site, edit.source.up_to(edit.site.position))
 
 
-def attended(asked: Asked, writes: Sequence[Write], donors: Donors) -> Float[Tensor, "batch token head size"]:
+def attended(
+    asked: Asked, writes: Sequence[Write], donors: Donors
+) -> tuple[Asked, Float[Tensor, "batch token head size"]]:
     """What the model's attention gives where these queries attend as they are told; the others as they do.
 
-    Keys are those of whole prompts, from position 0. Raises CannotPack for masks in which nothing can be hidden,
-    InvalidEdit where a query would see no key at all.
+    With it comes what was asked, hidden keys and all: patterns are made of that. Keys are those of whole prompts, from
+    position 0. Raises CannotPack for masks in which nothing can be hidden, InvalidEdit where a query would see no key.
     """
     told = [_told(*write) for write in writes]
     hiding = [one for one in told if one.how.blocked]
     if hiding:
         asked = replace(asked, mask=_hidden(asked, hiding))
     output, _ = asked.answer()
-    anew = [one for one in told if one.how.zeroed or one.how.q or one.how.k or one.how.v]
+    anew = [one for one in told if one.how.made_again]
     if not anew:
-        return output
+        return asked, output
     output = output.clone()
     for start in range(0, len(anew), ROWS):
         part = anew[start : start + ROWS]
         for one, row in zip(part, _rows(asked, part, donors), strict=True):
             heads = slice(None) if one.head is None else slice(one.head, one.head + 1)
             output[one.row, one.query, heads] = row[heads]
-    return output
+    return asked, output
 
 
 def _hidden(asked: Asked, told: Sequence[_Told]) -> Tensor:

@@ -67,7 +67,7 @@ class Asked:
 
 
 Attend = Callable[[Asked], tuple[Tensor, Any]]
-Answer = Callable[[Asked], Tensor]
+Answer = Callable[[Asked], tuple[Asked, Tensor]]  # what was really asked, and attention's output
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def _attend_shown(
 
     asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
     if asked.layer in changed:
-        output, weights = changed[asked.layer](asked), None
+        (asked, output), weights = changed[asked.layer](asked), None
     else:
         output, weights = asked.answer()
     if ("pattern", asked.layer) in places:

@@ -147,16 +147,16 @@ class Wave:
             value=stretch.seen(attended.values, own[1]),
             mask=stretch.mask(attended),
         )
-        output = self._answer(stretch, asked)
+        asked, output = self._answer(stretch, asked)
         if ("pattern", layer) in stretch.writes:
             output = with_patterns(output, partial(self._see_pattern, stretch, layer), asked)
         return output
 
-    def _answer(self, stretch: Stretch, asked: Asked) -> Tensor:
-        """What the layer's attention gives, where queries attend otherwise too."""
+    def _answer(self, stretch: Stretch, asked: Asked) -> tuple[Asked, Tensor]:
+        """What the layer's attention gives, where queries attend otherwise too, and what it was asked then."""
         writes = stretch.writes.get((ATTENTION, asked.layer), ())
         if not writes:
-            return asked.answer()[0]
+            return asked, asked.answer()[0]
         return attended(asked, [(*divmod(row, len(stretch.positions)), edit) for row, edit in writes], self.donors)
 
     def _see(self, stretch: Stretch, layer: int, component: str, value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ __all__ = [
     "check",
     "compare",
     "estimate",
+    "knockout",
     "load",
     "open_trace",
     "preview",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.experiments.attribute import attribute
     from causal_tracing.experiments.compare import compare
+    from causal_tracing.experiments.knockout import knockout
     from causal_tracing.experiments.load import load
     from causal_tracing.experiments.open_trace import open_trace
     from causal_tracing.experiments.run import run
@@ -50,6 +52,7 @@ _HOMES = {
     "check": "engine.checks.check",
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
+    "knockout": "experiments.knockout",
     "load": "experiments.load",
     "open_trace": "experiments.open_trace",
     "preview": "patching.preview",

@@ -2,21 +2,19 @@
 
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from causal_tracing import __version__
-from causal_tracing.cli import commands, console, streams
+from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import saved as cli_results
-from causal_tracing.errors import CausalTracingError, InvalidOption, Note
-from causal_tracing.patching.declare import MANY, OUTPUT, PAIR, specs
-from causal_tracing.patching.options import EstimateOptions, Options, RunOptions
+from causal_tracing.errors import CausalTracingError, Note
+from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
+from causal_tracing.patching.knockout_options import KnockoutRunOptions, as_of_a_trace
+from causal_tracing.patching.options import EstimateOptions, RunOptions
 
-# What a run of many pairs has beside the options of a trace, with the defaults.
-OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
 DEMO: dict[str, Any] = {
     "clean": "The Colosseum is located in the city of",
     "corrupt": "The Eiffel Tower is located in the city of",
@@ -44,6 +42,12 @@ Chat = Annotated[
 MANY_PAIRS = "Many pairs: a file (JSON Lines, CSV, Parquet), or a built-in set such as facts."
 Pairs = Annotated[str | None, typer.Option(help=MANY_PAIRS, rich_help_panel=MANY)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.", rich_help_panel=OUTPUT)]
+DRY_RUN = "Say what it would take (worlds, memory, time), and stop."
+DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel=OUTPUT)]
+OUT = "A folder to write: the trace, its page, and the file that makes it again. A file of pairs goes on there."
+Out = Annotated[Path | None, typer.Option(help=OUT, rich_help_panel=OUTPUT)]
+ALL_METRICS = "With --json: every metric's effects."
+AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
 app = typer.Typer(
     help="Which parts of a language model carry a behaviour: exact causal tracing on any Hugging Face decoder.",
@@ -106,67 +110,61 @@ def trace(
     remote: commands.Remote = False,
     revision: commands.Revision = None,
     trust_remote_code: commands.Trust = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Say what it would take (worlds, memory, time), and stop.", rich_help_panel=OUTPUT
-        ),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder to write: the trace, its page, and the file that makes it again. A file of pairs goes on "
-            "there.",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    dry_run: DryRun = False,
+    out: Out = None,
     overwrite: Overwrite = False,
     as_json: commands.Json = False,
-    all_metrics: Annotated[
-        bool, typer.Option("--all-metrics", help="With --json: every metric's effects.", rich_help_panel=OUTPUT)
-    ] = False,
+    all_metrics: AllMetrics = False,
 ) -> None:
     """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
     fields = {
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
-    asked = console.pairs(pairs, fields, chat=chat)
-    many = pairs is not None
-    of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
-    console.check(asked, options, alone=out is None or not many)
-    _check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
-    loaded = console.load(
-        model, revision=revision, dtype=dtype, device=device, device_map=device_map, remote=remote or None,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    if dry_run:
-        console.estimate(loaded, asked, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
-        return
-    if out is not None and many:
-        result = console.ran(loaded, asked, out, **of_a_run, **options)
-    else:
-        result = console.traced(loaded, asked, **options)
-    if out is not None:
-        console.kept(result, loaded, asked, out, options, saved=many, overwrite=overwrite)
-    console.say(result, as_json=as_json, all_metrics=all_metrics)
-    if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
-        raise typer.Exit(commands.PARTLY)
+    loading = {
+        "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    asked = tracing.Asked(source=pairs, fields=fields, chat=chat, model=model, loading=loading, options=options)
+    tracing.carry_out(asked, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
 
 
-def _check_folder(out: Path | None, *, many: bool, of_a_run: Mapping[str, Any], overwrite: bool) -> None:
-    """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
-    from causal_tracing.results.storage.places import check_run_folder, check_target
-
-    given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != OF_A_RUN[name]]
-    if given and not (many and out is not None):
-        raise InvalidOption(f"{', '.join(given)}: for many pairs in a folder. Give --pairs and --out too.")
-    if out is not None and many and overwrite:
-        raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
-    if out is not None and many:
-        check_run_folder(out)
-    elif out is not None:
-        check_target(out, overwrite=overwrite)
+@commands.command(app, KnockoutRunOptions)
+def knockout(
+    model: commands.ModelName,
+    options: dict[str, Any],
+    clean: Clean = None,
+    corrupt: Corrupt = None,
+    answer: Annotated[str | None, ANSWER] = None,
+    foil: Foil = None,
+    subject: Subject = None,
+    corrupt_subject: CorruptSubject = None,
+    occurrence: Occurrence = None,
+    chat: Chat = False,
+    pairs: Pairs = None,
+    dtype: commands.Dtype = None,
+    device: commands.Device = None,
+    device_map: commands.DeviceMap = None,
+    revision: commands.Revision = None,
+    trust_remote_code: commands.Trust = False,
+    dry_run: DryRun = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_json: commands.Json = False,
+    all_metrics: AllMetrics = False,
+) -> None:
+    """Attention knockout: what is lost when a query cannot see keys, by layer (or window of layers) and keys."""
+    fields = {
+        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
+        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
+    }  # fmt: skip
+    loading = {
+        "revision": revision, "dtype": dtype, "device": device, "device_map": device_map,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    meant = as_of_a_trace(options)
+    asked = tracing.Asked(source=pairs, fields=fields, chat=chat, model=model, loading=loading, options=meant)
+    tracing.carry_out(asked, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
 
 
 @commands.command(app, EstimateOptions)
@@ -203,7 +201,7 @@ def attribute(
     }  # fmt: skip
     asked = console.pairs(pairs, fields, chat=chat)
     console.check(asked, options, alone=True)
-    _check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
+    tracing.check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
     loaded = console.load(
         model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code

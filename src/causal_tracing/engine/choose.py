@@ -11,7 +11,7 @@ from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.sites import MEDIATORS
+from causal_tracing.interventions.sites import ATTENTION, MEDIATORS
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
@@ -37,7 +37,7 @@ def open_backend(
     components = list(dict.fromkeys(components))
     for component in components:
         model.anatomy.require(component)
-    mediators = [name for name in components if name in MEDIATORS]
+    mediators = [name for name in components if name in (*MEDIATORS, ATTENTION)]
     if mediators:
         model = _with_proofs(model, mediators)
         for component in mediators:

@@ -1,6 +1,7 @@
 """Which pairs of a file are traced: those that can be, and, if asked, those that the clean run gets right."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from causal_tracing.engine.choose import plain_backend
@@ -8,9 +9,11 @@ from causal_tracing.errors import InvalidOption, InvalidPair, OutOfMemory
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
+from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.grid import named_heads
+from causal_tracing.patching.option_sets import directions_of
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.patching.scoring import preferences
@@ -90,10 +93,10 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
     if "pattern" in named_heads(options.heads):
         check_patterns(write, found)
     for positions in (options.positions, options.head_positions, options.neuron_positions):
-        try:
+        with suppress(InvalidOption):  # a role that this pair lacks, and others may have
             resolved_columns([found], positions)
-        except InvalidOption:  # a role that this pair lacks, and others may have
-            continue
+    with suppress(InvalidOption):
+        attention_grids(model, [found], options, directions_of(options))
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:

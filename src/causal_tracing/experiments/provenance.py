@@ -13,6 +13,7 @@ from causal_tracing.experiments.repeat import command, pair_to_dict
 from causal_tracing.models.devices import kinds_of_device
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.options import Options
+from causal_tracing.results.site_kinds import BLOCKS
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xarray", "nnsight")
 
@@ -65,10 +66,11 @@ def _options(job: Job) -> dict[str, Any]:
     found = job.options.to_dict()
     if not isinstance(job.options, Options):
         return found
-    blocks = job.grids[0]
-    directions = [arm.name for arm in blocks.arms if arm.is_direction]
-    severed = [arm.severed for arm in blocks.arms if arm.severed]
-    made = {"components": list(blocks.components), "layers": list(blocks.layers)}
+    first, blocks = job.grids[0], [grid for grid in job.grids if grid.kind == BLOCKS]
+    arms = dict.fromkeys(arm for grid in job.grids for arm in grid.arms)
+    directions = [arm.name for arm in arms if arm.is_direction]
+    severed = [arm.severed for arm in arms if arm.severed]
+    made = {"components": [name for grid in blocks for name in grid.components], "layers": list(first.layers)}
     return found | made | {"directions": directions, "sever": severed}
 
 

@@ -49,6 +49,13 @@ class Trace:
         """The same for single neurons, over (metric, pair, component, layer, neuron, position). Raises as `heads`."""
         return effects(self.measurements, "neurons")
 
+    def of(self, kind: str) -> xr.Dataset:
+        """The effects of one kind of site: blocks, heads, neurons, knockout, knockout_heads, edges.
+
+        As `effects`, over (metric, pair, and the kind's axes). Raises InvalidOption where it was not measured.
+        """
+        return effects(self.measurements, kind)
+
     def top(
         self,
         count: int = 10,

@@ -1,10 +1,11 @@
 """What is run: runs, edits and worlds. An intervention is a value, never a callback."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.sites import Site
+from causal_tracing.interventions.sites import ATTENTION, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,50 @@ class Subspace:
     donor: From
 
 
-Source = From | Mean | Zero | Given | Plus | Subspace
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attending:
+    """How one query attends, where that is not as it does by itself: written at sites of `attention` alone.
+
+    `blocked` are keys (positions) that it cannot see: the softmax is over the rest, as if a mask hid them. Of `zeroed`
+    keys the weight is taken away behind the softmax, and no other key gets it. `q`, `k` and `v` say at which keys
+    another run stands in, for this query alone: a key's score is that of the donor's query; a key, or a value, is the
+    donor's. Keys behind the query are never seen; naming them changes nothing.
+    """
+
+    blocked: tuple[int, ...] = ()
+    zeroed: tuple[int, ...] = ()
+    q: tuple[tuple[int, From], ...] = ()
+    k: tuple[tuple[int, From], ...] = ()
+    v: tuple[tuple[int, From], ...] = ()
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Every key that is named."""
+        return (*self.blocked, *self.zeroed, *(key for each in (self.q, self.k, self.v) for key, _ in each))
+
+    @property
+    def made_again(self) -> bool:
+        """Whether the query's row is made again behind the mask, and not by hiding keys alone."""
+        return bool(self.zeroed or self.q or self.k or self.v)
+
+    def up_to(self, query: int) -> "Attending":
+        """The same without the keys behind the query, which it does not see."""
+        plain = {name: tuple(key for key in getattr(self, name) if key <= query) for name in ("blocked", "zeroed")}
+        given = {name: tuple(each for each in getattr(self, name) if each[0] <= query) for name in ("q", "k", "v")}
+        return Attending(**plain, **given)
+
+    def check(self, site: Site, tokens: int) -> None:
+        """Raises InvalidEdit where it cannot be written there, in a run of so many tokens."""
+        if site.component != ATTENTION:
+            raise InvalidEdit(f"How a query attends is told at {ATTENTION}, and not at {site}.")
+        beyond = [key for key in self.keys if not 0 <= key < tokens]
+        if beyond:
+            raise InvalidEdit(f"{site} names the key {beyond[0]}, but the run has {tokens} tokens: 0 to {tokens - 1}.")
+        if {*self.blocked} >= {*range(site.position + 1)}:
+            raise InvalidEdit(f"{site}: every key that this query can see is blocked. Leave it one, or use zeroed=.")
+
+
+Source = From | Mean | Zero | Given | Plus | Subspace | Attending
 
 
 def donors_of(source: Source) -> tuple[From, ...]:
@@ -65,6 +109,8 @@ def donors_of(source: Source) -> tuple[From, ...]:
         return (source,)
     if isinstance(source, Mean):
         return source.donors
+    if isinstance(source, Attending):
+        return tuple(donor for each in (source.q, source.k, source.v) for _, donor in each)
     return (source.donor,) if isinstance(source, Subspace) else ()
 
 
@@ -75,6 +121,15 @@ class Edit:
     site: Site
     source: Source
     alpha: float = 1.0
+
+    @property
+    def reads(self) -> Iterator[tuple[str, From]]:
+        """The components of other runs that it reads, in its own layer, and where."""
+        if isinstance(self.source, Attending):
+            by_component = {"q": self.source.q, "k": self.source.k, "v": self.source.v}
+            yield from ((name, donor) for name, each in by_component.items() for _, donor in each)
+        else:
+            yield from ((self.site.component, donor) for donor in donors_of(self.source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +147,7 @@ class Run:
             _check_position("An edit is", edit.site.position, self)
             for donor in donors_of(edit.source):
                 _check_position("A donor is read", donor.position, donor.run)
+            _check_attention(edit, self)
             place = edit.site.place
             parts = written.setdefault((place.component, place.layer, place.position), set())
             if place.part in parts or (parts and (place.part is None or None in parts)):
@@ -100,6 +156,7 @@ class Run:
                     "resid_pre of the next.) Keep one of them, or make two worlds."
                 )
             parts.add(place.part)
+        _check_patterns(self.edits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +188,29 @@ class World:
                 )
         patched = Run(self.base.tokens, self.base.edits + self.edits) if self.edits else self.base
         object.__setattr__(self, "run", patched)  # made once: that the edits go together is checked on the way
+
+
+def _check_attention(edit: Edit, run: Run) -> None:
+    """Raises InvalidEdit where attention is written at as if it were an activation, or an activation as if it were."""
+    if isinstance(edit.source, Attending):
+        edit.source.check(edit.site, len(run.tokens))
+    if (edit.site.component == ATTENTION) != isinstance(edit.source, Attending) or (
+        edit.site.component == ATTENTION and edit.alpha != 1
+    ):
+        raise InvalidEdit(f"{edit.site} is no activation: only a whole Attending (alpha 1) can be written there.")
+
+
+def _check_patterns(edits: tuple[Edit, ...]) -> None:
+    """Raises InvalidEdit where a pattern is written over a row that is made again: which of them counts is not said."""
+    again = [edit.site for edit in edits if isinstance(edit.source, Attending) and edit.source.made_again]
+    rows = {(site.layer, site.position): site for site in again}
+    for site in (edit.site for edit in edits if edit.site.component == "pattern"):
+        told = rows.get((site.layer, site.position))
+        if told is not None:
+            raise InvalidEdit(
+                f"{site} and {told} are written in one run: a pattern goes with blocked= keys of the same query alone. "
+                "Make two worlds."
+            )
 
 
 def _check_position(what: str, position: int, run: Run) -> None:

@@ -9,8 +9,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import ORDER, RESIDUAL
+from causal_tracing.interventions.edits import Attending, Edit, From, Run, World
+from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,8 @@ def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
     source, site = edit.source, edit.site
     if edit.alpha == 0:
         return True
+    if isinstance(source, Attending):
+        return _attends_as_it_does(source, site, base, rules)
     if not isinstance(source, From) or source.position != site.position:
         return False
     if source.run == base:
@@ -87,6 +89,17 @@ def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
     if site.layer == 0 and site.component in rules.tokenwise and not differing(source.run, base, alone):
         return True
     return not differing(source.run, base, range(site.position + 1))
+
+
+def _attends_as_it_does(source: Attending, site: Site, base: Run, rules: Rules) -> bool:
+    """Whether nothing is taken from a query's sight, and all that it is given is there already."""
+    seen = source.up_to(site.position)
+    if seen.blocked or seen.zeroed:
+        return False
+    given = [Edit(Site("q", site.layer, site.position), donor) for _, donor in seen.q]
+    for component in ("k", "v"):
+        given += [Edit(Site(component, site.layer, key), donor) for key, donor in getattr(seen, component)]
+    return all(_writes_what_is_there(edit, base, rules) for edit in given)
 
 
 def differing(one: Run, other: Run, positions: Iterable[int]) -> list[int]:

@@ -10,11 +10,14 @@ from causal_tracing.errors import InvalidOption, nearest
 COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 HEADS = ("q", "k", "v", "pattern", "z")
 MEDIATORS = (*HEADS, "neurons")
+# How one query attends: which keys it sees, and whose queries, keys and values. It can be changed, not read.
+ATTENTION = "attention"
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
 # In computation order: of two edits at one token in one layer, the later one acts on what the earlier one left.
 # "embed" is what the embedding gives, layer 0: a run can be noised there, but it is nothing that is traced.
-ORDER = ("embed", "resid_pre", *HEADS, "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out", "resid_post")
+IN_ATTENTION = ("q", "k", "v", ATTENTION, "pattern", "z")
+ORDER = ("embed", "resid_pre", *IN_ATTENTION, "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out", "resid_post")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,7 +32,7 @@ class Site:
     def __post_init__(self) -> None:
         if self.component not in ORDER:
             raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, ORDER[1:])}")
-        if self.part is not None and self.component not in MEDIATORS:
+        if self.part is not None and self.component not in (*MEDIATORS, ATTENTION):
             raise InvalidOption(f"{self.component} has no heads or neurons: leave part={self.part} out.")
 
     @property

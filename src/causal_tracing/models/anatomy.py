@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from causal_tracing.errors import ComponentNotOffered
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, MEDIATORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Anatomy:
     idle: tuple[int, ...] = ()
     lanes: str | None = None
     cut: bool = True
-    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS)
+    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, ATTENTION)
     tokenwise: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
@@ -73,10 +73,10 @@ class Anatomy:
 
     def count(self, component: str) -> int:
         """How many heads or neurons a component has in a layer; 1 where it has no such parts."""
-        if component not in MEDIATORS:
+        if component not in (*MEDIATORS, ATTENTION):
             return 1
         self.require(component)
-        return dict(self.counts)[component]
+        return dict(self.counts)["pattern" if component == ATTENTION else component]
 
     def require_layer(self, layer: int) -> None:
         """Raises ComponentNotOffered for a layer that a prompt of text alone does not pass."""
@@ -87,12 +87,21 @@ class Anatomy:
 
     def require(self, component: str) -> None:
         """Raises ComponentNotOffered, with the reason, for a component that this model does not have."""
-        reason = dict(self.refused).get(component)
+        reason = self._against(component)
         if reason:
             offered = ", ".join((*self.components, *self.mediators))
             raise ComponentNotOffered(
                 f"{component} is not offered on this model ({self.family}): {reason} Offered: {offered}."
             )
+
+    def offers(self, component: str) -> bool:
+        """Whether this model has a component, so far as it was looked at."""
+        return self._against(component) is None
+
+    def _against(self, component: str) -> str | None:
+        """Why it is refused; attention is told otherwise where its patterns can be."""
+        refused = dict(self.refused)
+        return refused.get(component) or (refused.get("pattern") if component == ATTENTION else None)
 
     def refuse(self, component: str, reason: str) -> "Anatomy":
         """The same anatomy without a component."""

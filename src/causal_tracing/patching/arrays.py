@@ -21,11 +21,12 @@ class Sums:
     """One pair's numbers on their way into a map: added up cell by cell, draw by draw.
 
     A cell of several worlds (a role of several tokens) is their mean; so are several draws, of which the standard
-    deviation is kept too.
+    deviation is kept too. `given` says which cells are patched already, in all of the map.
     """
 
-    def __init__(self, grid: Grid, draws: int) -> None:
+    def __init__(self, grid: Grid, draws: int, given: np.ndarray | None = None) -> None:
         self.grid = grid
+        self.given = given
         self.draws = draws
         self.numbers = {arm.name: np.zeros((len(METRICS), draws, *grid.shape)) for arm in grid.arms}
         self.taken = {arm.name: np.zeros((draws, *grid.shape), dtype=int) for arm in grid.arms}
@@ -64,6 +65,8 @@ class Sums:
         found["structural_zero"] = (axes, (counts > 0) & (self.zeros == counts))
         found["cut"] = (axes, (self.cuts > 0) & (self.zeros < counts))
         found["unpaired"] = (axes, counts == 0)
+        if self.given is not None:
+            found["given"] = (axes, self.given)
         return xr.Dataset(found, self.grid.labels | {"metric": _texts([METRICS[n] for n in order])})
 
     def _drawn(self, arm: Arm, unedited: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ every cell has a world for each draw.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from causal_tracing.interventions.edits import Run, World
-from causal_tracing.patching.columns import patched_together
+import numpy as np
+from jaxtyping import Bool
+
+from causal_tracing.interventions.edits import Edit, Run, World
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.prompts.pairs import TokenPair
@@ -53,9 +55,37 @@ def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> It
     """The worlds that measure one cell in one draw: their mean is its number."""
     contrast = question.contrast
     base, donor = contrast.sides(draw, restores=arm.restores)
-    for slots in patched_together(question.pair, grid.column(at)):
-        for edits in grid.edits(at, slots, contrast, arm, base, donor):
-            yield World(base, edits, last_of(base), question.number)
+    made = grid.edits(at, question.pair, contrast, arm, base, donor)
+    if contrast.donors:
+        made = list(made)
+        if any(written_twice(base, edits) for edits in made):
+            return  # what is given already has no effect of its own there: it is undefined, and not zero
+    for edits in made:
+        yield World(base, edits, last_of(base), question.number)
+
+
+def given_cells(question: Question, grid: Grid) -> Bool[np.ndarray, "..."] | None:
+    """Which places of a map are patched already, in every cell of it; None where nothing is."""
+    contrast, arm = question.contrast, grid.arms[0]
+    if not contrast.donors:
+        return None
+    found = np.zeros(grid.shape, dtype=bool)
+    base, donor = contrast.sides(0, restores=arm.restores)
+    for at in grid.cells():
+        found[at] = any(written_twice(base, each) for each in grid.edits(at, question.pair, contrast, arm, base, donor))
+    return found
+
+
+def written_twice(base: Run, edits: Sequence[Edit]) -> bool:
+    """Whether edits write where the base run's own do, whole or in part."""
+    places = {(edit.site.place.component, edit.site.place.layer, edit.site.position, edit.site.part) for edit in edits}
+    whole = {place[:3] for place in places if place[3] is None}
+    for edit in base.edits:
+        place, part = edit.site.place, edit.site.part
+        here = place.component, place.layer, place.position
+        if here in whole or (*here, part) in places or (part is None and here in {each[:3] for each in places}):
+            return True
+    return False
 
 
 def last_of(run: Run) -> tuple[int]:

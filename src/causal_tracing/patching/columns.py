@@ -34,7 +34,7 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
         raise InvalidOption('positions= is empty. Use "each", "together", token positions, or roles.')
     lengths = {len(pair.clean.tokens) for pair in pairs}
     if len(lengths) == 1:  # positions from the right mean the same token in every pair
-        columns = tuple(_from_the_left(column, min(lengths)) for column in columns)
+        columns = tuple(from_the_left(column, min(lengths)) for column in columns)
     _check_once(named, columns)
     for column in columns:
         if isinstance(column, str):
@@ -53,13 +53,26 @@ def check_columns(pairs: Sequence[Pair], positions: str | Sequence[Column]) -> N
             _check_name(column, spans)
 
 
+def check_column(pairs: Sequence[TokenPair], column: Column, more: Sequence[str]) -> None:
+    """Raises InvalidOption for a column that no pair has: a position, a role, a span, or one of `more` names."""
+    if isinstance(column, int):
+        longest = max(len(pair.clean.tokens) for pair in pairs)
+        raise InvalidOption(f"There is no position {column}: the longest prompt has {longest} tokens.")
+    names = (*ROLES, *more, *dict.fromkeys(name for pair in pairs for name in pair.clean.spans))
+    if column not in names:
+        raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")
+    hint = " Give the pairs a subject=." if column in (*OF_SUBJECT, *more) else ""
+    raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
+
+
 def _check_name(column: str, spans: Iterable[str]) -> None:
     names = ("each", "together", *ROLES, *dict.fromkeys(spans))
     if column not in names:
         raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")
 
 
-def _from_the_left(column: Column, length: int) -> Column:
+def from_the_left(column: Column, length: int) -> Column:
+    """A position from the right as one from the left; anything else as it is."""
     return column + length if isinstance(column, int) and column < 0 else column
 
 

@@ -1,11 +1,13 @@
 """The runs that a pair compares, a clean one and corrupt ones, and what one of them gives to the other."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.ablation import written
+from causal_tracing.patching.named_sites import NamedSite
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 
@@ -15,12 +17,15 @@ class Contrast:
     """A pair's clean run, and its corrupt runs: one, or one a draw where noise corrupts.
 
     `write` is what patched sites get, and `reference` the runs that it is read from where it is not the other run.
+    `donors` are the clean run and the corrupt one that activations are read from, where what is compared is edited
+    itself: `given` sites hold the other run's there, in the base runs and so in every cell.
     """
 
     clean: Run
     corrupt: tuple[Run, ...]
     write: Write = field(default_factory=Write)
     reference: tuple[Run, ...] = ()
+    donors: tuple[Run, Run] | None = None
 
     @property
     def draws(self) -> int:
@@ -30,6 +35,8 @@ class Contrast:
     def sides(self, draw: int, *, restores: bool) -> tuple[Run, Run]:
         """The base run and the donor of one draw."""
         corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0]
+        if self.donors:
+            return (corrupt, self.donors[0]) if restores else (self.clean, self.donors[1])
         if restores:
             return corrupt, self.clean
         return self.clean, self.reference[draw] if self.write.kind == "resample" else corrupt
@@ -43,6 +50,19 @@ class Contrast:
             there = here
         site = Site(component, layer, here, part)
         return Edit(site, written(self.write, site, From(donor, there), self.reference), float(self.write.alpha))
+
+
+def in_edited_world(contrast: Contrast, pair: TokenPair, given: Sequence[NamedSite]) -> Contrast:
+    """The same contrast where these sites hold the other run's activations already, in both runs."""
+    clean, corrupt = contrast.clean, contrast.corrupt[0]
+    restored = tuple(edit for site in given for edit in site.edits(pair, clean, restores=True))
+    disrupted = tuple(edit for site in given for edit in site.edits(pair, corrupt, restores=False))
+    return replace(
+        contrast,
+        clean=Run(clean.tokens, disrupted),
+        corrupt=(Run(corrupt.tokens, restored),),
+        donors=(clean, corrupt),
+    )
 
 
 def of_clean(pair: TokenPair) -> Run:

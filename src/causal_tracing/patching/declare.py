@@ -6,15 +6,15 @@ that makes the result again.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
 from causal_tracing.patching.texts import Text
 
-PAIR, PATCHED, CHANGES = "The pair", "What is patched", "Noise and ablation"
+PAIR, PATCHED, ATTENTION, CHANGES = "The pair", "What is patched", "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
-GROUPS = (PAIR, PATCHED, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
+GROUPS = (PAIR, PATCHED, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
 
 
 def plain(value: Any) -> Any:
@@ -86,6 +86,12 @@ def option(
         unless=unless,
     )
     return field(default=default, metadata={"option": spec})
+
+
+def same(declared: Any, name: str, **changes: Any) -> Any:
+    """A field that is the option of another dataclass once more, with these changes to its `Spec`."""
+    spec = replace(specs(declared)[name], **{"beside": None, **changes})
+    return field(default=spec.default, metadata={"option": spec})
 
 
 def specs(declared: Any) -> dict[str, Spec]:

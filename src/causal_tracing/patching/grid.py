@@ -75,15 +75,27 @@ class Grid:
         """The components and layers at which anything is written."""
         return list(product(self.components, self.layers))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The components that a backend must offer for the cells."""
+        return self.components
+
     def count(self, pair: TokenPair) -> int:
         """How many worlds one draw of a pair's map takes, if no cell takes more than one for each token."""
         columns = [len(patched_together(pair, column)) for column in self.columns]
         return len(self.arms) * sum(columns[at[-1]] for at in self.cells())
 
     def edits(
-        self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
+        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """The edits of each world of a cell: none where there is no such cell."""
+        for slots in patched_together(pair, self.columns[at[-1]]):
+            yield from self.patched(at, slots, contrast, arm, base, donor)
+
+    def patched(
+        self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """The edits of each world that patches a cell at these slots."""
         raise NotImplementedError
 
 
@@ -96,40 +108,34 @@ class BlockGrid(Grid):
     @property
     def labels(self) -> dict[str, Any]:
         """The first and the last layer of each cell's window too; −1 where there is no whole one."""
-        labels = super(BlockGrid, self).labels
-        if not self.windows.wide:
-            return labels
-        around = [[self.windows.layers(name, layer) for layer in self.layers] for name in self.components]
-        ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
-        of_window = ("component", "layer")
-        return labels | {"window_first": (of_window, ends[..., 0]), "window_last": (of_window, ends[..., 1])}
+        return super(BlockGrid, self).labels | window_labels(self, self.windows)
 
     def written(self) -> list[tuple[str, int]]:
         """Those of all whole windows."""
         centred = product(self.components, self.layers)
         return list(dict.fromkeys((name, one) for name, layer in centred for one in self.windows.layers(name, layer)))
 
-    def edits(
+    def patched(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world patches the whole window; where layers are patched alone, each has a world."""
         component = self.components[at[0]]
         layers = self.windows.layers(component, self.layers[at[1]])
 
-        def patched(layers: Sequence[int]) -> tuple[Edit, ...]:
+        def whole(layers: Sequence[int]) -> tuple[Edit, ...]:
             places = product(layers, slots)
             return tuple(contrast.edit(component, layer, slot, donor, restores=arm.restores) for layer, slot in places)
 
         if arm.alone:
             if len(layers) > 1:
-                yield from (patched([one]) for one in layers)
+                yield from (whole([one]) for one in layers)
         elif arm.severed:
             if component in RESIDUAL and layers:
                 behind = range(_first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
-                yield (*patched(layers), *(Edit(site, From(base, site.position)) for site in sites))
+                yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
         elif layers:
-            yield patched(layers)
+            yield whole(layers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +163,22 @@ class PartGrid(Grid):
         for part in self.parts[self.components[component]][self.layers[layer]]:
             yield component, layer, part, column
 
-    def edits(
+    def patched(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world, in which the part is patched at all of these slots."""
         component, layer, part = self.components[at[0]], self.layers[at[1]], at[2]
         yield tuple(contrast.edit(component, layer, s, donor, restores=arm.restores, part=part) for s in slots)
+
+
+def window_labels(grid: Grid, windows: Windows) -> dict[str, Any]:
+    """The first and the last layer of each cell's window, where any is wider than a layer; −1 where there is none."""
+    if not windows.wide:
+        return {}
+    around = [[windows.layers(name, layer) for layer in grid.layers] for name in grid.components]
+    ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
+    of_window = ("component", "layer")
+    return {"window_first": (of_window, ends[..., 0]), "window_last": (of_window, ends[..., 1])}
 
 
 def plan_blocks(
@@ -190,7 +206,7 @@ def plan_blocks(
     chosen = checked_layers(model, layers)
     columns = resolved_columns(pairs, positions)
     windows = plan_windows(components, window, model.num_layers, rome=rome)
-    arms = _arms(directions)
+    arms = arms_of(directions)
     sums = tuple(SUMS[arm.name] for arm in arms) if window_sums and windows.wide else ()
     severed = tuple(SEVERED[part] for part in sever)
     return BlockGrid(
@@ -220,7 +236,7 @@ def plan_heads(
         components=tuple(counts),
         layers=chosen,
         columns=resolved_columns(pairs, positions),
-        arms=_arms(directions),
+        arms=arms_of(directions),
         parts={name: dict.fromkeys(chosen, range(count)) for name, count in counts.items()},
         counts=counts,
         readers=tuple(tuple(_readers(model, name, head) for head in range(most)) for name in counts),
@@ -250,7 +266,7 @@ def plan_neurons(
         components=SINGLE_NEURONS.components,
         layers=chosen,
         columns=resolved_columns(pairs, positions),
-        arms=_arms(directions),
+        arms=arms_of(directions),
         parts={"neurons": parts},
         counts={"neurons": count},
     )
@@ -271,7 +287,8 @@ def named_heads(heads: bool | Sequence[str]) -> tuple[str, ...]:
     return ("z",) if heads is True else tuple(heads or ())
 
 
-def _arms(directions: Sequence[str]) -> tuple[Arm, ...]:
+def arms_of(directions: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms that measure these directions."""
     return tuple(arm for name, arm in DIRECTIONS.items() if name in directions)
 
 

@@ -13,11 +13,13 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
+from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.choices import BLOCKS
-from causal_tracing.patching.contrast import Contrast, of_prompts
+from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.named_sites import named_site, require_sites
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import EstimateOptions, Options
@@ -95,11 +97,15 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     check_metric(options.metric, tokens)
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
-    patched = [name for grid in grids for name in grid.components]
+    given = [named_site(text) for text in options.given]
+    require_sites(model, given, tokens)
+    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
     backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)
+    if given:
+        contrasts = [in_edited_world(each, pair, given) for each, pair in zip(contrasts, tokens, strict=True)]
     return Job(
         model=model,
         options=options,
@@ -173,8 +179,9 @@ def _grids(
     directions: Sequence[str],
 ) -> list[Grid]:
     """What is patched, kind by kind."""
-    grids: list[Grid] = [
-        plan_blocks(
+    grids: list[Grid] = []
+    if components:
+        blocks = plan_blocks(
             model,
             pairs,
             components=components,
@@ -186,7 +193,7 @@ def _grids(
             sever=options.sever,
             rome=options.preset == "rome",
         )
-    ]
+        grids.append(blocks)
     heads = named_heads(options.heads)
     common = {"layers": options.layers, "directions": directions}
     if heads:
@@ -194,7 +201,7 @@ def _grids(
     if options.neurons:
         where = options.neuron_positions
         grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
-    return grids
+    return [*grids, *attention_grids(model, pairs, options, directions)]
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
-from causal_tracing.patching.cells import Cell, cells
+from causal_tracing.patching.cells import Cell, cells, given_cells
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
@@ -134,8 +134,7 @@ class _Chunk:
         self.rows: dict[int, list[np.ndarray]] = {number: [] for number in numbers}  # of the unedited runs
         self.repeats: dict[int, list[np.ndarray]] = {number: [] for number in numbers}
         self.sums: dict[int, dict[str, Sums]] = {
-            number: {grid.kind.name: Sums(grid, job.contrasts[number].draws) for grid in job.grids}
-            for number in numbers
+            number: {grid.kind.name: _sums(job, number, grid) for grid in job.grids} for number in numbers
         }
         self.worlds = self.worlds_run = 0
         self.furthest: Furthest | None = None
@@ -233,6 +232,10 @@ class _Chunk:
         """The numbers of the run that a cell patches."""
         clean, *corrupt = self.rows[number]
         return corrupt[cell.draw if len(corrupt) > 1 else 0] if cell.arm.restores else clean
+
+
+def _sums(job: Job, number: int, grid: Grid) -> Sums:
+    return Sums(grid, job.contrasts[number].draws, given_cells(job.question(number), grid))
 
 
 def coarse_to_fine(count: int) -> Iterator[list[int]]:

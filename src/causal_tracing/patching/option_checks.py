@@ -8,7 +8,7 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.sites import HEADS
+from causal_tracing.interventions.sites import COMPONENTS, HEADS
 from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
 
 
@@ -27,6 +27,12 @@ def check_directions(value: Any) -> None:
     """Of the directions, or all that are defined."""
     if value is not None:
         validation.names("direction", value, tuple(DIRECTIONS))
+
+
+def check_components(value: Any) -> None:
+    """Of the components of blocks, or none: then something else must be asked for."""
+    if value not in ((), []):
+        validation.names("component", value, COMPONENTS)
 
 
 def check_severed(value: Any) -> None:

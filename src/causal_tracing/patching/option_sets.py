@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.sites import COMPONENTS
 from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
 from causal_tracing.patching.choices import BLOCKS
 from causal_tracing.patching.windows import check_widths
@@ -20,8 +21,12 @@ ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
 def check_together(options: "Options") -> None:
     """Raises InvalidOption for options that contradict each other."""
     _check_preset(options)
+    _check_something(options)
+    _check_edges(options)
+    _check_given(options)
     directions_of(options)
-    check_widths(_asked(options), options.window)
+    if _asked(options):
+        check_widths(_asked(options), options.window)
 
 
 def preset_windows(options: "Options") -> Mapping[str, int]:
@@ -47,6 +52,26 @@ def directions_of(options: "Options") -> Sequence[str]:
             'Use directions=["restoration"], or a corrupt prompt.'
         )
     return ("restoration",) if options.directions is None else options.directions
+
+
+def _check_something(options: "Options") -> None:
+    others = ("heads", "neurons", "knockout", "edges")
+    if options.components in ((), []) and not any(getattr(options, name) for name in others):
+        raise InvalidOption(
+            f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."
+        )
+
+
+def _check_edges(options: "Options") -> None:
+    write = checked_write(options.write)
+    if options.edges and (write.kind != "donor" or write.alpha != 1):
+        raise InvalidOption("edges= are patched with what the other run has, whole: leave write= out, or edges=.")
+
+
+def _check_given(options: "Options") -> None:
+    write = checked_write(options.write)
+    if options.given and (write.kind != "donor" or options.noise is not None or options.preset is not None):
+        raise InvalidOption("given= puts the other prompt's activations there: leave noise=, preset= and write= out.")
 
 
 def _check_preset(options: "Options") -> None:

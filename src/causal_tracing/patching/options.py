@@ -14,6 +14,7 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.interventions.write import KINDS, Write, checked_write
 from causal_tracing.patching import texts
+from causal_tracing.patching.attention_options import AttentionOptions
 from causal_tracing.patching.choices import (
     CONTROLS,
     ENGINES,
@@ -24,8 +25,10 @@ from causal_tracing.patching.choices import (
     SMOOTH,
 )
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
+from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.option_checks import (
     check_budget,
+    check_components,
     check_directions,
     check_heads,
     check_neurons,
@@ -116,7 +119,7 @@ def _progress() -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(AttentionOptions):
     """The options of `trace` and `estimate`. Raises InvalidOption for a value that cannot be meant.
 
     In the order in which a command line is written that makes a result again.
@@ -127,8 +130,8 @@ class Options:
         help="Which blocks are patched: of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post (default: "
         "resid_post, attn_out, mlp_out, or what the model offers in their place).",
         group=PATCHED,
-        text=texts.NAMES,
-        check=partial(validation.names, "component", valid=COMPONENTS),
+        text=texts.COMPONENTS,
+        check=check_components,
         always=True,
     )
     layers: Sequence[int] | None = option(
@@ -182,6 +185,15 @@ class Options:
         check=check_noise,
         kept=lambda noise: noise and asdict(noise),
         unless="preset",
+    )
+    given: Sequence[str] = option(
+        (),
+        help="Sites that hold the other run's activations already, in the unedited runs and in every cell: a sweep in "
+        'an edited world. By name, such as "z 23.4 @ last" or "resid_post 0-9 @ subject".',
+        group=CHANGES,
+        text=texts.SITES,
+        check=check_named_sites,
+        beside="given",
     )
     window: Window = option(
         1,

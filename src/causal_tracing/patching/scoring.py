@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Subspace, World
+from causal_tracing.interventions.edits import Attending, Edit, From, Mean, Run, Source, Subspace, World
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.patching.contrast import of_clean
@@ -199,12 +199,19 @@ def _continued(world: World, text: tuple[int, ...], pair: int) -> World:
 
 def _with_donors(source: Source, change: Callable[[Run], Run]) -> Source:
     """The source with its donors' runs changed."""
+
+    def at(donor: From) -> From:
+        return From(change(donor.run), donor.position)
+
     match source:
         case From():
-            return From(change(source.run), source.position)
+            return at(source)
         case Mean():
-            return Mean(tuple(From(change(donor.run), donor.position) for donor in source.donors))
+            return Mean(tuple(at(donor) for donor in source.donors))
         case Subspace():
-            return Subspace(source.basis, From(change(source.donor.run), source.donor.position))
+            return Subspace(source.basis, at(source.donor))
+        case Attending():
+            given = {name: tuple((key, at(donor)) for key, donor in getattr(source, name)) for name in ("q", "k", "v")}
+            return replace(source, **given)
         case _:
             return source

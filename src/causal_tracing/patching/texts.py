@@ -112,6 +112,28 @@ HEADS = _one(
 )
 
 
+LISTED = _one(
+    lambda value: True if value in ("true", True) else names(value),
+    lambda value: "true" if value is True else _joined(value),
+    fits=lambda value: _is(value, bool) or _list_of(str)(value),
+    form="true, or a list of names",
+)
+SITES = _one(
+    lambda value: [site.strip() for site in value.split(";") if site.strip()] if isinstance(value, str) else value,
+    lambda value: "; ".join(value),
+    fits=_list_of(str),
+    form='a list of sites, such as ["z 23.4 @ last"]',
+    example="Several with ; between them.",
+)
+COMPONENTS = _one(
+    lambda value: () if value in ("none", []) else names(value),
+    lambda value: _joined(value) or "none",
+    fits=_list_of(str),
+    form='a list of names, such as ["mlp_out"]',
+    example="none: only what else is asked for.",
+)
+
+
 def positions(text: str) -> str | list[int | str]:
     """3,subject_last,last as a list; "each" and "together" as they are. No span is called by a number (`Pair`)."""
     if text in ("each", "together"):
@@ -127,6 +149,15 @@ POSITIONS = _one(
     form='"each", "together", or a list such as [3, "subject_last"]',
     example="Such as 3,subject_last,last.",
 )
+
+
+def _position(value: int | str) -> int | str:
+    """A position as a number, a role or span as it is."""
+    number = value if isinstance(value, int) else validation.whole_number(value)
+    return value if number is None else number
+
+
+POSITION = _one(_position, str, fits=lambda value: _is(value, int, str), form='a position or a role, such as "last"')
 
 
 def layers(text: str) -> list[int]:

@@ -83,7 +83,7 @@ AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. 
 
 # A fraction is undefined where the total effect is so small that the spread alone could move it by this much.
 FRACTION_PRECISION = 0.01
-STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched")
+STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched", "given")
 
 
 def effects(measurements: Measurements, of: str | None = None, *, metrics: Sequence[str] | None = None) -> xr.Dataset:
@@ -174,6 +174,7 @@ def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
         if name in data:
             status = status.where(~data[name] | (status == "undefined"), name)
     status = status.where(~data.unpaired, "unpaired")
+    status = status.where(~data.given, "given") if "given" in data else status
     return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
 
 

@@ -20,7 +20,7 @@ effects of them:
     restored, disrupted, …           the metric in the patched runs of each arm (`arms.py`), only those asked for
     restored_deviation, …            standard deviation of the effect over draws (where noise or donors are drawn)
     estimated, top, sampled          what gradients say of the effect, and why a cell was patched for real
-    structural_zero, cut, unpaired, not_patched  (pair, …)
+    structural_zero, cut, unpaired, not_patched, given  (pair, …)
     window_first, window_last        (component, layer)   the layers patched together; −1 where there is no whole window
     readers                          (component, head)    which query heads read a key or value head
 """
@@ -56,7 +56,7 @@ class Measurements:
         if of is None:
             return self.kinds[0]
         if kind_named(of).name not in self.maps:
-            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {of}=True).")
+            raise InvalidOption(f"This trace has no {of}. Measure them with trace(..., {kind_named(of).option}).")
         return of
 
     def of_pair(self, pair: str) -> "Measurements":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.interventions.sites import COMPONENTS, HEADS
+from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,9 @@ class SiteKind:
     `axes` is the order of every array, table and document. `drawn` are the axes that go down and across in a picture;
     where there is none, the cells are ranked. `columns` is the option that says at which positions. `called`,
     `address` and `named` are how a strongest cell, its place and a row of a table are called, with {component},
-    {layer} and {part} (the number along the kind's own axis).
+    {layer} and {part} (the number along the kind's own axis); `restores` and `loses` say what its effects do.
+    `patches`: something of another run is put there, so that both directions can be asked for. `asked`:
+    how a trace is asked for it, where that is not its name.
     """
 
     name: str
@@ -30,6 +32,15 @@ class SiteKind:
     called: str
     address: str
     named: str
+    restores: str = "restoring it brings back"
+    loses: str = "disrupting it takes away"
+    patches: bool = True
+    asked: str = ""
+
+    @property
+    def option(self) -> str:
+        """How a trace is asked for it."""
+        return self.asked or f"{self.name}=True"
 
     @property
     def part(self) -> str | None:
@@ -67,7 +78,42 @@ SINGLE_NEURONS = SiteKind(
     address="neuron {part} of layer {layer}",
     named="neuron {part} of layer {layer}",
 )
-KINDS = {kind.name: kind for kind in (BLOCKS, SINGLE_HEADS, SINGLE_NEURONS)}
+KNOCKOUT = SiteKind(
+    name="knockout",
+    components=(ATTENTION,),
+    axes=("component", "layer", "position"),
+    drawn=("position", "layer"),
+    columns="knockout_keys",
+    called="key to hide",
+    address="layer {layer}",
+    named="{component} layer {layer}",
+    loses="hiding it takes away",
+    patches=False,
+)
+KNOCKOUT_HEADS = SiteKind(
+    name="knockout_heads",
+    components=(ATTENTION,),
+    axes=("component", "layer", "head", "position"),
+    drawn=("head", "layer"),
+    columns="knockout_keys",
+    called="key to hide from one head",
+    asked='knockout=["heads"]',
+    address="head {part} of layer {layer}",
+    named="{component} layer {layer} head {part}",
+    loses="hiding it takes away",
+    patches=False,
+)
+EDGES = SiteKind(
+    name="edges",
+    components=("q_edge", "k_edge", "v_edge"),
+    axes=("component", "layer", "head", "position"),
+    drawn=("head", "layer"),
+    columns="edge_keys",
+    called="{component} of a head",
+    address="head {part} of layer {layer}, key",
+    named="{component} layer {layer} head {part}, key",
+)
+KINDS = {kind.name: kind for kind in (BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, KNOCKOUT, KNOCKOUT_HEADS, EDGES)}
 
 
 def kind_named(name: str) -> SiteKind:

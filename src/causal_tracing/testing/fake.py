@@ -26,7 +26,7 @@ from causal_tracing.engine.backend import (
     Recording,
 )
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit
-from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, World, Zero
+from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, World, Zero
 from causal_tracing.interventions.known import Rules, plan
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.models.anatomy import Anatomy
@@ -230,6 +230,8 @@ class LinearToy:
                 return torch.as_tensor(source.tensor).to(current)
             case Plus():
                 return current + torch.as_tensor(source.tensor).to(current)
+            case Attending():
+                raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention itself
             case Subspace():
                 basis = torch.linalg.qr(torch.as_tensor(source.basis).to(current).T)[0]
                 return current + basis @ (basis.T @ (read(source.donor) - current))

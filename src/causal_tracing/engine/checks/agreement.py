@@ -20,8 +20,8 @@ from causal_tracing.engine.evaluate import engine_of
 from causal_tracing.engine.memory import default_budget
 from causal_tracing.engine.random_prompts import LENGTH, random_prompts, short_prompts
 from causal_tracing.errors import CannotPack
-from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import Site
+from causal_tracing.interventions.edits import Attending, Edit, From, Run, World
+from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.model import Agreement, Model
 
@@ -119,10 +119,19 @@ def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: in
     worlds = []
     for number, sites in enumerate(written):
         base, donor = (one, other) if number % 2 else (other, one)
-        edits = tuple(Edit(Site(component, layer, position), From(donor, position)) for layer, position in sites)
+        edits = tuple(_edit(Site(component, layer, position), donor, number) for layer, position in sites)
         readout = tuple(range(length)) if number % 3 else (length - 1,)
         worlds.append(World(base, edits, readout))
     return worlds
+
+
+def _edit(site: Site, donor: Run, number: int) -> Edit:
+    """The donor's activation; of attention in turn a blocked key, a zeroed one, and a donor's query, key and value."""
+    if site.component != ATTENTION:
+        return Edit(site, From(donor, site.position))
+    there, query = ((0, From(donor, 0)), (1, From(donor, 1))), ((0, From(donor, site.position)),)
+    hidden = Attending(blocked=(1,) if site.position > 1 else (0,))
+    return Edit(site, (hidden, Attending(zeroed=(0,)), Attending(q=query), Attending(k=there, v=there))[number % 4])
 
 
 def _logits(model: Model, worlds: Sequence[World], engine: str) -> list[Tensor]:

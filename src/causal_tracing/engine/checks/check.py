@@ -22,6 +22,7 @@ from causal_tracing.engine.checks.agreement import (
     room_for_checks,
     short_prompts,
 )
+from causal_tracing.engine.checks.attending import attention_proofs
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.findings import (
@@ -42,7 +43,7 @@ from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Run
-from causal_tracing.interventions.sites import RESIDUAL
+from causal_tracing.interventions.sites import ATTENTION, RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
@@ -112,7 +113,9 @@ def check(model: Model) -> Checkup:
     if model.backend is not None:
         raise InvalidOption(f"{model.name} is run by a backend of its own: there is no network here to be checked.")
     found = examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
-    model, proved = prove(found.model, found.model.anatomy.mediators)
+    mediators = found.model.anatomy.mediators
+    asked = (*mediators, ATTENTION) if "pattern" in mediators else mediators
+    model, proved = prove(found.model, asked)
     return Checkup(model=model, findings=(*found.findings, *proved))
 
 
@@ -127,12 +130,17 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 
 def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     clean, corrupt = short_prompts(model.network, model.tokenizer)
-    anatomy, found = model.anatomy, list(proofs(model, mediators, clean, corrupt))
+    parts = [name for name in mediators if name != ATTENTION]
+    if ATTENTION in mediators and "pattern" not in parts:
+        parts.append("pattern")  # by which it is judged, and what mixes tokens is told
+    anatomy, found = model.anatomy, list(proofs(model, parts, clean, corrupt))
+    if ATTENTION in mediators:
+        found += attention_proofs(model, clean, corrupt)
     for failed in (finding for finding in found if not finding.holds):
         for component in failed.components:
-            if component in anatomy.mediators:
+            if component in anatomy.mediators or component == ATTENTION:
                 anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
-    offered = [name for name in mediators if name in anatomy.mediators]
+    offered = [name for name in dict.fromkeys((*parts, *mediators)) if anatomy.offers(name)]
     model = _with_rules(replace(model, anatomy=anatomy), offered, clean, corrupt)
     agreement = compare(model, offered, clean, corrupt)
     found += _agreeing(agreement)
@@ -203,7 +211,9 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
 def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Run) -> Model:
     """The model with what may be concluded of these components, each by what a write does."""
     bound, anatomy = ONE_FORWARD[model.dtype], model.anatomy
-    mixes = mixing(model, components, clean, bound)
+    mixes = mixing(model, [name for name in components if name != ATTENTION], clean, bound)
+    if ATTENTION in components and "pattern" in mixes:
+        mixes = (*mixes, ATTENTION)
     at_start = [name for name in components if name in ("resid_pre", "q", "k", "v")]
     alone = tokenwise(model, at_start, clean, corrupt, bound)
     others = [name for name in anatomy.mixing if name not in components]

@@ -9,7 +9,7 @@ from torch import Tensor
 from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, Zero
+from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero
 
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
 
@@ -62,6 +62,8 @@ def _source(
             return _given(current, site, source.tensor, current.shape) / scale
         case Plus():
             return current + _given(current, site, source.tensor, current.shape) / scale
+        case Attending():
+            raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention itself
         case Subspace():
             basis = _given(current, site, source.basis, (len(source.basis), *current.shape))
             orthonormal = torch.linalg.qr(basis.float().T)[0].to(current.dtype)

@@ -20,9 +20,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.hooks.modules import Visit
 from causal_tracing.errors import CannotPack
+from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
-SEEN = ("q", "k", "v", "pattern")  # the components that only the attention function sees
+SEEN = ("q", "k", "v", ATTENTION, "pattern")  # what only the attention function sees
 
 Attention = Callable[..., tuple[Tensor, Any]]  # (module, query, key, value, mask, **options) -> (output, weights)
 
@@ -44,6 +45,15 @@ class Asked:
         """What the model's own attention gives: its output, and the weights if it has them."""
         return self.own(self.module, self.query, self.key, self.value, self.mask, **self.options)
 
+    @property
+    def full_mask(self) -> Tensor:
+        """The mask [1 or batch, 1 or head, token, key], in the model's own form. Raises CannotPack for other forms."""
+        if self.mask is None:
+            return causal_rows(self.query.shape[2], self.query, eager=self.own is _eager(self.module))
+        if not isinstance(self.mask, Tensor) or self.mask.ndim != 4:
+            raise CannotPack(f"layer {self.layer} has an attention mask of a form in which no key can be hidden.")
+        return self.mask
+
     def pattern(self) -> Float[Tensor, "batch head token key"]:
         """What the model's eager attention makes of the same queries and keys. Raises CannotPack."""
         mask, like = self.mask, self.query
@@ -57,6 +67,7 @@ class Asked:
 
 
 Attend = Callable[[Asked], tuple[Tensor, Any]]
+Answer = Callable[[Asked], tuple[Asked, Tensor]]  # what was really asked, and attention's output
 
 
 @contextmanager
@@ -75,24 +86,34 @@ def attention_by(model: Model, attend: Attend) -> Iterator[None]:
 
 
 @contextmanager
-def attention_shown(model: Model, places: Collection[Place], visit: Visit) -> Iterator[None]:
-    """Shows queries, keys, values and patterns to `visit` as [batch, token, width], like any other component."""
+def attention_shown(
+    model: Model, places: Collection[Place], visit: Visit, changed: Mapping[int, Answer] | None = None
+) -> Iterator[None]:
+    """Shows queries, keys, values and patterns to `visit` as [batch, token, width], like any other component.
+
+    `changed` are layers in which something else answers what attention is asked.
+    """
     for component, _ in places:
         model.anatomy.require(component)
     if not places:
         yield
         return
-    with attention_by(model, partial(_attend_shown, frozenset(places), visit)):
+    with attention_by(model, partial(_attend_shown, frozenset(places), visit, changed or {})):
         yield
 
 
-def _attend_shown(places: Collection[Place], visit: Visit, asked: Asked) -> tuple[Tensor, Any]:
+def _attend_shown(
+    places: Collection[Place], visit: Visit, changed: Mapping[int, Answer], asked: Asked
+) -> tuple[Tensor, Any]:
     def see(component: str, tensor: Tensor) -> Tensor:
         place = component, asked.layer
         return by_token(partial(visit, *place), tensor) if place in places else tensor
 
     asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
-    output, weights = asked.answer()
+    if asked.layer in changed:
+        (asked, output), weights = changed[asked.layer](asked), None
+    else:
+        output, weights = asked.answer()
     if ("pattern", asked.layer) in places:
         output = with_patterns(output, partial(see, "pattern"), asked)
     return output, weights

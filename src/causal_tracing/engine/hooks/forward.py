@@ -7,17 +7,20 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import rewritten
+from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, attention_shown
 from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Edit, Run
+from causal_tracing.interventions.edits import Attending, Edit, Run
+from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
 
@@ -60,6 +63,7 @@ def watched(
     for row, run in enumerate(runs):
         for edit in run.edits:
             check_layer(model, edit)
+            _check_shown(edit, wanted)
             edits[edit.site.component, edit.site.layer].append((row, edit))
 
     def visit(component: str, layer: int, value: Tensor) -> Tensor:
@@ -71,9 +75,24 @@ def watched(
     tokens = indices([run.tokens for run in runs], model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
-    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit):
+    changed = {
+        layer: partial(attended, writes=[(row, edit.site.position, edit) for row, edit in rows], donors=donors)
+        for (component, layer), rows in edits.items()
+        if component == ATTENTION
+    }
+    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit, changed):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:]
+
+
+def _check_shown(edit: Edit, wanted: Collection[Place]) -> None:
+    """Raises InvalidEdit where the pattern of a layer is wanted in which a query's row is made again behind it."""
+    told = isinstance(edit.source, Attending) and edit.source.made_again
+    if told and ("pattern", edit.site.layer) in wanted:
+        raise InvalidEdit(
+            f"The pattern of layer {edit.site.layer} cannot be read where {edit.site} is told otherwise than by "
+            "blocked= keys: its row is made again, and has no pattern of its own."
+        )
 
 
 def _edited(

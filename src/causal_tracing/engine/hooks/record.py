@@ -6,7 +6,7 @@ from functools import partial
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.forward import check_layer, forward
 from causal_tracing.engine.memory import too_large
-from causal_tracing.interventions.edits import Run, donors_of
+from causal_tracing.interventions.edits import Run
 from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
@@ -51,9 +51,8 @@ def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
     for run in runs:
         for edit in run.edits:
             check_layer(model, edit)  # before the donor is recorded there
-            for donor in donors_of(edit.source):
-                place = edit.site.component, edit.site.layer
-                places.setdefault(donor.run, set()).add(place)
+            for component, donor in edit.reads:
+                places.setdefault(donor.run, set()).add((component, edit.site.layer))
     alike: dict[frozenset[Place], list[Run]] = {}
     everywhere = frozenset(place for wanted in places.values() for place in wanted)
     for donor, wanted in places.items():  # of a few, more is kept than is read, so that they share a forward

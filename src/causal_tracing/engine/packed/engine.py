@@ -23,7 +23,7 @@ from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
-from causal_tracing.interventions.edits import Run, World, donors_of
+from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
 
 
@@ -85,8 +85,8 @@ def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict
     sources, places = {}, set()
     for edit in (edit for world in worlds for edit in world.run.edits):
         check_layer(model, edit)
-        for donor in donors_of(edit.source):
+        for component, donor in edit.reads:
             sources[donor.run] = True
-            places.add((edit.site.component, edit.site.layer))
+            places.add((component, edit.site.layer))
     found = known.of(list(bases | sources), places)
     return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}

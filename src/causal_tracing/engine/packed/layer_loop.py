@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
 from causal_tracing.engine.hooks.modules import attached
@@ -21,6 +22,7 @@ from causal_tracing.engine.packed.states import KeysValues, States, Stretch, Wri
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
+from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
 SLACK = 1.25  # a call may be so much longer, where a short one would be left over
@@ -145,10 +147,17 @@ class Wave:
             value=stretch.seen(attended.values, own[1]),
             mask=stretch.mask(attended),
         )
-        output, _ = asked.answer()
+        asked, output = self._answer(stretch, asked)
         if ("pattern", layer) in stretch.writes:
             output = with_patterns(output, partial(self._see_pattern, stretch, layer), asked)
         return output
+
+    def _answer(self, stretch: Stretch, asked: Asked) -> tuple[Asked, Tensor]:
+        """What the layer's attention gives, where queries attend otherwise too, and what it was asked then."""
+        writes = stretch.writes.get((ATTENTION, asked.layer), ())
+        if not writes:
+            return asked, asked.answer()[0]
+        return attended(asked, [(*divmod(row, len(stretch.positions)), edit) for row, edit in writes], self.donors)
 
     def _see(self, stretch: Stretch, layer: int, component: str, value: Tensor) -> Tensor:
         """The stretch's queries, keys or values, with the edits made."""

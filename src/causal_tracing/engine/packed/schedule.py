@@ -13,9 +13,10 @@ from operator import attrgetter, itemgetter
 
 from causal_tracing.engine.backend import Place
 from causal_tracing.interventions.edits import Edit, Run, World
+from causal_tracing.interventions.sites import ATTENTION
 
 # Components whose edits change in their own layer no other token than the edited one.
-INSIDE = ("q", "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out")
+INSIDE = ("q", ATTENTION, "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,11 @@ import xarray as xr
 
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
+from causal_tracing.results.arms import DIRECTIONS
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
-VERBS = {"restoration": "restoring it brings back", "disruption": "disrupting it takes away"}
 STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
 CAVEATS = (
     "The unit is the pair, and pairs of one cluster are one. The templates are fixed, not sampled: nothing here speaks "
@@ -104,7 +104,7 @@ def _best(means: MeanMap) -> Iterator[str]:
         cell = means.peak(component)
         if cell is None:
             continue
-        parts = [_effect(cell, name, means.unit) for name in VERBS if name in cell]
+        parts = [_effect(cell, name, means.unit) for name in DIRECTIONS if name in cell]
         adjusted = float(cell[f"{means.shown}_p_adjusted"])
         test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
         said = f"Strongest {component} site: {where_peak(cell)}; {'; '.join(parts)}{test}."
@@ -120,13 +120,14 @@ def where_peak(cell: xr.Dataset) -> str:
 
 def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
     fraction = {"restoration": "restored_fraction", "disruption": "lost_fraction"}[name]
+    verb = kind_of(cell).restores if name == "restoration" else kind_of(cell).loses
     mean = f"{number(float(cell[name]))}{between(float(cell[f'{name}_low']), float(cell[f'{name}_high']))} {unit}"
     share = float(cell[fraction])
     if np.isnan(share):
-        return f"{VERBS[name]} {mean}"
+        return f"{verb} {mean}"
     low, high = float(cell[f"{fraction}_low"]), float(cell[f"{fraction}_high"])
     interval = "" if np.isnan(low) else f" [{percent(low)}, {percent(high)}]"
-    return f"{VERBS[name]} {mean}, {percent(share)}{interval} of the total effect"
+    return f"{verb} {mean}, {percent(share)}{interval} of the total effect"
 
 
 def p_value(value: float) -> str:

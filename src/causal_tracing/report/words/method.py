@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number
+from causal_tracing.report.words.attention import attention_not_shown, attention_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
 from causal_tracing.results.arms import SUMS
 from causal_tracing.results.effects import WINDOW
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
+from causal_tracing.results.site_kinds import KINDS
 
 WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
 
@@ -110,6 +112,10 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     record = measurements.provenance
     measured = {str(name) for each in measurements.maps.values() for name in each.variables}
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
+    attending = attention_read(measurements)
+    if attending and not any(KINDS[name].patches for name in measurements.kinds):
+        texts = [HOW_TO_READ[-1]]
+    texts += attending
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     if WINDOW[0] in measured:
@@ -130,6 +136,7 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     noise = measurements.provenance.get("noise")
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
+    shown = (*shown, *attention_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 
@@ -240,8 +247,13 @@ def _draws(write: Mapping[str, Any]) -> int:
 
 
 def write_sentences(measurements: Measurements) -> Iterator[str]:
-    """What is written at a site, where it is not the other run's activation, whole."""
-    write = measurements.write
+    """What is written at a site, where it is not the other run's activation, whole; and what is there already."""
+    write, given = measurements.write, measurements.provenance.get("options", {}).get("given")
+    if given:
+        yield (
+            f"All of this is in an edited world: {', '.join(given)} already hold the other run's activations, in the "
+            "unedited runs and in every cell. Sites among them have no effect of their own here."
+        )
     part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
     if ablates(measurements):
         yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import number, percent, place, site_name, with_share
+from causal_tracing.report.words.attention import attention_sentences
 from causal_tracing.report.words.method import (
     USUAL,
     Side,
@@ -86,6 +87,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *(_carried(found) if found.attrs["write"] == "donor" else ()),
             *_best(found),
             *_together(found),
+            *attention_sentences(measurements, str(found.pair.item())),
             *noise_sentences(measurements, found),
             *write_sentences(measurements),
             *convention_sentences(measurements),
@@ -202,16 +204,15 @@ def _best(found: xr.Dataset) -> Iterator[str]:
 
 
 def _site_sentence(row: SiteRow, unit: str) -> str:
-    parts = []
+    parts, kind = [], KINDS[row.kind]
     for verb, effect, fraction in (
-        ("restoring it brings back", row.restoration, row.restored_fraction),
-        ("disrupting it takes away", row.disruption, row.lost_fraction),
+        (kind.restores, row.restoration, row.restored_fraction),
+        (kind.loses, row.disruption, row.lost_fraction),
     ):
         if effect is not None:
             share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
             parts.append(f"{verb} {number(effect)} {unit}{share}")
     meaning = f": {row.pattern}" if row.pattern else ""
-    kind = KINDS[row.kind]
     names = {"component": row.component, "layer": row.layer, "part": row.part}
     what, address = kind.called.format(**names), kind.address.format(**names)
     said = f"Strongest {what}: {address} at {place(row)}; {'; '.join(parts)}{meaning}."

@@ -91,8 +91,7 @@ def _with_columns(name: str, data: xr.Dataset, provenance: Mapping[str, Any]) ->
     """
     if name not in KINDS or data.position.dtype.kind != "O":
         return data
-    part = KINDS[name].part
-    asked = provenance.get("options", {}).get(f"{part}_positions" if part else "positions")
+    asked = provenance.get("options", {}).get(KINDS[name].columns)
     if asked is None or isinstance(asked, str):
         return data
     texts = [column if column in asked else int(column) for column in columns_of(data)]

@@ -1,0 +1,67 @@
+"""What a command that traces does: pairs and options are checked, the model is loaded, and the result kept and said."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from causal_tracing.cli import commands, console
+from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.declare import specs
+from causal_tracing.patching.options import Options, RunOptions
+
+# What a run of many pairs has beside the options of a trace, with the defaults.
+OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is traced: a file of pairs (`source`) or the fields of one, a model and how it is loaded, and options."""
+
+    source: str | None
+    fields: Mapping[str, Any]
+    chat: bool
+    model: str
+    loading: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def carry_out(
+    asked: Asked, *, out: Path | None, overwrite: bool, dry_run: bool, as_json: bool, all_metrics: bool
+) -> None:
+    """Traces what is asked for; exits with `PARTLY` where some pairs could not be. Raises what a trace raises."""
+    pairs, many = console.pairs(asked.source, dict(asked.fields), chat=asked.chat), asked.source is not None
+    options = dict(asked.options)
+    of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
+    console.check(pairs, options, alone=out is None or not many)
+    check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
+    model = console.load(asked.model, **asked.loading)
+    if dry_run:
+        console.estimate(model, pairs, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
+        return
+    if out is not None and many:
+        result = console.ran(model, pairs, out, **of_a_run, **options)
+    else:
+        result = console.traced(model, pairs, **options)
+    if out is not None:
+        console.kept(result, model, pairs, out, options, saved=many, overwrite=overwrite)
+    console.say(result, as_json=as_json, all_metrics=all_metrics)
+    if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
+        raise typer.Exit(commands.PARTLY)
+
+
+def check_folder(out: Path | None, *, many: bool, of_a_run: Mapping[str, Any], overwrite: bool) -> None:
+    """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
+    from causal_tracing.results.storage.places import check_run_folder, check_target
+
+    given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != OF_A_RUN[name]]
+    if given and not (many and out is not None):
+        raise InvalidOption(f"{', '.join(given)}: for many pairs in a folder. Give --pairs and --out too.")
+    if out is not None and many and overwrite:
+        raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
+    if out is not None and many:
+        check_run_folder(out)
+    elif out is not None:
+        check_target(out, overwrite=overwrite)

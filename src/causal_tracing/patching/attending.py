@@ -1,0 +1,229 @@
+"""What is done to how queries attend: keys hidden from them, and single edges of attention patched.
+
+A cell is a set of keys, in a layer (or a window of layers), of all heads together or of one. Unlike other sites, the
+tokens of a role are taken together: single keys stand in for one another, so that a mean over them says little.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.interventions.edits import Attending, Edit, From, Run
+from causal_tracing.interventions.sites import ATTENTION, Site
+from causal_tracing.models.model import Model
+from causal_tracing.patching.attention_options import OF_KNOCKOUT
+from causal_tracing.patching.columns import check_column, from_the_left
+from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers, window_labels
+from causal_tracing.patching.options import Options
+from causal_tracing.patching.windows import Windows, plan_windows
+from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.tokens import Column, TokenPrompt
+from causal_tracing.results.arms import DIRECTIONS, Arm
+from causal_tracing.results.site_kinds import EDGES, KNOCKOUT, KNOCKOUT_HEADS
+
+# Keys that are named beside roles and spans. The first token is often a sink: most of the weight goes there, and
+# hiding it changes how much all others get (docs/attention.md).
+KEY_SETS = ("subject", "subject_but_first", "non_subject", "first")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyGrid(Grid):
+    """Sets of keys (`columns`) as one query sees them; `heads` in a layer, or 0 where all are taken together."""
+
+    query: Column
+    heads: int = 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Whatever the cells are called, attention is what is written at."""
+        return (ATTENTION,)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The numbers of the heads too."""
+        labels = super(KeyGrid, self).labels
+        return labels | {"head": np.arange(self.heads)} if self.heads else labels
+
+    def places(self, component: int, layer: int, column: int) -> Iterator[At]:
+        """One place, or one for each head."""
+        if not self.heads:
+            yield component, layer, column
+        else:
+            yield from ((component, layer, head, column) for head in range(self.heads))
+
+    def head(self, at: At) -> int | None:
+        """The head of a cell; None where it is all of them."""
+        return at[2] if self.heads else None
+
+    def count(self, pair: TokenPair) -> int:
+        """A world for each cell whose keys the pair has."""
+        found = [bool(keys_of(pair.clean, column)) for column in self.columns]
+        return len(self.arms) * sum(found[at[-1]] for at in self.cells())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnockoutGrid(KeyGrid):
+    """Keys that a query of the clean run cannot see, in windows of layers; `zeroed`: their weight is taken instead."""
+
+    windows: Windows
+    zeroed: bool = False
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The first and the last layer of each window too."""
+        return super(KnockoutGrid, self).labels | window_labels(self, self.windows)
+
+    def edits(
+        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """One world, in which all of these keys are hidden in the whole window."""
+        keys, layers = keys_of(pair.clean, self.columns[at[-1]]), self.windows.layers(ATTENTION, self.layers[at[1]])
+        how = Attending(zeroed=keys) if self.zeroed else Attending(blocked=keys)
+        sites = [
+            Site(ATTENTION, layer, query, self.head(at))
+            for layer in layers
+            for query in queries_of(pair.clean, self.query)
+        ]
+        if keys and sites:
+            yield tuple(Edit(site, how) for site in sites)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeGrid(KeyGrid):
+    """Keys, values, or the query's scores with these keys, as the donor has them, for this query and one head alone."""
+
+    def edits(
+        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """One world, in which the query sees what the donor has at all of these keys."""
+        part = self.components[at[0]].removesuffix("_edge")
+        keys = _paired(pair, keys_of(pair.clean, self.columns[at[-1]]), arm)
+        queries = _paired(pair, queries_of(pair.clean, self.query), arm)
+        edits = []
+        for query, query_there in queries:
+            seen = tuple((key, From(donor, query_there if part == "q" else there)) for key, there in keys)
+            how = replace(Attending(), **{part: seen})
+            edits.append(Edit(Site(ATTENTION, self.layers[at[1]], query, self.head(at)), how))
+        if keys and edits:
+            yield tuple(edits)
+
+
+def keys_of(prompt: TokenPrompt, column: Column) -> tuple[int, ...]:
+    """The positions that a name of keys stands for in a prompt: a position, a role, a span, or one of `KEY_SETS`."""
+    if isinstance(column, int):
+        return (column,) if column < len(prompt.tokens) else ()
+    named = prompt.positions(column)
+    if named or column not in KEY_SETS:
+        return named
+    subject, everything = {*prompt.subject}, range(len(prompt.tokens))
+    sets = {
+        "subject": prompt.subject,
+        "subject_but_first": tuple(sorted(subject - {0})),
+        "non_subject": tuple(position for position in everything[:-1] if position not in subject),
+        "first": (0,),
+    }
+    return tuple(sets[column])
+
+
+def queries_of(prompt: TokenPrompt, query: Column) -> tuple[int, ...]:
+    """The positions of the query: several where a role has several tokens, all of which attend otherwise."""
+    if isinstance(query, int):
+        position = query + len(prompt.tokens) if query < 0 else query
+        return (position,) if 0 <= position < len(prompt.tokens) else ()
+    return prompt.positions(query)
+
+
+def attention_grids(
+    model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]
+) -> list[Grid]:
+    """What is done to how queries attend, kind by kind. Raises InvalidOption, InvalidPair, ComponentNotOffered."""
+    if not (options.knockout or options.edges):
+        return []
+    model.anatomy.require(ATTENTION)
+    kinds = ("layers",) if options.knockout is True else tuple(options.knockout or ())
+    found: list[Grid] = [
+        _knockout(model, pairs, options, heads=kind == "heads") for kind in OF_KNOCKOUT if kind in kinds
+    ]
+    return [*found, _edges(model, pairs, options, directions)] if options.edges else found
+
+
+def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, heads: bool) -> KnockoutGrid:
+    columns, zeroed = _columns(pairs, options.knockout_keys), options.knockout_by == "zeroed"
+    for pair in pairs:
+        _check_query(pair, options.knockout_query)
+        if not zeroed:
+            _check_sight(pair, options.knockout_query, columns)
+    width = 1 if heads else options.knockout_window
+    return KnockoutGrid(
+        kind=KNOCKOUT_HEADS if heads else KNOCKOUT,
+        components=(ATTENTION,),
+        layers=checked_layers(model, options.layers),
+        columns=columns,
+        arms=(DIRECTIONS["disruption"],),
+        query=options.knockout_query,
+        heads=model.parts(ATTENTION) if heads else 0,
+        windows=plan_windows((ATTENTION,), width, model.num_layers, rome=options.knockout_cut),
+        zeroed=zeroed,
+    )
+
+
+def _edges(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> EdgeGrid:
+    for pair in pairs:
+        _check_query(pair, options.edge_query)
+    parts = ("v",) if options.edges is True else tuple(options.edges or ())
+    return EdgeGrid(
+        kind=EDGES,
+        components=tuple(f"{part}_edge" for part in parts),
+        layers=checked_layers(model, options.layers),
+        columns=_columns(pairs, options.edge_keys),
+        arms=arms_of(directions),
+        query=options.edge_query,
+        heads=model.parts(ATTENTION),
+    )
+
+
+def _columns(pairs: Sequence[TokenPair], keys: str | Sequence[Column]) -> tuple[Column, ...]:
+    """The keys that are asked for, as positions from the left and names. Raises InvalidOption."""
+    longest = max(len(pair.clean.tokens) for pair in pairs)
+    if isinstance(keys, str) and keys == "each":
+        return tuple(range(longest))
+    asked = (keys,) if isinstance(keys, (str, int)) else tuple(keys)
+    alike = len({len(pair.clean.tokens) for pair in pairs}) == 1
+    columns = tuple(from_the_left(column, longest) if alike else column for column in asked)
+    for column in columns:
+        if not any(keys_of(pair.clean, column) for pair in pairs):
+            check_column(pairs, column, KEY_SETS)
+    if len({str(column) for column in columns}) < len(columns):
+        raise InvalidOption(f"The keys {', '.join(map(str, asked))} name one place twice. Name each once.")
+    return columns
+
+
+def _check_query(pair: TokenPair, query: Column) -> None:
+    if not queries_of(pair.clean, query):
+        raise InvalidPair(
+            f"pair {pair.id!r} has no token {query!r} that could attend: its clean prompt has {len(pair.clean.tokens)} "
+            'tokens. Name a position, a role or a span that every pair has, such as "last".'
+        )
+
+
+def _check_sight(pair: TokenPair, query: Column, columns: Sequence[Column]) -> None:
+    """Raises InvalidPair where a query would see nothing at all."""
+    for column in columns:
+        keys = {*keys_of(pair.clean, column)}
+        for position in queries_of(pair.clean, query):
+            if keys >= {*range(position + 1)}:
+                raise InvalidPair(
+                    f"pair {pair.id!r}: the query at position {position} sees no other keys than {column!r} "
+                    f"(positions 0 to {position}), and one must be left. Name fewer keys, a later query, or "
+                    'knockout_by="zeroed", which takes their weight away and gives it to no other.'
+                )
+
+
+def _paired(pair: TokenPair, positions: Sequence[int], arm: Arm) -> list[tuple[int, int]]:
+    """Positions of the clean prompt as those of the base run and of the donor, where they are paired."""
+    slots = [slot for slot in pair.slots if slot.clean in positions]
+    return [(slot.corrupt, slot.clean) if arm.restores else (slot.clean, slot.corrupt) for slot in slots]

@@ -1,0 +1,790 @@
+"""The laws of attention that is told otherwise: keys hidden, weights taken away, other runs' queries, keys and values.
+
+On every family, on both engines, with `prune=False` wherever pruning would answer without running. What is expected is
+made without the engine: by the model's own forward with a mask, or by hooks before the last projection of attention,
+with weights from an attention that is written out. "To the bit" is tested in whole forwards of one run; the packed
+engine computes fewer tokens, and differs in the last bits.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch import Tensor, nn
+
+from bare_hooks import PATHS, Paths, attention_written_out
+from causal_tracing.engine.checks.check import prove
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import ComponentNotOffered, InvalidEdit
+from causal_tracing.interventions.edits import Attending, Edit, From, Given, Plus, Run, World
+from causal_tracing.interventions.known import Rules, plan
+from causal_tracing.interventions.sites import ATTENTION, Site
+from causal_tracing.models.model import Model
+from loaded import BY_NAME, SOME, ids, shared
+
+BASE = Run((5, 17, 42, 11, 60, 33, 8, 71, 90))
+DONOR = Run((5, 17, 42, 13, 60, 29, 8, 71, 90))  # differs at 3 and 5
+LONGER = Run((7, 44, 19, 17, 2, 13, 64, 29, 81, 71, 12))  # differs everywhere
+TEXT = Run((*BASE.tokens, 12, 55, 3))  # with a text behind the prompt
+LENGTH, LAST, LAYERS = 9, 8, range(4)
+EVERYWHERE = tuple(range(LENGTH))
+ENGINES = ("replay", "packed")
+TOLERANCE = 1e-5  # of the largest logit
+LAST_BITS = 2e-6  # the same, for mixtures of experts where others are equal to the bit
+REAL = 1e-4  # of the largest logit: what differs by more is no rounding
+MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
+
+# For laws that say little of a family: grouped queries or not, windows, sinks, values of another kind.
+FEW = [case for case in SOME if case[0].name in ("llama", "gpt2", "gemma3_text", "gpt_oss", "deepseek_v3")]
+on_few = pytest.mark.parametrize("model", FEW, indirect=True, ids=ids(FEW))
+
+# Layers whose queries see four keys, themselves the last of them.
+WINDOWS = {"mistral": (0, 1, 2, 3), "gemma2": (0, 2), "gemma3_text": (0, 1, 3), "gemma3": (0, 1, 3), "gpt_oss": (0, 2)}
+# The projection that the heads' outputs go into, where it has another name.
+PROJECTIONS = {
+    "gpt2": "attn.c_proj",
+    "gpt_neox": "attention.dense",
+    "gpt_neox-sequential": "attention.dense",
+    "opt": "self_attn.out_proj",
+    "opt-350m": "self_attn.out_proj",
+    "phi": "self_attn.dense",
+}
+
+
+@pytest.fixture(params=SOME, ids=ids(SOME))
+def model(request: pytest.FixtureRequest) -> Model:
+    family, attention = request.param
+    if not family.packed:  # its patterns are not offered, and so its attention is not
+        pytest.skip("it does not attend by transformers' replaceable attention function")
+    return shared(family.name, attention)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    of_families = "model" in request.fixturenames
+    if request.param == "packed" and of_families and request.getfixturevalue("model").name == "falcon_h1":
+        pytest.skip("its state space mixes tokens too: it is not packed")
+    return request.param
+
+
+def told(layer: int, query: int, head: int | None = None, **how: Any) -> Edit:
+    return Edit(Site(ATTENTION, layer, query, head), Attending(**how))
+
+
+def given(keys: Iterable[int], donor: Run = LONGER) -> tuple[tuple[int, From], ...]:
+    """The donor's keys or values, each at its own place."""
+    return tuple((key, From(donor, key)) for key in keys)
+
+
+def asked_by(query: int, keys: Iterable[int], donor: Run = LONGER) -> tuple[tuple[int, From], ...]:
+    """The scores of these keys by the donor's query."""
+    return tuple((key, From(donor, query)) for key in keys)
+
+
+def logits(model: Model, engine: str, *worlds: tuple[Edit, ...], base: Run = BASE, alone: bool = False) -> np.ndarray:
+    """[world, position, vocab] of the base run with each world's edits, every one run.
+
+    Where it should be `alone`, each has a whole forward of its own; the packed engine has none.
+    """
+    planned = [World(base, world, tuple(range(len(base.tokens)))) for world in worlds]
+    rows = 1 if alone and engine == "replay" else None
+    found = evaluate(model, planned, lambda each, _: each.flatten(1), engine=engine, prune=False, rows=rows)
+    return found.values.reshape(len(worlds), len(base.tokens), -1)
+
+
+@cache
+def unedited(model: Model) -> np.ndarray:
+    """[position, vocab] of the base run, by the network alone."""
+    with torch.no_grad():
+        return model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False).logits[0].double().numpy()
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest difference, in shares of the largest logit."""
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def assert_unchanged(model: Model, engine: str, found: np.ndarray, before: np.ndarray) -> None:
+    """Equal to the bit in whole forwards; not quite where fewer tokens are computed, or experts' batches vary."""
+    if engine == "packed":
+        assert difference(found, before) < TOLERANCE
+    elif model.name in MIXTURES:
+        assert difference(found, before) <= LAST_BITS
+    else:
+        assert_array_equal(found, before)
+
+
+def assert_moved(model: Model, found: np.ndarray) -> None:
+    """That most of the worlds are not the base run: a key may have little weight in one family or the other."""
+    assert np.median([difference(each, unedited(model)) for each in found]) > REAL
+
+
+def zeros(*worlds: tuple[Edit, ...], readout: tuple[int, ...] = EVERYWHERE) -> tuple[bool, ...]:
+    """Which worlds are known to be the base run, where attention is all that mixes tokens."""
+    return plan([World(BASE, world, readout) for world in worlds], Rules(num_layers=len(LAYERS))).structural_zero
+
+
+# By hand: nothing of the engine.
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """A layer's weights [head, query, key] and, for every query head, its values [head, key, size]."""
+
+    weights: Tensor
+    values: Tensor
+
+
+def of_query_heads(value: Tensor, heads: int) -> Tensor:
+    """Heads of keys or values [head, token, size], each as often as query heads share it."""
+    return value.repeat_interleave(heads // len(value), 0)
+
+
+@cache
+def seen(model: Model) -> dict[int, Seen]:
+    """What the base run's layers see."""
+    if model.name == "gpt_oss":  # sinks are not in the attention that is written out
+        return seen_with_sinks(model)
+    found: dict[tuple[int, str], Tensor] = {}
+
+    def look(layer: int, name: str, value: Tensor) -> Tensor:
+        found[layer, name] = value[0]
+        return value
+
+    with attention_written_out(model.network, look), torch.no_grad():
+        model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False)
+    return {layer: of_heads(found[layer, "pattern"], found[layer, "v"]) for layer in LAYERS}
+
+
+def seen_with_sinks(model: Model) -> dict[int, Seen]:
+    values: dict[int, Tensor] = {}
+    layers = model.network.get_submodule("model.layers")
+    handles = [
+        block.get_submodule("self_attn.v_proj").register_forward_hook(
+            lambda _, __, output, layer=layer: values.update({layer: output[0].unflatten(1, (2, -1)).transpose(0, 1)})
+        )
+        for layer, block in enumerate(layers.children())
+    ]
+    with torch.no_grad():
+        ids = torch.tensor([BASE.tokens])
+        weights = model.network(input_ids=ids, use_cache=False, output_attentions=True).attentions
+    for handle in handles:
+        handle.remove()
+    return {layer: of_heads(weights[layer][0], values[layer]) for layer in LAYERS}
+
+
+def of_heads(weights: Tensor, values: Tensor) -> Seen:
+    return Seen(weights=weights, values=of_query_heads(values, len(weights)))
+
+
+Z = tuple[int, int, int, Tensor]  # layer, query, head, and the head's output there
+
+
+def projection(model: Model, layer: int) -> nn.Module:
+    """The module whose input are the heads' outputs."""
+    layers = PATHS.get(model.name, Paths()).layers
+    return model.network.get_submodule(f"{layers}.{layer}.{PROJECTIONS.get(model.name, 'self_attn.o_proj')}")
+
+
+def with_z(model: Model, rows: Sequence[Z]) -> np.ndarray:
+    """[row, position, vocab] of the base run where, in each row, one head's output at one query is what is given."""
+
+    def write(layer: int, _: Any, args: Any) -> Any:
+        changed = args[0].reshape(len(rows), LENGTH, -1).clone()
+        for row, (at, query, head, value) in enumerate(rows):
+            if at == layer:
+                changed[row, query, head * len(value) : (head + 1) * len(value)] = value
+        return (changed.reshape(args[0].shape), *args[1:])
+
+    handles = [projection(model, layer).register_forward_pre_hook(partial(write, layer)) for layer in LAYERS]
+    with torch.no_grad():
+        found = model.network(input_ids=torch.tensor([BASE.tokens] * len(rows)), use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    return found.double().numpy()
+
+
+# Some of one head's keys at one query: in windows too, some that are seen, and not all of them.
+Cell = tuple[int, int, int, tuple[int, ...]]  # layer, query, head, keys
+CELLS: tuple[Cell, ...] = ((0, 8, 0, (6,)), (1, 5, 3, (3, 4)), (2, 8, 1, (0, 5, 7)), (3, 6, 2, (3, 6)), (1, 8, 2, (8,)))
+
+
+def parts_of(model: Model, cell: Cell) -> tuple[Tensor, Tensor, Tensor]:
+    """A head's output, what these keys give of it, and their weight together."""
+    layer, query, head, keys = cell
+    weights, values = seen(model)[layer].weights[head, query], seen(model)[layer].values[head]
+    named = list(keys)
+    return weights @ values, weights[named] @ values[named], weights[named].sum()
+
+
+# K1: a key that a query does not see cannot be hidden from it, or given to it: to the bit, and without a run.
+
+
+def told_each_way(*, layer: int, query: int, keys: tuple[int, ...], head: int | None = None) -> list[Edit]:
+    hows = ({"blocked": keys}, {"zeroed": keys}, {"q": asked_by(query, keys)}, {"k": given(keys)}, {"v": given(keys)})
+    return [told(layer, query, head, **how) for how in hows]
+
+
+def test_later_keys_are_not_seen(model, engine):
+    later = [*told_each_way(layer=1, query=4, keys=(5, 7)), *told_each_way(layer=0, query=3, keys=(4, 8), head=1)]
+    for found in logits(model, engine, *((edit,) for edit in later), tuple(later[::5]), alone=True):
+        assert_unchanged(model, engine, found, unedited(model))
+    assert all(zeros(*((edit,) for edit in later), tuple(later[::5])))
+
+
+@on_few
+def test_beside_keys_that_are_seen_later_ones_change_nothing(model, engine):
+    both, one = told(1, 4, blocked=(2, 5), zeroed=(3, 8)), told(1, 4, blocked=(2,), zeroed=(3,))
+    found, expected = logits(model, engine, (both,), (one,), alone=True)
+    assert_unchanged(model, engine, found, expected)
+    assert difference(found, unedited(model)) > REAL
+    every_kind = told_each_way(layer=1, query=4, keys=(2,))
+    assert not any(zeros((both,), (one,), *((edit,) for edit in every_kind)))
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_keys_outside_a_window_are_not_seen(name, engine):
+    model = shared(name)
+    for layer in LAYERS:
+        outside = told_each_way(layer=layer, query=LAST, keys=(1, 4))
+        outside += told_each_way(layer=layer, query=LAST, keys=(4,), head=2)
+        inside = told_each_way(layer=layer, query=LAST, keys=(5,))
+        found = logits(model, engine, *((edit,) for edit in (*outside, *inside)), alone=True)
+        assert_moved(model, found[len(outside) :])
+        if layer not in WINDOWS[name]:
+            assert_moved(model, found[: len(outside)])
+            continue
+        assert_unchanged(model, engine, found[0], unedited(model))  # hidden by the same mask
+        for got in found[: len(outside)]:
+            assert difference(got, unedited(model)) < TOLERANCE
+
+
+# K2, by the model's own mask: a key hidden from all later queries in every layer.
+
+
+def hidden_from_later(keys: tuple[int, ...]) -> tuple[Edit, ...]:
+    queries = range(min(keys) + 1, LENGTH)
+    return tuple(
+        told(layer, query, blocked=tuple(key for key in keys if key < query)) for layer in LAYERS for query in queries
+    )
+
+
+def test_a_key_hidden_everywhere_is_the_models_own_mask(model, engine):
+    if model.name == "falcon_h1":
+        pytest.skip("its state space does not read a token that the mask hides")
+    cases = ((0,), (3,), (7,), (2, 5))
+    found = logits(model, engine, *map(hidden_from_later, cases), alone=True)
+    for keys, got in zip(cases, found, strict=True):
+        mask = torch.ones(1, LENGTH, dtype=torch.long)
+        mask[0, list(keys)] = 0
+        places = {"attention_mask": mask, "position_ids": torch.arange(LENGTH)[None]}
+        with torch.no_grad():
+            expected = model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False, **places).logits[0]
+        others = [position for position in EVERYWHERE if position not in keys]  # the mask hides a token from itself too
+        assert_unchanged(model, engine, got[others], expected[others].double().numpy())
+        assert difference(got[LAST], unedited(model)[LAST]) > REAL
+
+
+# K3: what is left of a head is what the other keys give, in shares of what is left of the weight.
+
+
+def test_a_blocked_keys_weight_goes_to_the_others(model, engine):
+    parts = [parts_of(model, cell) for cell in CELLS]
+    rows = [(*cell[:3], (z - taken) / (1 - weight)) for cell, (z, taken, weight) in zip(CELLS, parts, strict=True)]
+    found = logits(model, engine, *((told(*cell[:3], blocked=cell[3]),) for cell in CELLS))
+    for got, expected, (_, _, weight) in zip(found, with_z(model, rows), parts, strict=True):
+        assert difference(got, expected) < TOLERANCE / (1 - float(weight))
+    assert_moved(model, found)
+
+
+def test_a_zeroed_keys_weight_goes_nowhere(model, engine):
+    rows: list[Z] = []
+    for cell in CELLS:
+        z, taken, _ = parts_of(model, cell)
+        rows.append((*cell[:3], z - taken))
+    nothing = torch.zeros_like(rows[0][3])
+    rows += [(2, LAST, 3, nothing), (0, 4, 1, nothing)]
+    worlds = [told(*cell[:3], zeroed=cell[3]) for cell in CELLS]
+    worlds += [told(2, LAST, 3, zeroed=EVERYWHERE), told(0, 4, 1, zeroed=EVERYWHERE[:5])]
+    found = logits(model, engine, *((edit,) for edit in worlds))
+    for got, expected in zip(found, with_z(model, rows), strict=True):
+        assert difference(got, expected) < TOLERANCE
+    assert_moved(model, found)
+
+
+# K4: of the only key that is left, a head gives the value.
+def test_the_only_key_left_gives_its_value(model, engine):
+    if model.name == "gpt_oss":
+        pytest.skip("its sinks keep a share of the weight")
+    cells = ((1, 5, 3, 4), (3, LAST, 0, 6), (2, LAST, 2, LAST))
+    blocked = [tuple(each for each in EVERYWHERE if each != key) for *_, key in cells]
+    rows = [(layer, query, head, seen(model)[layer].values[head, key]) for layer, query, head, key in cells]
+    worlds = [(told(*cell[:3], blocked=keys),) for cell, keys in zip(cells, blocked, strict=True)]
+    found = logits(model, engine, *worlds)
+    for got, expected in zip(found, with_z(model, rows), strict=True):
+        assert difference(got, expected) < TOLERANCE
+    assert_moved(model, found)
+
+
+# K5: nothing blocked is the base run.
+def test_nothing_blocked_changes_nothing(model, engine):
+    everywhere = tuple(told(layer, query) for layer in LAYERS for query in EVERYWHERE)
+    heads = tuple(told(1, LAST, head) for head in range(model.parts("q")))
+    for found in logits(model, engine, everywhere, heads, alone=True):
+        assert_unchanged(model, engine, found, unedited(model))
+    assert zeros(everywhere, heads) == (True, True)
+
+
+# K6: in the last layer a query is read where it is, and nowhere else.
+def test_in_the_last_layer_other_queries_are_not_read(model, engine):
+    worlds = [(told(3, 5, blocked=(3, 4)),), (told(3, 7, zeroed=(6,), v=given((7,))),)]
+    found = logits(model, engine, *worlds, alone=True)
+    for (edit,), got in zip(worlds, found, strict=True):
+        others = [position for position in EVERYWHERE if position != edit.site.position]
+        assert_unchanged(model, engine, got[others], unedited(model)[others])
+        assert difference(got, unedited(model)) > REAL
+    assert zeros(*worlds, readout=(LAST,)) == (True, True)
+    assert zeros(*worlds) == (False, False)
+    assert zeros((told(2, 5, blocked=(3,)),), readout=(LAST,)) == (False,)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_that_attention_stays_with_its_query_is_proved(name):
+    model, findings = prove(shared(name), (ATTENTION,))
+    assert ATTENTION not in model.anatomy.mixing
+    assert all(finding.holds for finding in findings)
+    world = World(BASE, (told(3, 5, blocked=(3, 4)),), (LAST,))
+    found = evaluate(model, [world], lambda each, _: each.flatten(1))
+    assert found.structural_zero.all()
+
+
+# K7: what is told at several places makes one whole, whoever comes first and wherever it is written.
+@on_few
+def test_blocks_compose(model, engine):
+    early, late = ([told(layer, LAST, blocked=(2, 6)) for layer in half] for half in ((0, 1), (2, 3)))
+    apart = [told(0, LAST, 2, blocked=(6,)), told(1, LAST, 3, blocked=(7,)), told(2, 6, 0, blocked=(4,))]
+    for one, other in ((early, late), (apart[:1], apart[1:])):
+        first_edits, then = tuple(one), tuple(other)
+        at_once, turned, half = logits(model, engine, (*first_edits, *then), (*then, *first_edits), then, alone=True)
+        on_top = logits(model, engine, then, base=Run(BASE.tokens, first_edits), alone=True)[0]
+        assert_unchanged(model, engine, turned, at_once)
+        assert_unchanged(model, engine, on_top, at_once)
+        assert difference(half, at_once) > REAL
+
+
+@on_few
+def test_blocked_keys_are_a_set(model, engine):
+    orders = [(told(1, LAST, blocked=keys),) for keys in ((5, 7), (7, 5), (5, 7, 5), (5,))]
+    both, *others, one = logits(model, engine, *orders, alone=True)
+    for other in others:
+        assert_unchanged(model, engine, other, both)
+    assert difference(one, both) > REAL
+
+
+# K8: each head told for itself is the whole layer told.
+def test_every_head_by_itself_is_the_layer(model, engine):
+    hows: list[dict[str, Any]] = [
+        {"blocked": (2, 6)},
+        {"zeroed": (6,), "v": given((5, 7))},
+        {"q": asked_by(LAST, (5, 6)), "k": given((6,)), "blocked": (7,)},
+    ]
+    whole = [(told(0, LAST, **how),) for how in hows]
+    singly = [tuple(told(0, LAST, head, **how) for head in range(model.parts("q"))) for how in hows]
+    found = logits(model, engine, *whole, *singly, *(edits[1:] for edits in singly))
+    for one, other, without in zip(found[:3], found[3:6], found[6:], strict=True):
+        assert difference(one, other) < TOLERANCE
+        assert difference(without, other) > REAL
+
+
+# K9: where a head gives a key no weight, there is nothing to hide.
+@on_few
+def test_a_key_without_weight_cannot_be_hidden(model, engine):
+    layer, head, key = 0, 2, 6
+    query = record(model, [BASE], [("q", layer)])[BASE].activations["q", layer][LAST].view(model.parts("q"), -1)[head]
+    against = Given(-1e4 * query / query.norm())
+    shared_head = head * model.parts("k") // model.parts("q")
+    far = Edit(Site("k", layer, key, shared_head), against)
+    hows: list[dict[str, Any]] = [{"blocked": (key,)}, {"zeroed": (key,)}, {"v": given((key,))}]
+    same = [(far,), *((far, told(layer, LAST, head, **how)) for how in hows)]
+    further = [(far, told(layer, LAST, head, blocked=keys)) for keys in ((5, 7), (5, key, 7))]
+    with_weight = [(told(layer, LAST, head, **how),) for how in hows]
+    alone, *found = logits(model, engine, *same, *further, *with_weight)
+    for got in found[:3]:
+        assert difference(got, alone) < TOLERANCE
+    assert difference(found[3], found[4]) < TOLERANCE
+    assert difference(found[3], alone) > REAL
+    assert_moved(model, np.array(found[5:]))
+
+
+# A1: what a key or a value does, it does by its edges to the queries that read it.
+@pytest.mark.parametrize("component", ["k", "v"])
+def test_a_node_is_all_its_edges(model, engine, component):
+    layer, key = 1, 3
+    readers = range(key, LENGTH)
+    last_head, group = model.parts(component) - 1, model.parts("q") // model.parts(component)
+    heads = range(last_head * group, (last_head + 1) * group)
+    edge: dict[str, Any] = {component: given((key,))}
+    back: dict[str, Any] = {component: given((key,), BASE)}
+    node = Edit(Site(component, layer, key), From(LONGER, key))
+    of_one = Edit(Site(component, layer, key, last_head), From(LONGER, key))
+    nodes = [(node,), (of_one,), (node, told(layer, 5, **back))]
+    edges = [
+        tuple(told(layer, query, **edge) for query in readers),
+        tuple(told(layer, query, head, **edge) for query in readers for head in heads),
+        tuple(told(layer, query, **edge) for query in readers if query != 5),
+    ]
+    found = logits(model, engine, *nodes, *edges)
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert difference(one, other) < TOLERANCE
+    assert_moved(model, found[:3])
+    assert difference(found[0], found[2]) > REAL
+
+
+# A2: a query that another run asks, of that run's keys, and that gets that run's values, is that run's head.
+@pytest.mark.parametrize("donor", [LONGER, Run(LONGER.tokens, (told(0, 6, blocked=(4, 5)),))], ids=["plain", "told"])
+def test_all_edges_into_a_query_are_the_donors_head(model, engine, donor):
+    edges, heads = [], []
+    for layer, query, head in ((0, 5, 0), (1, LAST, 2), (2, LAST, None), (3, 7, None)):
+        keys = range(query + 1)
+        whole: dict[str, Any] = {"q": asked_by(query, keys, donor), "k": given(keys, donor), "v": given(keys, donor)}
+        edges.append((told(layer, query, head, **whole),))
+        heads.append((Edit(Site("z", layer, query, head), From(donor, query)),))
+    found = logits(model, engine, *edges, *heads)
+    for one, other in zip(found[:4], found[4:], strict=True):
+        assert difference(one, other) < TOLERANCE
+    assert_moved(model, found[:4])
+
+
+@on_few
+def test_a_run_that_attends_otherwise_is_a_donor(model, engine):
+    hows: list[dict[str, Any]] = [{"blocked": (6,)}, {"zeroed": (6, 8)}, {"q": asked_by(LAST, (6,))}]
+    edits = [told(0, LAST, 2, **how) for how in hows]
+    heads = [Edit(Site("z", 0, LAST, 2), From(Run(BASE.tokens, (edit,)), LAST)) for edit in edits]
+    found = logits(model, engine, *((edit,) for edit in (*edits, *heads)))
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert difference(one, other) < TOLERANCE
+    assert_moved(model, found[:3])
+
+
+# A3: values add up in the head that reads them.
+def test_values_add_up(model, engine):
+    layer, head = 1, 1
+    edits = [told(layer, LAST, head, v=given((key,))) for key in EVERYWHERE]
+    at_once = told(layer, LAST, head, v=given(EVERYWHERE))
+    read: list[Tensor] = []
+    handle = projection(model, layer).register_forward_pre_hook(lambda _, args: read.append(args[0].clone()))
+    logits(model, "replay", (), *((edit,) for edit in edits), (at_once,))
+    handle.remove()
+    z = read[-1].reshape(len(edits) + 2, LENGTH, model.parts("q"), -1)  # the donor was recorded before
+    base, singly, together = z[0], z[1:-1], z[-1]
+    summed = base + (singly - base).sum(0)
+    assert (summed - together).abs().max() < TOLERANCE * together.abs().max()
+    moved = (together - base).abs().amax(-1) > REAL * base.abs().max()
+    assert moved.nonzero().tolist() == [[LAST, head]]
+    expected = with_z(model, [(layer, LAST, head, summed[LAST, head])])[0]
+    assert difference(logits(model, engine, (at_once,))[0], expected) < TOLERANCE
+
+
+@on_few
+def test_a_value_comes_with_its_keys_weight(model, engine):
+    layer, query, head, keys = 2, LAST, 3, (5, 7)
+    donor = Run(LONGER.tokens[:LENGTH])
+    values = record(model, [donor], [("v", layer)])[donor].activations["v", layer].view(LENGTH, model.parts("v"), -1)
+    there = of_query_heads(values.transpose(0, 1), model.parts("q"))[head]
+    here, at = seen(model)[layer], list(keys)
+    weights = here.weights[head, query]
+    z = weights @ here.values[head] + weights[at] @ (there[at] - here.values[head, at])
+    found = logits(model, engine, (told(layer, query, head, v=given(keys)),))[0]
+    assert difference(found, with_z(model, [(layer, query, head, z)])[0]) < TOLERANCE
+
+
+# By hand, whole rows: scores by another query, other keys, other values, hidden and zeroed keys, one by one and mixed.
+
+ROWS: tuple[Edit, ...] = (
+    told(1, LAST, 2, q=asked_by(LAST, (6,))),
+    told(2, 6, 1, q=asked_by(6, (4, 5, 6))),
+    told(0, LAST, 3, q=((5, From(LONGER, 10)), (7, From(LONGER, 2)))),  # of queries elsewhere
+    told(1, LAST, 1, k=given((7,))),
+    told(3, LAST, 0, k=((5, From(LONGER, 10)), (8, From(LONGER, 0)))),
+    told(1, 5, 3, q=asked_by(5, (3,)), k=given((3, 4)), v=given((4,)), blocked=(2,), zeroed=(5,)),
+    told(2, LAST, 2, q=asked_by(LAST, (5, 8)), k=((8, From(LONGER, 1)),), v=((8, From(LONGER, 4)),), zeroed=(7,)),
+)
+
+
+def z_by_hand(model: Model, edit: Edit) -> Z:
+    """One head's row: softmax of the scores by algebra, in whatever scale and cap the model has.
+
+    Rows do not see each other: a key that is there for all queries does to this one what it does to it alone. A score
+    by another query is that of the key with this query's share of it exchanged.
+    """
+    site, how = edit.site, edit.source
+    assert isinstance(how, Attending)
+    assert site.part is not None
+    layer, row, head = site.layer, site.position, site.part
+    there = inside(model, LONGER, layer)
+    query: list[Tensor] = []
+    seen_here: dict[str, Tensor] = {}
+
+    def change(at: int, name: str, value: Tensor) -> Tensor:
+        if at != layer:
+            return value
+        if name == "q":
+            query.append(value[0, head, row])
+        if name in ("k", "v"):
+            value = of_query_heads(value[0], model.parts("q"))[None].clone()
+            for key, donor in getattr(how, name):
+                value[0, head, key] = there[name][head, donor.position]
+        for key, donor in how.q if name == "k" else ():
+            apart = (there["q"][head, donor.position] - query[0]) @ value[0, head, key]
+            value[0, head, key] += query[0] * apart / query[0].square().sum()
+        seen_here[name] = value[0]
+        return value
+
+    with attention_written_out(model.network, change), torch.no_grad():
+        model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False)
+    weights = seen_here["pattern"][head, row].clone()
+    weights[list(how.blocked)] = 0
+    weights /= weights.sum()
+    weights[list(how.zeroed)] = 0
+    return layer, row, head, weights @ seen_here["v"][head]
+
+
+@cache
+def inside(model: Model, run: Run, layer: int) -> dict[str, Tensor]:
+    """A layer's q, k and v of a run [head, token, size], one for each query head."""
+    found: dict[str, Tensor] = {}
+
+    def look(at: int, name: str, value: Tensor) -> Tensor:
+        if at == layer and name != "pattern":
+            found[name] = of_query_heads(value[0], model.parts("q"))
+        return value
+
+    with attention_written_out(model.network, look), torch.no_grad():
+        model.network(input_ids=torch.tensor([run.tokens]), use_cache=False)
+    return found
+
+
+def test_rows_are_those_by_hand(model, engine):
+    if model.name == "gpt_oss":
+        pytest.skip("sinks are not in the attention that is written out")
+    found = logits(model, engine, *((edit,) for edit in ROWS))
+    expected = with_z(model, [z_by_hand(model, edit) for edit in ROWS])
+    for got, wanted in zip(found, expected, strict=True):
+        assert difference(got, wanted) < 2 * TOLERANCE
+    assert_moved(model, found)
+
+
+# Both engines give the same of whatever is told: windows of layers, texts behind a prompt, donors of other lengths that
+# attend otherwise themselves, beside other edits.
+
+
+def some_hows(generator: np.random.Generator, query: int, donors: Sequence[Run]) -> dict[str, Any]:
+    """Up to two keys of each kind; the query's own is never blocked, so that something is left in every window."""
+
+    def keys(least: int = 0, most: int = query) -> list[int]:
+        count = int(generator.integers(least, 3))
+        return generator.choice(most + 1, min(count, most + 1), replace=False).tolist()
+
+    def read(least: int = 0) -> tuple[tuple[int, From], ...]:
+        named = ((key, donors[int(generator.integers(len(donors)))]) for key in keys(least))
+        return tuple((key, From(run, int(generator.integers(len(run.tokens))))) for key, run in named)
+
+    blocked = tuple(keys(most=query - 1))
+    if generator.random() < 0.4:
+        return {"blocked": blocked or (query - 1,)}
+    return {"blocked": blocked, "zeroed": tuple(keys()), "q": read(), "k": read(1), "v": read()}
+
+
+def some_worlds(generator: np.random.Generator, base: Run, readout: tuple[int, ...], heads: int) -> list[World]:
+    donors = (DONOR, LONGER, Run(LONGER.tokens, (told(0, 4, blocked=(1, 3)), told(1, 6, 2, zeroed=(5,)))))
+    worlds: list[World] = []
+    asking = [query for query in range(3, max(readout) + 1) if query != 7]
+    for number in range(6):
+        start, queries = int(generator.integers(4)), generator.choice(asking, 2, replace=False)
+        edits = []
+        for query in map(int, queries):
+            head = None if generator.random() < 0.4 else int(generator.integers(heads))
+            how = some_hows(generator, query, donors)
+            edits += [told(layer, query, head, **how) for layer in range(start, min(start + 3, len(LAYERS)))]
+        if number % 2:  # upstream, or in the same layer at other tokens and parts
+            component = ("resid_pre", "k", "z", "q", "v")[int(generator.integers(5))]
+            position = int(generator.integers(max(readout) + 1))
+            edits.insert(0, Edit(Site(component, max(0, start - 1), position), From(DONOR, min(position, LAST))))
+        worlds.append(World(base, tuple(edits), readout))
+    return worlds
+
+
+def test_both_engines_agree(model):
+    if model.name == "falcon_h1":
+        pytest.skip("its state space mixes tokens too: it is not packed")
+    generator = np.random.default_rng(sum(map(ord, model.name)))
+    # A base run with something of its own, where no world tells anything: two edits of one site are refused.
+    own = Run(TEXT.tokens, (told(1, 7, 1, blocked=(2, 4)), told(2, 7, v=given((3,)))))
+    cases = ((BASE, (LAST,)), (BASE, (4, 6)), (TEXT, (LAST, 9, 11)), (own, (7, 11)))
+    worlds = [world for base, at in cases for world in some_worlds(generator, base, at, model.parts("q"))]
+
+    def padded(each: Tensor, _: Any) -> Tensor:
+        return nn.functional.pad(each.flatten(1), (0, 3 * 97 - each[0].numel()))
+
+    replay, packed = (evaluate(model, worlds, padded, engine=engine, prune=False).values for engine in ENGINES)
+    pruned = evaluate(model, worlds, padded, engine="packed").values
+    plain = evaluate(model, [replace(world, edits=()) for world in worlds], padded, prune=False).values
+    for number in range(len(worlds)):
+        assert difference(packed[number], replay[number]) < TOLERANCE
+        assert difference(pruned[number], replay[number]) < TOLERANCE
+    assert np.median([difference(*each) for each in zip(replay, plain, strict=True)]) > REAL
+
+
+@pytest.mark.parametrize("upstream", ["resid_pre", "attn_out", "mlp_out", "v"])
+def test_an_edit_upstream_comes_first(engine, upstream):
+    model = shared("llama")
+    before = Edit(Site(upstream, 1, 3), From(LONGER, 3))
+    how = told(2, LAST, 1, blocked=(2, 6))
+    z = record(model, [run := Run(BASE.tokens, (before,))], [("z", 2), ("v", 2), ("pattern", 2)])[run].activations
+    weights = z["pattern", 2][LAST].view(4, -1)[1]
+    values = z["v", 2].view(LENGTH, 2, -1)[:, 0]
+    left = [key for key in EVERYWHERE if key not in (2, 6)]
+    expected = weights[left] @ values[left] / weights[left].sum()
+    together, alone, by_z = logits(
+        model, engine, (how, before), (before,), (before, Edit(Site("z", 2, LAST, 1), Given(expected)))
+    )
+    assert difference(together, by_z) < TOLERANCE
+    assert difference(together, alone) > REAL
+
+
+def test_a_query_that_was_edited_attends_as_told(engine):
+    model = shared("llama")
+    q, k = Edit(Site("q", 1, LAST, 1), From(LONGER, LAST)), Edit(Site("k", 1, 4), From(LONGER, 4))
+    one = (q, k, told(1, LAST, 1, blocked=(6,)))
+    keys = EVERYWHERE
+    other = (k, told(1, LAST, 1, q=asked_by(LAST, keys), blocked=(6,)))  # its scores are by the keys that are there
+    third = (
+        *(told(1, query, k=given((4,))) for query in (4, 5, 6, 7)),
+        *(told(1, LAST, head, k=given((4,))) for head in (0, 2, 3)),
+        told(1, LAST, 1, q=asked_by(LAST, keys), k=given((4,)), blocked=(6,)),
+    )
+    found = logits(model, engine, one, other, third, (q, k))
+    assert difference(found[1], found[0]) < TOLERANCE
+    assert difference(found[2], found[0]) < TOLERANCE
+    assert difference(found[3], found[0]) > REAL
+
+
+# In computation order the pattern comes behind: it is written over what is left of the row.
+def test_a_pattern_is_written_over_what_was_told(engine):
+    model = shared("llama")
+    how, back = told(1, LAST, 0, blocked=(2, 3)), Edit(Site("pattern", 1, LAST, 0), From(BASE, LAST))
+    add = Plus(torch.linspace(0, 1, LENGTH))
+    weights = seen(model)[1].weights[0, LAST].clone()
+    weights[[2, 3]] = 0
+    moved = Edit(Site("pattern", 1, LAST, 0), Given(weights / weights.sum() + add.tensor))
+    worlds = [(how, back), (how, Edit(Site("pattern", 1, LAST, 0), add)), (moved,)]
+    restored, found, expected = logits(model, engine, *worlds)
+    assert difference(restored, unedited(model)) < TOLERANCE
+    assert difference(found, expected) < TOLERANCE
+
+
+def test_a_hidden_key_has_no_weight_in_the_pattern():
+    model = shared("llama")
+    run = Run(BASE.tokens, (told(1, LAST, 0, blocked=(2, 3)),))
+    pattern = record(model, [run], [("pattern", 1)])[run].activations["pattern", 1][LAST].view(4, LENGTH)
+    assert (pattern[0] == 0).nonzero().flatten().tolist() == [2, 3]
+    assert (pattern[1:] > 0).all()
+
+
+def test_a_row_that_is_made_again_has_no_pattern_to_read_or_write_over():
+    model = shared("llama")
+    again = told(1, LAST, 0, zeroed=(2, 3))
+    run = Run(BASE.tokens, (again,))
+    with pytest.raises(InvalidEdit, match="The pattern of layer 1 cannot be read"):
+        record(model, [run], [("pattern", 1)])
+    record(model, [run], [("pattern", 2)])
+    with pytest.raises(InvalidEdit, match="goes with blocked= keys of the same query alone"):
+        Run(BASE.tokens, (again, Edit(Site("pattern", 1, LAST, 0), From(BASE, LAST))))
+    Run(BASE.tokens, (again, Edit(Site("pattern", 1, 3, 0), From(BASE, 3))))
+
+
+# What is not possible is said.
+
+
+@pytest.mark.parametrize(
+    ("site", "how", "message"),
+    [
+        (Site(ATTENTION, 1, 4), {"blocked": (0, 1, 2, 3, 4)}, r"attention of layer 1 at position 4: every key"),
+        (
+            Site(ATTENTION, 1, 2, 3),
+            {"blocked": (4, 2, 1, 0)},
+            r"attention \(head 3\) of layer 1 at position 2: every key",
+        ),
+        (Site(ATTENTION, 1, 0), {"blocked": (0,)}, "Leave it one, or use zeroed="),
+        (Site(ATTENTION, 1, 4), {"blocked": (9,)}, "attention of layer 1 at position 4 names the key 9, .* 0 to 8"),
+        (Site(ATTENTION, 1, 4), {"zeroed": (-1,)}, "names the key -1, but the run has 9 tokens"),
+        (Site(ATTENTION, 1, 4), {"q": asked_by(4, (9,))}, "names the key 9"),
+        (Site(ATTENTION, 1, 4), {"k": ((10, From(LONGER, 10)),)}, "names the key 10"),
+        (Site(ATTENTION, 1, 4), {"v": ((3, From(DONOR, 9)),)}, "A donor is read at position 9, .* 9 tokens"),
+        (Site(ATTENTION, 1, 9), {"blocked": (3,)}, "An edit is at position 9"),
+        (Site("z", 1, 4), {"blocked": (3,)}, "How a query attends is told at attention, and not at z of layer 1"),
+        (Site("resid_pre", 1, 4), {}, "told at attention, and not at resid_pre of layer 1 at position 4"),
+    ],
+)
+def test_what_cannot_be_told_is_said(site, how, message):
+    with pytest.raises(InvalidEdit, match=message):
+        World(BASE, (Edit(site, Attending(**how)),), (LAST,))
+    with pytest.raises(InvalidEdit, match=message):
+        Run(BASE.tokens, (Edit(site, Attending(**how)),))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Edit(Site(ATTENTION, 1, 4), From(DONOR, 4)),
+        Edit(Site(ATTENTION, 1, 4), Given(torch.zeros(32))),
+        Edit(Site(ATTENTION, 1, 4), Attending(blocked=(3,)), 0.5),
+        Edit(Site(ATTENTION, 1, 4), Attending(blocked=(3,)), 0.0),
+    ],
+)
+def test_attention_is_no_activation(edit):
+    with pytest.raises(InvalidEdit, match="attention of layer 1 at position 4 is no activation: only a whole"):
+        Run(BASE.tokens, (edit,))
+
+
+@pytest.mark.parametrize(("one", "other"), [(None, None), (2, 2), (None, 2), (2, None)])
+def test_a_head_is_told_once(one, other):
+    edits = (told(1, 4, one, blocked=(2,)), told(1, 4, other, zeroed=(3,)))
+    with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: attention .*of layer 1"):
+        World(BASE, edits, (LAST,))
+    with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: attention .*of layer 1"):
+        World(Run(BASE.tokens, edits[:1]), edits[1:], (LAST,))
+
+
+def test_heads_queries_and_layers_are_told_apart():
+    edits = (told(1, 4, 0), told(1, 4, 1), told(1, 5, 0), told(2, 4, 0))
+    assert len(World(BASE, edits, (LAST,)).run.edits) == len(edits)
+
+
+# That nothing is left in a window shows only where the mask is known.
+@pytest.mark.parametrize("head", [None, 1])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_in_which_no_key_is_left_is_refused(name, engine, head):
+    model, layer = shared(name), WINDOWS[name][0]
+    good, bad = (told(layer, LAST, head, blocked=keys) for keys in ((5, 6, 7), (5, 6, 7, 8)))
+    assert np.isfinite(logits(model, engine, (good,))).all()
+    part = "" if head is None else r" \(head 1\)"
+    with pytest.raises(InvalidEdit, match=f"attention{part} of layer {layer} at position 8: every key .* is blocked"):
+        logits(model, engine, (told(layer, 6, blocked=(3,)),), (bad,))
+
+
+@pytest.mark.parametrize("name", [name for name, family in BY_NAME.items() if not family.packed])
+def test_where_it_is_not_offered_that_is_said(name):
+    with pytest.raises(ComponentNotOffered, match="attention is not offered on this model .*replaceable attention"):
+        logits(shared(name), "replay", (told(1, 4, blocked=(3,)),))
+
+
+def test_there_is_no_such_layer(engine):
+    with pytest.raises(InvalidEdit, match="An edit is at attention of layer 4 at position 5, but llama has 4 layers"):
+        logits(shared("llama"), engine, (told(4, 5, blocked=(3,)),))

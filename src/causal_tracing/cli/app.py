@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__
+from causal_tracing.cli import asked as cli_pairs
 from causal_tracing.cli import commands, console, streams
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, InvalidOption, Note
@@ -41,8 +42,17 @@ Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
-MANY_PAIRS = "Many pairs: a file (JSON Lines, CSV, Parquet), or a built-in set such as facts."
+MANY_PAIRS = "Many pairs: a file (JSON, CSV, Parquet), or a built-in set such as facts."
 Pairs = Annotated[str | None, typer.Option(help=MANY_PAIRS, rich_help_panel=MANY)]
+FORMAT = (
+    "Whose rows the file has, such as counterfact (default: recognised by their keys; datasets --formats lists them)."
+)
+Format = Annotated[str | None, typer.Option(help=FORMAT, rich_help_panel=MANY)]
+CORRUPT_BY = (
+    "relation: pairs without a corrupt prompt get the subject of another fact of their relation, with another answer "
+    "and equally many tokens; --seed chooses it."
+)
+CorruptBy = Annotated[str | None, typer.Option(help=CORRUPT_BY, rich_help_panel=MANY)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.", rich_help_panel=OUTPUT)]
 
 app = typer.Typer(
@@ -100,6 +110,8 @@ def trace(
     occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
+    format: Format = None,
+    corrupt_by: CorruptBy = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
@@ -131,15 +143,17 @@ def trace(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
-    asked = console.pairs(pairs, fields, chat=chat)
+    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
     many = pairs is not None
     of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
-    console.check(asked, options, alone=out is None or not many)
+    alone = out is None or not many
+    named.check(options, alone=alone)
     _check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
     loaded = console.load(
         model, revision=revision, dtype=dtype, device=device, device_map=device_map, remote=remote or None,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
+    asked = named.on(loaded, options, alone=alone)
     if dry_run:
         console.estimate(loaded, asked, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return
@@ -182,6 +196,8 @@ def attribute(
     occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
+    format: Format = None,
+    corrupt_by: CorruptBy = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
@@ -201,13 +217,14 @@ def attribute(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
-    asked = console.pairs(pairs, fields, chat=chat)
-    console.check(asked, options, alone=True)
+    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
+    named.check(options, alone=True)
     _check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
     loaded = console.load(
         model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
     )
+    asked = named.on(loaded, options, alone=True)
     from causal_tracing import attribute as run  # after the model is found: it takes seconds
 
     with warnings.catch_warnings():

@@ -15,10 +15,19 @@ app = typer.Typer()
 @commands.command(app)
 def datasets(
     name: Annotated[str | None, typer.Argument(help="A set, or a part of one such as facts:capital.")] = None,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="The formats of others that --pairs reads, with a row of each.")
+    ] = False,
 ) -> None:
     """The built-in sets of pairs; of one that is named, its pairs as JSON Lines."""
     from causal_tracing.prompts.datasets import NAMES, about, is_name, kinds, rows
+    from causal_tracing.prompts.formats.table import as_text
 
+    if formats:
+        if name is not None:
+            raise InvalidOption(f"--formats lists the formats of files; leave out {name!r}, or --formats.")
+        print(as_text())
+        return
     if name is not None:
         if not is_name(name):
             parts = (f"{each}:{kind}" for each in NAMES for kind in kinds(each))

@@ -50,8 +50,7 @@ def _text(place: str, name: str, token: int, prompt: str, tokenizer: Any) -> str
             "another one. Give the model that it was made for."
         )
     text = token_strings("", [token], None, tokenizer)[0]
-    after = encode(prompt + text, tokenizer)[0]
-    if after[-1] != token or after[:-1] != encode(prompt, tokenizer)[0]:
+    if encode(prompt + text, tokenizer)[0] != [*encode(prompt, tokenizer)[0], token]:
         raise InvalidPair(
             f"{place}: {name} is the token {token}, which is {text!r} to this tokenizer; after the prompt that text is "
             "other tokens. The file was made for another tokenizer: give its model."

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from causal_tracing.patching.preview import preview
     from causal_tracing.prompts.files import read_pairs
     from causal_tracing.prompts.pairs import Pair
+    from causal_tracing.results.transformer_lens import from_transformer_lens as from_transformer_lens
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "check": "engine.checks.check",
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
+    "from_transformer_lens": "results.transformer_lens",  # beside the fifteen names of `__all__`
     "load": "experiments.load",
     "open_trace": "experiments.open_trace",
     "preview": "patching.preview",

@@ -1,6 +1,7 @@
 """The result of a trace: effects, words, figures and files, all made from the same Measurements."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,20 @@ from causal_tracing.results.storage.saved import save
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a cell of a notebook shows: HTML, and the same in words where that is not wanted."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 class Trace:
@@ -124,6 +139,15 @@ class Trace:
         from causal_tracing.report.page.page import to_html
 
         return to_html(self.measurements, path)
+
+    def show(self) -> "Shown":
+        """The report page in a notebook's cell, with its switches; a plain map stands in where scripts may not run.
+
+        The page becomes part of the notebook's file, of some 100 kB and more. Elsewhere use `to_html`.
+        """
+        from causal_tracing.report.notebook import frame
+
+        return Shown(html=frame(self.to_html(), self._repr_html_()), text=self.summary())
 
     def to_dataframe(self, of: str | None = None) -> pd.DataFrame:
         """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.

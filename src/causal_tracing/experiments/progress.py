@@ -57,9 +57,14 @@ def _in_terminal(delay: float, pairs: int) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[said]}"),
     )
-    # What a program prints meanwhile stays its own: rich would put itself in the place of both streams.
-    own = {"redirect_stdout": False, "redirect_stderr": False}
-    bar = Bar(*columns, console=Console(file=sys.stderr), transient=True, refresh_per_second=4, **own)
+    bar = Bar(
+        *columns,
+        console=Console(file=sys.stderr),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=False,  # what a program prints meanwhile stays its own
+        redirect_stderr=False,
+    )
     task, pace, started = bar.add_task("", total=None, said=""), _Pace(pairs), time.monotonic()
 
     def told(done: int, total: int) -> None:

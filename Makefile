@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test test-slow families lint bench clean
+.PHONY: install demo test test-slow families lint bench wheel clean
 
 install: $(STAMP)
 
@@ -44,5 +44,13 @@ bench:
 	.venv-bench/bin/python benchmarks/mediators.py --only neurons --position 2
 	.venv-bench/bin/python benchmarks/throughput.py
 
+# The package as people install it: built, and asked in an environment that has never seen this folder.
+wheel: install
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cp tests/installed.py dist/ && cd dist && ../.venv-wheel/bin/python -I installed.py
+
 clean:
-	rm -rf .venv .venv-bench
+	rm -rf .venv .venv-bench .venv-wheel dist

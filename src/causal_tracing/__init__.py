@@ -15,6 +15,7 @@ __all__ = [
     "check",
     "compare",
     "estimate",
+    "from_transformer_lens",
     "knockout",
     "load",
     "open_trace",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from causal_tracing.patching.preview import preview
     from causal_tracing.prompts.files import read_pairs
     from causal_tracing.prompts.pairs import Pair
+    from causal_tracing.results.transformer_lens import from_transformer_lens as from_transformer_lens
 
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "check": "engine.checks.check",
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
+    "from_transformer_lens": "results.transformer_lens",
     "knockout": "experiments.knockout",
     "load": "experiments.load",
     "open_trace": "experiments.open_trace",

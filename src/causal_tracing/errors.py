@@ -101,6 +101,10 @@ class ComponentNote(Note):
     """A component is usually traced, and this model does not offer it: why, and what is traced instead."""
 
 
+class FormatNote(Note):
+    """Pairs were read from a file of another format: what was changed in its rows, or left out of them."""
+
+
 def nearest(asked: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest valid one, and all of them."""
     names = list(valid)

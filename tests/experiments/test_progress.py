@@ -3,6 +3,7 @@
 import io
 import sys
 import time
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,10 +63,74 @@ def test_lines_begin_when_the_work_has_taken_long(capfd, monkeypatch):
 def test_a_bar_in_a_terminal_is_gone_when_the_work_is_done(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    worked(seconds=0.02, at_once=True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    worked(seconds=0.03, at_once=True)
     assert "tracing" in terminal.getvalue()
     assert "/10" in terminal.getvalue()
-    assert terminal.getvalue().split("\r")[-1].strip() == ""
+    assert terminal.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+class Notebook(ModuleType):
+    """IPython in a notebook, as far as it is asked: one display at a time, which can be updated."""
+
+    def __init__(self) -> None:
+        super().__init__("IPython")
+        self.sent: list[tuple[str, dict[str, str]]] = []
+        self.display = ModuleType("IPython.display")
+        self.display.display = self._show  # pyright: ignore[reportAttributeAccessIssue]
+
+    def get_ipython(self) -> Any:
+        return SimpleNamespace(config={"IPKernelApp": {}})
+
+    def _show(self, bundle: dict[str, str], *, raw: bool, display_id: bool) -> Any:
+        assert raw
+        assert display_id
+        self.sent.append(("display", bundle))
+        return SimpleNamespace(update=self._update)
+
+    def _update(self, bundle: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.sent.append(("update", bundle))
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Notebook:
+    made = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", made)
+    monkeypatch.setitem(sys.modules, "IPython.display", made.display)
+    return made
+
+
+def test_a_notebook_has_one_output_that_is_updated_and_empty_at_the_end(notebook, monkeypatch, capfd):
+    monkeypatch.setattr(module, "EVERY", 0.0)
+    worked(at_once=True)
+    assert [how for how, _ in notebook.sent] == ["display", *["update"] * 11]
+    assert notebook.sent[5][1] == {
+        "text/plain": "tracing, 50 %",
+        "text/html": '<progress value="5" max="10"></progress> tracing, 50 %',
+    }
+    assert notebook.sent[-1][1] == {"text/plain": "", "text/html": ""}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebook_is_not_flooded_and_short_work_shows_nothing(notebook):
+    worked(seconds=0.03, at_once=True)
+    assert 2 <= len(notebook.sent) - 1 <= 3  # 0.3 s, and one each quarter of a second
+    notebook.sent.clear()
+    worked()
+    assert notebook.sent == []
+
+
+def test_a_notebooks_bar_goes_where_the_work_fails(notebook):
+    def fail() -> None:
+        with telling(True, at_once=True) as told:
+            assert told is not None
+            told(1, 10)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert notebook.sent[-1][1] == {"text/plain": "", "text/html": ""}
 
 
 def test_a_callable_is_told_and_false_says_nothing(model, capfd, monkeypatch):

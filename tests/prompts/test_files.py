@@ -98,6 +98,16 @@ def test_other_ways_to_write_a_file(name: str, tmp_path: Path):
     assert ct.read_pairs(tmp_path / name) == SAME
 
 
+def test_columns_name_spans_of_either_prompt(tmp_path: Path):
+    (tmp_path / "p.csv").write_text("clean,answer,corrupt,spans.S,Corrupt_Spans.S\na b, c,a x,b,x\nd, e,f,,\n")
+    first, second = ct.read_pairs(tmp_path / "p.csv")
+    assert (first.spans, first.corrupt_spans, second.spans) == ({"S": "b"}, {"S": "x"}, {})
+    with pytest.raises(InvalidPair, match="row 0: corrupt_spans must be an object of names and texts, and is 'x'"):
+        ct.read_pairs([{"clean": "a", "answer": " b", "corrupt_spans": "x"}])
+    with pytest.raises(InvalidPair, match=r"row 0: corrupt_spans\.S has a LEFT-TO-RIGHT ISOLATE"):
+        ct.read_pairs([{"clean": "a", "answer": " b", "spans": {"S": "a"}, "corrupt_spans": {"S": "\u2066"}}])
+
+
 def test_one_object_over_several_lines_is_a_pair(tmp_path: Path):
     (tmp_path / "one.json").write_text(json.dumps(JSON[0], indent=1))
     assert ct.read_pairs(tmp_path / "one.json") == SAME[:1]

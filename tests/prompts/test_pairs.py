@@ -30,6 +30,18 @@ def test_a_pair_becomes_tokens_answers_and_what_differs():
     assert WORDS.decode([tokens.foil]) == " no"
 
 
+def test_a_span_may_be_another_text_in_the_corrupt_prompt():
+    spans = {"S1": "b", "S2": "c d"}
+    assert tokenize(pair(spans=spans), WORDS).corrupt.spans == {"S2": (2, 3)}
+    tokens = tokenize(pair(spans=spans, corrupt_spans={"S1": "x c"}), WORDS)
+    assert tokens.clean.spans == {"S1": (1,), "S2": (2, 3)}
+    assert tokens.corrupt.spans == {"S1": (1, 2), "S2": (2, 3)}
+    with pytest.raises(InvalidPair, match="'pair-0': 'b' is not in the prompt 'a x c d'"):
+        tokenize(pair(spans=spans, corrupt_spans={"S1": "b"}), WORDS)
+    (inside,) = tokenize(pair(corrupt="a xb c d", spans=spans, corrupt_spans={"S1": "x"}), WORDS).notes
+    assert inside == "the span 'S1' 'x' is taken inside the word 'xb' of the corrupt prompt."
+
+
 @pytest.mark.parametrize(
     ("subject", "roles"),
     [
@@ -149,13 +161,17 @@ def test_what_cannot_be_traced_is_refused(fields: dict[str, str], message: str):
         ({"spans": 3}, "spans must map names to texts, and is 3"),
         ({"spans": {"S1": 3}}, "spans must map names to texts"),
         ({"spans": {"S1": ""}}, "spans must map names to texts"),
+        ({"corrupt_spans": 3}, "corrupt_spans must map names to texts, and is 3"),
+        ({"spans": {"S1": "b"}, "corrupt_spans": {"S2": "x"}}, "corrupt_spans names 'S2', and spans does not"),
     ],
 )
 def test_a_pair_says_at_once_what_is_wrong_with_it(fields: dict[str, object], message: str):
     fields = {"clean": "a", "answer": "b"} | fields
     unchecked = Pair.__new__(Pair)  # the tests' own type checker would speak first
     for name, field in Pair.__dataclass_fields__.items():
-        object.__setattr__(unchecked, name, fields.get(name, {} if name in ("spans", "labels") else field.default))
+        object.__setattr__(
+            unchecked, name, fields.get(name, {} if name in ("spans", "corrupt_spans", "labels") else field.default)
+        )
     with pytest.raises(InvalidPair, match=message):
         unchecked.__post_init__()
 

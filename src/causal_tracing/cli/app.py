@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__
+from causal_tracing.cli import asked as cli_pairs
 from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
@@ -39,8 +40,17 @@ Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
-MANY_PAIRS = "Many pairs: a file (JSON Lines, CSV, Parquet), or a built-in set such as facts."
+MANY_PAIRS = "Many pairs: a file (JSON, CSV, Parquet), or a built-in set such as facts."
 Pairs = Annotated[str | None, typer.Option(help=MANY_PAIRS, rich_help_panel=MANY)]
+FORMAT = (
+    "Whose rows the file has, such as counterfact (default: recognised by their keys; datasets --formats lists them)."
+)
+Format = Annotated[str | None, typer.Option(help=FORMAT, rich_help_panel=MANY)]
+CORRUPT_BY = (
+    "relation: pairs without a corrupt prompt get the subject of another fact of their relation, with another answer "
+    "and equally many tokens; --seed chooses it."
+)
+CorruptBy = Annotated[str | None, typer.Option(help=CORRUPT_BY, rich_help_panel=MANY)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.", rich_help_panel=OUTPUT)]
 DRY_RUN = "Say what it would take (worlds, memory, time), and stop."
 DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel=OUTPUT)]
@@ -104,6 +114,8 @@ def trace(
     occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
+    format: Format = None,
+    corrupt_by: CorruptBy = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
@@ -121,12 +133,13 @@ def trace(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
+    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
     loading = {
         "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
-    asked = tracing.Asked(source=pairs, fields=fields, chat=chat, model=model, loading=loading, options=options)
-    tracing.carry_out(asked, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
+    wanted = tracing.Wanted(pairs=named, many=pairs is not None, model=model, loading=loading, options=options)
+    tracing.carry_out(wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
 
 
 @commands.command(app, KnockoutRunOptions)
@@ -142,6 +155,8 @@ def knockout(
     occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
+    format: Format = None,
+    corrupt_by: CorruptBy = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
@@ -162,9 +177,10 @@ def knockout(
         "revision": revision, "dtype": dtype, "device": device, "device_map": device_map,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
+    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
     meant = as_of_a_trace(options)
-    asked = tracing.Asked(source=pairs, fields=fields, chat=chat, model=model, loading=loading, options=meant)
-    tracing.carry_out(asked, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
+    wanted = tracing.Wanted(pairs=named, many=pairs is not None, model=model, loading=loading, options=meant)
+    tracing.carry_out(wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
 
 
 @commands.command(app, EstimateOptions)
@@ -180,6 +196,8 @@ def attribute(
     occurrence: Occurrence = None,
     chat: Chat = False,
     pairs: Pairs = None,
+    format: Format = None,
+    corrupt_by: CorruptBy = None,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     device_map: commands.DeviceMap = None,
@@ -199,13 +217,14 @@ def attribute(
         "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
-    asked = console.pairs(pairs, fields, chat=chat)
-    console.check(asked, options, alone=True)
+    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
+    named.check(options, alone=True)
     tracing.check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
     loaded = console.load(
         model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
     )
+    asked = named.on(loaded, options, alone=True)
     from causal_tracing import attribute as run  # after the model is found: it takes seconds
 
     with warnings.catch_warnings():

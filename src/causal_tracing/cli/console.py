@@ -4,12 +4,14 @@ import json
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from causal_tracing.errors import InvalidOption, Note
+from causal_tracing.errors import FormatNote, Note
 from causal_tracing.interventions.sites import COMPONENTS
 
 INTERRUPTED = 130
@@ -198,6 +200,19 @@ def interrupted() -> None:
     note(f"Interrupted. {there}")
 
 
+@contextmanager
+def format_notes() -> Iterator[None]:
+    """What is made of another format's rows is said on stderr."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FormatNote)
+        yield
+    for each in said:
+        if issubclass(each.category, FormatNote):
+            note(f"note: {each.message}")
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+
+
 def note(text: str) -> None:
     """A line on stderr, at once."""
     print(text, file=sys.stderr, flush=True)
@@ -216,22 +231,3 @@ def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
     noise = options.get("noise") is not None or options.get("preset") is not None
     for pair in named(pairs) if alone else ():
         check_corruption(pair, noise=noise)
-
-
-def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pair]":
-    """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
-    from causal_tracing import Pair, read_pairs
-
-    named = {name: value for name, value in given.items() if value is not None}
-    if source is not None:
-        if named:
-            raise InvalidOption(
-                f"--pairs holds whole pairs; leave out {', '.join('--' + name.replace('_', '-') for name in named)}."
-            )
-        return read_pairs(source, chat=chat)
-    missing = [f"--{name}" for name in ("clean", "answer") if name not in named]
-    if missing:
-        raise InvalidOption(
-            f"{' and '.join(missing)} missing. Give --clean, --corrupt, --answer and --foil, or --pairs FILE."
-        )
-    return [Pair(**named, chat=chat)]

@@ -15,10 +15,19 @@ app = typer.Typer()
 @commands.command(app)
 def datasets(
     name: Annotated[str | None, typer.Argument(help="A set, or a part of one such as facts:capital.")] = None,
+    formats: Annotated[
+        bool, typer.Option("--formats", help="The formats of others that --pairs reads, with a row of each.")
+    ] = False,
 ) -> None:
     """The built-in sets of pairs; of one that is named, its pairs as JSON Lines."""
     from causal_tracing.prompts.datasets import NAMES, about, is_name, kinds, rows
+    from causal_tracing.prompts.formats.table import as_text
 
+    if formats:
+        if name is not None:
+            raise InvalidOption(f"--formats lists the formats of files; leave out {name!r}, or --formats.")
+        print(as_text())
+        return
     if name is not None:
         if not is_name(name):
             parts = (f"{each}:{kind}" for each in NAMES for kind in kinds(each))
@@ -75,13 +84,25 @@ def report(
 def export(
     folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
     file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
-    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
+    of: Annotated[str | None, typer.Option(help="blocks, heads or neurons (default: blocks).")] = None,
+    hub_card: Annotated[
+        bool,
+        typer.Option(
+            "--hub-card",
+            help="Write a new folder for a data hub instead: Parquet of all that was measured, pairs, record, page and "
+            "a card. Nothing is uploaded.",
+        ),
+    ] = False,
 ) -> None:
     """A trace as a file for other programs: a row for each pair, cell and effect, or labelled arrays."""
-    console.check_page(file)
+    if hub_card and of is not None:
+        raise InvalidOption("--hub-card writes all that was measured; leave out --of.")
+    if not hub_card:
+        console.check_page(file)
     from causal_tracing import open_trace
 
-    written = open_trace(folder).export(file, of)
+    trace = open_trace(folder)
+    written = trace.to_hub(file) if hub_card else trace.export(file, of or "blocks")
     console.wrote(written)
     print(written)
 

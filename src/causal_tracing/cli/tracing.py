@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from causal_tracing.cli import commands, console
+from causal_tracing.cli.asked import Asked
 from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.declare import specs
 from causal_tracing.patching.options import Options, RunOptions
@@ -17,27 +18,27 @@ OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if na
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What is traced: a file of pairs (`source`) or the fields of one, a model and how it is loaded, and options."""
+class Wanted:
+    """What is traced: pairs (`many`: of a file), a model and how it is loaded, and options."""
 
-    source: str | None
-    fields: Mapping[str, Any]
-    chat: bool
+    pairs: Asked
+    many: bool
     model: str
     loading: Mapping[str, Any]
     options: Mapping[str, Any]
 
 
 def carry_out(
-    asked: Asked, *, out: Path | None, overwrite: bool, dry_run: bool, as_json: bool, all_metrics: bool
+    wanted: Wanted, *, out: Path | None, overwrite: bool, dry_run: bool, as_json: bool, all_metrics: bool
 ) -> None:
     """Traces what is asked for; exits with `PARTLY` where some pairs could not be. Raises what a trace raises."""
-    pairs, many = console.pairs(asked.source, dict(asked.fields), chat=asked.chat), asked.source is not None
-    options = dict(asked.options)
+    options, many = dict(wanted.options), wanted.many
     of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
-    console.check(pairs, options, alone=out is None or not many)
+    alone = out is None or not many
+    wanted.pairs.check(options, alone=alone)
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
-    model = console.load(asked.model, **asked.loading)
+    model = console.load(wanted.model, **wanted.loading)
+    pairs = wanted.pairs.on(model, options, alone=alone)
     if dry_run:
         console.estimate(model, pairs, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return

@@ -2,12 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
+from typing import Any
 
 from causal_tracing.patching.options import Progress
 
 BAR_AFTER, LINES_AFTER = 1.0, 2.0  # seconds of work before anything is shown
+EVERY = 0.25  # seconds between two updates of a notebook's bar: each is a message to the browser
 
 
 @contextmanager
@@ -20,31 +23,92 @@ def telling(progress: bool | Progress, *, at_once: bool = False, pairs: int = 0)
         yield None
     elif progress is not True:
         yield progress
-    elif sys.stderr.isatty() or _in_notebook():
-        with _bar(0.0 if at_once else BAR_AFTER, pairs) as told:
+    elif display := _display():
+        with _in_notebook(display, 0.0 if at_once else BAR_AFTER, pairs) as told:
+            yield told
+    elif sys.stderr.isatty():
+        with _in_terminal(0.0 if at_once else BAR_AFTER, pairs) as told:
             yield told
     else:
         yield _lines(0.0 if at_once else LINES_AFTER, pairs)
 
 
-def _in_notebook() -> bool:
+def _display() -> Callable[..., Any] | None:
+    """IPython's `display`, where this is a notebook; None elsewhere. IPython is never loaded for it."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return "IPKernelApp" in getattr(shell, "config", ())
+    if "IPKernelApp" not in getattr(shell, "config", ()):
+        return None
+    from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+    return display
 
 
 @contextmanager
-def _bar(delay: float, pairs: int) -> Iterator[Progress]:
-    from tqdm.auto import tqdm
+def _in_terminal(delay: float, pairs: int) -> Iterator[Progress]:
+    """A bar on stderr, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    pace = _Pace(pairs)
-    with tqdm(desc="tracing", delay=delay, leave=False, file=sys.stderr) as bar:
+    columns = (
+        TextColumn("tracing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    bar = Bar(
+        *columns,
+        console=Console(file=sys.stderr),
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=False,  # what a program prints meanwhile stays its own
+        redirect_stderr=False,
+    )
+    task, pace, started = bar.add_task("", total=None, said=""), _Pace(pairs), time.monotonic()
 
-        def told(done: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(pace.said(done, total), refresh=False)
-            bar.update(done - bar.n)
+    def told(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, said=pace.said(done, total))
+        if not bar.live.is_started and time.monotonic() - started >= delay:
+            bar.start()
 
+    try:
         yield told
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@contextmanager
+def _in_notebook(display: Callable[..., Any], delay: float, pairs: int) -> Iterator[Progress]:
+    """One output of the cell, updated in place, and empty when the work is done; it needs no widgets."""
+    pace, started, shown, handle = _Pace(pairs), time.monotonic(), 0.0, None
+
+    def told(done: int, total: int) -> None:
+        nonlocal shown, handle
+        now, said = time.monotonic(), pace.said(done, total)
+        if now - started < delay or (handle is not None and now - shown < EVERY):
+            return
+        shown, bundle = now, _bundle(done, total, said)
+        if handle is None:
+            handle = display(bundle, raw=True, display_id=True)
+        else:
+            handle.update(bundle, raw=True)
+
+    try:
+        yield told
+    finally:
+        if handle is not None:
+            handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+def _bundle(done: int, total: int, said: str) -> dict[str, str]:
+    """How far the work is, as text and as HTML without style or script."""
+    text = f"tracing, {100 * done // max(1, total)} %{said and ', ' + said}"
+    return {
+        "text/plain": text,
+        "text/html": f'<progress value="{done}" max="{total}"></progress> {escape(text)}',
+    }
 
 
 class _Pace:

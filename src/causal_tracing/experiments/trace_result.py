@@ -1,6 +1,7 @@
 """The result of a trace: effects, words, figures and files, all made from the same Measurements."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,32 @@ import pandas as pd
 import xarray as xr
 
 from causal_tracing.report.export import export, to_dataframe
+from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
+from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.storage.saved import save
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a cell of a notebook shows: HTML, and the same in words where that is not wanted."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
 
 
 class Trace:
@@ -129,6 +147,15 @@ class Trace:
 
         return to_html(self.measurements, path)
 
+    def show(self) -> "Shown":
+        """The report page in a notebook's cell, with its switches; a plain map stands in where scripts may not run.
+
+        The page becomes part of the notebook's file, of some 100 kB and more. Elsewhere use `to_html`.
+        """
+        from causal_tracing.report.notebook import frame
+
+        return Shown(html=frame(self.to_html(), self._repr_html_()), text=self.summary())
+
     def to_dataframe(self, of: str | None = None) -> pd.DataFrame:
         """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
 
@@ -143,6 +170,39 @@ class Trace:
         another ending, MachineError where the disk refuses or the extra [export] is not installed.
         """
         return export(self.measurements, path, of)
+
+    def scalars(self, *, metric: str | None = None) -> dict[str, float]:
+        """At most 50 numbers by name, for who logs runs: the total effect, each component's strongest site.
+
+        In the metric's unit (default: the first metric); see `report.scalars`. Raises InvalidOption.
+        """
+        return scalars(self.measurements, metric=metric)
+
+    def tensors(
+        self, effect: str = "restoration", *, of: str | None = None, pair: str | None = None, metric: str | None = None
+    ) -> "dict[str, torch.Tensor]":
+        """One effect of one pair as a tensor a component, in the metric's unit: [layer, position], NaN where undefined.
+
+        Of heads [layer, head, position], of neurons [layer, neuron, position]. Raises InvalidOption.
+
+        Example:
+            trace.tensors()["attn_out"].argmax()
+        """
+        import torch
+
+        found = select(self.measurements, pair=pair, metric=metric, of=of)
+        axes = [axis for axis in kind_of(found).axes if axis != "component"]
+        values = found[require_effect(effect, found)].transpose("component", *axes)
+        return {str(name): torch.tensor(values.sel(component=name).values) for name in values.component.values}
+
+    def to_hub(self, folder: str | Path) -> Path:
+        """Writes a new folder that a data hub shows: tables (Parquet), pairs, record, page, and a card. No upload.
+
+        Raises InvalidResults where the folder is there already, MachineError (the disk; the extra [export]).
+        """
+        from causal_tracing.report.hub_card import write_hub_card
+
+        return write_hub_card(self.measurements, folder, page=self.to_html())
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a folder that `open_trace` reads back without loss. Raises InvalidResults, MachineError."""

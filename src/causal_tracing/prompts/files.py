@@ -1,7 +1,8 @@
 """Pairs from rows: JSON, CSV, Parquet, a Hugging Face Dataset, a DataFrame, a list, or a built-in set.
 
-A row has the fields of Pair; other fields become labels. Whatever it comes from, a row is checked in one place, and an
-error names the line or row.
+1. Rows are read from what holds them, each with its place (its line, or its number).
+2. A row of another format (`formats/table.py`) is made the fields of Pair; other fields become labels.
+3. Every row is checked in one place, and an error names the line or row.
 """
 
 import csv
@@ -9,19 +10,25 @@ import io
 import json
 import re
 import unicodedata
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from causal_tracing.errors import InvalidPair, MachineError
+from causal_tracing.errors import FormatNote, InvalidPair, MachineError
 from causal_tracing.prompts import datasets
+from causal_tracing.prompts.formats.fields import Row
+from causal_tracing.prompts.formats.table import AUTO, PAIRS, translated
+from causal_tracing.prompts.formats.targets import in_texts, names_tokens
 from causal_tracing.prompts.pairs import Pair
+from causal_tracing.prompts.relations import corrupted
 
 LONGEST = 200_000  # letters: more than any prompt that could be traced, and short enough to be tokenised in a moment
 FIELDS = tuple(field.name for field in fields(Pair))
-SPAN = "spans."  # how a table heads the column of a named span
+SPANS = ("spans", "corrupt_spans")  # a table heads the column of a named span by one of these, a dot and the name
 SEPARATORS = ",;\t|"
 NEEDED = ("clean", "answer")
 WHOLE = ("occurrence",)  # numbers that a column with gaps holds as 1.0
@@ -31,18 +38,77 @@ EMBEDDINGS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # where a row stands, and the row
 
 
-def read_pairs(source: Any, *, chat: bool = False) -> list[Pair]:
+def read_pairs(
+    source: Any,
+    *,
+    chat: bool = False,
+    format: str = AUTO,
+    tokenizer: Any = None,
+    corrupt_by: str | None = None,
+    seed: int = 0,
+) -> list[Pair]:
     """The pairs of a source, in its order; fields that Pair does not have are kept as labels.
 
-    `source` is a file (`.csv` or `.tsv`, `.parquet`, else JSON: one object a line, or a list of them), the name of a
-    built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as mappings.
-    Empty cells and NaN are missing fields, and `spans.NAME` heads a named span. CSV may be separated by commas,
-    semicolons, tabs or bars; capitals in the names of fields do not count. `chat` puts every prompt through the
-    tokenizer's chat template.
+    source: a file (`.csv` or `.tsv`, `.parquet`, else JSON: one object a line, or a list of them), the name of a
+        built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as
+        mappings. Empty cells and NaN are missing fields, and `spans.NAME` (`corrupt_spans.NAME`) heads a named span.
+        CSV may be separated by commas, semicolons, tabs or bars; capitals in the names of Pair's fields do not count.
+    chat: puts every prompt through the tokenizer's chat template.
+    format: "pairs" (rows with the fields of Pair), or the format of others that the rows have, such as "counterfact"
+        (`causal-tracing datasets --formats`); "auto" recognises it by its exact keys.
+    tokenizer: the model's (`model.tokenizer`), for what depends on tokens: rows of token ids, and corrupt_by.
+    corrupt_by: "relation" makes the missing corrupt prompts: the same prompt with the subject of another fact of the
+        label `relation`, with another answer and equally many tokens.
+    seed: chooses those.
 
-    Raises InvalidPair, naming the line or row: not JSON, a missing or wrong field, an id that was used before,
-    characters that hide or reorder text; MachineError where Parquet cannot be read for want of pyarrow.
+    Raises InvalidPair, naming the line or row: not JSON, a missing or wrong field, keys of two formats, an id that was
+    used before, characters that hide or reorder text; InvalidOption for a format or a way to corrupt that is not there;
+    MachineError where Parquet cannot be read for want of pyarrow. What a format leaves out, or is changed in its rows,
+    is said in a FormatNote.
+
+    Example:
+        model = ct.load("demo")
+        pairs = ct.read_pairs("known_1000.json", corrupt_by="relation", tokenizer=model.tokenizer)
     """
+    pairs = read(source, format=format).pairs(tokenizer, chat=chat)
+    return pairs if corrupt_by is None else corrupted(pairs, corrupt_by, tokenizer, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The rows of a source, each as the fields of a pair: checked as far as that needs no tokenizer."""
+
+    named: str
+    format: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether texts are named by tokens."""
+        return any(names_tokens(row) for row in self.rows)
+
+    def pairs(self, tokenizer: Any = None, *, chat: bool = False) -> list[Pair]:
+        """The pairs. Raises InvalidPair, naming the row; warns with a FormatNote of what was changed."""
+        pairs: list[Pair] = []
+        places: dict[str, str] = {}
+        for row in self.rows:
+            values = in_texts(row, tokenizer)
+            pair = values if isinstance(values, Pair) else _pair(values, row.place)
+            if pair.id in places:
+                raise InvalidPair(f"{row.place}: the id {pair.id!r} was used in {places[pair.id]} already.")
+            if pair.id is not None:
+                places[pair.id] = row.place.removeprefix(f"{self.named}, ")
+            pairs.append(replace(pair, chat=True) if chat else pair)
+        if not pairs:
+            raise InvalidPair(f"{self.named} has no pairs. Every row is a pair, with clean and answer at least.")
+        for note in self.notes:
+            warnings.warn(f"{self.named} ({self.format}): {note}", FormatNote, stacklevel=3)
+        return pairs
+
+
+def read(source: Any, *, format: str = AUTO) -> Reading:
+    """The rows of a source as pairs' fields. Raises what `read_pairs` does of rows and formats."""
     if isinstance(source, (str, Path)):
         named, rows = str(source), _rows_of_path(Path(source))
     elif isinstance(listed := _rows_of(source), Iterable) and not isinstance(listed, Mapping):
@@ -52,18 +118,14 @@ def read_pairs(source: Any, *, chat: bool = False) -> list[Pair]:
             f"Pairs come from a file, a Dataset, a DataFrame or a list of rows; this is {type(source).__name__}. Of a "
             "DatasetDict name the split."
         )
-    pairs: list[Pair] = []
-    places: dict[str, str] = {}
-    for place, row in rows:
-        pair = row if isinstance(row, Pair) else _pair(row, place)
-        if pair.id in places:
-            raise InvalidPair(f"{place}: the id {pair.id!r} was used in {places[pair.id]} already.")
-        if pair.id is not None:
-            places[pair.id] = place.removeprefix(f"{named}, ")
-        pairs.append(replace(pair, chat=True) if chat else pair)
-    if not pairs:
-        raise InvalidPair(f"{named} has no pairs. Every row is a pair, with clean and answer at least.")
-    return pairs
+    found = list(translated(((place, _without_gaps(row)) for place, row in rows), format))
+    notes = Counter(note for _, row in found for note in row.notes)
+    return Reading(
+        named=named,
+        format=found[0][0].name if found else PAIRS.name,
+        rows=tuple(row for _, row in found),
+        notes=tuple(f"{note} ({'1 row' if times == 1 else f'{times} rows'})." for note, times in notes.items()),
+    )
 
 
 def _rows_of_path(path: Path) -> Rows:
@@ -209,18 +271,19 @@ def _field(name: Any) -> str:
 def _by_field(row: Mapping[Any, Any], place: str) -> dict[str, Any]:
     """What a row has, by the names of fields, its spans put together. Raises InvalidPair where two names are one."""
     found: dict[str, Any] = {}
-    spans: dict[str, Any] = {}
+    columns: dict[str, dict[str, Any]] = {}
     for name, value in row.items():
-        if str(name).lower().startswith(SPAN):
-            spans[str(name)[len(SPAN) :]] = value
+        head, dot, span = str(name).partition(".")
+        if dot and head.lower() in SPANS:
+            columns.setdefault(head.lower(), {})[span] = value
             continue
         field = _field(name)
         if field in found:
             raise InvalidPair(f"{place}: {field!r} is there twice (capitals do not count): {', '.join(map(str, row))}.")
         found[field] = value
-    if not spans:
-        return found
-    return found | {"spans": spans | found["spans"] if isinstance(found.get("spans"), Mapping) else spans}
+    for field, spans in columns.items():
+        found[field] = spans | found[field] if isinstance(found.get(field), Mapping) else spans
+    return found
 
 
 def _parquet_rows(path: Path) -> Rows:
@@ -242,7 +305,7 @@ def _pair(row: Any, place: str) -> Pair:
     if not isinstance(row, Mapping):
         shown = repr(row)[:80]
         raise InvalidPair(f'{place}: a JSON object is needed, such as {{"clean": …, "answer": …}}; found {shown}.')
-    row = _by_field({name: _without_gaps(value) for name, value in row.items() if not _is_gap(value)}, place)
+    row = _by_field(row, place)
     missing = [name for name in NEEDED if name not in row]
     if missing:
         there = ", ".join(repr(str(name))[:40] for name in row) or "nothing"
@@ -250,7 +313,7 @@ def _pair(row: Any, place: str) -> Pair:
             f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer; here is {there}."
         )
     row |= {name: int(row[name]) for name in WHOLE if isinstance(row.get(name), float) and row[name].is_integer()}
-    for name in ("spans", "labels"):
+    for name in (*SPANS, "labels"):
         if not isinstance(row.get(name, {}), dict):
             raise InvalidPair(f"{place}: {name} must be an object of names and texts, and is {row[name]!r}.")
     _check_texts(row, place)
@@ -262,9 +325,11 @@ def _pair(row: Any, place: str) -> Pair:
         raise InvalidPair(f"{place}: {error}") from None
 
 
-def _without_gaps(value: Any) -> Any:
-    """A mapping without what is missing in it: tables have every key in every row."""
-    return {name: each for name, each in value.items() if not _is_gap(each)} if isinstance(value, Mapping) else value
+def _without_gaps(value: Any, depth: int = 2) -> Any:
+    """A row, and its objects, without what is missing in them: tables have every key in every row."""
+    if not isinstance(value, Mapping) or not depth:
+        return value
+    return {name: _without_gaps(each, depth - 1) for name, each in value.items() if not _is_gap(each)}
 
 
 def _is_gap(value: Any) -> bool:
@@ -275,7 +340,8 @@ def _is_gap(value: Any) -> bool:
 def _check_texts(row: Mapping[str, Any], place: str) -> None:
     """Raises InvalidPair for texts that are too long, or have characters that hide or reorder what is shown."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
-    texts |= {f"spans.{name}": value for name, value in row.get("spans", {}).items() if isinstance(value, str)}
+    for spans in SPANS:
+        texts |= {f"{spans}.{name}": each for name, each in row.get(spans, {}).items() if isinstance(each, str)}
     for name, text in texts.items():
         if len(text) > LONGEST:
             raise InvalidPair(f"{place}: {name} has {len(text):,} letters; {LONGEST:,} are the most that is read.")

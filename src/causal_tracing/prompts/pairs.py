@@ -39,9 +39,9 @@ class Pair:
     `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
     from the left (0-based; negative: from the right). `spans` names further stretches, each where it stands first,
-    which can be asked for as positions, so that no name is a whole number. Pairs of one `cluster` share a fact. With
-    `chat`, the prompts are a user's messages, put through the tokenizer's chat template, and answer and foil begin the
-    model's reply. Raises
+    which can be asked for as positions, so that no name is a whole number; `corrupt_spans` says of these what they are
+    in the corrupt prompt, where that is another text. Pairs of one `cluster` share a fact. With `chat`, the prompts are
+    a user's messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
     InvalidPair.
     """
 
@@ -53,6 +53,7 @@ class Pair:
     corrupt_subject: str | None = None
     occurrence: int = 0
     spans: Mapping[str, str] = field(default_factory=dict)
+    corrupt_spans: Mapping[str, str] = field(default_factory=dict)
     cluster: str | None = None
     labels: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
@@ -72,17 +73,24 @@ class Pair:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
         if type(self.chat) is not bool:
             raise InvalidPair(f"{self._who}: chat must be true or false, and is {self.chat!r}.")
-        if not isinstance(self.spans, Mapping) or not all(
-            isinstance(part, str) and part for part in self.spans.values()
-        ):
-            raise InvalidPair(f"{self._who}: spans must map names to texts, and is {self.spans!r}.")
-        for name, part in self.spans.items():
-            _check_letters(f"{self._who}: span {name!r}", part)
-            _check_name(self._who, name)
+        _check_spans(self._who, "spans", self.spans)
+        _check_spans(self._who, "corrupt_spans", self.corrupt_spans)
+        for name in self.corrupt_spans:
+            if name not in self.spans:
+                raise InvalidPair(f"{self._who}: corrupt_spans names {name!r}, and spans does not. Name it in both.")
 
     @property
     def _who(self) -> str:
         return f"pair {self.id!r}" if isinstance(self.id, str) else "this pair"
+
+
+def _check_spans(who: str, what: str, spans: Any) -> None:
+    """Raises InvalidPair where these are no texts by names that a span can have."""
+    if not isinstance(spans, Mapping) or not all(isinstance(part, str) and part for part in spans.values()):
+        raise InvalidPair(f"{who}: {what} must map names to texts, and is {spans!r}.")
+    for name, part in spans.items():
+        _check_letters(f"{who}: span {name!r}", part)
+        _check_name(who, name)
 
 
 def _check_name(who: str, name: Any) -> None:
@@ -259,8 +267,10 @@ def _tokenize_prompt(
         places = require_places(offsets, tokenizer)
         return span_positions(places, (start + written.start, end + written.start))
 
-    # A span may be worded otherwise in the corrupt prompt: there it is named only where it is found.
-    spans = {name: positions(part) for name, part in pair.spans.items() if clean_side or part in text}
+    # A span that is not said to be another text in the corrupt prompt is named there only where it is found.
+    said = {} if clean_side else pair.corrupt_spans
+    named = {name: said.get(name, part) for name, part in pair.spans.items()}
+    spans = {name: positions(part) for name, part in named.items() if clean_side or name in said or part in text}
     subject_positions = positions(subject, pair.occurrence) if subject else ()
     special = {*tokenizer.all_special_ids}
     return TokenPrompt(
@@ -324,6 +334,8 @@ def _notes(
         found += of_span("subject", subject or pair.subject, side, text, pair.occurrence)
     for name, part in pair.spans.items():
         found += of_span(f"span {name!r}", part, "clean", pair.clean)
+    for name, part in pair.corrupt_spans.items():
+        found += of_span(f"span {name!r}", part, "corrupt", pair.corrupt or "")
     after = ("answer", pair.answer, clean), ("foil", pair.foil, corrupt)
     for (what, text, prompt), tokens in zip(after, scored, strict=True):
         if text:

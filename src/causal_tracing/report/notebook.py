@@ -17,6 +17,9 @@ from causal_tracing.results.select import select
 from causal_tracing.results.site_kinds import kind_of
 
 SIZE = 12  # of a cell, in pixels
+MOST = 60_000  # bytes of what a cell of a notebook keeps: more makes files that are slow to open and to compare
+SHADES = 24  # of each colour: steps that the eye hardly sees
+HEIGHT = 900  # of a page in a cell, in pixels
 POSITIVE, NEGATIVE, NEUTRAL = (94, 60, 153), (230, 97, 1), (246, 245, 248)
 
 
@@ -35,6 +38,17 @@ def notebook_html(measurements: Measurements) -> str:
     reading = many_pairs.read(means, measurements.provenance)
     maps = "".join(_map(main.cells, name) for name in measurements.directions)
     return _shown(reading.title, reading, maps, ".summary() lists the pairs.")
+
+
+def frame(page: str, beside: str) -> str:
+    """A page inside a cell: scripts run there, and reach nothing outside; with what is seen where they may not run.
+
+    Notebooks that are not trusted, and those on a forge, take the frame away and leave what stands beside it.
+    """
+    return (
+        f'<iframe sandbox="allow-scripts" srcdoc="{escape(page)}" width="100%" height="{HEIGHT}" '
+        f'style="border:0"></iframe><details><summary>Without script</summary>{beside}</details>'
+    )
 
 
 def _one_pair(measurements: Measurements, which: str = "") -> str:
@@ -63,18 +77,21 @@ def _map(found: xr.Dataset, effect: str) -> str:
 
 
 def _svg(values: np.ndarray, title: str) -> str:
-    """Layers left to right, tokens down; undefined cells are left empty."""
+    """Layers left to right, tokens down; undefined cells are left empty. What is too large is not drawn."""
     largest = float(np.nanmax(abs(values), initial=0)) or 1.0
-    cells = "".join(
-        f'<rect x="{SIZE * layer}" y="{SIZE * position}" width="{SIZE}" height="{SIZE}" '
-        f'fill="{_colour(value / largest)}"/>'
-        for (layer, position), value in np.ndenumerate(values)
-        if np.isfinite(value)
-    )
-    width, height = SIZE * values.shape[0], SIZE * values.shape[1]
+    cells: dict[str, str] = {}  # by colour, each a path of all its cells: a third of what so many rectangles take
+    for (layer, position), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = _colour(round(value / largest * SHADES) / SHADES)
+            cells[colour] = f"{cells.get(colour, '')}M{layer} {position}h1v1h-1z"
+    drawn = "".join(f'<path fill="{colour}" d="{path}"/>' for colour, path in cells.items())
+    if len(drawn) > MOST // 3:  # two maps, and the words
+        return f"<p>{escape(title)}: {values.size:,} cells, too many for a notebook's file. .show() has them.</p>"
+    layers, tokens = values.shape
     return (
         f"<p>{escape(title)} ({number(-largest)} to {number(largest)}; tokens down, layers across)</p>"
-        f'<svg width="{width}" height="{height}" role="img" aria-label="{escape(title)}">{cells}</svg>'
+        f'<svg width="{SIZE * layers}" height="{SIZE * tokens}" viewBox="0 0 {layers} {tokens}" '
+        f'shape-rendering="crispEdges" role="img" aria-label="{escape(title)}">{drawn}</svg>'
     )
 
 

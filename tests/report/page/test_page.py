@@ -241,7 +241,7 @@ def test_a_notebook_gets_words_and_a_map_without_script():
     html = notebook_html(example())
     assert "<script" not in html
     assert "<img" not in html
-    assert html.count("<rect") == 9 + 9 - 1
+    assert html.count("h1v1h-1z") == 9 + 9 - 1
     assert "total effect 2.00 logits" in html
 
 

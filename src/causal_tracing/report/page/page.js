@@ -43,7 +43,7 @@
     const parts = new URLSearchParams();
     for (const key of Object.keys(options)) if (options[key].length > 1) parts.set(key, state[key]);
     for (const key of ["cell", ...maps.map((part) => `${part.kind}-at`)]) if (state[key]) parts.set(key, state[key].join(","));
-    history.replaceState(null, "", "#" + parts);
+    if (location.protocol !== "about:") history.replaceState(null, "", "#" + parts);  // a notebook's frame has no address
   };
 
   const pair = () => (data.mean?.id === state.p ? data.mean : data.pairs.find((one) => one.id === state.p));

@@ -10,22 +10,15 @@ import typer
 
 from causal_tracing import __version__
 from causal_tracing.cli import commands, console, streams
+from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, InvalidOption, Note
 from causal_tracing.patching.declare import MANY, OUTPUT, PAIR, specs
 from causal_tracing.patching.options import EstimateOptions, Options, RunOptions
+from causal_tracing.prompts.example import EXAMPLE
 
 # What a run of many pairs has beside the options of a trace, with the defaults.
 OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
-DEMO: dict[str, Any] = {
-    "clean": "The Colosseum is located in the city of",
-    "corrupt": "The Eiffel Tower is located in the city of",
-    "answer": " Rome",
-    "foil": " Paris",
-    "subject": "The Colosseum",
-    "corrupt_subject": "The Eiffel Tower",
-}
-
 CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
 ANSWER = typer.Option(help='What follows the clean prompt, leading space included: " Rome".', rich_help_panel=PAIR)
 Corrupt = Annotated[str | None, CORRUPT]
@@ -84,7 +77,7 @@ def demo(
     from causal_tracing import Pair
 
     console.check_page(out)
-    console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
+    console.show(console.traced(console.load("demo"), [Pair(**EXAMPLE)]), out)
 
 
 @commands.command(app, RunOptions)
@@ -271,4 +264,5 @@ def cache(
     print(f"at most {gguf.limit() // MEGABYTE} MB in {cache_home()} ({gguf.LIMIT_VARIABLE}, in bytes)")
 
 
+app.add_typer(cli_explore.app)
 app.add_typer(cli_results.app)

@@ -18,9 +18,9 @@ def explore(
     folders: Annotated[list[Path] | None, typer.Argument(help=FOLDERS)] = None,
     model: Annotated[str, typer.Option(help='"demo", a hub id, a folder, or a GGUF file.')] = "demo",
     port: Annotated[int, typer.Option(help="Where to listen (0: any free port).")] = 0,
-    host: Annotated[str, typer.Option(help="The address to listen at; others than this machine's need --allow-host.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; others than this machine's need --allow-host.")
+    ] = ("127.0.0.1"),
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name by which the page may be reached, with its port if it has one.")
     ] = None,
@@ -47,9 +47,5 @@ def explore(
     Address(host=host, port=port, allowed=allowed)  # what is wrong with it is said before a model is loaded
     if limit_tokens < 1:
         raise InvalidOption(f"--limit-tokens must be at least 1; it is {limit_tokens}.")
-    loaded = console.load(
-        model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-    )
-    run(
-        loaded, port=port, open=not no_open, out=out, limit_tokens=limit_tokens, host=host, allow_hosts=allowed
-    )
+    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    run(loaded, port=port, open=not no_open, out=out, limit_tokens=limit_tokens, host=host, allow_hosts=allowed)

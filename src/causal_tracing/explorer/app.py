@@ -6,9 +6,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,10 +16,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from causal_tracing.errors import CausalTracingError, InputError, InvalidOption, InvalidResults, MachineError, ModelError
+from causal_tracing.errors import (
+    CausalTracingError,
+    InputError,
+    InvalidOption,
+    InvalidResults,
+    MachineError,
+    ModelError,
+)
 from causal_tracing.explorer.asked import asked_of, deeper_of, name_of
 from causal_tracing.explorer.jobs import MOST_WAITING, Full, Job, said
-from causal_tracing.report.page.page import maps_section, part
+from causal_tracing.report.page.page import part
 from causal_tracing.results.site_kinds import KINDS
 
 LOOK = 0.05  # seconds between two looks at what was told
@@ -226,7 +233,8 @@ def page() -> str:
         if kind.part
     )
     scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in OF_THE_REPORT)
-    return Template(_own("explore.html")).substitute(maps=maps_section(with_mean=True), parts=parts, scripts=scripts)
+    rest = part("mean.html") + part("curves.html")
+    return Template(_own("explore.html")).substitute(map=part("map.html"), rest=rest, parts=parts, scripts=scripts)
 
 
 async def _static(request: Request) -> Response:
@@ -242,5 +250,3 @@ async def _static(request: Request) -> Response:
 
 def _own(name: str) -> str:
     return files("causal_tracing.explorer.page").joinpath(name).read_text(encoding="utf-8")
-
-

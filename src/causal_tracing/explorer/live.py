@@ -219,4 +219,3 @@ def _measured(planned: TraceJob, job: Job, sink: Callable[[Filled], None]) -> An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # said on the page
         return measured(planned, progress, sink)
-

@@ -36,7 +36,8 @@ const partTable = (noun, found, signed) => {
 };
 const patternOf = (title, { tokens, heads }, head) => {
   const size = 16, left = 90, top = 84, count = tokens.length, found = heads[head];
-  const svg = drawn("svg", { viewBox: `0 0 ${left + size * count + 4} ${top + size * count + 4}`, role: "img", "aria-label": `${title}: where head ${head} looks; each row is a token that looks, each column one that is looked at` });
+  const [width, height] = [left + size * count + 44, top + size * count + 4];
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, width: 1.4 * width, height: 1.4 * height, role: "img", "aria-label": `${title}: where head ${head} looks; each row is a token that looks, each column one that is looked at` });
   svg.append(drawn("rect", { class: "frame", x: left, y: top, width: size * count, height: size * count }));
   tokens.forEach((token, n) => {
     const shown = token.trim().slice(0, 10) || "␣";

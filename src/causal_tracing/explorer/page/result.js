@@ -51,7 +51,10 @@ export const result = (id, { told: tell, opened, drawn, lost }) => {
   const ending = new AbortController(), self = { id, data: null, page: null, view: null, close: null };
   let asleep = true;
   const build = (data) => {
+    const [beside, deeper] = [$("beside-section"), $("deeper")]; // they stay, while what they stand in is made anew
     $("result").replaceChildren($("form").content.cloneNode(true));
+    $("both").append(beside);
+    $("inside").append(deeper);
     for (const section of document.querySelectorAll("#heads-section, #neurons-section")) if (!data.parts.some((part) => `${part.kind}-section` === section.id)) section.remove();
     if (!data.mean) $("mean-section").hidden = true;
     self.data = data;

@@ -46,7 +46,9 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
         + _left_out(measurements),
-        maps=maps_section(with_mean=bool(mean.data)),
+        map=part("map.html"),
+        mean=part("mean.html") if mean.data else "",
+        curves=part("curves.html"),
         tables="\n".join(
             _tables(measurements, reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings)
         ),
@@ -64,11 +66,6 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
 def part(name: str) -> str:
     """A file of this folder, as text."""
     return files("causal_tracing.report.page").joinpath(name).read_text(encoding="utf-8")
-
-
-def maps_section(*, with_mean: bool) -> str:
-    """Where the map of whole components, the mean over pairs and the curves by layer are drawn."""
-    return Template(part("maps.html")).substitute(mean=part("mean.html") if with_mean else "")
 
 
 def head(title: str, style: str, script: str = "") -> str:

@@ -18,9 +18,7 @@ def explore(
     folders: Annotated[list[Path] | None, typer.Argument(help=FOLDERS)] = None,
     model: Annotated[str, typer.Option(help='"demo", a hub id, a folder, or a GGUF file.')] = "demo",
     port: Annotated[int, typer.Option(help="Where to listen (0: any free port).")] = 0,
-    host: Annotated[
-        str, typer.Option(help="The address to listen at; others than this machine's need --allow-host.")
-    ] = ("127.0.0.1"),
+    host: Annotated[str, typer.Option(help="Where to listen; beyond this machine with --allow-host.")] = "127.0.0.1",
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name by which the page may be reached, with its port if it has one.")
     ] = None,

@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deeper:
-    """What is to be seen of one cell: its layer's heads or neurons at its position, or its layer's attention pattern."""
+    """What is to be seen of one cell: its layer's heads or neurons there, or its layer's attention pattern."""
 
     kind: str
     layer: int

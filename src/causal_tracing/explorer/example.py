@@ -27,4 +27,5 @@ def example_for(tokenizer: Any) -> Pair | None:
 def _candidates() -> Iterator[Pair]:
     yield Pair(**EXAMPLE)
     for row in rows("facts")[:TRIED]:
-        yield Pair(**{name: row[name] for name in FIELDS if row.get(name)})
+        fields: dict[str, Any] = {name: row[name] for name in FIELDS if row.get(name)}
+        yield Pair(**fields)

@@ -101,8 +101,8 @@ def said(error: CausalTracingError) -> dict[str, Any]:
 def fault(error: Exception) -> dict[str, Any]:
     """An error that should not be, as the page is told it."""
     message = (
-        f"This is a fault of the explorer ({type(error).__name__}). What led to it stands in the terminal; please report "
-        "it. Another prompt, or a new start, may work."
+        f"This is a fault of the explorer ({type(error).__name__}). What led to it stands in the terminal; please "
+        "report it. Another prompt, or a new start, may work."
     )
     return {"type": "Fault", "message": message, "exit": 1, "field": None}
 

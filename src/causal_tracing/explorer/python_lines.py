@@ -13,7 +13,8 @@ def python_lines(model: Model, pair: Pair, options: Mapping[str, Any]) -> str:
     fields = {name: value for name, value in pair_to_dict(pair).items() if name != "id"}
     given = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
     words = "".join(f", {name}={value!r}" for name, value in options.items())
-    return f"import causal_tracing as ct\n\n{_loaded(model)}\npair = ct.Pair(\n{given})\ntrace = ct.trace(model, pair{words})\n"
+    traced = f"trace = ct.trace(model, pair{words})"
+    return f"import causal_tracing as ct\n\n{_loaded(model)}\npair = ct.Pair(\n{given})\n{traced}\n"
 
 
 def _loaded(model: Model) -> str:

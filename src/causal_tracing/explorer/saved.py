@@ -12,8 +12,8 @@ from causal_tracing.explorer.views import whole_view
 from causal_tracing.report.page.text import visible
 
 WHY = (
-    "Saved traces are open, without a model: nothing can be traced here. Start `causal-tracing explore --model NAME` to "
-    "trace what you type."
+    "Saved traces are open, without a model: nothing can be traced here. Start `causal-tracing explore --model NAME` "
+    "to trace what you type."
 )
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from causal_tracing.errors import InvalidOption, MachineError
 
@@ -81,7 +81,7 @@ class Serving:
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         return f"http://{host}:{self.port}/#token={self.token}"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Serving":
         self.session.start()
         self._thread.start()
         while not self._server.started and self._thread.is_alive():

@@ -1,12 +1,13 @@
 """Explorers for tests: slow models whose work can be watched, and a client that speaks as the page does."""
 
-import http.client
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.explorer.live import Live
@@ -46,55 +47,54 @@ def small_model() -> Model:
 class Client:
     """What the page does, without a page."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.serving = serving
+    serving: Serving
 
-    def send(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> http.client.HTTPResponse:
+    def __init__(self, port: int, token: str) -> None:
+        self.token = token
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+
+    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> httpx.Response:
         """One request, with the token unless `headers` say otherwise."""
-        given = {"Authorization": f"Bearer {self.serving.token}"} if headers is None else headers
+        given = {"Authorization": f"Bearer {self.token}"} if headers is None else headers
+        if body is not None:
+            given = given | {"Content-Type": "application/json"}
         text = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        if text is not None and headers is None:
-            given["Content-Type"] = "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.serving.port, timeout=60)
-        connection.request(method, path, text, given)
-        return connection.getresponse()
+        return self.http.request(method, path, content=text, headers=given)
 
     def get(self, path: str) -> Any:
         """What stands under /api, which must be there."""
         answer = self.send("GET", f"/api/{path}")
-        assert answer.status == 200, answer.read()
-        return json.loads(answer.read())
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
     def post(self, path: str, body: Any, status: int = 200) -> Any:
         """What comes of a request, which must have this status."""
         answer = self.send("POST", f"/api/{path}", body)
-        content = answer.read()
-        assert answer.status == status, content
-        return json.loads(content)
+        assert answer.status_code == status, answer.text
+        return answer.json()
 
     def start(self, body: Any) -> str:
         """Begins a trace."""
         return self.post("traces", body, 202)["id"]
 
-    def told(self, id: str, after: int = 0) -> Iterator[Event]:
+    def told(self, id: str, after: int = 0) -> Generator[Event, None, None]:
         """What is told of a job, as it comes."""
-        headers = {"Authorization": f"Bearer {self.serving.token}", "Last-Event-ID": str(after)}
-        answer = self.send("GET", f"/api/traces/{id}/events", headers=headers)
-        assert answer.status == 200, answer.read()
+        headers = {"Authorization": f"Bearer {self.token}", "Last-Event-ID": str(after)}
         fields: dict[str, str] = {}
-        for line in answer:
-            name, _, value = line.decode().rstrip("\n").partition(": ")
-            if name:
-                fields[name] = value
-            elif "event" in fields:
-                yield int(fields["id"]), fields["event"], json.loads(fields["data"])
-                fields = {}
+        with self.http.stream("GET", f"/api/traces/{id}/events", headers=headers) as answer:
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name:
+                    fields[name] = value
+                elif "event" in fields:
+                    yield int(fields["id"]), fields["event"], json.loads(fields["data"])
+                    fields = {}
 
     def until(self, id: str, wanted: Callable[[str], bool]) -> Event:
         """The first event of which this is true."""
-        return next(each for each in self.told(id) if wanted(each[1]))
+        with closing(self.told(id)) as told:
+            return next(each for each in told if wanted(each[1]))
 
     def last(self, id: str) -> Event:
         """The event with which a job ends."""
@@ -102,7 +102,16 @@ class Client:
 
 
 @contextmanager
+def talking(serving: Serving) -> Iterator[Client]:
+    """A client of a running explorer; it leaves no connection behind."""
+    client = Client(serving.port, serving.token)
+    with client.http:
+        yield client
+
+
+@contextmanager
 def explorer(model: Model, out: Path | None = None, limit: int = 64) -> Iterator[Client]:
-    """A running explorer."""
-    with Serving(Live(model, out=out or Path(), limit=limit)) as serving:
-        yield Client(serving)
+    """A running explorer of a model."""
+    with Serving(Live(model, out=out or Path(), limit=limit)) as serving, talking(serving) as client:
+        client.serving = serving
+        yield client

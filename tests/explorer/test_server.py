@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from causal_tracing.errors import (
 )
 from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Address, Serving
-from explorers import Client, asked, explorer, small_model, toy_model
+from explorers import Client, asked, explorer, small_model, talking, toy_model
 
 STORE = {"clean": "Mary went to the store", "corrupt": "John went to the store", "answer": " Rome", "foil": " Paris"}
 
@@ -94,9 +95,9 @@ def test_a_trace_is_stopped_and_leaves_nothing_on_the_model():
     before = model.circumstances
     with explorer(model) as client:
         id = client.start({"pair": STORE})
-        assert client.send("DELETE", f"/api/traces/{id}").status == 204
+        assert client.send("DELETE", f"/api/traces/{id}").status_code == 204
         assert client.last(id)[1] in ("cancelled", "done")  # so small a model may have been faster
-        assert client.send("DELETE", f"/api/traces/{id}").status == 204
+        assert client.send("DELETE", f"/api/traces/{id}").status_code == 204
     assert model.circumstances == before
 
 
@@ -106,14 +107,9 @@ def test_tabs_do_not_disturb_each_other():
         for turn in range(3):
             for tab in ("a", "b", "c"):
                 word = ("ran", "sat", "far")[turn]
-                ids[tab, turn] = client.start(
-                    asked(
-                        f"the cat {word}",
-                        f"the dog {word}",
-                        tab=tab,
-                        options={"layers": [0, 1, 2, "abc".index(tab)][3:] + [4, 5]},
-                    )
-                )
+                layers = {"layers": [4, 5, "abc".index(tab)]}
+                body = asked(f"the cat {word}", f"the dog {word}", tab=tab, options=layers)
+                ids[tab, turn] = client.start(body)
         ends = {key: client.last(id)[1] for key, id in ids.items()}
     assert {ends[tab, 2] for tab in "abc"} == {"done"}
     assert {ends[tab, turn] for tab in "abc" for turn in range(2)} <= {"cancelled", "done"}
@@ -211,11 +207,11 @@ def test_what_is_not_offered_is_refused_by_name():
             said = client.post("traces", body, 422)
             assert word in said["message"]
             assert said["exit"] == 2
-        assert client.send("POST", "/api/traces", b"{").status == 422
-        assert client.send("POST", "/api/traces", b"[" * 30000).status == 422
-        assert client.send("GET", "/api/traces/nothing").status == 404
-        assert client.send("GET", "/static/..%2Fserve.py").status == 404
-        assert client.send("GET", "/healthz", headers={}).read() == b"ok"
+        assert client.send("POST", "/api/traces", b"{").status_code == 422
+        assert client.send("POST", "/api/traces", b"[" * 30000).status_code == 422
+        assert client.send("GET", "/api/traces/nothing").status_code == 404
+        assert client.send("GET", "/static/..%2Fserve.py").status_code == 404
+        assert client.send("GET", "/healthz", headers={}).text == "ok"
 
 
 @pytest.mark.parametrize(
@@ -236,18 +232,15 @@ def test_every_kind_of_error_has_its_status(error, status, code):
 def test_a_trace_is_kept_and_taken_away(tmp_path: Path):
     with explorer(small_model(), out=tmp_path) as client:
         id = client.start({"pair": STORE})
-        assert client.post("traces/" + id + "/save", {"name": "early"}, 422)["message"].startswith(
-            "This trace is not fin"
-        ) or client.last(id)
         client.last(id)
         folder = Path(client.post(f"traces/{id}/save", {"name": "../My store!"}, 201)["folder"])
         assert folder == tmp_path / "my-store"
         assert "exists already" in client.post(f"traces/{id}/save", {"name": "my store"}, 409)["message"]
         assert "another name" in client.post(f"traces/{id}/save", {"name": "../.."}, 422)["message"]
-        page = client.send("GET", f"/api/traces/{id}/page").read().decode()
-        table = client.send("GET", f"/api/traces/{id}/effects.csv").read().decode()
-        columns = client.send("GET", f"/api/traces/{id}/effects.parquet").read()
-        assert client.send("GET", f"/api/traces/{id}/passwd").status == 404
+        page = client.send("GET", f"/api/traces/{id}/page").text
+        table = client.send("GET", f"/api/traces/{id}/effects.csv").text
+        columns = client.send("GET", f"/api/traces/{id}/effects.parquet").content
+        assert client.send("GET", f"/api/traces/{id}/passwd").status_code == 404
         shown = client.get(f"traces/{id}/view")["document"]
     trace = ct.open_trace(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == page == trace.to_html()
@@ -261,8 +254,7 @@ def test_a_trace_is_kept_and_taken_away(tmp_path: Path):
 def test_saved_traces_are_read_without_a_model(tmp_path: Path):
     trace = ct.trace(toy_model(), ct.Pair(**asked()["pair"]))
     trace.save(tmp_path / "kept")
-    with Serving(Saved([tmp_path / "kept"])) as serving:
-        client = Client(serving)
+    with Serving(Saved([tmp_path / "kept"])) as serving, talking(serving) as client:
         about = client.get("model")
         assert not about["live"]
         assert "--model" in about["why"]
@@ -270,7 +262,7 @@ def test_saved_traces_are_read_without_a_model(tmp_path: Path):
         assert (listed["label"], listed["state"]) == ("kept", "done")
         assert [kind for _, kind, _ in client.told(listed["id"])] == ["view", "done"]
         assert "--model" in client.post("traces", asked(), 422)["message"]
-        assert client.send("GET", f"/api/traces/{listed['id']}/page").status == 200
+        assert client.send("GET", f"/api/traces/{listed['id']}/page").status_code == 200
 
 
 def test_a_port_that_is_taken_and_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch):
@@ -292,8 +284,7 @@ ct.explore(toy_model(0.01), open=False)
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT], ids=["interrupt"])
-def test_it_ends_with_a_trace_under_way(sent: signal.Signals):
+def test_it_ends_with_a_trace_under_way():
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     running = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
@@ -302,19 +293,15 @@ def test_it_ends_with_a_trace_under_way(sent: signal.Signals):
     url = running.stdout.readline()
     address, _, token = url.strip().partition("/#token=")
 
-    class Said:
-        port = int(address.rpartition(":")[2])
-
-    Said.token = token  # pyright: ignore[reportAttributeAccessIssue]
-    client = Client(Said())  # pyright: ignore[reportArgumentType]
-    id = client.start(asked())
-    client.until(id, lambda kind: kind == "cells")
-    stream = client.told(id)
-    next(stream)
-    running.send_signal(sent)
-    began = time.monotonic()
-    out, err = running.communicate(timeout=30)
-    assert time.monotonic() - began < 3
+    client = Client(int(address.rpartition(":")[2]), token)
+    with client.http:
+        id = client.start(asked())
+        with closing(client.told(id)) as told:
+            next(each for each in told if each[1] == "cells")
+            running.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            out, err = running.communicate(timeout=30)
+            assert time.monotonic() - began < 3
     assert (running.returncode, out) == (0, "")
     assert "Traceback" not in err
     assert token not in err

@@ -44,10 +44,6 @@ class Refusal:
     message: str
 
 
-class TooLarge(Exception):
-    """A body that is longer than it said, or than is taken."""
-
-
 def hosts_of(names: Collection[str], port: int) -> frozenset[str]:
     """The `Host` headers that name this server. Addresses with colons stand in brackets."""
     return frozenset(f"[{name}]:{port}" if ":" in name else f"{name}:{port}".lower() for name in names)
@@ -72,19 +68,11 @@ class Guard:
         if refusal is not None:
             await _refuse(refusal, sealed)
             return
-        begun = False
-
-        async def told(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await sealed(message)
-
-        try:
-            await self.app(scope, _limited(receive), told)
-        except TooLarge:
-            if begun:
-                raise
+        body = await _body(receive)
+        if body is None:
             await _refuse(_too_large(), sealed)
+            return
+        await self.app(scope, _again(body, receive), sealed)
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why this request is refused; None where it is let through."""
@@ -136,17 +124,28 @@ def _too_large() -> Refusal:
     return Refusal(status=413, message=f"The request is larger than {MOST_BYTES // 1024} kB. Send shorter prompts.")
 
 
-def _limited(receive: Receive) -> Receive:
-    """The body as it comes, up to what is taken: a length need not be said, nor be true."""
-    taken = 0
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body, for it is small; None where it is not. A length need not be said, nor be true."""
+    taken, more = b"", True
+    while more:
+        message = await receive()
+        taken += message.get("body", b"")
+        if len(taken) > MOST_BYTES:
+            return None
+        more = message.get("more_body", False)
+    return taken
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What was taken, handed on; then what comes behind it."""
+    given = False
 
     async def received() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > MOST_BYTES:
-            raise TooLarge
-        return message
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return received
 

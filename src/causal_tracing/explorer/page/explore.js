@@ -126,6 +126,6 @@ const open = async () => {
   $("model").textContent = about.live ? `${about.model} · ${about.layers} layers · ${about.dtype} · ${about.device}` : "saved traces";
   if (!about.live) typed.close(about.why);
   const listed = await (await ask("traces")).json(), there = listed.find(({ id }) => id === sessionStorage.getItem(SHOWN)) ?? listed.find(({ id }) => id === about.example);
-  if (there) { if (about.live) typed.fill(there.pair, there.options); show(there.id); } else say("Type two prompts, and press Enter.");
+  if (there) { if (about.live) typed.fill(there.pair, there.options); show(there.id); } else { say("Type two prompts, and press Enter."); history(); }
 };
 open().catch(failed);

@@ -141,7 +141,13 @@ class Explorer:
         return Response(await asyncio.to_thread(_exported, job, name), media_type=EXPORTS[name])
 
     async def _errand(self, work: Callable[[], Any]) -> Response:
-        return JSONResponse(await asyncio.wrap_future(self.session.worker.errand(work)))
+        future = self.session.worker.errand(work)
+        try:
+            return JSONResponse(await asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                raise
+            return JSONResponse({"type": "Ending", "message": "The explorer is about to end. Start it again."}, 503)
 
     async def _told(self, job: Job, after: int) -> AsyncIterator[str]:
         """Events as the page reads them. The stream ends by itself when the server is about to."""

@@ -42,6 +42,7 @@ class Job:
     tab: str = ""
     lane: str = "trace"  # in each lane a tab has one live job
     key: str = ""  # equal jobs have equal keys
+    yields: bool = False  # to whatever is asked for: nobody asked for it
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     events: list[tuple[str, str]] = field(default_factory=list)
     state: str = "waiting"
@@ -124,18 +125,17 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> Job:
-        """The job in line, or an equal one that is there already. Raises Full."""
+        """The job in line, or an equal one that is finished; one under way belongs to its tab. Raises Full."""
         with self._ready:
-            same = next((each for each in self.jobs.values() if job.key and each.key == job.key), None)
-            known = same if same is not None and same.state not in ("cancelled", "failed") else None
+            done = (each for each in self.jobs.values() if each.state == "done" and job.key)
+            known = next((each for each in done if each.key == job.key), None)
             for other in self._live(job.tab, job.lane):
-                if other is not known:
-                    other.stop()
+                other.stop()
             self._drop_stopped()
             if known is not None:
                 self.jobs.move_to_end(known.id)
                 return known
-            if len(self._waiting) >= MOST_WAITING:
+            if self._closing or len(self._waiting) >= MOST_WAITING:
                 raise Full
             job.tell("queued", ahead=self.ahead(job))
             self.keep(job)
@@ -180,8 +180,8 @@ class Worker:
             except Exception as error:
                 future.set_exception(error)
 
-    def close(self) -> None:
-        """Stops every job and waits for the thread: what still computes when Python ends would abort it."""
+    def halt(self) -> None:
+        """Stops every job and every errand, and takes no more."""
         with self._ready:
             self._closing = True
             for job in (*self._waiting, *([self._running] if self._running else [])):
@@ -190,13 +190,17 @@ class Worker:
                 future.cancel()
             self._drop_stopped()
             self._ready.notify_all()
+
+    def close(self) -> None:
+        """Halts and waits for the thread: what still computes when Python ends would abort it."""
+        self.halt()
         if self._thread.is_alive():
             self._thread.join()
 
     def _live(self, tab: str, lane: str) -> list[Job]:
         there = [*self._waiting, *([self._running] if self._running else [])]
         lanes = (lane,) if lane != "trace" else ("trace", "deeper")  # what was opened of a trace ends with it
-        return [each for each in there if tab and each.tab == tab and each.lane in lanes]
+        return [each for each in there if each.yields or (tab and each.tab == tab and each.lane in lanes)]
 
     def _drop_stopped(self) -> None:
         """Jobs that are stopped before they began are told so at once."""

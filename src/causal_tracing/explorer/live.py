@@ -52,7 +52,7 @@ class Live:
         pair = example_for(self.model.tokenizer)
         if pair is not None and len(self.model.tokenizer(pair.clean)["input_ids"]) <= self.limit:
             fields = {name: getattr(pair, name) for name in _GIVEN if getattr(pair, name)}
-            self.example = self.worker.submit(self.trace(Asked(pair=fields, options={}, tab="")))
+            self.example = self.worker.submit(replace(self.trace(Asked(pair=fields, options={}, tab="")), yields=True))
 
     def about(self) -> dict[str, Any]:
         """The model, what it offers, the limits, and the example."""

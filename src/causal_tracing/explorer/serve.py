@@ -98,8 +98,9 @@ class Serving:
                 self._thread.join(0.2)
 
     def close(self) -> None:
-        """Ends the answers, then the work."""
+        """Stops the work, ends the answers, and waits for both."""
         self._server.should_exit = True
+        self.session.worker.halt()
         if self._thread.is_alive():
             self._thread.join()
         self.session.worker.close()

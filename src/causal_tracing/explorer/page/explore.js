@@ -5,7 +5,7 @@ import { inside } from "/static/deeper.js";
 import { besideOf, result } from "/static/result.js";
 
 const $ = (id) => document.getElementById(id);
-const TAB = "causal-tracing-tab", SHOWN = "causal-tracing-shown";
+const TAB = "causal-tracing-tab", SHOWN = "causal-tracing-shown", MINE = "causal-tracing-mine";
 const tab = sessionStorage.getItem(TAB) ?? Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 sessionStorage.setItem(TAB, tab);
 let about = null, shown = null, other = null, running = null, quarter = -1;
@@ -25,7 +25,7 @@ const heard = (kind, data, self) => {
   if (self !== shown) return;
   if (kind === "queued" && data.ahead) say(`${data.ahead} ${data.ahead === 1 ? "trace comes" : "traces come"} before this one.`);
   if (kind === "progress") progress(data);
-  if (kind === "view") { $("keep").hidden = !about.live && !data.command; $("keep").hidden = false; for (const [name, text] of [["copy-command", data.command], ["copy-python", data.python]]) $(name).hidden = !text; $("save").hidden = !about.live; }
+  if (kind === "view") { $("keep").hidden = false; for (const [name, text] of [["copy-command", data.command], ["copy-python", data.python]]) $(name).hidden = !text; $("save").hidden = !about.live; }
   if (kind === "done") end(data.seconds ? `Finished: ${(data.worlds - data.worlds_skipped).toLocaleString("en")} worlds in ${data.seconds.toFixed(1)} s (${data.engine}).${checked(data.spot_checks)}${data.engine_note ? ` ${data.engine_note}` : ""}` : "");
   if (kind === "cancelled") end("Stopped. Trace again when you like.");
   if (kind === "error") { end(""); typed.wrong(data); }
@@ -45,11 +45,21 @@ const show = (id) => {
   shown = result(id, { told: (...event) => heard(...event), opened: chosen, drawn: () => drawBeside(), lost: (error) => { end(""); failed(error); } });
   history();
 };
-const stop = async () => { const id = running; if (id) { running = null; await ask(`traces/${id}`, { method: "DELETE" }); } };
+// What another tab began is left to it.
+const stop = async (anyones = false) => {
+  const id = running;
+  if (!id || !(anyones || id === sessionStorage.getItem(MINE))) return;
+  running = null;
+  await ask(`traces/${id}`, { method: "DELETE" });
+};
 const start = async (request) => {
   typed.wrong(null);
   say("Asking …");
-  try { show((await (await ask("traces", { method: "POST", body: request })).json()).id); } catch (error) { failed(error); }
+  try {
+    const { id } = await (await ask("traces", { method: "POST", body: request })).json();
+    sessionStorage.setItem(MINE, id);
+    show(id);
+  } catch (error) { failed(error); }
 };
 
 // Two traces side by side: one scale, the larger of the two total effects.
@@ -117,7 +127,7 @@ for (const [button, what] of [["copy-command", "command"], ["copy-python", "pyth
 
 const typed = form({ tab, changed: () => { stop().catch(failed); }, start });
 const deeper = inside({ tab, offered: () => about?.deeper ?? [] });
-$("stop").addEventListener("click", () => stop().catch(failed));
+$("stop").addEventListener("click", () => stop(true).catch(failed));
 darkness(() => { shown?.page?.draw(); });
 
 const open = async () => {

@@ -57,6 +57,7 @@ export const result = (id, { told: tell, opened, drawn, lost }) => {
     $("inside").append(deeper);
     for (const section of document.querySelectorAll("#heads-section, #neurons-section")) if (!data.parts.some((part) => `${part.kind}-section` === section.id)) section.remove();
     if (!data.mean) $("mean-section").hidden = true;
+    if (data.filling) $("stories").append(make("h1", { textContent: data.pairs[0].asked }), make("p", { className: "finding", textContent: "The map is filling; the words come when it is whole." }));
     self.data = data;
     self.page = reportPage(data, { signal: ending.signal, drawn });
     cone($("map"), data);

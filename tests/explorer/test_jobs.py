@@ -87,6 +87,18 @@ def test_what_is_opened_of_a_trace_does_not_end_it_and_ends_with_the_next(worker
     ended(two)
 
 
+def test_a_job_under_way_belongs_to_its_tab_and_what_nobody_asked_for_yields(worker: Worker):
+    held, example = Held(), Held()
+    shown = worker.submit(job(example, yields=True))
+    assert example.begun.wait(5)
+    one = worker.submit(job(held, tab="a", key="same"))
+    assert ended(shown)[-1] == "cancelled"
+    two = worker.submit(job(tab="b", key="same"))
+    assert two is not one
+    held.free.set()
+    assert (ended(one)[-1], ended(two)[-1], one.state) == ("started", "started", "done")
+
+
 def test_an_errand_runs_between_two_steps_of_a_job(worker: Worker):
     held = Held(worker)
     one = worker.submit(job(held))

@@ -65,6 +65,13 @@ def wait(page: Page, script: str) -> Any:
     raise AssertionError(f"{script}: {page.locator('#state').inner_text()} {page.locator('#wrong').inner_text()}")
 
 
+def begun(page: Page, clean: str = "the cat ran", corrupt: str = "the dog ran") -> None:
+    """Types a pair of the toy's words, and presses Enter."""
+    for name, text in (("clean", clean), ("corrupt", corrupt), ("answer", " cat"), ("foil", " dog")):
+        page.locator(f"#{name}").fill(text)
+    page.locator("#corrupt").press("Enter")
+
+
 def traced(page: Page, clean: str = CLEAN, corrupt: str = CORRUPT) -> None:
     """Types two prompts, presses Enter, and waits for the whole map."""
     page.locator("#clean").fill(clean)
@@ -153,12 +160,9 @@ COLOURS = """cells => Object.fromEntries(cells.filter((cell) => cell.style.backg
 @needs_browser
 def test_typing_stops_the_trace_and_a_hidden_tab_closes_its_stream(browser: Browser):
     with explorer(toy_model(0.01)) as client, opened(browser, client) as page:
-        id = client.start(
-            {"pair": {"clean": "the cat ran", "corrupt": "the dog ran", "answer": " cat", "foil": " dog"}}
-        )
-        page.reload()
-        page.locator("#history button >> nth=0").click()
+        begun(page)
         wait(page, "document.querySelector('#map td.waiting')")
+        (id,) = [job["id"] for job in client.get("traces")]
         page.evaluate(HIDE.format("true"))
         page.wait_for_timeout(300)
         computed = "document.querySelectorAll('#map td:not(.waiting)').length"
@@ -258,11 +262,7 @@ def test_who_listens_is_told_quarters_and_the_end(browser: Browser):
             "window.said = []; new MutationObserver(() => said.push(document.getElementById('state').textContent))"
             ".observe(document.getElementById('state'), { childList: true, characterData: true, subtree: true })"
         )
-        page.locator("#clean").fill("the cat sat")
-        page.locator("#corrupt").fill("the dog sat")
-        page.locator("#answer").fill(" cat")
-        page.locator("#foil").fill(" dog")
-        page.locator("#corrupt").press("Enter")
+        begun(page)
         wait(page, FINISHED)
         told = page.evaluate("said")
         assert len(told) <= 9, json.dumps(told)

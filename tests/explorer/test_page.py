@@ -237,9 +237,7 @@ def violations(page: Page) -> list[str]:
 
 
 @needs_browser
-@pytest.mark.parametrize(
-    "look", [{}, DARK, {"viewport": {"width": 400, "height": 800}}], ids=["light", "dark", "narrow"]
-)
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_nothing_stands_in_anybody_s_way(browser: Browser, look: dict[str, Any]):
     pytest.importorskip("axe_playwright_python")
     with explorer(small_model()) as client, opened(browser, client, bypass_csp=True, **look) as page:

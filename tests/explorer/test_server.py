@@ -1,7 +1,5 @@
 """The explorer over HTTP: what is streamed, what is cancelled, resumed and shared, and how it ends."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from causal_tracing.errors import (
 from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Address, Serving
 from explorers import Client, asked, explorer, small_model, talking, toy_model
+from tiny import tiny_folder
 
 STORE = {"clean": "Mary went to the store", "corrupt": "John went to the store", "answer": " Rome", "foil": " Paris"}
 
@@ -275,34 +274,23 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing(monkeypatch: pytest.M
         Serving(Saved([]))
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import causal_tracing as ct
-from explorers import toy_model
-ct.explore(toy_model(0.01), open=False)
-"""
-
-
-def test_it_ends_with_a_trace_under_way():
-    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
-    running = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
+def test_it_ends_with_a_trace_under_way(tmp_path: Path):
+    tiny_folder(tmp_path)
+    command = [sys.executable, "-m", "causal_tracing", "explore", "--model", str(tmp_path), "--no-open"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None
-    url = running.stdout.readline()
-    address, _, token = url.strip().partition("/#token=")
-
+    address, _, token = running.stdout.readline().strip().partition("/#token=")
     client = Client(int(address.rpartition(":")[2]), token)
+    long = " gave the drink to the city of" * 8
     with client.http:
-        id = client.start(asked())
+        id = client.start({"pair": {name: text + long for name, text in (("clean", "Mary"), ("corrupt", "John"))}})
         with closing(client.told(id)) as told:
             next(each for each in told if each[1] == "cells")
             running.send_signal(signal.SIGINT)
             began = time.monotonic()
-            out, err = running.communicate(timeout=30)
+            out, err = running.communicate(timeout=60)
             assert time.monotonic() - began < 3
+            assert [kind for _, kind, _ in told][-1:] != ["done"]
     assert (running.returncode, out) == (0, "")
     assert "Traceback" not in err
     assert token not in err
-    assert json.dumps(token) not in out

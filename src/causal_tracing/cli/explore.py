@@ -1,6 +1,8 @@
 """The command that opens the live explorer, or saved traces to be read."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,9 +43,17 @@ def explore(
         from causal_tracing.explorer.saved import Saved
 
         stay(Saved(folders), Address(host=host, port=port, allowed=allowed), open=not no_open)
-        return
-    Address(host=host, port=port, allowed=allowed)  # what is wrong with it is said before a model is loaded
-    if limit_tokens < 1:
-        raise InvalidOption(f"--limit-tokens must be at least 1; it is {limit_tokens}.")
-    loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    run(loaded, port=port, open=not no_open, out=out, limit_tokens=limit_tokens, host=host, allow_hosts=allowed)
+    else:
+        Address(host=host, port=port, allowed=allowed)  # what is wrong with it is said before a model is loaded
+        if limit_tokens < 1:
+            raise InvalidOption(f"--limit-tokens must be at least 1; it is {limit_tokens}.")
+        loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        run(loaded, port=port, open=not no_open, out=out, limit_tokens=limit_tokens, host=host, allow_hosts=allowed)
+    _leave()
+
+
+def _leave() -> None:
+    """Ends the process at once. All is closed by now, and Python takes seconds to take torch's modules apart."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

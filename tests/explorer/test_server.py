@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,12 @@ from causal_tracing.explorer.serve import Address, Serving
 from explorers import Client, asked, explorer, small_model, talking, toy_model
 from tiny import tiny_folder
 
-STORE = {"clean": "Mary went to the store", "corrupt": "John went to the store", "answer": " Rome", "foil": " Paris"}
+STORE: dict[str, Any] = {
+    "clean": "Mary went to the store",
+    "corrupt": "John went to the store",
+    "answer": " Rome",
+    "foil": " Paris",
+}
 
 
 def streamed(client: Client, id: str) -> dict[str, np.ndarray]:
@@ -245,7 +251,7 @@ def test_a_trace_is_kept_and_taken_away(tmp_path: Path):
     assert (folder / "report.html").read_text(encoding="utf-8") == page == trace.to_html()
     assert len(table.splitlines()) == 1 + len(trace.to_dataframe())
     assert columns[:4] == b"PAR1"
-    scope = {"model": small_model()}
+    scope: dict[str, Any] = {"model": small_model()}
     exec(shown["python"], scope)
     assert_allclose(scope["trace"].effects.restoration, trace.effects.restoration, atol=1e-5)
 

@@ -184,6 +184,17 @@ def test_a_preview_shows_tokens_choices_and_where_lengths_part():
         assert found["sides"]["clean"]["tokens"] == ["Mary", " went", " to", " the", " store"]
         assert found["answer"] == found["sides"]["clean"]["choices"][0]["token"]
         assert found["foil"] != found["answer"]
+        # What the model would say next here has no space in front: it would make one word with the prompt's last.
+        joined = client.post(
+            "preview",
+            {
+                "pair": {"clean": STORE["clean"], "corrupt": "John gave the drink to the store"},
+                "options": {"align": "suffix"},
+            },
+        )
+        assert joined["sides"]["corrupt"]["choices"][0]["token"] == "to"
+        assert joined["foil"].startswith(" ")
+        assert joined["error"] is None
         assert (found["differing"], found["error"]) == ([0], None)
         assert client.post("estimate", body)["worlds"] > 100
         body["pair"]["corrupt"] = "Mary went to the city of John"

@@ -126,7 +126,7 @@ class Live:
 
     def _with_choices(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The pair with the model's own first choices as answer and foil."""
-        return completed(fields, read_prompts(self.model, self.plain, fields, self.limit))
+        return completed(fields, read_prompts(self.model, self.plain, fields, self.limit), self.model)
 
     def _trace(self, job: Job, asked: Asked) -> None:
         """The trace, told while it fills; between two batches others are served."""

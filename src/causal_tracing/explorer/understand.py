@@ -28,6 +28,7 @@ OTHER_WAYS = ("spans", "suffix")  # of pairing tokens, where there are not equal
 class Prompt:
     """One prompt's tokens, and what the model would say after it."""
 
+    text: str
     run: Run
     strings: tuple[str, ...]
     choices: tuple[Choice, ...]
@@ -40,7 +41,7 @@ def understand(model: Model, backend: Backend, asked: Asked, limit: int) -> dict
     found: dict[str, Any] = {"sides": {name: _side(each) for name, each in prompts.items()}, "error": None}
     if len(prompts) < len(PROMPTS):
         return found | {"answer": None, "foil": None, "pairing": None, "warnings": []}
-    complete = completed(asked.pair, prompts)
+    complete = completed(asked.pair, prompts, model)
     found |= {"answer": complete.get("answer"), "foil": complete.get("foil"), "pairing": None, "warnings": []}
     try:
         tokens = paired(complete, model, asked.options.get("align", "strict"))
@@ -71,11 +72,21 @@ def paired(fields: Mapping[str, Any], model: Model, align: str) -> TokenPair:
         raise
 
 
-def completed(fields: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+def completed(fields: Mapping[str, Any], prompts: Mapping[str, Prompt], model: Model) -> dict[str, Any]:
     """The pair's fields with the model's own choices where answer or foil are missing; never twice the same."""
-    answer = fields.get("answer") or prompts["clean"].choices[0].token
-    others = [choice.token for choice in prompts["corrupt"].choices if choice.token != answer]
-    return {**fields, "answer": answer, "foil": fields.get("foil") or others[0]}
+    answer = fields.get("answer") or _first("clean", prompts, model, None)
+    return {**fields, "answer": answer, "foil": fields.get("foil") or _first("corrupt", prompts, model, answer)}
+
+
+def _first(side: str, prompts: Mapping[str, Prompt], model: Model, taken: str | None) -> str:
+    """The first choice that stays a token of its own behind both prompts: some would grow together with a word."""
+    choices = [choice for choice in prompts[side].choices if choice.token != taken]
+    whole = (choice.token for choice in choices if all(_stays(choice, each, model) for each in prompts.values()))
+    return next(whole, choices[0].token)
+
+
+def _stays(choice: Choice, prompt: Prompt, model: Model) -> bool:
+    return tuple(encode(prompt.text + choice.token, model.tokenizer)[0]) == (*prompt.run.tokens, choice.id)
 
 
 def check_tokens(fields: Mapping[str, Any], model: Model, limit: int) -> None:
@@ -111,7 +122,7 @@ def read_prompts(model: Model, backend: Backend, fields: Mapping[str, Any], limi
         return {}
     expected = log_probs(backend, [run for run, _ in read.values()])
     return {
-        name: Prompt(run=run, strings=strings, choices=choices_of(model, each), expected=each)
+        name: Prompt(text=fields[name], run=run, strings=strings, choices=choices_of(model, each), expected=each)
         for (name, (run, strings)), each in zip(read.items(), expected, strict=True)
     }
 

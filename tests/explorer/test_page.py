@@ -177,6 +177,16 @@ def test_typing_stops_the_trace_and_a_hidden_tab_closes_its_stream(browser: Brow
 
 
 @needs_browser
+def test_what_is_entered_at_once_is_understood_too(browser: Browser):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        traced(page)
+        traced(page, "Mary gave the drink", "John gave the drink")
+        wait(page, "document.getElementById('clean-tokens').textContent === 'Mary gave the drink'")
+        assert page.locator("#answer").input_value()
+        assert page.locator("#corrupt-tokens .differs").all_inner_texts() == ["John"]
+
+
+@needs_browser
 def test_unequal_lengths_are_shown_and_one_click_pairs_them(browser: Browser):
     with explorer(small_model()) as client, opened(browser, client) as page:
         page.locator("#clean").fill(CLEAN)

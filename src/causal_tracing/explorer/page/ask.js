@@ -73,7 +73,7 @@ export const form = ({ tab, changed, start }) => {
     const layers = Array.from({ length: Math.ceil(form.layers / 4) }, (_, n) => 4 * n);
     $("less").append(button("roles only", () => { asked.less = { positions: roles }; look(0); }), " ", button("every fourth layer", () => { asked.less = { layers }; look(0); }));
   };
-  const understand = async () => {
+  const understand = async (priced = true) => {
     pending?.abort();
     const mine = pending = new AbortController();
     if (!$("clean").value || !$("corrupt").value) $("cost").textContent = "";
@@ -81,7 +81,7 @@ export const form = ({ tab, changed, start }) => {
       const found = await (await ask("preview", { method: "POST", body: request(), signal: mine.signal })).json();
       if (mine.signal.aborted) return;
       show(found);
-      if (!found.pairing) { $("cost").textContent = ""; return; }
+      if (!found.pairing || !priced) { $("cost").textContent = ""; return; }
       const taken = await (await ask("estimate", { method: "POST", body: request(), signal: mine.signal })).json();
       if (!mine.signal.aborted) cost(taken);
     } catch (error) {
@@ -125,7 +125,7 @@ export const form = ({ tab, changed, start }) => {
     $(follows).addEventListener("input", () => { chosen[follows] = true; changed(); look(); });
     $(side).addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit(); } });
   }
-  $("ask").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); start(request()); });
+  $("ask").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); pending?.abort(); start(request()).then(() => understand(false)); });
 
   const fill = (given, ways = {}) => {
     for (const name of ["clean", "corrupt", "answer", "foil"]) $(name).value = given[name] ?? "";

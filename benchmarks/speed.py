@@ -26,13 +26,13 @@ from peers import PEERS, Task, agreement, all_cells
 from torch import Tensor
 
 import causal_tracing as ct
-from causal_tracing.cli.app import DEMO
 from causal_tracing.engine.backend import Evaluation
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.choices import BLOCKS as COMPONENTS
+from causal_tracing.prompts.example import EXAMPLE
 from causal_tracing.prompts.pairs import tokenize_pairs
 
 SUBSETS = {
@@ -100,7 +100,7 @@ class Ours:
 def traced(model: Model) -> np.ndarray:
     """The same sweep as a user asks for it: with its repeats and spot checks, all metrics, and a Trace at the end."""
     found = ct.trace(
-        model, ct.Pair(**DEMO), components=["resid_post"], directions=["restoration"], progress=False
+        model, ct.Pair(**EXAMPLE), components=["resid_post"], directions=["restoration"], progress=False
     ).measurements.maps["blocks"]
     return found.restored.sel(metric="logit_diff").squeeze().transpose("layer", "position").values
 
@@ -196,7 +196,7 @@ def evaluated(model: Model, worlds: Sequence[World], task: Task, engine: str) ->
 
 def demo_task(model: Model, length: int | None = None) -> Task:
     """The demo's pair; with a length, so many tokens of a long sentence between the buildings and the rest."""
-    pair = tokenize_pairs([ct.Pair(**DEMO)], model.tokenizer, align="strict")[0]
+    pair = tokenize_pairs([ct.Pair(**EXAMPLE)], model.tokenizer, align="strict")[0]
     clean, corrupt = pair.clean.tokens, pair.corrupt.tokens
     if length is not None and length != len(clean):
         between = tuple(model.tokenizer(SENTENCE, add_special_tokens=False)["input_ids"][: length - len(clean)])
@@ -211,7 +211,8 @@ def peak_memory(model: Model, pairs: int) -> dict[str, float]:
     """MB that a default trace of so many pairs takes above the loaded model, at its highest."""
     process, highest, done = psutil.Process(), 0, threading.Event()
     asked = [
-        ct.Pair(**DEMO | {"clean": f"{n}. {DEMO['clean']}", "corrupt": f"{n}. {DEMO['corrupt']}"}) for n in range(pairs)
+        ct.Pair(**EXAMPLE | {"clean": f"{n}. {EXAMPLE['clean']}", "corrupt": f"{n}. {EXAMPLE['corrupt']}"})
+        for n in range(pairs)
     ]
 
     def watch() -> None:

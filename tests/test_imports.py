@@ -18,6 +18,7 @@ FLOORS = (
     ("engine", "report"),
     ("patching", "testing"),
     ("experiments",),
+    ("explorer",),
     ("cli",),
 )
 FLOOR = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
@@ -43,7 +44,7 @@ def imports(path: Path) -> set[str]:
 
 # What is known of the engine above it: its seam, and the one way to a backend. Opening and checking a model is more.
 SEAM = ("causal_tracing.engine.backend", "causal_tracing.engine.choose")
-KNOWN_OF_THE_ENGINE = {"testing": SEAM[:1], "patching": SEAM, "experiments": SEAM}
+KNOWN_OF_THE_ENGINE = {"testing": SEAM[:1], "patching": SEAM, "experiments": SEAM, "explorer": SEAM}
 BEYOND = {"experiments/load.py": {"causal_tracing.engine.checks.check", "causal_tracing.engine.nnsight.open"}}
 
 
@@ -122,7 +123,9 @@ def test_that_test_can_fail():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["demo"], ["trace"], ["attribute"], ["check"], ["report"], ["export"], ["compare"]], ids=str
+    "arguments",
+    [[], ["demo"], ["trace"], ["attribute"], ["check"], ["report"], ["export"], ["compare"], ["explore"]],
+    ids=str,
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
     code = f"""
@@ -135,6 +138,14 @@ with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(Sys
 assert "Usage" in shown.getvalue(), shown.getvalue()
 """
     assert loaded_by(code) == set()
+
+
+def test_saved_traces_are_explored_without_torch():
+    loaded = loaded_by(
+        "import causal_tracing.explorer.saved, causal_tracing.explorer.serve, causal_tracing.explorer.app"
+    )
+    assert "xarray" in loaded
+    assert not loaded & {"torch", "transformers", "nnsight"}
 
 
 def test_a_saved_trace_is_drawn_without_torch():

@@ -15,6 +15,7 @@ __all__ = [
     "check",
     "compare",
     "estimate",
+    "explore",
     "from_transformer_lens",
     "knockout",
     "load",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.run import run
     from causal_tracing.experiments.trace import estimate, trace
     from causal_tracing.experiments.trace_result import Trace
+    from causal_tracing.explorer.start import explore
     from causal_tracing.interventions.noise import Noise
     from causal_tracing.interventions.write import Write
     from causal_tracing.patching.preview import preview
@@ -54,6 +56,7 @@ _HOMES = {
     "check": "engine.checks.check",
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
+    "explore": "explorer.start",
     "from_transformer_lens": "results.transformer_lens",
     "knockout": "experiments.knockout",
     "load": "experiments.load",

@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 
 import causal_tracing as ct
-from causal_tracing.cli.app import DEMO
 from causal_tracing.models.model import Model
+from causal_tracing.prompts.example import EXAMPLE
 
-PAIR = ct.Pair(**DEMO)
+PAIR = ct.Pair(**EXAMPLE)
 COMPONENTS = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # logits
 
@@ -33,8 +33,8 @@ def bare_hooks(model: Model, wanted: Layers) -> tuple[float, float, dict[tuple[s
     ten the clean run disrupted there.
     """
     network, tokenizer = model.network, model.tokenizer
-    clean, corrupt = (torch.tensor([tokenizer(DEMO[name])["input_ids"]]) for name in ("clean", "corrupt"))
-    answer, foil = (tokenizer(DEMO[name])["input_ids"][0] for name in ("answer", "foil"))
+    clean, corrupt = (torch.tensor([tokenizer(EXAMPLE[name])["input_ids"]]) for name in ("clean", "corrupt"))
+    answer, foil = (tokenizer(EXAMPLE[name])["input_ids"][0] for name in ("answer", "foil"))
     layers, length = network.model.layers, clean.shape[1]
     rows = torch.cat([corrupt.expand(length, -1), clean.expand(length, -1)])
     found = {(name, way): np.zeros((len(wanted[name]), length)) for name in wanted for way in ("restored", "disrupted")}

@@ -10,20 +10,13 @@ import typer
 from causal_tracing import __version__
 from causal_tracing.cli import asked as cli_pairs
 from causal_tracing.cli import commands, console, streams, tracing
+from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
 from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
 from causal_tracing.patching.knockout_options import KnockoutRunOptions, as_of_a_trace
 from causal_tracing.patching.options import EstimateOptions, RunOptions
-
-DEMO: dict[str, Any] = {
-    "clean": "The Colosseum is located in the city of",
-    "corrupt": "The Eiffel Tower is located in the city of",
-    "answer": " Rome",
-    "foil": " Paris",
-    "subject": "The Colosseum",
-    "corrupt_subject": "The Eiffel Tower",
-}
+from causal_tracing.prompts.example import EXAMPLE
 
 CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
 ANSWER = typer.Option(help='What follows the clean prompt, leading space included: " Rome".', rich_help_panel=PAIR)
@@ -98,7 +91,7 @@ def demo(
     from causal_tracing import Pair
 
     console.check_page(out)
-    console.show(console.traced(console.load("demo"), [Pair(**DEMO)]), out)
+    console.show(console.traced(console.load("demo"), [Pair(**EXAMPLE)]), out)
 
 
 @commands.command(app, RunOptions)
@@ -288,4 +281,5 @@ def cache(
     print(f"at most {gguf.limit() // MEGABYTE} MB in {cache_home()} ({gguf.LIMIT_VARIABLE}, in bytes)")
 
 
+app.add_typer(cli_explore.app)
 app.add_typer(cli_results.app)

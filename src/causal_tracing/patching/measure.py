@@ -9,7 +9,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from causal_tracing.results.storage.join import joined
 PAIRS_AT_ONCE = 8
 AT_ONCE = 16_384  # cells
 AT_ONCE_SHOWN = 512  # cells, where somebody looks on
+FIRST_SHOWN = 40  # cells, so that something is there at once
 STEPS = 1000  # in which progress is told
 
 
@@ -182,9 +183,10 @@ class _Chunk:
             while batch := list(islice(stream, AT_ONCE)):
                 yield batch
             return
+        sizes = chain([min(FIRST_SHOWN, AT_ONCE_SHOWN)], repeat(AT_ONCE_SHOWN))
         for layers in coarse_to_fine(len(grid.layers)):
             stream = (one for number in numbers for one in self._of(grid, number, scoring, layers))
-            while batch := list(islice(stream, AT_ONCE_SHOWN)):
+            while batch := list(islice(stream, next(sizes))):
                 yield batch
 
     def _of(

@@ -102,7 +102,7 @@ def understood(
     runs = [run for contrast in contrasts for run in (contrast.clean, *contrast.corrupt)]
     expected = dict(zip(runs, log_probs(backend, runs), strict=True))
     both = zip(pairs, contrasts, strict=True)
-    return [_preview(model, pair, each, expected) for pair, each in both], [expected[each.clean] for each in contrasts]
+    return [previewed(model, pair, each, expected) for pair, each in both], [expected[each.clean] for each in contrasts]
 
 
 def check_known(model: Model, pair: TokenPair) -> None:
@@ -133,13 +133,14 @@ def run_length(pair: TokenPair) -> int:
     return longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
 
 
-def _preview(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
+def previewed(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
+    """The preview of a pair, from what the model expects after each of its runs, in nats."""
     clean, *corrupt = (expected[run] for run in (contrast.clean, *contrast.corrupt))
     after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
     return Preview(
         pair=pair,
-        clean_top=_choices(model, clean),
-        corrupt_top=() if after is None else _choices(model, after),
+        clean_top=choices_of(model, clean),
+        corrupt_top=() if after is None else choices_of(model, after),
         warnings=(*pair.notes, *pair.remarks, *_warnings(model, pair, clean, after)),
     )
 
@@ -150,7 +151,8 @@ def log_probs(backend: Backend, runs: Sequence[Run]) -> list[Float[Tensor, " voc
     return [recordings[run].logits[-1].float().log_softmax(-1) for run in runs]
 
 
-def _choices(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
+def choices_of(model: Model, log_probs: Tensor) -> tuple[Choice, ...]:
+    """The first choices among what the model expects, likeliest first."""
     best = log_probs.topk(min(CHOICES, len(log_probs)))
     both = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
     return tuple(Choice(token=token_text(token, model.tokenizer), prob=prob, id=token) for token, prob in both)

@@ -1,6 +1,16 @@
 "use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+const isDark = () => document.documentElement.classList.contains("dark");
+// Dark or light: as the system prefers, until the button says otherwise.
+const darkness = (redraw) => {
+  const button = document.getElementById("theme");
+  const paint = (dark) => { document.documentElement.classList.toggle("dark", dark); button.setAttribute("aria-pressed", dark); };
+  button.addEventListener("click", () => { paint(!isDark()); redraw(); });
+  paint(matchMedia("(prefers-color-scheme: dark)").matches);
+};
+
+// The page of these data. They may still be filling: what is changed in them is shown by `refill`, and `drawn` is called
+// when it shows something else. A later page in the same place ends this one by its `signal`.
+const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   const $ = (id) => document.getElementById(id);
   const make = (name, properties = {}, ...children) => {
     const node = Object.assign(document.createElement(name), properties);
@@ -66,7 +76,7 @@
     for (const name of options.d) for (const component of data.components) data.layers.forEach((_, layer) => pair().rows.forEach((_, position) => {
       most = Math.max(most, Math.abs(effect(name, component, layer, position) ?? 0));
     }));
-    most = most || 1;
+    most = numbers().scale || most || 1; // a map that is filling has its scale before its numbers
     return state.v === "fraction" ? most / Math.abs(numbers().total) : most;
   };
   const unit = (name = state.m) => data.metrics.find((metric) => metric.name === name).unit;
@@ -77,7 +87,6 @@
     light: [["#f6f5f8", "#cfc4e2", "#9a80c2", "#6a45a3", "#35146e"], ["#f6f5f8", "#fbd3a2", "#ee9a4d", "#c4660f", "#7f3b08"]],
     dark: [["#211e2a", "#45366b", "#7456b3", "#a588ec", "#e0d3ff"], ["#211e2a", "#5c3613", "#a35c14", "#ea9438", "#ffdcae"]],
   };
-  const isDark = () => document.documentElement.classList.contains("dark");
   const colour = (share) => {
     const ramp = RAMPS[isDark() ? "dark" : "light"][share >= 0 ? 0 : 1];
     const along = Math.min(1, Math.abs(share)) * (ramp.length - 1);
@@ -117,7 +126,8 @@
     for (const part of document.querySelectorAll("[data-pair]")) part.hidden = part.dataset.pair !== state.p;
     $("of-pairs").hidden = state.p === data.mean?.id;
   };
-  const SWATCHES = { faint: "not told from 0", zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined" };
+  const SWATCHES = { faint: "not told from 0", zero: "structural zero", cut: "cut: the total effect by construction", none: "undefined", waiting: "not computed yet" };
+  const WAITING = "not_computed_yet";
   const drawLegend = (node, most, kinds, unitName = unit(), asShare = state.v === "fraction") => {
     const bar = drawn("svg", { width: 220, height: 14, role: "img", "aria-label": "colour scale" });
     for (let n = 0; n < 44; n++) bar.append(drawn("rect", { x: 5 * n, y: 0, width: 5, height: 14, fill: colour((n - 21.5) / 21.5) }));
@@ -126,23 +136,43 @@
     node.replaceChildren(make("span", {}, `−${end} `, bar, ` +${end}`), ...kinds.map(swatch));
   };
 
-  // A map as a table: `at` is the chosen [column, row], `cell(column, row)` says value, status and words of a cell.
-  const drawGrid = (table, { corner, columns, rows, most, at, cell, choose }) => {
+  // A map as a table: `at` is the chosen [column, row], `cell(column, row)` says value, status and words of a cell. A
+  // table that is there already is painted anew: it keeps its cells, and with them the focus.
+  const pointed = new Map();
+  const drawGrid = (table, grid) => {
+    const shape = JSON.stringify([grid.corner, grid.columns, grid.rows]);
+    if (table.dataset.shape !== shape) { buildGrid(table, grid); pointed.delete(table); }
+    table.dataset.shape = shape;
+    const [focusColumn, focusRow] = grid.at || [0, 0];
+    [...table.tBodies[0].rows].forEach((row, r) => {
+      row.className = grid.at && focusRow === r ? "shown" : "";
+      grid.columns.forEach((_, n) => {
+        const node = row.cells[n + 1];
+        node.tabIndex = n === focusColumn && r === focusRow ? 0 : -1;
+        paintCell(node, grid.cell(n, r), grid.most);
+      });
+    });
+    pointed.get(table)?.(); // what is said of the cell that is pointed at is said anew
+  };
+  const paintCell = (node, { value: found, status: kind, words: said, faint }, most) => {
+    const empty = kind === WAITING ? "waiting" : "none", marked = { structural_zero: "zero", cut: "cut" }[kind] ?? "";
+    node.ariaLabel = said;
+    node.className = found === null ? empty : marked;
+    node.style.backgroundColor = found !== null && kind !== "structural_zero" ? colour(found / most) : "";
+    if (faint && found !== null) node.classList.add("faint");
+  };
+  const buildGrid = (table, { corner, columns, rows, choose }) => {
     const head = make("tr", { role: "row" }, make("th", { textContent: corner }));
     const every = Math.max(1, Math.ceil(columns.length / 16));
     columns.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `layer ${layer}` })));
-    const body = make("tbody"), [focusColumn, focusRow] = at || [0, 0];
+    const body = make("tbody");
     rows.forEach(({ label, differs, title = label }, r) => {
-      const row = make("tr", { role: "row", className: at && focusRow === r ? "shown" : "" });
+      const row = make("tr", { role: "row" });
       const name = make("th", { scope: "row", textContent: label, title, className: differs ? "differs" : "" });
-      name.addEventListener("click", () => choose(focusColumn, r));
+      name.addEventListener("click", () => choose(Number(table.querySelector('td[tabindex="0"]').dataset.at.split(",")[0]), r));
       row.append(name);
       columns.forEach((_, n) => {
-        const { value: found, status: kind, words: said, faint } = cell(n, r);
-        const node = make("td", { role: "gridcell", tabIndex: n === focusColumn && r === focusRow ? 0 : -1, ariaLabel: said });
-        node.className = found === null ? "none" : kind === "structural_zero" ? "zero" : kind === "cut" ? "cut" : "";
-        if (found !== null && kind !== "structural_zero") node.style.backgroundColor = colour(found / most);
-        if (faint && found !== null) node.classList.add("faint");
+        const node = make("td", { role: "gridcell" });
         node.dataset.at = `${n},${r}`;
         row.append(node);
       });
@@ -163,7 +193,10 @@
       choose(within(at[0] + move[0], columns), within(at[1] + move[1], rows));
     });
     table.addEventListener("click", (event) => { const at = placeOf(event); if (at) choose(...at); });
-    for (const kind of ["mouseover", "focusin"]) table.addEventListener(kind, (event) => { const at = placeOf(event); if (at) read(...at); });
+    for (const kind of ["mouseover", "focusin"]) table.addEventListener(kind, (event) => {
+      const at = placeOf(event);
+      if (at) { pointed.set(table, () => read(...at)); read(...at); }
+    });
   };
   // What a cell is said to be worth: every effect, with its share of the total; sums and the like only where there are any.
   const ALWAYS_SAID = ["restoration", "disruption", "interaction"];
@@ -192,12 +225,14 @@
   };
   const words = (layer, position) => {
     const kind = status(state.c, layer, position), why = kind === "ok" ? "" : ` · ${kind.replaceAll("_", " ")}`;
-    const shares = mean.is?.() ? mean.words(state.c, layer, position) : sharesInWords(options.d, state.m, (name) => effect(name, state.c, layer, position));
+    const at = (name) => effect(name, state.c, layer, position);
+    const known = kind === WAITING ? options.d.filter((name) => at(name) !== null) : options.d;
+    const shares = mean.is?.() ? mean.words(state.c, layer, position) : sharesInWords(known, state.m, at);
     return `${state.c} · layer ${data.layers[layer]}${windowOf(layer)} · ${tokenOf(position).spoken}: ${shares}${why}`;
   };
   const drawMap = () => {
     const most = largest();
-    drawLegend($("legend"), most, [...(mean.is?.() ? ["faint"] : []), "zero", "cut", "none"]);
+    drawLegend($("legend"), most, [...(mean.is?.() ? ["faint"] : []), "zero", "cut", "none", ...(data.filling ? ["waiting"] : [])]);
     drawGrid($("map"), {
       corner: "token ↓ layer →", columns: data.layers, rows: pair().rows, most, at: state.cell, choose,
       cell: (layer, position) => ({ value: value(state.c, layer, position), status: status(state.c, layer, position), words: words(layer, position), faint: mean.is?.() && mean.faint(state.c, layer, position) }),
@@ -243,7 +278,10 @@
   };
 
   const choose = (...at) => { state.cell = at; draw(); focusOn($("map"), at); };
-  const read = (layer, position) => { $("readout").textContent = words(layer, position); };
+  const read = (layer, position) => {
+    const said = words(layer, position);
+    if ($("readout").textContent !== said) $("readout").textContent = said; // what is read aloud is read once
+  };
   listen($("map"), () => [data.layers.length, pair().rows.length], choose, read);
   const open = (id) => { state.p = id; state.cell = null; draw(); $("map-title").scrollIntoView({ block: "nearest" }); };
   // The cell that is chosen, or the strongest one.
@@ -265,17 +303,24 @@
     drawSwitches(); drawMap(); mean.draw(); drawCurves(); parts.draw(); remember();
     if (active) document.querySelector(`input[name="${CSS.escape(active)}"]:checked, select[name="${CSS.escape(active)}"]`)?.focus();
     if (state.cell) read(...state.cell);
+    told();
   };
 
   $("copy").addEventListener("click", () => {
     getSelection().selectAllChildren($("provenance"));
     $("copied").textContent = document.execCommand("copy") ? "copied" : "selected: press Ctrl-C";
   });
-  const paint = (dark) => { document.documentElement.classList.toggle("dark", dark); $("theme").setAttribute("aria-pressed", dark); };
-  $("theme").addEventListener("click", () => { paint(!isDark()); draw(); });
-  paint(matchMedia("(prefers-color-scheme: dark)").matches);
-  addEventListener("resize", () => { drawCurves(); parts.draw(); });
-  addEventListener("hashchange", () => { restore(); draw(); });
+  addEventListener("resize", () => { drawCurves(); parts.draw(); }, { signal });
+  addEventListener("hashchange", () => { restore(); draw(); }, { signal });
   restore();
   draw();
-})();
+  const refill = () => { drawMap(); drawCurves(); if (state.cell) read(...state.cell); };
+  return { state, draw, refill, words, make, drawn, drawGrid, drawLegend, listen, focusOn, signed, percent, unit, value, status, largest, spoken };
+};
+
+const written = document.getElementById("data");
+if (written) {
+  const shown = {};
+  darkness(() => shown.page.draw());
+  shown.page = reportPage(JSON.parse(written.textContent));
+}

@@ -41,20 +41,22 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        parts="".join(map(_section, _sections(measurements))),
+        parts="".join(map(_section, sections(measurements))),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
         + _left_out(measurements),
+        map=part("map.html"),
         mean=part("mean.html") if mean.data else "",
+        curves=part("curves.html"),
         tables="\n".join(
             _tables(measurements, reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings)
         ),
         how_to_read=list_of(readings[0].how_to_read),
         caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
         mean_caveats=mean.caveats,
-        provenance=escape(_provenance(measurements)),
-        data=_json(_data(measurements, shown, mean)),
+        provenance=escape(provenance_text(measurements)),
+        data=_json(page_data(measurements, shown, mean)),
     )
     if path is not None:
         write(Path(path), page)
@@ -117,7 +119,7 @@ def prompt(side: Side) -> str:
     return f"{escape(text)} → <b>{escape(follows.strip() or follows)}</b>" if follows else escape(text)
 
 
-def _sections(measurements: Measurements) -> list[SiteKind]:
+def sections(measurements: Measurements) -> list[SiteKind]:
     """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
     return [KINDS[name] for name in measurements.kinds[1:] if KINDS[name].part]
 
@@ -154,10 +156,16 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
 
 
 def _site(row: SiteRow) -> str:
+    site, *numbers, pattern = map(escape, site_cells(row))
+    cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
+    return f"<tr><td>{site}</td>{cells}<td>{pattern}</td></tr>"
+
+
+def site_cells(row: SiteRow) -> list[str]:
+    """A row of the table of sites: the site, restoration, disruption, interaction, and what they mean together."""
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
-    cells = "".join(f'<td class="number">{with_share(effect, share)}</td>' for effect, share in shown)
-    site = f"{site_name(row)}, {place(row)}"
-    return f"<tr><td>{escape(visible(site))}</td>{cells}<td>{escape(row.pattern)}</td></tr>"
+    site = visible(f"{site_name(row)}, {place(row)}")
+    return [site, *(with_share(effect, share) for effect, share in shown), row.pattern]
 
 
 def _choices(data: xr.Dataset, name: str, called: str) -> str:
@@ -174,7 +182,7 @@ def list_of(texts: tuple[str, ...]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>'
 
 
-def _provenance(measurements: Measurements) -> str:
+def provenance_text(measurements: Measurements) -> str:
     """The command first, then a line for each entry; what is not ASCII is escaped, so that nothing hides in it."""
     record = dict(measurements.provenance)
     command = record.pop("command", None) or f"none: {_without_command(record)}"
@@ -188,12 +196,12 @@ def _without_command(record: Mapping[str, Any]) -> str:
     return "the model was handed in from memory" if from_memory else "the shards that were merged do not say it"
 
 
-def _data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
+def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
     data["parts"] = [
         parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
-        for kind in _sections(measurements)
+        for kind in sections(measurements)
     ]
     return data
 

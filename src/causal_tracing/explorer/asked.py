@@ -1,0 +1,104 @@
+"""What the page may ask: a pair and a few options by name. Whatever else stands in a request is refused by name.
+
+Nothing here reaches the file system, a model or code: those are fixed when the explorer is started.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from causal_tracing.errors import InputError, InvalidOption, InvalidPair, nearest
+
+MOST_LETTERS = 4000  # of a prompt
+MOST_WORDS = 400  # letters of every other text
+PROMPTS = ("clean", "corrupt")
+TEXTS = (*PROMPTS, "answer", "foil", "subject", "corrupt_subject")
+PAIR = (*TEXTS, "occurrence")
+OPTIONS = ("align", "layers", "positions", "metric")
+KINDS = ("heads", "neurons", "pattern")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A pair's fields and a trace's options, as they were given."""
+
+    pair: Mapping[str, Any]
+    options: Mapping[str, Any]
+    tab: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deeper:
+    """What is to be seen of one cell: its layer's heads or neurons there, or its layer's attention pattern."""
+
+    kind: str
+    layer: int
+    position: int | str
+    tab: str
+
+
+@contextmanager
+def of_field(name: str) -> Iterator[None]:
+    """What is raised inside belongs to this field of the page."""
+    try:
+        yield
+    except InputError as error:
+        if not hasattr(error, "__notes__"):
+            error.add_note(name)
+        raise
+
+
+def asked_of(body: Any) -> Asked:
+    """A request for a preview, an estimate or a trace. Raises InputError."""
+    body = _object(body, ("pair", "options", "tab"), "the request")
+    pair = _object(body.get("pair", {}), PAIR, "pair")
+    options = _object(body.get("options", {}), OPTIONS, "options")
+    for name in TEXTS:
+        with of_field(name):
+            _check_text(name, pair.get(name), MOST_LETTERS if name in PROMPTS else MOST_WORDS)
+    given = {name: value for name, value in pair.items() if value not in (None, "")}
+    return Asked(pair=given, options=dict(options), tab=_tab(body))
+
+
+def deeper_of(body: Any) -> Deeper:
+    """A request to look into a cell. Raises InputError."""
+    body = _object(body, ("kind", "layer", "position", "tab"), "the request")
+    kind, layer, position = body.get("kind"), body.get("layer"), body.get("position")
+    if kind not in KINDS:
+        raise InvalidOption(f"There is no kind {kind!r}. {nearest(str(kind), KINDS)}")
+    if type(layer) is not int:
+        raise InvalidOption(f"layer must be a whole number; it is {layer!r}.")
+    if type(position) not in (int, str):
+        raise InvalidOption(f"position must be a token's number or a role; it is {position!r}.")
+    return Deeper(kind=kind, layer=layer, position=position, tab=_tab(body))
+
+
+def name_of(body: Any) -> str:
+    """The name of a trace that is to be kept. Raises InputError."""
+    name = _object(body, ("name",), "the request").get("name", "")
+    _check_text("name", name, MOST_WORDS)
+    return name
+
+
+def _tab(body: Mapping[str, Any]) -> str:
+    tab = body.get("tab", "")
+    if not isinstance(tab, str) or len(tab) > 64:
+        raise InvalidOption("tab must be a short text: it tells one tab of the browser from another.")
+    return tab
+
+
+def _object(value: Any, names: Collection[str], what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidOption(f"{what} must be an object with any of {', '.join(names)}; it is {value!r:.80}.")
+    for name in value:
+        if name not in names:
+            raise InvalidOption(f"There is no field {name!r:.80} in {what}. {nearest(str(name)[:80], names)}")
+    return value
+
+
+def _check_text(name: str, value: Any, most: int) -> None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidPair(f"{name} must be a text; it is {value!r:.80}.")
+    if value and len(value) > most:
+        raise InvalidPair(f"{name} has {len(value):,} letters; {most:,} are taken at most. Use a shorter text.")

@@ -1,0 +1,314 @@
+"""The explorer over HTTP: what is streamed, what is cancelled, resumed and shared, and how it ends."""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import causal_tracing as ct
+from causal_tracing.errors import (
+    InvalidOption,
+    InvalidPair,
+    InvalidResults,
+    MachineError,
+    OutOfMemory,
+    UnsupportedModel,
+)
+from causal_tracing.explorer.saved import Saved
+from causal_tracing.explorer.serve import Address, Serving
+from explorers import Client, asked, explorer, small_model, talking, toy_model
+from tiny import tiny_folder
+
+STORE: dict[str, Any] = {
+    "clean": "Mary went to the store",
+    "corrupt": "John went to the store",
+    "answer": " Rome",
+    "foil": " Paris",
+}
+
+
+def streamed(client: Client, id: str) -> dict[str, np.ndarray]:
+    """The cells as they came, by direction, of the metric that is shown first: [component, layer, position]."""
+    data, found = None, {}
+    for _, kind, told in client.told(id):
+        if kind == "map":
+            data = told["data"]
+            shape = (len(data["components"]), len(data["layers"]), len(data["pairs"][0]["rows"]))
+            found = {name: np.full(shape, np.nan) for name in data["directions"]}
+        elif kind == "cells":
+            for *at, numbers in told["cells"]:
+                for name, value in zip(told["directions"], numbers["logit_diff"][1:], strict=True):
+                    found[name][tuple(at)] = np.nan if value is None else value
+    assert data is not None
+    return found
+
+
+def test_streamed_cells_are_those_of_a_trace():
+    model = small_model()
+    with explorer(model) as client:
+        found = streamed(client, client.start({"pair": STORE}))
+    expected = ct.trace(model, ct.Pair(**STORE)).effects.sel(metric="logit_diff").squeeze("pair")
+    for name in ("restoration", "disruption"):
+        whole = expected[name].transpose("component", "layer", "position").values
+        assert np.isfinite(whole).all()
+        assert_allclose(found[name], whole, rtol=0, atol=1e-4)
+
+
+def test_a_map_fills_and_its_scale_is_there_before_it():
+    with explorer(toy_model()) as client:
+        told = list(client.told(client.start(asked())))
+    kinds = [kind for _, kind, _ in told]
+    assert kinds[:2] == ["queued", "started"]
+    assert kinds[-2:] == ["view", "done"]
+    assert kinds.index("map") < kinds.index("cells")
+    assert kinds.count("cells") > 2
+    first = told[kinds.index("map")][2]["data"]
+    numbers = first["pairs"][0]["metrics"]["logit_diff"]
+    assert numbers["scale"] == abs(numbers["total"]) > 0
+    assert all(value is None for layers in numbers["restoration"].values() for row in layers for value in row)
+    names = {first["statuses"][code] for layers in numbers["status"].values() for row in layers for code in row}
+    assert names == {"not_computed_yet"}
+    assert "not_computed_yet" not in told[kinds.index("view")][2]["data"]["statuses"]
+    done = [each["done"] for _, kind, each in told if kind == "progress"]
+    assert done == sorted(done)
+
+
+def test_typing_again_ends_the_tab_s_trace_within_a_second():
+    model = toy_model(0.003)
+    with explorer(model) as client:
+        first = client.start(asked())
+        client.until(first, lambda kind: kind == "cells")
+        began = time.monotonic()
+        second = client.start(asked("the cat sat", "the dog sat"))
+        assert client.last(first)[1] == "cancelled"
+        assert time.monotonic() - began < 1
+        assert client.last(second)[1] == "done"
+        expected = ct.trace(toy_model(), ct.Pair(**asked("the cat sat", "the dog sat")["pair"]))
+        view = client.get(f"traces/{second}/view")["document"]["data"]["pairs"][0]["metrics"]["logit_diff"]
+        assert view["total"] == pytest.approx(expected.effects.total_effect.sel(metric="logit_diff").item(), rel=1e-5)
+
+
+def test_a_trace_is_stopped_and_leaves_nothing_on_the_model():
+    model = small_model()
+    before = model.circumstances
+    with explorer(model) as client:
+        id = client.start({"pair": STORE})
+        assert client.send("DELETE", f"/api/traces/{id}").status_code == 204
+        assert client.last(id)[1] in ("cancelled", "done")  # so small a model may have been faster
+        assert client.send("DELETE", f"/api/traces/{id}").status_code == 204
+    assert model.circumstances == before
+
+
+def test_tabs_do_not_disturb_each_other():
+    model, ids = toy_model(0.0005, layers=8), {}
+    with explorer(model) as client:
+        for turn in range(3):
+            for tab in ("a", "b", "c"):
+                word = ("ran", "sat", "far")[turn]
+                layers = {"layers": [4, 5, "abc".index(tab)]}
+                body = asked(f"the cat {word}", f"the dog {word}", tab=tab, options=layers)
+                ids[tab, turn] = client.start(body)
+        ends = {key: client.last(id)[1] for key, id in ids.items()}
+    assert {ends[tab, 2] for tab in "abc"} == {"done"}
+    assert {ends[tab, turn] for tab in "abc" for turn in range(2)} <= {"cancelled", "done"}
+    assert [ends[tab, 0] for tab in "bc"] == ["cancelled"] * 2  # they waited for the first tab's
+
+
+def test_a_stream_is_taken_up_where_it_was_left():
+    with explorer(toy_model(0.0005)) as client:
+        id = client.start(asked())
+        heard = []
+        for event in client.told(id):
+            heard.append(event)
+            if event[1] == "cells":
+                break
+        heard += list(client.told(id, after=heard[-1][0]))
+        assert [number for number, _, _ in heard] == list(range(1, len(heard) + 1))
+        assert heard == list(client.told(id))
+        assert [job["id"] for job in client.get("traces")] == [id]
+
+
+def test_the_same_pair_is_traced_once():
+    with explorer(toy_model()) as client:
+        first = client.start(asked(tab="a"))
+        client.last(first)
+        assert client.start(asked(tab="b")) == first
+        assert client.start(asked(tab="b", options={"layers": [0, 1]})) != first
+
+
+def test_a_cell_is_looked_into():
+    model = small_model()
+    with explorer(model) as client:
+        id = client.start({"pair": STORE})
+        client.last(id)
+
+        def deeper(kind: str) -> list[tuple[int, str, dict]]:
+            cell = {"kind": kind, "layer": 2, "position": 4}
+            return list(client.told(client.post(f"traces/{id}/deeper", cell, 202)["id"]))
+
+        heads, neurons, pattern = deeper("heads"), deeper("neurons"), deeper("pattern")
+    trace = ct.trace(
+        model,
+        ct.Pair(**STORE),
+        components=["resid_post"],
+        layers=[2],
+        heads=["z"],
+        neurons={2: []},
+        neuron_positions=[4],
+    )
+    z = trace.heads.sel(metric="logit_diff", component="z", layer=2, position=4).squeeze("pair")
+    rows = np.array([row[1:3] for row in heads[-2][2]["rows"]])
+    assert_allclose(rows, np.stack([z.restoration, z.disruption], axis=1), rtol=0, atol=1e-4)
+    single = trace.neurons.sel(metric="logit_diff", layer=2, position=4).squeeze(["pair", "component"])
+    largest = np.maximum(abs(single.restoration), abs(single.disruption)).values
+    assert len(neurons[-2][2]["rows"]) == 20
+    assert neurons[-2][2]["rows"][0][0] == int(largest.argmax())
+    sides = pattern[-2][2]["sides"]
+    for side in sides.values():
+        assert_allclose(np.array(side["heads"]).sum(-1), 1, atol=5e-3)
+        assert np.array(side["heads"]).shape == (4, 5, 5)
+    assert sides["clean"]["heads"] != sides["corrupt"]["heads"]
+
+
+def test_a_preview_shows_tokens_choices_and_where_lengths_part():
+    with explorer(small_model()) as client:
+        body = {"pair": {"clean": STORE["clean"], "corrupt": STORE["corrupt"]}}
+        found = client.post("preview", body)
+        assert found["sides"]["clean"]["tokens"] == ["Mary", " went", " to", " the", " store"]
+        assert found["answer"] == found["sides"]["clean"]["choices"][0]["token"]
+        assert found["foil"] != found["answer"]
+        # What the model would say next here has no space in front: it would make one word with the prompt's last.
+        joined = client.post(
+            "preview",
+            {
+                "pair": {"clean": STORE["clean"], "corrupt": "John gave the drink to the store"},
+                "options": {"align": "suffix"},
+            },
+        )
+        assert joined["sides"]["corrupt"]["choices"][0]["token"] == "to"
+        assert joined["foil"].startswith(" ")
+        assert joined["error"] is None
+        assert (found["differing"], found["error"]) == ([0], None)
+        assert client.post("estimate", body)["worlds"] > 100
+        body["pair"]["corrupt"] = "Mary went to the city of John"
+        parted = client.post("preview", body)
+        assert (parted["part"], parted["offers"]) == (4, ["spans", "suffix"])
+        assert parted["error"]["type"] == "MisalignedPair"
+        assert parted["error"]["field"] == "align"
+        assert len(parted["sides"]["corrupt"]["tokens"]) == 7
+        half = client.post("preview", {"pair": {"clean": STORE["clean"]}})
+        assert half["pairing"] is None
+        assert len(half["sides"]["clean"]["choices"]) == 5
+
+
+def test_what_is_not_offered_is_refused_by_name():
+    with explorer(toy_model(), limit=4) as client:
+        for body, word in (
+            ({"pair": {"clean": "a", "model": "/etc"}}, "model"),
+            ({"pair": asked()["pair"], "options": {"write": "given"}}, "write"),
+            ({"pair": asked()["pair"], "out": "/tmp"}, "out"),
+            ([], "object"),
+            ({"pair": {"clean": 3}}, "text"),
+            ({"pair": {"clean": "a " * 3000}}, "4,000"),
+            ({"pair": asked("the cat ran far far")["pair"]}, "limit-tokens"),
+            ({"pair": {"corrupt": "the cat"}}, "clean"),
+        ):
+            said = client.post("traces", body, 422)
+            assert word in said["message"]
+            assert said["exit"] == 2
+        assert client.send("POST", "/api/traces", b"{").status_code == 422
+        assert client.send("POST", "/api/traces", b"[" * 30000).status_code == 422
+        assert client.send("GET", "/api/traces/nothing").status_code == 404
+        assert client.send("GET", "/static/..%2Fserve.py").status_code == 404
+        assert client.send("GET", "/healthz", headers={}).text == "ok"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(InvalidPair, 422, 2), (InvalidResults, 409, 2), (OutOfMemory, 503, 3), (UnsupportedModel, 501, 4)],
+)
+def test_every_kind_of_error_has_its_status(error, status, code):
+    with explorer(toy_model()) as client:
+
+        def raising(asked):
+            raise error("and what to do")
+
+        client.serving.session.trace = raising
+        said = client.post("traces", asked(), status)
+    assert (said["type"], said["message"], said["exit"]) == (error.__name__, "and what to do", code)
+
+
+def test_a_trace_is_kept_and_taken_away(tmp_path: Path):
+    with explorer(small_model(), out=tmp_path) as client:
+        id = client.start({"pair": STORE})
+        client.last(id)
+        folder = Path(client.post(f"traces/{id}/save", {"name": "../My store!"}, 201)["folder"])
+        assert folder == tmp_path / "my-store"
+        assert "exists already" in client.post(f"traces/{id}/save", {"name": "my store"}, 409)["message"]
+        assert "another name" in client.post(f"traces/{id}/save", {"name": "../.."}, 422)["message"]
+        page = client.send("GET", f"/api/traces/{id}/page").text
+        table = client.send("GET", f"/api/traces/{id}/effects.csv").text
+        columns = client.send("GET", f"/api/traces/{id}/effects.parquet").content
+        assert client.send("GET", f"/api/traces/{id}/passwd").status_code == 404
+        shown = client.get(f"traces/{id}/view")["document"]
+    trace = ct.open_trace(folder)
+    assert (folder / "report.html").read_text(encoding="utf-8") == page == trace.to_html()
+    assert len(table.splitlines()) == 1 + len(trace.to_dataframe())
+    assert columns[:4] == b"PAR1"
+    scope: dict[str, Any] = {"model": small_model()}
+    exec(shown["python"], scope)
+    assert_allclose(scope["trace"].effects.restoration, trace.effects.restoration, atol=1e-5)
+
+
+def test_saved_traces_are_read_without_a_model(tmp_path: Path):
+    trace = ct.trace(toy_model(), ct.Pair(**asked()["pair"]))
+    trace.save(tmp_path / "kept")
+    with Serving(Saved([tmp_path / "kept"])) as serving, talking(serving) as client:
+        about = client.get("model")
+        assert not about["live"]
+        assert "--model" in about["why"]
+        (listed,) = client.get("traces")
+        assert (listed["label"], listed["state"]) == ("kept", "done")
+        assert [kind for _, kind, _ in client.told(listed["id"])] == ["view", "done"]
+        assert "--model" in client.post("traces", asked(), 422)["message"]
+        assert client.send("GET", f"/api/traces/{listed['id']}/page").status_code == 200
+
+
+def test_a_port_that_is_taken_and_an_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch):
+    with explorer(toy_model()) as client, pytest.raises(MachineError, match="--port"):
+        Serving(Saved([]), Address(port=client.serving.port))
+    with pytest.raises(InvalidOption):
+        ct.explore(toy_model(), open=False, limit_tokens=0)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MachineError, match=r"causal-tracing\[explore\]"):
+        Serving(Saved([]))
+
+
+def test_it_ends_with_a_trace_under_way(tmp_path: Path):
+    tiny_folder(tmp_path)
+    command = [sys.executable, "-m", "causal_tracing", "explore", "--model", str(tmp_path), "--no-open"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    address, _, token = running.stdout.readline().strip().partition("/#token=")
+    client = Client(int(address.rpartition(":")[2]), token)
+    long = " gave the drink to the city of" * 8
+    with client.http:
+        id = client.start({"pair": {name: text + long for name, text in (("clean", "Mary"), ("corrupt", "John"))}})
+        with closing(client.told(id)) as told:
+            next(each for each in told if each[1] == "cells")
+            running.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            rest = [kind for _, kind, _ in told]  # a page reads what comes
+            out, err = running.communicate(timeout=60)
+            assert time.monotonic() - began < 3
+    assert "done" not in rest
+    assert (running.returncode, out) == (0, "")
+    assert "Traceback" not in err
+    assert token not in err

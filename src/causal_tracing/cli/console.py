@@ -221,8 +221,10 @@ def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
 def pairs(source: str | None, given: dict[str, Any], *, chat: bool) -> "list[Pair]":
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
     from causal_tracing import Pair, read_pairs
+    from causal_tracing.prompts.answers import meant
 
     named = {name: value for name, value in given.items() if value is not None}
+    named |= {name: meant(f"--{name}", named[name]) for name in ("answer", "foil") if name in named}
     if source is not None:
         if named:
             raise InvalidOption(

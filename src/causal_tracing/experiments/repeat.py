@@ -13,6 +13,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.declare import said, specs
 from causal_tracing.patching.options import EstimateOptions, Options
 from causal_tracing.patching.texts import write_tensors
+from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole
 
@@ -24,7 +25,11 @@ FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "o
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
     """The fields of a pair that were given, as a row of a pairs file has them."""
     row = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in row.items() if value}
+    return {name: _as_json(value) for name, value in row.items() if value}
+
+
+def _as_json(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
 
 
 def command(
@@ -111,6 +116,7 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         return found | {"pairs": PAIRS}
     (pair,) = pairs
     fields = {name: getattr(pair, name) for name in FIELDS}
+    fields |= {name: spelled(fields[name]) or None for name in ("answer", "foil")}
     return (
         found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
     )

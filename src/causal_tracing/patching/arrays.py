@@ -9,6 +9,7 @@ import xarray as xr
 from causal_tracing.patching.cells import Cell
 from causal_tracing.patching.grid import At, BlockGrid, Grid
 from causal_tracing.patching.preview import CHOICES, Preview
+from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
@@ -134,12 +135,18 @@ def _prompts(preview: Preview) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         ids = [choice.id for choice in top] + [NO_TOKEN] * (CHOICES - len(top))
         found[f"{name}_top_id"] = (("pair", "rank"), np.array([ids]))
     found["corrupt_position"] = (("pair", "token"), _paired_with(pair, length))
-    found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens)]))
-    found["answer_id"] = (("pair",), np.array([pair.answer]))
-    found["answer"] = (("pair",), _texts([pair.pair.answer]))
-    found["foil"] = (("pair",), _texts([pair.pair.foil or ""]))
+    found["answer_length"] = (("pair",), np.array([max(map(len, pair.answers))]))
+    found["answer_id"] = (("pair",), np.array([_first_token(preview)]))
+    found["answer"] = (("pair",), _texts([spelled(pair.pair.answer)]))
+    found["foil"] = (("pair",), _texts([spelled(pair.pair.foil)]))
     found["notes"] = (("pair",), _texts(["\n".join(pair.notes)]))
     return found
+
+
+def _first_token(preview: Preview) -> int:
+    """The answer's first token; of a set, of the text that the clean run's first choice begins, if it does any."""
+    firsts = [tokens[0] for tokens in preview.pair.answers]
+    return next((choice.id for choice in preview.clean_top[:1] if choice.id in firsts), firsts[0])
 
 
 def _own(pair: TokenPair, name: str) -> str:

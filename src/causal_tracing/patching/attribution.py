@@ -43,10 +43,13 @@ from causal_tracing.patching.scoring import Scoring, spread
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.scored import Behind, behind
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.units import METRICS
+from causal_tracing.results.units import METRICS, NEED_FOIL
+
+PROBABILITIES = ("prob", "prob_diff")  # that add up over the texts of a set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,11 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 def _check_pair(job: Job, pair: TokenPair) -> None:
     if reason := undefined(job.metric, pair):
         raise InvalidOption(f"pair {pair.id!r} has no {job.metric}: {reason}. Use metric='log_prob'.")
+    if job.metric not in PROBABILITIES and any(len(behind(texts)) > 1 for texts in (pair.answers, pair.foils)):
+        raise InvalidOption(
+            f"pair {pair.id!r} has a set of texts of several tokens, and no estimate of {job.metric}: only their "
+            "probabilities add up. Use metric='prob' or 'prob_diff', or texts of one token."
+        )
     if any("pattern" in grid.components for grid in job.grids):
         check_patterns(Write(), pair)
 
@@ -211,39 +219,48 @@ def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
 
 
 def _terms(pair: TokenPair, metric: str) -> list[_Term]:
-    """What the metric is the sum of: one prediction after the prompt, or a text each for answer and foil."""
+    """What the metric is the sum of: one prediction after the prompt, or what scores answers and foils behind it."""
     if not pair.several_tokens:
-        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, pair.answer, pair.foil))]
-    texts = {1.0: pair.answer_tokens} | ({-1.0: pair.foil_tokens} if metric == "logit_diff" else {})
+        firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
+        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, *firsts))]
+    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if metric in NEED_FOIL else {})
     return [
-        _Term(behind=text[:-1], keep=len(text), weight=weight, measure=partial(_whole_text, metric == "prob", text))
-        for weight, text in texts.items()
+        _Term(
+            behind=each.tokens,
+            keep=len(each.tokens) + 1,
+            weight=weight,
+            measure=partial(_whole_text, metric in PROBABILITIES, each),
+        )
+        for weight, side in texts.items()
+        for each in behind(side)
     ]
 
 
 def _one_token(
-    metric: str, answer: int, foil: int | None, logits: Float[Tensor, "run 1 vocab"]
+    metric: str, answers: list[int], foils: list[int], logits: Float[Tensor, "run 1 vocab"]
 ) -> Float[Tensor, " run"]:
     """The metric of answers of one token, so that gradients pass."""
     logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+    values = logits if metric in ("logit_diff", "logit") else logits.log_softmax(-1)
+    answer, foil = values[:, answers].logsumexp(-1), values[:, foils].logsumexp(-1)
     match metric:
         case "logit_diff":
-            return logits[:, answer] - logits[:, foil]
-        case "logit":
-            return logits[:, answer]
-        case "log_prob":
-            return logits.log_softmax(-1)[:, answer]
+            return answer - foil
+        case "logit" | "log_prob":
+            return answer
+        case "prob":
+            return answer.exp()
         case _:
-            return logits.softmax(-1)[:, answer]
+            return answer.exp() - foil.exp()
 
 
-def _whole_text(
-    probability: bool, text: tuple[int, ...], logits: Float[Tensor, "run token vocab"]
-) -> Float[Tensor, " run"]:
-    """The log-probability of a text, each token given those before it, or its probability."""
+def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run"]:
+    """The log-probability of what stands behind the prompt and any of what may come next, or its probability."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokens = torch.tensor(text, device=logits.device).expand(len(logits), -1)
-    total = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+    tokens = torch.tensor(text.tokens, dtype=torch.long, device=logits.device).expand(len(logits), -1)
+    log_probs = logits.log_softmax(-1)
+    given = log_probs[:, :-1].gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+    total = given + log_probs[:, -1, list(text.lasts)].logsumexp(-1)
     return total.exp() if probability else total
 
 

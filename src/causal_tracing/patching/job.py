@@ -23,6 +23,7 @@ from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, prese
 from causal_tracing.patching.options import EstimateOptions, Options
 from causal_tracing.patching.preview import run_length
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
+from causal_tracing.results.units import NEED_FOIL
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
@@ -52,7 +53,7 @@ class Job:
     @property
     def metric(self) -> str:
         """The metric that is shown first."""
-        foils = all(pair.foil_tokens for pair in self.pairs)
+        foils = all(pair.foils for pair in self.pairs)
         return self.options.metric or ("logit_diff" if foils else "log_prob")
 
     def on_replay(self, note: str) -> "Job":
@@ -152,15 +153,15 @@ def check_metric(metric: str | None, pairs: Sequence[TokenPair]) -> None:
         listed = ", ".join([*reasons][:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
         raise InvalidOption(
             f"metric={metric!r} is undefined for every pair ({listed}): {next(iter(reasons.values()))}. Give "
-            f"{'foil=' if metric == 'logit_diff' else 'an answer of one token'}, or use metric='log_prob'."
+            f"{'foil=' if metric in NEED_FOIL else 'an answer of one token'}, or use metric='log_prob'."
         )
 
 
 def undefined(metric: str | None, pair: TokenPair) -> str:
     """Why a pair has no such metric; empty where it has (None: the default is one that every pair has)."""
-    if metric == "logit_diff" and not pair.foil_tokens:
+    if metric in NEED_FOIL and not pair.foils:
         return "it needs a foil"
-    if metric in ("logit", "neg_rank") and len(pair.answer_tokens) > 1:
+    if metric in ("logit", "neg_rank") and max(map(len, pair.answers)) > 1:
         return f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
     return ""
 

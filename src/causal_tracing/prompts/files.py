@@ -17,6 +17,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidPair, MachineError
 from causal_tracing.prompts import datasets
+from causal_tracing.prompts.answers import meant
 from causal_tracing.prompts.pairs import Pair
 
 LONGEST = 200_000  # letters: more than any prompt that could be traced, and short enough to be tokenised in a moment
@@ -24,6 +25,7 @@ FIELDS = tuple(field.name for field in fields(Pair))
 SPAN = "spans."  # how a table heads the column of a named span
 SEPARATORS = ",;\t|"
 NEEDED = ("clean", "answer")
+SETS = ("answer", "foil")  # what may be several texts
 WHOLE = ("occurrence",)  # numbers that a column with gaps holds as 1.0
 GAPS = ("NAType", "NaTType")  # what pandas has for a missing value beside NaN
 # Characters that show text in another order than it has.
@@ -37,8 +39,8 @@ def read_pairs(source: Any, *, chat: bool = False) -> list[Pair]:
     `source` is a file (`.csv` or `.tsv`, `.parquet`, else JSON: one object a line, or a list of them), the name of a
     built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as mappings.
     Empty cells and NaN are missing fields, and `spans.NAME` heads a named span. CSV may be separated by commas,
-    semicolons, tabs or bars; capitals in the names of fields do not count. `chat` puts every prompt through the
-    tokenizer's chat template.
+    semicolons, tabs or bars; capitals in the names of fields do not count. `answer` and `foil` may be lists of texts,
+    in a cell of CSV as a JSON list ([" he", " his"]). `chat` puts every prompt through the tokenizer's chat template.
 
     Raises InvalidPair, naming the line or row: not JSON, a missing or wrong field, an id that was used before,
     characters that hide or reorder text; MachineError where Parquet cannot be read for want of pyarrow.
@@ -189,6 +191,9 @@ def _separator(text: str) -> str:
 def _from_csv(cells: Mapping[str, str], place: str) -> dict[str, Any]:
     """A row of texts as a pair's fields."""
     row: dict[str, Any] = _by_field({name: cell for name, cell in cells.items() if cell}, place)
+    for name in SETS:
+        if name in row:
+            row[name] = meant(f"{place}: {name}", row[name])
     if "occurrence" in row:
         if not re.fullmatch(r"-?[0-9]{1,6}", row["occurrence"]):
             raise InvalidPair(f"{place}: occurrence must be a whole number, and is {row['occurrence']!r}.")
@@ -249,6 +254,7 @@ def _pair(row: Any, place: str) -> Pair:
         raise InvalidPair(
             f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer; here is {there}."
         )
+    row |= {name: row[name].tolist() for name in SETS if hasattr(row.get(name), "tolist")}  # an array of a table
     row |= {name: int(row[name]) for name in WHOLE if isinstance(row.get(name), float) and row[name].is_integer()}
     for name in ("spans", "labels"):
         if not isinstance(row.get(name, {}), dict):
@@ -275,6 +281,10 @@ def _is_gap(value: Any) -> bool:
 def _check_texts(row: Mapping[str, Any], place: str) -> None:
     """Raises InvalidPair for texts that are too long, or have characters that hide or reorder what is shown."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    for name in SETS:
+        several = row.get(name)
+        if isinstance(several, (list, tuple)):
+            texts |= {f"{name}, text {n}": value for n, value in enumerate(several) if isinstance(value, str)}
     texts |= {f"spans.{name}": value for name, value in row.get("spans", {}).items() if isinstance(value, str)}
     for name, text in texts.items():
         if len(text) > LONGEST:

@@ -5,8 +5,10 @@ UNITS = {
     "log_prob": "nats",
     "logit": "logits",
     "prob": "probability",
+    "prob_diff": "probability",
     "neg_kl": "nats",
     "neg_rank": "ranks",
     "entropy": "nats",
 }
 METRICS = tuple(UNITS)
+NEED_FOIL = ("logit_diff", "prob_diff")

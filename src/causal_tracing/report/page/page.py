@@ -16,6 +16,7 @@ from typing import Any
 
 import xarray as xr
 
+from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import place, site_name, with_share
 from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
@@ -113,7 +114,7 @@ def _short_story(measurements: Measurements, pair: str) -> str:
 
 def prompt(side: Side) -> str:
     """A prompt, with what follows it set apart."""
-    text, follows = visible(side.prompt), visible(side.follows)
+    text, follows = visible(side.prompt), visible(on_one_line(side.follows))
     return f"{escape(text)} → <b>{escape(follows.strip() or follows)}</b>" if follows else escape(text)
 
 

@@ -16,7 +16,7 @@ from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
 from causal_tracing.patching.attribution import _terms
-from causal_tracing.patching.metrics import NO_TOKEN, measure_logits
+from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_logits, measures_of
 from causal_tracing.patching.scoring import preferences
 from causal_tracing.prompts.answers import checked_texts
 from causal_tracing.prompts.pairs import tokenize
@@ -152,10 +152,10 @@ def test_one_token_is_measured_as_ever_to_the_bit_beside_sets_too():
         "neg_rank": -(logits > logits[rows, answer][:, None]).sum(-1).float(),
         "entropy": -(log_probs.exp() * log_probs).sum(-1),
     }
-    alone = measure_logits(logits, answer[:, None], foil[:, None], clean)
+    alone = measure_logits(logits, measures_of([*BUILT_IN.values()]), answer[:, None], foil[:, None], clean)
     padded = torch.stack([answer, torch.full_like(answer, NO_TOKEN)], -1)
     padded[7] = torch.tensor([3, 4])
-    beside = measure_logits(logits, padded, foil[:, None], clean)
+    beside = measure_logits(logits, measures_of([*BUILT_IN.values()]), padded, foil[:, None], clean)
     for name, expected in before.items():
         assert torch.equal(alone[:, METRICS.index(name)], expected.double()), name
         assert torch.equal(beside[rows != 7][:, METRICS.index(name)], expected[rows != 7].double()), name

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_tracing.patching.metrics import measure_logits
+from causal_tracing.patching.metrics import BUILT_IN, measure_logits, measures_of
 from causal_tracing.results.units import METRICS, UNITS
 
 
 def measure(logits: torch.Tensor, answer: int, foil: int, clean: torch.Tensor | None = None) -> dict[str, float]:
     clean = logits if clean is None else clean
-    found = measure_logits(logits[None], torch.tensor([[answer]]), torch.tensor([[foil]]), clean.log_softmax(-1)[None])
+    given = (torch.tensor([[answer]]), torch.tensor([[foil]]), clean.log_softmax(-1)[None])
+    found = measure_logits(logits[None], measures_of([*BUILT_IN.values()]), *given)
     return dict(zip(METRICS, found[0].tolist(), strict=True))
 
 

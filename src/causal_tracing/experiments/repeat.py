@@ -16,6 +16,7 @@ from causal_tracing.patching.texts import write_tensors
 from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole
+from causal_tracing.results.units import is_function
 
 PAIRS, REFERENCE, TENSORS, CONFIG = "pairs.jsonl", "reference.txt", "tensors.safetensors", "config.toml"
 FILES = {"reference": REFERENCE, "tensors": TENSORS}  # the flags whose values a command line names by a file
@@ -40,14 +41,15 @@ def command(
     *,
     declared: type = Options,
 ) -> str | None:
-    """The command line that makes the result again; None for a model that was handed in from memory.
+    """The command line that makes the result again; None for a model that was handed in from memory, or a metric
+    that is a function.
 
     `options` are those of the record. `run` has what is asked of a run folder, whose pairs always are a file. Several
     pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line; `reference.txt` holds the
     reference prompts of the options, one a line, and `tensors.safetensors` the tensors given.
     """
     asked = _asked(model, pairs, alone=run is None)
-    if asked is None:
+    if asked is None or is_function(options.get("metric")):
         return None
     texts = {name: spec.text for name, spec in specs(declared).items() if spec.text}
     flags = asked | {
@@ -69,7 +71,7 @@ def config(
     It lies beside the files that it names: `pairs.jsonl`, and the tensors given.
     """
     asked = _asked(model, pairs, alone=run is None)
-    if asked is None:
+    if asked is None or is_function(options.get("metric")):
         return None
     asked["model"] = model.source.get("path", model.name)  # a folder is found from anywhere
     values = asked | said(Options, options)

@@ -31,15 +31,15 @@ from causal_tracing.interventions.known import effective
 from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.ablation import check_patterns
-from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
+from causal_tracing.patching.arrays import Sums, measurements_of
 from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
-from causal_tracing.patching.job import Job, undefined
+from causal_tracing.patching.job import Job
 from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
-from causal_tracing.patching.scoring import Scoring, spread
+from causal_tracing.patching.scoring import Scoring, spread, undefined
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
@@ -47,7 +47,7 @@ from causal_tracing.prompts.scored import Behind, behind
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.units import METRICS, NEED_FOIL
+from causal_tracing.results.units import NEED_FOIL
 
 PROBABILITIES = ("prob", "prob_diff")  # that add up over the texts of a set
 
@@ -113,7 +113,7 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 
 def _check_pair(job: Job, pair: TokenPair) -> None:
-    if reason := undefined(job.metric, pair):
+    if reason := undefined(job.metrics[0], pair):
         raise InvalidOption(f"pair {pair.id!r} has no {job.metric}: {reason}. Use metric='log_prob'.")
     if job.metric not in PROBABILITIES and any(len(behind(texts)) > 1 for texts in (pair.answers, pair.foils)):
         raise InvalidOption(
@@ -132,7 +132,7 @@ class _Screened:
         (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
         self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
         number = question.number
-        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean})
+        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean}, job.metrics)
         self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
         self.chosen = [
             (grid, at, why)
@@ -140,7 +140,7 @@ class _Screened:
             for component in range(len(grid.components))
             for at, why in self._chosen(grid, component, screen)
         ]
-        self.sums = {grid.kind.name: Sums(grid, 1) for grid in job.grids}
+        self.sums = {grid.kind.name: Sums(grid, 1, [metric.name for metric in job.metrics]) for grid in job.grids}
         self._patch()
         self.measurements = self._measurements(preview)
 
@@ -175,15 +175,15 @@ class _Screened:
             self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 
     def _measurements(self, preview: Preview) -> Measurements:
-        order, maps = metric_order(self.job.metric), {}
+        maps = {}
         for grid in self.job.grids:
             name, axes = grid.kind.name, grid.kind.axes
-            found, known = self.sums[name].map(self.unedited, order), self.known[name]
+            found, known = self.sums[name].map(self.unedited), self.known[name]
             why = {reason: np.zeros(grid.shape, bool) for reason in ("top", "sample")}
             for its, at, reason in self.chosen:
                 if its is grid:
                     why[reason][at] = True
-            estimated = np.full((len(METRICS), *grid.shape), np.nan)
+            estimated = np.full((len(self.job.metrics), *grid.shape), np.nan)
             estimated[0] = self.estimates[name]
             there = ~np.isnan(self.estimates[name])
             flags = {
@@ -198,7 +198,7 @@ class _Screened:
                 {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
             )
         apart = spread(self.unedited, self.repeats)
-        return measurements_of(preview, self.unedited, apart, maps, self.job.metric)
+        return measurements_of(preview, self.unedited, apart, maps, self.job.metrics)
 
 
 def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:

@@ -25,23 +25,20 @@ from causal_tracing.interventions.edits import Edit, From, Mean, Run, Source, Su
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.patching.contrast import of_clean
-from causal_tracing.patching.metrics import NO_TOKEN, measure_readouts
+from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_readouts, measures_of
 from causal_tracing.patching.preview import log_probs, preferred
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind
-from causal_tracing.results.units import METRICS
 
 REPEATS = 3  # of an unedited run
 BOTH = 2  # of a pair's unedited runs are repeated: the clean one, and one corrupt one, however many draws there are
-LOG_PROB, PROB = METRICS.index("log_prob"), METRICS.index("prob")
-LOGIT_DIFF, PROB_DIFF = METRICS.index("logit_diff"), METRICS.index("prob_diff")
-OF_ONE_TOKEN = [METRICS.index("logit"), METRICS.index("neg_rank")]
 RUNS = 1 << 16  # that score the texts of one pair, at most: so are a world's pair and which of its runs one number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scored:
-    """Worlds' numbers in the order of METRICS, [world, metric]; how many worlds were asked for, and how many run.
+    """Worlds' numbers in the order of the metrics, [world, metric]; how many worlds were asked for, and how many run.
 
     Repeats are in neither count. `furthest` is as an `Evaluation` has it, the world numbered as it was asked for.
     """
@@ -56,7 +53,8 @@ class Scored:
 class Scoring:
     """How the worlds of some pairs are measured on a backend. A world's `pair` is a key of `pairs`.
 
-    `clean` is what the model expects after each pair's clean prompt; where it is not given, these prompts are run.
+    `metrics` are what is measured, in this order (default: the built-in ones). `clean` is what the model expects after
+    each pair's clean prompt; where it is not given, these prompts are run.
     """
 
     def __init__(
@@ -64,8 +62,10 @@ class Scoring:
         backend: Backend,
         pairs: Mapping[int, TokenPair],
         clean: Mapping[int, Float[Tensor, " vocab"]] | None = None,
+        metrics: Sequence[Metric] = tuple(BUILT_IN.values()),
     ) -> None:
         self.backend = backend
+        self.metrics = metrics
         self.pairs = pairs
         self.rules = backend.describe().rules
         if clean is None:
@@ -77,18 +77,16 @@ class Scoring:
         """Each world's numbers; options and errors as `Backend.evaluate` has them."""
         taken = [asked_for(self.pairs[world.pair], world) for world in worlds]
         flat = [world for runs in taken for world in runs]
-        found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean), **options)
+        found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean, self.metrics), **options)
         repeats = sum(world.again > 0 for world in flat)
         count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
-        if len(flat) == len(worlds):
-            zero = found.structural_zero
-            return Scored(values=found.values, structural_zero=zero, **count, furthest=found.furthest)
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
-        values, zero = found.values[firsts], found.structural_zero[firsts]
+        values, zero = found.values[firsts, :-1], found.structural_zero[firsts]
         for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
-            if len(runs) > 1:
+            pair = self.pairs[worlds[place].pair]
+            if pair.several_tokens:
                 its = slice(first, first + len(runs))
-                values[place] = _of_set(found.values[its], len(behind(self.pairs[worlds[place].pair].answers)))
+                values[place] = _of_texts(self.metrics, pair, found.values[its])
                 zero[place] = found.structural_zero[its].all()
         far = found.furthest and (found.furthest[0], int(np.searchsorted(firsts, found.furthest[1], "right")) - 1)
         return Scored(values=values, structural_zero=zero, **count, furthest=far)
@@ -117,6 +115,7 @@ class _Numbers:
 
     pairs: Mapping[int, TokenPair]
     clean: Mapping[int, Float[Tensor, " vocab"]]
+    metrics: Sequence[Metric]
     function = staticmethod(measure_readouts)
 
     def __call__(
@@ -125,8 +124,8 @@ class _Numbers:
         """All of these read equally many positions, the prompt's last one first."""
         return self.function(logits, *self.data(worlds))
 
-    def data(self, worlds: Sequence[World]) -> tuple[Tensor, ...]:
-        """Answers, foils, what the clean runs expect, what stands behind the prompts, and what may come next.
+    def data(self, worlds: Sequence[World]) -> tuple[Any, ...]:
+        """The measures, answers, foils, what clean runs expect, what stands behind the prompts, and what may come next.
 
         The numbers of a world with a text behind the prompt are of that text alone: its `pair` is negative.
         """
@@ -136,8 +135,9 @@ class _Numbers:
         none = Behind(tokens=(NO_TOKEN,) * (len(worlds[0].readout) - 1), lasts=())
         texts = [none if world.pair >= 0 else _text(pair, world) for pair, world in zip(pairs, worlds, strict=True)]
         return (
+            measures_of(self.metrics),
             _padded([[tokens[0] for tokens in pair.answers] for pair in pairs]),
-            _padded([[tokens[0] for tokens in pair.foils] for pair in pairs]),
+            _padded([[tokens[0] for tokens in pair.foils] if _single(pair.foils) else [] for pair in pairs]),
             torch.stack([self.clean[number] for number in same]),
             torch.tensor([each.tokens for each in texts], dtype=torch.long),
             _padded([each.lasts for each in texts]),
@@ -150,17 +150,35 @@ def _padded(tokens: Sequence[Sequence[int]]) -> Int[Tensor, "world most"]:
     return torch.tensor([[*each, *[NO_TOKEN] * (most - len(each))] for each in tokens])
 
 
-def _of_set(values: Float[np.ndarray, "run metric"], answers: int) -> Float[np.ndarray, " metric"]:
-    """A world's numbers of those of its runs: the first so many score answers, the others foils."""
-    found, log_probs = values[0].copy(), values[:, LOG_PROB]
-    if answers > 1:
-        found[LOG_PROB] = np.logaddexp.reduce(log_probs[:answers])
-        found[PROB] = np.exp(found[LOG_PROB])
-        found[OF_ONE_TOKEN] = np.nan
-    if len(values) > answers:
-        foils = np.logaddexp.reduce(log_probs[answers:])
-        found[LOGIT_DIFF], found[PROB_DIFF] = found[LOG_PROB] - foils, found[PROB] - np.exp(foils)
+def _of_texts(
+    metrics: Sequence[Metric], pair: TokenPair, runs: Float[np.ndarray, "run number"]
+) -> Float[np.ndarray, " metric"]:
+    """A world's numbers, of those of the runs that score its answers and then its foils, the text's own behind them."""
+    found, log_probs = runs[0, :-1].copy(), runs[:, -1]
+    count = len(behind(pair.answers))
+    answers = np.logaddexp.reduce(log_probs[:count])
+    foils = np.logaddexp.reduce(log_probs[count:]) if pair.foils else math.nan
+    for place, metric in enumerate(metrics):
+        if metric.of_texts is not None:
+            found[place] = metric.of_texts(answers, foils)
+        elif undefined(metric, pair):
+            found[place] = math.nan
     return found
+
+
+def undefined(metric: Metric, pair: TokenPair) -> str:
+    """Why a pair has no such metric; empty where it has."""
+    if metric.needs_foil and not pair.foils:
+        return "it needs a foil"
+    single = _single(pair.answers) and (_single(pair.foils) or not metric.needs_foil)
+    if metric.reads_texts and metric.of_texts is None and not single:
+        return f"an answer of several tokens has no single {metric.name.removeprefix('neg_')}"
+    return ""
+
+
+def _single(texts: Sequence[Sequence[int]]) -> bool:
+    """Whether each text is one token."""
+    return all(len(tokens) == 1 for tokens in texts)
 
 
 def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
@@ -183,7 +201,9 @@ def preferences(
     scored: dict[int, float] = {}
     if several:
         worlds = [World(of_clean(pair), (), (len(pair.clean.tokens) - 1,), n) for n, pair in several.items()]
-        found = Scoring(backend, several, dict(enumerate(expected))).evaluate(worlds).values[:, LOGIT_DIFF]
+        found = (
+            Scoring(backend, several, dict(enumerate(expected)), [BUILT_IN["logit_diff"]]).evaluate(worlds).values[:, 0]
+        )
         scored = dict(zip(several, found.tolist(), strict=True))
     return [
         scored[n] if n in scored else preferred(pair, each) if pair.foils else math.nan

@@ -186,6 +186,9 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
             at = {"metric": metric, "pair": pair}
             if metric == "entropy":
                 reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
+            elif "lacks" in data and data.lacks.loc[at].item():
+                lacks = data.lacks.loc[at].item()
+                reasons.loc[at] = "the pair has no foil" if lacks == "it needs a foil" else lacks
             elif metric in NEED_FOIL and not data.foil.loc[{"pair": pair}].item():
                 reasons.loc[at] = "the pair has no foil"
             elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:

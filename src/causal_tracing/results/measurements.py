@@ -4,6 +4,7 @@
 
     unit                   (metric)            the unit of each metric's numbers
     clean, corrupt         (metric, pair)      the unedited runs
+    lacks                  (metric, pair)      why a pair has no such metric, "" where it has; since 0.2.0
     spread                 (metric, pair)      standard deviation over repeats of the unedited runs
     corrupt_deviation      (metric, pair)      standard deviation of the corrupt runs over draws of noise
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end

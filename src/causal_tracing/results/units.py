@@ -1,4 +1,7 @@
-"""The metrics that are taken of the same logits, in the order of every array, with their units."""
+"""The built-in metrics, in the order of every array, with their units; and how a record names others."""
+
+from collections.abc import Mapping
+from typing import Any
 
 UNITS = {
     "logit_diff": "logits",
@@ -12,3 +15,8 @@ UNITS = {
 }
 METRICS = tuple(UNITS)
 NEED_FOIL = ("logit_diff", "prob_diff")
+
+
+def is_function(record: Any) -> bool:
+    """Whether what a record has of `metric=` names a function, which no command line can."""
+    return any(isinstance(each, Mapping) for each in (record if isinstance(record, list) else [record]))

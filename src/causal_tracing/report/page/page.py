@@ -28,6 +28,7 @@ from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
 from causal_tracing.results.site_kinds import KINDS, SiteKind
 from causal_tracing.results.storage.atomic import write_text
+from causal_tracing.results.units import is_function
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
@@ -185,6 +186,8 @@ def _provenance(measurements: Measurements) -> str:
 
 def _without_command(record: Mapping[str, Any]) -> str:
     """Why no command makes a result again."""
+    if is_function(record.get("options", {}).get("metric")):
+        return "a metric is a function, which no command line can name"
     from_memory = record.get("source", {}).get("kind") in (None, "memory")
     return "the model was handed in from memory" if from_memory else "the shards that were merged do not say it"
 

@@ -6,7 +6,7 @@ python benchmarks/sets.py        prints the table of docs/datasets.md
 from collections import Counter
 
 import causal_tracing as ct
-from causal_tracing.experiments.filter import chosen
+from causal_tracing.experiments.filter import keep_pairs
 from causal_tracing.patching.options import Options
 from causal_tracing.prompts.datasets import NAMES
 from causal_tracing.prompts.pairs import named
@@ -19,11 +19,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in NAMES:
         pairs = named(ct.read_pairs(name))
-        found = {keep: chosen(model, pairs, Options(), keep) for keep in ("all", "first_choice", "preferred")}
+        found = {keep: keep_pairs(model, pairs, Options(), keep) for keep in ("all", "first_choice", "preferred")}
         for id, reason in found["all"].failed.items():
             print(f"failed: {id}: {reason}")
-        other = [ct.Pair(clean=p.corrupt or "", answer=p.foil or "", corrupt=p.clean, foil=p.answer) for p in pairs]
-        back = chosen(model, named(other), Options(), "preferred")
+        other = [ct.Pair(clean=p.corrupt or "", answer=p.foil or "-", corrupt=p.clean, foil=p.answer) for p in pairs]
+        back = keep_pairs(model, named(other), Options(), "preferred")
         kinds = Counter(str(pair.labels["kind"]) for pair in pairs)
         for kind in (None, *(kinds if 1 < len(kinds) < 5 else ())):
             mine = [pair.id for pair in pairs if kind in (None, pair.labels["kind"])]

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_tracing.patching.metrics import measure_logits
+from causal_tracing.patching.metrics import BUILT_IN, measure_logits, measures_of
 from causal_tracing.results.units import METRICS, UNITS
 
 
 def measure(logits: torch.Tensor, answer: int, foil: int, clean: torch.Tensor | None = None) -> dict[str, float]:
     clean = logits if clean is None else clean
-    found = measure_logits(logits[None], torch.tensor([answer]), torch.tensor([foil]), clean.log_softmax(-1)[None])
+    given = (torch.tensor([[answer]]), torch.tensor([[foil]]), clean.log_softmax(-1)[None])
+    found = measure_logits(logits[None], measures_of([*BUILT_IN.values()]), *given)
     return dict(zip(METRICS, found[0].tolist(), strict=True))
 
 
@@ -22,6 +23,7 @@ def test_values_worked_by_hand():
     assert found["logit"] == pytest.approx(math.log(3))
     assert found["prob"] == pytest.approx(3 / 8)
     assert found["log_prob"] == pytest.approx(math.log(3 / 8))
+    assert found["prob_diff"] == pytest.approx(3 / 8 - 1 / 8)
     assert found["neg_rank"] == -1
     assert found["entropy"] == pytest.approx(-(0.5 * math.log(0.5) + 0.375 * math.log(0.375) + 0.125 * math.log(0.125)))
     uniform = 1 / 3
@@ -35,6 +37,7 @@ def test_every_metric_has_a_unit():
 def test_without_a_foil_logit_diff_is_undefined_and_the_rest_is_not():
     found = measure(torch.tensor([1.0, 2.0]), answer=0, foil=-1)
     assert math.isnan(found.pop("logit_diff"))
+    assert math.isnan(found.pop("prob_diff"))
     assert all(math.isfinite(value) for value in found.values())
 
 

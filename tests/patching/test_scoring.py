@@ -200,7 +200,7 @@ def test_a_preference_is_that_of_whole_texts(model):
         start = len(one.clean.tokens)
         return sum(float(said[start + n - 1, token]) for n, token in enumerate(text))
 
-    by_hand = [log_prob(one, one.answer_tokens) - log_prob(one, one.foil_tokens) for one in [*pairs, single[0]]]
+    by_hand = [log_prob(one, *one.answers) - log_prob(one, *one.foils) for one in [*pairs, single[0]]]
     assert found[:-1] == pytest.approx(by_hand, abs=1e-4)
     assert math.isnan(found[-1])
     firsts = [float(each[one.answer] - each[one.foil]) for one, each in zip(pairs, expected, strict=False)]

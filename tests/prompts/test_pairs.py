@@ -155,7 +155,7 @@ def test_what_cannot_be_traced_is_refused(fields: dict[str, str], message: str):
     [
         ({"clean": ""}, "clean is empty"),
         ({"clean": None}, "clean must be a text, and is None"),
-        ({"answer": 3}, "answer must be a text, and is 3"),
+        ({"answer": 3}, "answer must be a text or a list of texts, and is 3"),
         ({"occurrence": "1"}, "occurrence must be a whole number, and is '1'"),
         ({"id": 7}, "this pair: id must be a text"),
         ({"spans": 3}, "spans must map names to texts, and is 3"),

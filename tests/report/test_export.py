@@ -37,7 +37,7 @@ LEADING = [
     "effect",
     "status",
 ]
-METRICS = ["logit_diff", "log_prob", "logit", "prob", "neg_kl", "neg_rank"]
+METRICS = ["logit_diff", "log_prob", "logit", "prob", "prob_diff", "neg_kl", "neg_rank"]
 ATTACKS = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", " =1", '"=1', "\n=1", "\tx", "\rx", " '\"@x", "\u00a0=1", "＝1"]
 HARMLESS = ["plain", "a=1", "'quoted'", " 3-1", "1,5;2", 'say "x"', "line\r\nbreak", ""]
 

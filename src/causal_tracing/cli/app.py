@@ -19,9 +19,12 @@ from causal_tracing.patching.options import EstimateOptions, RunOptions
 from causal_tracing.prompts.example import EXAMPLE
 
 CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
-ANSWER = typer.Option(help='What follows the clean prompt, leading space included: " Rome".', rich_help_panel=PAIR)
+ANSWER = typer.Option(
+    help="What follows the clean prompt, leading space included: ' Rome'; a set as a JSON list: '[\" he\", \" his\"]'.",
+    rich_help_panel=PAIR,
+)
 Corrupt = Annotated[str | None, CORRUPT]
-Foil = Annotated[str | None, typer.Option(help="What follows the corrupt prompt.", rich_help_panel=PAIR)]
+Foil = Annotated[str | None, typer.Option(help="What follows the corrupt prompt; as --answer.", rich_help_panel=PAIR)]
 Clean = Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.", rich_help_panel=PAIR)]
 SUBJECT = "A stretch of the clean prompt; names the roles of tokens."
 Subject = Annotated[str | None, typer.Option(help=SUBJECT, rich_help_panel=PAIR)]

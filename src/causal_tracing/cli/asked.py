@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from causal_tracing.cli import console
 from causal_tracing.errors import InvalidOption
+from causal_tracing.prompts.answers import meant
 from causal_tracing.validation import one_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def read(
 ) -> Asked:
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
     named = {name: value for name, value in given.items() if value is not None}
+    named |= {name: meant(f"--{name}", named[name]) for name in ("answer", "foil") if name in named}
     if source is None:
         return _one(named, chat, {"--format": format, "--corrupt-by": corrupt_by})
     if named:

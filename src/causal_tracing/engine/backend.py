@@ -7,7 +7,7 @@ backend that a model brings along (`Model.backend`). `causal_tracing.testing.Fak
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -26,7 +26,7 @@ class Portable(Protocol):
     """A measure that can be taken where the logits are, elsewhere, so that numbers alone come back.
 
     It gives function(logits, *data(worlds)). The function is plain torch, to its annotations, and so is all that it
-    calls: its source is sent.
+    calls, functions among the data too: their source is sent.
     """
 
     @property
@@ -34,8 +34,8 @@ class Portable(Protocol):
         """Logits [world, readout, vocab] and the data -> [world, metric]."""
         ...
 
-    def data(self, worlds: Sequence[World]) -> tuple[Tensor, ...]:
-        """What the function needs to know of these worlds."""
+    def data(self, worlds: Sequence[World]) -> tuple[Any, ...]:
+        """What the function needs to know of these worlds: tensors, plain values and functions."""
         ...
 
 

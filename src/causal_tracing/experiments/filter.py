@@ -107,11 +107,11 @@ def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, s
         return {
             pair.id: f"the clean run's first choice is {token_text(first[pair.id], model.tokenizer)!r}, not the answer"
             for pair in pairs
-            if first[pair.id] != pair.answer
+            if first[pair.id] not in {tokens[0] for tokens in pair.answers}
         }
     margins = preferences(backend, pairs, expected)
     return {
-        pair.id: "the clean run does not prefer the answer" if pair.foil_tokens else "there is no foil"
+        pair.id: "the clean run does not prefer the answer" if pair.foils else "there is no foil"
         for pair, margin in zip(pairs, margins, strict=True)
         if not margin > 0  # NaN without a foil
     }

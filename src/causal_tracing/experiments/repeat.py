@@ -13,8 +13,10 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.declare import said, specs
 from causal_tracing.patching.options import EstimateOptions, Options
 from causal_tracing.patching.texts import write_tensors
+from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole
+from causal_tracing.results.units import is_function
 
 PAIRS, REFERENCE, TENSORS, CONFIG = "pairs.jsonl", "reference.txt", "tensors.safetensors", "config.toml"
 FILES = {"reference": REFERENCE, "tensors": TENSORS}  # the flags whose values a command line names by a file
@@ -24,7 +26,11 @@ FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "o
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
     """The fields of a pair that were given, as a row of a pairs file has them."""
     row = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in row.items() if value}
+    return {name: _as_json(value) for name, value in row.items() if value}
+
+
+def _as_json(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
 
 
 def command(
@@ -35,14 +41,15 @@ def command(
     *,
     declared: type = Options,
 ) -> str | None:
-    """The command line that makes the result again; None for a model that was handed in from memory.
+    """The command line that makes the result again; None for a model that was handed in from memory, or a metric
+    that is a function.
 
     `options` are those of the record. `run` has what is asked of a run folder, whose pairs always are a file. Several
     pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line; `reference.txt` holds the
     reference prompts of the options, one a line, and `tensors.safetensors` the tensors given.
     """
     asked = _asked(model, pairs, alone=run is None)
-    if asked is None:
+    if asked is None or is_function(options.get("metric")):
         return None
     texts = {name: spec.text for name, spec in specs(declared).items() if spec.text}
     flags = asked | {
@@ -64,7 +71,7 @@ def config(
     It lies beside the files that it names: `pairs.jsonl`, and the tensors given.
     """
     asked = _asked(model, pairs, alone=run is None)
-    if asked is None:
+    if asked is None or is_function(options.get("metric")):
         return None
     asked["model"] = model.source.get("path", model.name)  # a folder is found from anywhere
     values = asked | said(Options, options)
@@ -111,6 +118,7 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         return found | {"pairs": PAIRS}
     (pair,) = pairs
     fields = {name: getattr(pair, name) for name in FIELDS}
+    fields |= {name: spelled(fields[name]) or None for name in ("answer", "foil")}
     return (
         found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
     )

@@ -71,7 +71,7 @@ def check_patterns(write: Write, pair: TokenPair) -> None:
             f"pair {pair.id!r}: a pattern goes over all tokens of a prompt, and these have {prompts[0]} and "
             f"{prompts[1]}. Leave pattern out, or give prompts of equal length."
         )
-    texts = [text for text in (pair.answer_tokens, pair.foil_tokens) if text]
+    texts = (*pair.answers, *pair.foils)
     lengths = {length + len(text) - 1 for length in prompts for text in texts}
     for (component, layer), tensor in write.tensors.items():
         width = torch.as_tensor(tensor).shape[-1]

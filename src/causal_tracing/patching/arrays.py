@@ -8,11 +8,13 @@ import xarray as xr
 
 from causal_tracing.patching.cells import Cell
 from causal_tracing.patching.grid import At, BlockGrid, Grid
+from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.preview import CHOICES, Preview
+from causal_tracing.patching.scoring import undefined
+from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.units import METRICS, UNITS
 
 NO_TOKEN = -1  # where a number of a token is wanted and there is none
 
@@ -24,11 +26,12 @@ class Sums:
     deviation is kept too. `given` says which cells are patched already, in all of the map.
     """
 
-    def __init__(self, grid: Grid, draws: int, given: np.ndarray | None = None) -> None:
+    def __init__(self, grid: Grid, draws: int, metrics: Sequence[str], given: np.ndarray | None = None) -> None:
         self.grid = grid
         self.given = given
         self.draws = draws
-        self.numbers = {arm.name: np.zeros((len(METRICS), draws, *grid.shape)) for arm in grid.arms}
+        self.metrics = metrics
+        self.numbers = {arm.name: np.zeros((len(metrics), draws, *grid.shape)) for arm in grid.arms}
         self.taken = {arm.name: np.zeros((draws, *grid.shape), dtype=int) for arm in grid.arms}
         self.zeros, self.cuts = np.zeros(grid.shape, dtype=int), np.zeros(grid.shape, dtype=int)
 
@@ -48,18 +51,18 @@ class Sums:
         """Whether a cell has a number in this arm, by place."""
         return self.taken[arm.name].sum(0) > 0
 
-    def map(self, unedited: np.ndarray, order: Sequence[int]) -> xr.Dataset:
-        """The map so far, of one pair: numbers over (metric, the kind's axes), metrics in this order; and flags.
+    def map(self, unedited: np.ndarray) -> xr.Dataset:
+        """The map so far, of one pair: numbers over (metric, the kind's axes), and flags.
 
         `unedited` holds the clean run's numbers and then the corrupt runs' [run, metric].
         """
         axes, corrupt = self.grid.kind.axes, unedited[1:].T
         found: dict[str, Any] = {}
         for arm in self.grid.arms:
-            drawn = self._drawn(arm, unedited)[order]
+            drawn = self._drawn(arm, unedited)
             found[arm.raw] = (("metric", *axes), drawn.mean(1))
             if self.draws > 1:
-                deviation = _deviation(drawn - _over(corrupt[order], drawn))
+                deviation = _deviation(drawn - _over(corrupt, drawn))
                 found[f"{arm.raw}_deviation"] = (("metric", *axes), deviation)
         counts = self.taken[self.grid.arms[0].name].sum(0)
         found["structural_zero"] = (axes, (counts > 0) & (self.zeros == counts))
@@ -67,7 +70,7 @@ class Sums:
         found["unpaired"] = (axes, counts == 0)
         if self.given is not None:
             found["given"] = (axes, self.given)
-        return xr.Dataset(found, self.grid.labels | {"metric": _texts([METRICS[n] for n in order])})
+        return xr.Dataset(found, self.grid.labels | {"metric": _texts(self.metrics)})
 
     def _drawn(self, arm: Arm, unedited: np.ndarray) -> np.ndarray:
         """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run.
@@ -95,26 +98,26 @@ def _deviation(drawn: np.ndarray) -> np.ndarray:
     return drawn.std(1, ddof=1) if drawn.shape[1] > 1 else np.full_like(drawn[:, 0], np.nan)
 
 
-def metric_order(metric: str) -> list[int]:
-    """The metrics by number, the one that is shown first."""
-    return [METRICS.index(metric), *(n for n, name in enumerate(METRICS) if name != metric)]
-
-
 def measurements_of(
-    preview: Preview, unedited: np.ndarray, spread: np.ndarray, maps: Mapping[str, xr.Dataset], metric: str
+    preview: Preview,
+    unedited: np.ndarray,
+    spread: np.ndarray,
+    maps: Mapping[str, xr.Dataset],
+    metrics: Sequence[Metric],
 ) -> Measurements:
     """One pair's numbers with their names: its unedited runs [run, metric], clean first, and its maps by kind."""
-    order, clean, corrupt = metric_order(metric), unedited[0], unedited[1:].T
+    clean, corrupt = unedited[0], unedited[1:].T
     numbers = {"clean": clean, "corrupt": corrupt.mean(1), "corrupt_deviation": _deviation(corrupt), "spread": spread}
     if not np.isfinite(numbers["corrupt_deviation"]).any():
         del numbers["corrupt_deviation"]
-    variables: dict[str, Any] = {name: (("metric", "pair"), each[order][:, None]) for name, each in numbers.items()}
+    variables: dict[str, Any] = {name: (("metric", "pair"), each[:, None]) for name, each in numbers.items()}
     id = _texts([preview.pair.id])
     coordinates = {
-        "metric": _texts([METRICS[n] for n in order]),
-        "unit": (("metric",), _texts([UNITS[METRICS[n]] for n in order])),
+        "metric": _texts([metric.name for metric in metrics]),
+        "unit": (("metric",), _texts([metric.unit for metric in metrics])),
         "pair": id,
     }
+    variables["lacks"] = (("metric", "pair"), _texts([[undefined(metric, preview.pair)] for metric in metrics]))
     pairs = xr.Dataset(variables | _prompts(preview), coordinates)
     of_pair = {name: each.expand_dims(pair=id).transpose("metric", "pair", ...) for name, each in maps.items()}
     return Measurements(pairs=pairs, maps=of_pair, provenance={})
@@ -137,12 +140,18 @@ def _prompts(preview: Preview) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         ids = [choice.id for choice in top] + [NO_TOKEN] * (CHOICES - len(top))
         found[f"{name}_top_id"] = (("pair", "rank"), np.array([ids]))
     found["corrupt_position"] = (("pair", "token"), _paired_with(pair, length))
-    found["answer_length"] = (("pair",), np.array([len(pair.answer_tokens)]))
-    found["answer_id"] = (("pair",), np.array([pair.answer]))
-    found["answer"] = (("pair",), _texts([pair.pair.answer]))
-    found["foil"] = (("pair",), _texts([pair.pair.foil or ""]))
+    found["answer_length"] = (("pair",), np.array([max(map(len, pair.answers))]))
+    found["answer_id"] = (("pair",), np.array([_first_token(preview)]))
+    found["answer"] = (("pair",), _texts([spelled(pair.pair.answer)]))
+    found["foil"] = (("pair",), _texts([spelled(pair.pair.foil)]))
     found["notes"] = (("pair",), _texts(["\n".join(pair.notes)]))
     return found
+
+
+def _first_token(preview: Preview) -> int:
+    """The answer's first token; of a set, of the text that the clean run's first choice begins, if it does any."""
+    firsts = [tokens[0] for tokens in preview.pair.answers]
+    return next((choice.id for choice in preview.clean_top[:1] if choice.id in firsts), firsts[0])
 
 
 def _own(pair: TokenPair, name: str) -> str:
@@ -162,5 +171,5 @@ def _padded(texts: Sequence[str], length: int) -> np.ndarray:
     return np.array([[*texts, *[""] * (length - len(texts))]], dtype=object)
 
 
-def _texts(values: Sequence[str]) -> np.ndarray:
+def _texts(values: Sequence[Any]) -> np.ndarray:
     return np.array(values, dtype=object)

@@ -31,22 +31,25 @@ from causal_tracing.interventions.known import effective
 from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.ablation import check_patterns
-from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
+from causal_tracing.patching.arrays import Sums, measurements_of
 from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
-from causal_tracing.patching.job import Job, undefined
+from causal_tracing.patching.job import Job
 from causal_tracing.patching.measure import STEPS, Numbers
 from causal_tracing.patching.options import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
-from causal_tracing.patching.scoring import Scoring, spread
+from causal_tracing.patching.scoring import Scoring, spread, undefined
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.prompts.scored import Behind, behind
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.units import METRICS
+from causal_tracing.results.units import NEED_FOIL
+
+PROBABILITIES = ("prob", "prob_diff")  # that add up over the texts of a set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +113,13 @@ def _share(progress: Progress | None, part: int, parts: int) -> Progress:
 
 
 def _check_pair(job: Job, pair: TokenPair) -> None:
-    if reason := undefined(job.metric, pair):
+    if reason := undefined(job.metrics[0], pair):
         raise InvalidOption(f"pair {pair.id!r} has no {job.metric}: {reason}. Use metric='log_prob'.")
+    if job.metric not in PROBABILITIES and any(len(behind(texts)) > 1 for texts in (pair.answers, pair.foils)):
+        raise InvalidOption(
+            f"pair {pair.id!r} has a set of texts of several tokens, and no estimate of {job.metric}: only their "
+            "probabilities add up. Use metric='prob' or 'prob_diff', or texts of one token."
+        )
     if any("pattern" in grid.components for grid in job.grids):
         check_patterns(Write(), pair)
 
@@ -124,7 +132,7 @@ class _Screened:
         (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
         self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
         number = question.number
-        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean})
+        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean}, job.metrics)
         self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
         self.chosen = [
             (grid, at, why)
@@ -132,7 +140,7 @@ class _Screened:
             for component in range(len(grid.components))
             for at, why in self._chosen(grid, component, screen)
         ]
-        self.sums = {grid.kind.name: Sums(grid, 1) for grid in job.grids}
+        self.sums = {grid.kind.name: Sums(grid, 1, [metric.name for metric in job.metrics]) for grid in job.grids}
         self._patch()
         self.measurements = self._measurements(preview)
 
@@ -167,15 +175,15 @@ class _Screened:
             self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 
     def _measurements(self, preview: Preview) -> Measurements:
-        order, maps = metric_order(self.job.metric), {}
+        maps = {}
         for grid in self.job.grids:
             name, axes = grid.kind.name, grid.kind.axes
-            found, known = self.sums[name].map(self.unedited, order), self.known[name]
+            found, known = self.sums[name].map(self.unedited), self.known[name]
             why = {reason: np.zeros(grid.shape, bool) for reason in ("top", "sample")}
             for its, at, reason in self.chosen:
                 if its is grid:
                     why[reason][at] = True
-            estimated = np.full((len(METRICS), *grid.shape), np.nan)
+            estimated = np.full((len(self.job.metrics), *grid.shape), np.nan)
             estimated[0] = self.estimates[name]
             there = ~np.isnan(self.estimates[name])
             flags = {
@@ -190,7 +198,7 @@ class _Screened:
                 {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
             )
         apart = spread(self.unedited, self.repeats)
-        return measurements_of(preview, self.unedited, apart, maps, self.job.metric)
+        return measurements_of(preview, self.unedited, apart, maps, self.job.metrics)
 
 
 def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
@@ -211,39 +219,48 @@ def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
 
 
 def _terms(pair: TokenPair, metric: str) -> list[_Term]:
-    """What the metric is the sum of: one prediction after the prompt, or a text each for answer and foil."""
+    """What the metric is the sum of: one prediction after the prompt, or what scores answers and foils behind it."""
     if not pair.several_tokens:
-        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, pair.answer, pair.foil))]
-    texts = {1.0: pair.answer_tokens} | ({-1.0: pair.foil_tokens} if metric == "logit_diff" else {})
+        firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
+        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, *firsts))]
+    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if metric in NEED_FOIL else {})
     return [
-        _Term(behind=text[:-1], keep=len(text), weight=weight, measure=partial(_whole_text, metric == "prob", text))
-        for weight, text in texts.items()
+        _Term(
+            behind=each.tokens,
+            keep=len(each.tokens) + 1,
+            weight=weight,
+            measure=partial(_whole_text, metric in PROBABILITIES, each),
+        )
+        for weight, side in texts.items()
+        for each in behind(side)
     ]
 
 
 def _one_token(
-    metric: str, answer: int, foil: int | None, logits: Float[Tensor, "run 1 vocab"]
+    metric: str, answers: list[int], foils: list[int], logits: Float[Tensor, "run 1 vocab"]
 ) -> Float[Tensor, " run"]:
     """The metric of answers of one token, so that gradients pass."""
     logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+    values = logits if metric in ("logit_diff", "logit") else logits.log_softmax(-1)
+    answer, foil = values[:, answers].logsumexp(-1), values[:, foils].logsumexp(-1)
     match metric:
         case "logit_diff":
-            return logits[:, answer] - logits[:, foil]
-        case "logit":
-            return logits[:, answer]
-        case "log_prob":
-            return logits.log_softmax(-1)[:, answer]
+            return answer - foil
+        case "logit" | "log_prob":
+            return answer
+        case "prob":
+            return answer.exp()
         case _:
-            return logits.softmax(-1)[:, answer]
+            return answer.exp() - foil.exp()
 
 
-def _whole_text(
-    probability: bool, text: tuple[int, ...], logits: Float[Tensor, "run token vocab"]
-) -> Float[Tensor, " run"]:
-    """The log-probability of a text, each token given those before it, or its probability."""
+def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run"]:
+    """The log-probability of what stands behind the prompt and any of what may come next, or its probability."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokens = torch.tensor(text, device=logits.device).expand(len(logits), -1)
-    total = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+    tokens = torch.tensor(text.tokens, dtype=torch.long, device=logits.device).expand(len(logits), -1)
+    log_probs = logits.log_softmax(-1)
+    given = log_probs[:, :-1].gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+    total = given + log_probs[:, -1, list(text.lasts)].logsumexp(-1)
     return total.exp() if probability else total
 
 

@@ -19,11 +19,15 @@ from causal_tracing.patching.choices import BLOCKS
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.metric import Metric, listed
+from causal_tracing.patching.metric_checks import check_measure
+from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import named_site, require_sites
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import EstimateOptions, Options
 from causal_tracing.patching.preview import run_length
+from causal_tracing.patching.scoring import undefined
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
@@ -54,8 +58,13 @@ class Job:
     @property
     def metric(self) -> str:
         """The metric that is shown first."""
-        foils = all(pair.foil_tokens for pair in self.pairs)
-        return self.options.metric or ("logit_diff" if foils else "log_prob")
+        return self.metrics[0].name
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured, in the order of every array."""
+        foils = all(pair.foils for pair in self.pairs)
+        return measured_metrics(self.options.metric or ("logit_diff" if foils else "log_prob"))
 
     def on_replay(self, note: str) -> "Job":
         """The same job on replay, which everything else is checked by; `note` says why."""
@@ -76,7 +85,7 @@ class Job:
         )
         return replace(
             self,
-            options=replace(self.options, metric=self.metric),
+            options=replace(self.options, metric=self.options.metric or self.metric),
             asked=[self.asked[n] for n in numbers],
             pairs=[self.pairs[n] for n in numbers],
             contrasts=[self.contrasts[n] for n in numbers],
@@ -94,7 +103,9 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
     tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
-    check_metric(options.metric, tokens)
+    for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
+        check_measure(metric, tokens[0], model.vocabulary)
+        check_metric(metric, tokens)
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = [named_site(text) for text in options.given]
@@ -151,24 +162,15 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
             check_patterns(write, pair)
 
 
-def check_metric(metric: str | None, pairs: Sequence[TokenPair]) -> None:
+def check_metric(metric: Metric, pairs: Sequence[TokenPair]) -> None:
     """Raises InvalidOption where no pair has this metric: all numbers would be undefined."""
     reasons = {pair.id: undefined(metric, pair) for pair in pairs}
     if all(reasons.values()):
         listed = ", ".join([*reasons][:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
         raise InvalidOption(
-            f"metric={metric!r} is undefined for every pair ({listed}): {next(iter(reasons.values()))}. Give "
-            f"{'foil=' if metric == 'logit_diff' else 'an answer of one token'}, or use metric='log_prob'."
+            f"metric={metric.name!r} is undefined for every pair ({listed}): {next(iter(reasons.values()))}. Give "
+            f"{'foil=' if metric.needs_foil else 'an answer of one token'}, or use metric='log_prob'."
         )
-
-
-def undefined(metric: str | None, pair: TokenPair) -> str:
-    """Why a pair has no such metric; empty where it has (None: the default is one that every pair has)."""
-    if metric == "logit_diff" and not pair.foil_tokens:
-        return "it needs a foil"
-    if metric in ("logit", "neg_rank") and len(pair.answer_tokens) > 1:
-        return f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
-    return ""
 
 
 def _grids(

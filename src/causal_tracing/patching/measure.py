@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.interventions.edits import World
-from causal_tracing.patching.arrays import Sums, measurements_of, metric_order
+from causal_tracing.patching.arrays import Sums, measurements_of
 from causal_tracing.patching.cells import Cell, cells, given_cells
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
@@ -150,7 +150,7 @@ class _Chunk:
         previews, expected = understood(job.model, job.backend, list(pairs.values()), contrasts)
         self.previews = dict(zip(self.numbers, previews, strict=True))
         clean = dict(zip(self.numbers, expected, strict=True))
-        scoring = Scoring(job.backend, pairs, clean)
+        scoring = Scoring(job.backend, pairs, clean, job.metrics)
         for grid in job.grids:
             apart = [[number] for number in self.numbers]
             for numbers in apart if grid.kind.part else [list(self.numbers)]:
@@ -169,10 +169,10 @@ class _Chunk:
             yield self._of_pair(number)
 
     def _of_pair(self, number: int) -> Measurements:
-        unedited, order = np.stack(self.rows[number]), metric_order(self.job.metric)
-        maps = {name: each.map(unedited, order) for name, each in self.sums[number].items()}
+        unedited = np.stack(self.rows[number])
+        maps = {name: each.map(unedited) for name, each in self.sums[number].items()}
         apart = spread(unedited, np.stack(self.repeats[number]))
-        return measurements_of(self.previews[number], unedited, apart, maps, self.job.metric)
+        return measurements_of(self.previews[number], unedited, apart, maps, self.job.metrics)
 
     def _batches(
         self, grid: Grid, numbers: Sequence[int], scoring: Scoring
@@ -237,7 +237,8 @@ class _Chunk:
 
 
 def _sums(job: Job, number: int, grid: Grid) -> Sums:
-    return Sums(grid, job.contrasts[number].draws, given_cells(job.question(number), grid))
+    names = [metric.name for metric in job.metrics]
+    return Sums(grid, job.contrasts[number].draws, names, given_cells(job.question(number), grid))
 
 
 def coarse_to_fine(count: int) -> Iterator[list[int]]:

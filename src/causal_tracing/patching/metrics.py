@@ -1,64 +1,122 @@
-"""Logits to one number a run. More always means cleaner (except `entropy`, which is shown raw).
+"""Logits to numbers: the built-in metrics, and how any metric is measured. More means cleaner (except for `entropy`).
 
 The functions are plain torch, to the annotations: a backend elsewhere is sent their source, and has nothing else of
 this package.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from causal_tracing.results.units import METRICS
+from causal_tracing.patching.metric import LOG_PROBS, Asked, Metric, listed, name_of
+from causal_tracing.results.units import METRICS, UNITS
 
 ROWS = 16  # at once: what more of them take is fetched from the system anew each time
 NO_TOKEN = -1
 
 
-def measure_readouts(logits: Tensor, answer: Tensor, foil: Tensor, clean_log_probs: Tensor, texts: Tensor) -> Tensor:
-    """Every metric of METRICS of worlds whose logits [world, readout, vocab] were read, [world, metric].
+def measure_readouts(
+    logits: Tensor,
+    measures: tuple,
+    answers: Tensor,
+    foils: Tensor,
+    clean_log_probs: Tensor,
+    behind: Tensor,
+    lasts: Tensor,
+) -> Tensor:
+    """The numbers of worlds whose logits [world, readout, vocab] were read, [world, metric and one].
 
-    `texts` [world, readout] are the tokens of an answer or a foil that stands behind the prompt, each predicted at its
-    readout, NO_TOKEN for worlds that have none there. All but the logits may lie elsewhere. The other arguments are as
-    `measure_logits` has them.
+    Each metric's after the prompt (`measure_logits`); behind them the log-probability of the text that is scored, NaN
+    where there is none. `behind` [world, readout − 1] are the tokens that stand behind a world's prompt, each predicted
+    at its readout; `lasts` [world, most] are those of which any may come next, all NO_TOKEN for worlds that are read
+    after the prompt alone. All but the logits may lie elsewhere.
     """
     here = logits.device
-    values = measure_logits(logits[:, 0], answer.to(here), foil.to(here), clean_log_probs.to(here))
-    continued = (texts[:, 0] != NO_TOKEN).nonzero().squeeze(-1)
+    values = measure_logits(logits[:, 0], measures, answers, foils, clean_log_probs)
+    scored = torch.full((len(values), 1), torch.nan, dtype=torch.float64, device=here)
+    continued = (lasts[:, 0] != NO_TOKEN).nonzero().squeeze(-1)
     if len(continued):  # known without asking the device
         there = continued.to(here)
-        values[there] = _of_text(values[there], logits[there], texts[continued].to(here))
+        scored[there] = _of_text(logits[there], behind[continued].to(here), lasts[continued].to(here))
+    return torch.cat([values, scored], -1)
+
+
+def measure_logits(logits: Tensor, measures: tuple, answers: Tensor, foils: Tensor, clean_log_probs: Tensor) -> Tensor:
+    """The numbers that measures make of the same logits [world, vocab], as float64 [world, measure].
+
+    Each measure is (its function, whether it takes log-probabilities, whether it needs a foil). Computed in float32 at
+    least. `answers` and `foils` are tokens [world, most], NO_TOKEN behind the last one: the functions get those of
+    worlds with equally many of them together, so that no function meets NO_TOKEN. `clean_log_probs` [one or world,
+    vocab] are those of the worlds' clean runs, one row where they have the same.
+    """
+    counts = torch.stack([(tokens != NO_TOKEN).sum(-1) for tokens in (answers, foils)], -1)
+    values = torch.empty((len(logits), len(measures)), dtype=torch.float64, device=logits.device)
+    for count in counts.unique(dim=0).tolist():
+        for rows in (counts == torch.tensor(count)).all(-1).nonzero().squeeze(-1).split(ROWS):
+            here = rows.to(logits.device)
+            mine, theirs = (
+                tokens[rows, :n].to(logits.device) for tokens, n in zip((answers, foils), count, strict=True)
+            )
+            clean = clean_log_probs if len(clean_log_probs) == 1 else clean_log_probs[rows.to(clean_log_probs.device)]
+            values[here] = _measured(measures, logits[here], mine, theirs, clean.to(logits.device))
     return values
 
 
-def measure_logits(logits: Tensor, answer: Tensor, foil: Tensor, clean_log_probs: Tensor) -> Tensor:
-    """Every metric of METRICS, in that order, from the same logits [world, vocab], as float64 [world, metric].
-
-    Computed in float32 at least. `answer` and `foil` are tokens [world]; `foil` is NO_TOKEN where there is none:
-    `logit_diff` is then NaN. `clean_log_probs` [one or world, vocab] are those of the worlds' clean runs, one row where
-    they have the same. `neg_kl` is −KL(clean ‖ run) in nats. `neg_rank` is minus the number of tokens whose logit is
-    larger than the answer's: 0 is the first choice.
-    """
-    parts = [rows.split(ROWS) for rows in (logits, answer, foil)]
-    clean = clean_log_probs.split(ROWS) if len(clean_log_probs) > 1 else [clean_log_probs] * len(parts[0])
-    return torch.cat([_measured(*part) for part in zip(*parts, clean, strict=True)])
-
-
-def _measured(logits: Tensor, answer: Tensor, foil: Tensor, clean_log_probs: Tensor) -> Tensor:
+def _measured(measures: tuple, logits: Tensor, answers: Tensor, foils: Tensor, clean_log_probs: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = logits.log_softmax(-1)
-    clean = clean_log_probs.to(log_probs)
-    answer_logit = logits.gather(-1, answer[:, None]).squeeze(-1)
-    foil_logit = logits.gather(-1, foil.clamp(min=0)[:, None]).squeeze(-1)
-    answer_log_prob = log_probs.gather(-1, answer[:, None]).squeeze(-1)
-    values = {
-        "logit_diff": (answer_logit - foil_logit).where(foil >= 0, torch.nan),
-        "log_prob": answer_log_prob,
-        "logit": answer_logit,
-        "prob": answer_log_prob.exp(),
-        "neg_kl": -_expected(clean.exp(), clean - log_probs),
-        "neg_rank": -(logits > answer_logit[:, None]).sum(-1).to(logits.dtype),
-        "entropy": -_expected(log_probs.exp(), log_probs),
-    }
-    return torch.stack([values[name].double() for name in METRICS], -1)
+    log_probs = logits.log_softmax(-1) if any(of_log_probs for _, of_log_probs, _ in measures) else logits
+    clean = clean_log_probs.to(logits)
+    undefined = torch.full((len(logits),), torch.nan, dtype=torch.float64, device=logits.device)
+    each = [
+        undefined
+        if needs_foil and not foils.shape[1]
+        else function(log_probs if of_log_probs else logits, clean, answers, foils).double()
+        for function, of_log_probs, needs_foil in measures
+    ]
+    return torch.stack(each, -1)
+
+
+def logit(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """Of an answer; of a set, the logarithm of the sum of exp(logit). Of log-probabilities so too."""
+    return logits.gather(-1, answers).logsumexp(-1)
+
+
+def logit_diff(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """The answers' logit minus the foils'."""
+    return logit(logits, clean, answers, foils) - logit(logits, clean, foils, answers)
+
+
+def prob(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """The sum of the answers' probabilities."""
+    return logit(log_probs, clean, answers, foils).exp()
+
+
+def prob_diff(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """The answers' probability minus the foils'."""
+    return prob(log_probs, clean, answers, foils) - prob(log_probs, clean, foils, answers)
+
+
+def neg_kl(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """−KL(clean ‖ run), in nats."""
+    return -_expected(clean.exp(), clean - log_probs)
+
+
+def neg_rank(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """Minus the number of tokens whose logit is larger than that of the likeliest answer: 0 is the first choice."""
+    return -(logits > logits.gather(-1, answers).amax(-1, keepdim=True)).sum(-1).to(logits.dtype)
+
+
+def entropy(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
+    """Of what the model expects, in nats."""
+    return -_expected(log_probs.exp(), log_probs)
+
+
+def _each(values: Tensor, tokens: Tensor) -> Tensor:
+    """The values [world, vocab] of each token [world, most]; −∞ for NO_TOKEN, which so adds nothing to a sum of exp."""
+    return values.gather(-1, tokens.clamp(min=0)).where(tokens >= 0, -torch.inf)
 
 
 def _expected(probs: Tensor, values: Tensor) -> Tensor:
@@ -69,13 +127,46 @@ def _expected(probs: Tensor, values: Tensor) -> Tensor:
     return found
 
 
-def _of_text(values: Tensor, logits: Tensor, tokens: Tensor) -> Tensor:
-    """The numbers [world, metric] with those of a text of several tokens in the place of its first token's."""
+def _of_text(logits: Tensor, behind: Tensor, lasts: Tensor) -> Tensor:
+    """The log-probability [world, 1] of what stands behind the prompt and any of what may come next."""
     expected = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    log_prob = expected.gather(-1, tokens[..., None]).squeeze(-1).double().sum(-1)
-    values = values.clone()
-    values[:, METRICS.index("log_prob")], values[:, METRICS.index("prob")] = log_prob, log_prob.exp()
-    values[:, METRICS.index("logit_diff")] = torch.nan
-    if tokens.shape[1] > 1:
-        values[:, [METRICS.index("logit"), METRICS.index("neg_rank")]] = torch.nan
-    return values
+    given = expected[:, :-1].gather(-1, behind[..., None]).squeeze(-1)
+    last = _each(expected[:, -1], lasts).logsumexp(-1, keepdim=True)
+    return torch.cat([given, last], -1).double().sum(-1, keepdim=True)
+
+
+def _built_in(name: str, measure: Any, **options: Any) -> Metric:
+    return Metric(name, UNITS[name], measure, **options)
+
+
+OF_PROBABILITIES: dict[str, Any] = {"takes": LOG_PROBS}
+WITH_FOIL: dict[str, Any] = {"needs_foil": True}
+OF_ALL: dict[str, Any] = {"takes": LOG_PROBS, "reads_texts": False}
+_ALL = (
+    _built_in("logit_diff", logit_diff, **WITH_FOIL, of_texts=lambda answers, foils: answers - foils),
+    _built_in("log_prob", logit, **OF_PROBABILITIES, of_texts=lambda answers, foils: answers),
+    _built_in("logit", logit),
+    _built_in("prob", prob, **OF_PROBABILITIES, of_texts=lambda answers, foils: np.exp(answers)),
+    _built_in(
+        "prob_diff",
+        prob_diff,
+        **OF_PROBABILITIES,
+        **WITH_FOIL,
+        of_texts=lambda answers, foils: np.exp(answers) - np.exp(foils),
+    ),
+    _built_in("neg_kl", neg_kl, **OF_ALL),
+    _built_in("neg_rank", neg_rank),
+    _built_in("entropy", entropy, **OF_ALL),
+)
+BUILT_IN = {metric.name: metric for metric in _ALL}
+
+
+def measured_metrics(asked: Asked | Sequence[Asked] | None) -> tuple[Metric, ...]:
+    """Those asked for in their order, and the other built-in ones behind them."""
+    first = [BUILT_IN[each] if isinstance(each, str) else each for each in listed(asked)]
+    return (*first, *(BUILT_IN[name] for name in METRICS if name not in map(name_of, first)))
+
+
+def measures_of(metrics: Sequence[Metric]) -> tuple[tuple[Any, bool, bool], ...]:
+    """What `measure_readouts` needs to know of metrics."""
+    return tuple((metric.measure, metric.takes == LOG_PROBS, metric.needs_foil) for metric in metrics)

@@ -25,6 +25,7 @@ from causal_tracing.patching.choices import (
     SMOOTH,
 )
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
+from causal_tracing.patching.metric import Metric, check_metrics, kept
 from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.option_checks import (
     check_budget,
@@ -264,14 +265,16 @@ class Options(AttentionOptions):
         always=True,
         beside="neurons",
     )
-    metric: str | None = option(
+    metric: str | Metric | Sequence[str | Metric] | None = option(
         None,
         help="Which is shown first; all are measured: logit_diff (default), log_prob (default without a foil), logit, "
-        "prob, neg_kl, neg_rank.",
+        "prob, prob_diff, neg_kl, neg_rank; or several, the first one shown.",
+        python="A name, a ct.Metric of your own, or a list of such.",
         group=PATCHED,
-        text=texts.WORD,
-        check=one_of("metric", RANKED, " to trace by"),
+        text=texts.METRIC,
+        check=partial(check_metrics, valid=RANKED),
         names=RANKED,
+        kept=kept,
         unless="preset",
     )
     budget: int | None = _budget()
@@ -366,7 +369,7 @@ class EstimateOptions:
     )
     metric: str | None = option(
         None,
-        help="logit_diff (default), log_prob (default without a foil), logit or prob.",
+        help="logit_diff (default), log_prob (default without a foil), logit, prob or prob_diff.",
         group=PATCHED,
         text=texts.WORD,
         check=one_of("metric", SMOOTH, " that has a gradient"),

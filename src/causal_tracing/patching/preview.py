@@ -1,6 +1,6 @@
 """What was understood, before anything is patched: tokens, positions, the model's first choices, warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from causal_tracing.errors import InvalidPair
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.contrast import Contrast, of_prompts
+from causal_tracing.prompts.answers import on_one_line, spelled
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
 from causal_tracing.prompts.token_texts import token_text, token_texts
 
@@ -108,7 +109,7 @@ def understood(
 def check_known(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where a token was added to the tokenizer and not to the model."""
     words = model.vocabulary
-    for tokens in (pair.clean.tokens, pair.corrupt.tokens, pair.answer_tokens, pair.foil_tokens):
+    for tokens in (pair.clean.tokens, pair.corrupt.tokens, *pair.answers, *pair.foils):
         for token in tokens:
             if words is not None and token >= words:
                 raise InvalidPair(
@@ -130,7 +131,7 @@ def check_length(model: Model, pair: TokenPair) -> None:
 def run_length(pair: TokenPair) -> int:
     """The tokens of the longest run."""
     longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
-    return longest + max(len(pair.answer_tokens), len(pair.foil_tokens)) - 1
+    return longest + pair.longest - 1
 
 
 def previewed(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
@@ -166,28 +167,49 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | No
             "says beyond them is seldom what it can."
         )
     first = int(clean.argmax())
-    for what, tokens in (("answer", pair.answer_tokens), ("foil", pair.foil_tokens)):
-        if len(tokens) > 1:
-            shown = token_texts(tokens, model.tokenizer)
-            warnings.append(
-                f"the {what} is {len(tokens)} tokens ({shown}): scored by the sum of their log-probabilities, each "
-                "given those before it."
-            )
-    if first != pair.answer:
+    for what, texts in (("answer", pair.answers), ("foil", pair.foils)):
+        warnings += _of_length(model, what, texts)
+    firsts = [tokens[0] for tokens in pair.answers]
+    if first not in firsts:
         said = token_text(first, model.tokenizer)
-        rank = int((clean > clean[pair.answer]).sum()) + 1
+        rank = int((clean > clean[firsts].max()).sum()) + 1
         warnings.append(
-            f"the clean run's first choice is {said!r}, not the answer {pair.pair.answer!r} "
+            f"the clean run's first choice is {said!r}, not {_called(pair, 'answer')} "
             f"(choice {rank}): what is traced is not what the model would say."
         )
     if pair.same_tokens and not pair.noised:
         warnings.append("the two prompts have the same tokens: every effect is zero.")
     # With noise there is no other prompt whose answer the foil would be.
-    if corrupt is None or pair.noised or pair.foil is None or pair.several_tokens:
+    if corrupt is None or pair.noised or not pair.foils or pair.several_tokens:
         return warnings
-    if corrupt[pair.answer] > corrupt[pair.foil]:
+    if preferred(pair, corrupt) > 0:
         warnings.append(
-            f"after the corrupt prompt the model still prefers the answer {pair.pair.answer!r} to the foil "
-            f"{pair.pair.foil!r}."
+            f"after the corrupt prompt the model still prefers {_called(pair, 'answer')} to {_called(pair, 'foil')}."
         )
     return warnings
+
+
+def preferred(pair: TokenPair, expected: Float[Tensor, " vocab"]) -> float:
+    """By how much answers of one token are preferred to such foils, in nats."""
+    answers, foils = ([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
+    return float(expected[answers].logsumexp(-1) - expected[foils].logsumexp(-1))
+
+
+def _called(pair: TokenPair, what: str) -> str:
+    """The answer or the foil, as a sentence has it."""
+    texts = getattr(pair.pair, what)
+    return f"the {what} {texts!r}" if isinstance(texts, str) else f"one of the {what}s {on_one_line(spelled(texts))}"
+
+
+def _of_length(model: Model, what: str, texts: Sequence[tuple[int, ...]]) -> Iterator[str]:
+    """How texts of several tokens are scored."""
+    longest = max(texts, key=len, default=())
+    if len(longest) < 2:
+        return
+    said = token_texts(longest, model.tokenizer)
+    several = sum(len(tokens) > 1 for tokens in texts)
+    begin = f"the {what} is" if len(texts) == 1 else f"{several} of {len(texts)} {what}s are several tokens, up to"
+    yield (
+        f"{begin} {len(longest)} tokens ({said}): scored by the sum of their log-probabilities, each given those "
+        f"before it{'' if len(texts) == 1 else ', and the set by the sum of the probabilities'}."
+    )

@@ -5,6 +5,9 @@ prompt and with the foil, with the same edits (which are in the prompt). Then lo
 tokens, and logit_diff the sum over the answer's minus the sum over the foil's: for single tokens, that is the
 difference of their logits. What depends on the prediction right after the prompt (neg_kl, entropy) stays as it is;
 a logit or a rank of several tokens is undefined.
+
+A set of such texts has the sum of their probabilities. Each is run behind the prompt, and those that differ in their
+last token alone together: that token is read from one run (`behind`).
 """
 
 import math
@@ -14,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from causal_tracing.engine.backend import Backend
@@ -22,19 +25,20 @@ from causal_tracing.interventions.edits import Attending, Edit, From, Mean, Run,
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.patching.contrast import of_clean
-from causal_tracing.patching.metrics import NO_TOKEN, measure_readouts
-from causal_tracing.patching.preview import log_probs
+from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_readouts, measures_of
+from causal_tracing.patching.preview import log_probs, preferred
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.results.units import METRICS
+from causal_tracing.prompts.scored import Behind, behind
 
 REPEATS = 3  # of an unedited run
 BOTH = 2  # of a pair's unedited runs are repeated: the clean one, and one corrupt one, however many draws there are
-LOG_PROB, LOGIT_DIFF = METRICS.index("log_prob"), METRICS.index("logit_diff")
+RUNS = 1 << 16  # that score the texts of one pair, at most: so are a world's pair and which of its runs one number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Scored:
-    """Worlds' numbers in the order of METRICS, [world, metric]; how many worlds were asked for, and how many run.
+    """Worlds' numbers in the order of the metrics, [world, metric]; how many worlds were asked for, and how many run.
 
     Repeats are in neither count. `furthest` is as an `Evaluation` has it, the world numbered as it was asked for.
     """
@@ -49,7 +53,8 @@ class Scored:
 class Scoring:
     """How the worlds of some pairs are measured on a backend. A world's `pair` is a key of `pairs`.
 
-    `clean` is what the model expects after each pair's clean prompt; where it is not given, these prompts are run.
+    `metrics` are what is measured, in this order (default: the built-in ones). `clean` is what the model expects after
+    each pair's clean prompt; where it is not given, these prompts are run.
     """
 
     def __init__(
@@ -57,8 +62,10 @@ class Scoring:
         backend: Backend,
         pairs: Mapping[int, TokenPair],
         clean: Mapping[int, Float[Tensor, " vocab"]] | None = None,
+        metrics: Sequence[Metric] = tuple(BUILT_IN.values()),
     ) -> None:
         self.backend = backend
+        self.metrics = metrics
         self.pairs = pairs
         self.rules = backend.describe().rules
         if clean is None:
@@ -70,18 +77,17 @@ class Scoring:
         """Each world's numbers; options and errors as `Backend.evaluate` has them."""
         taken = [asked_for(self.pairs[world.pair], world) for world in worlds]
         flat = [world for runs in taken for world in runs]
-        found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean), **options)
+        found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean, self.metrics), **options)
         repeats = sum(world.again > 0 for world in flat)
         count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
-        if len(flat) == len(worlds):
-            zero = found.structural_zero
-            return Scored(values=found.values, structural_zero=zero, **count, furthest=found.furthest)
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
-        values, zero = found.values[firsts], found.structural_zero[firsts]
+        values, zero = found.values[firsts, :-1], found.structural_zero[firsts]
         for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
-            if len(runs) > 1:
-                values[place, LOGIT_DIFF] = values[place, LOG_PROB] - found.values[first + 1, LOG_PROB]
-                zero[place] &= found.structural_zero[first + 1]
+            pair = self.pairs[worlds[place].pair]
+            if pair.several_tokens:
+                its = slice(first, first + len(runs))
+                values[place] = _of_texts(self.metrics, pair, found.values[its])
+                zero[place] = found.structural_zero[its].all()
         far = found.furthest and (found.furthest[0], int(np.searchsorted(firsts, found.furthest[1], "right")) - 1)
         return Scored(values=values, structural_zero=zero, **count, furthest=far)
 
@@ -109,6 +115,7 @@ class _Numbers:
 
     pairs: Mapping[int, TokenPair]
     clean: Mapping[int, Float[Tensor, " vocab"]]
+    metrics: Sequence[Metric]
     function = staticmethod(measure_readouts)
 
     def __call__(
@@ -117,32 +124,70 @@ class _Numbers:
         """All of these read equally many positions, the prompt's last one first."""
         return self.function(logits, *self.data(worlds))
 
-    def data(self, worlds: Sequence[World]) -> tuple[Tensor, ...]:
-        """Answers, foils, what the clean runs expect, and the texts behind the prompts.
+    def data(self, worlds: Sequence[World]) -> tuple[Any, ...]:
+        """The measures, answers, foils, what clean runs expect, what stands behind the prompts, and what may come next.
 
-        The numbers of a world with an answer or foil behind the prompt are of that text alone: its `pair` is negative.
+        The numbers of a world with a text behind the prompt are of that text alone: its `pair` is negative.
         """
         numbers = [_number(world) for world in worlds]
         pairs = [self.pairs[number] for number in numbers]
         same = numbers[:1] if len(set(numbers)) == 1 else numbers
-        none = (NO_TOKEN,) * len(worlds[0].readout)
+        none = Behind(tokens=(NO_TOKEN,) * (len(worlds[0].readout) - 1), lasts=())
         texts = [none if world.pair >= 0 else _text(pair, world) for pair, world in zip(pairs, worlds, strict=True)]
         return (
-            torch.tensor([pair.answer for pair in pairs]),
-            torch.tensor([NO_TOKEN if pair.foil is None else pair.foil for pair in pairs]),
+            measures_of(self.metrics),
+            _padded([[tokens[0] for tokens in pair.answers] for pair in pairs]),
+            _padded([[tokens[0] for tokens in pair.foils] if _single(pair.foils) else [] for pair in pairs]),
             torch.stack([self.clean[number] for number in same]),
-            torch.tensor(texts),
+            torch.tensor([each.tokens for each in texts], dtype=torch.long),
+            _padded([each.lasts for each in texts]),
         )
 
 
+def _padded(tokens: Sequence[Sequence[int]]) -> Int[Tensor, "world most"]:
+    """Some tokens a world, NO_TOKEN behind the last one."""
+    most = max(1, *map(len, tokens))
+    return torch.tensor([[*each, *[NO_TOKEN] * (most - len(each))] for each in tokens])
+
+
+def _of_texts(
+    metrics: Sequence[Metric], pair: TokenPair, runs: Float[np.ndarray, "run number"]
+) -> Float[np.ndarray, " metric"]:
+    """A world's numbers, of those of the runs that score its answers and then its foils, the text's own behind them."""
+    found, log_probs = runs[0, :-1].copy(), runs[:, -1]
+    count = len(behind(pair.answers))
+    answers = np.logaddexp.reduce(log_probs[:count])
+    foils = np.logaddexp.reduce(log_probs[count:]) if pair.foils else math.nan
+    for place, metric in enumerate(metrics):
+        if metric.of_texts is not None:
+            found[place] = metric.of_texts(answers, foils)
+        elif undefined(metric, pair):
+            found[place] = math.nan
+    return found
+
+
+def undefined(metric: Metric, pair: TokenPair) -> str:
+    """Why a pair has no such metric; empty where it has."""
+    if metric.needs_foil and not pair.foils:
+        return "it needs a foil"
+    single = _single(pair.answers) and (_single(pair.foils) or not metric.needs_foil)
+    if metric.reads_texts and metric.of_texts is None and not single:
+        return f"an answer of several tokens has no single {metric.name.removeprefix('neg_')}"
+    return ""
+
+
+def _single(texts: Sequence[Sequence[int]]) -> bool:
+    """Whether each text is one token."""
+    return all(len(tokens) == 1 for tokens in texts)
+
+
 def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
-    """What is run for a world: itself, or the prompt with the answer behind it and with the foil (if any)."""
+    """What is run for a world: itself, or the prompt with what scores its answers and then its foils (if any)."""
     if not pair.several_tokens:
         return (world,)
-    answered = _continued(world, pair.answer_tokens, -1 - 2 * world.pair)
-    if not pair.foil_tokens:
-        return (answered,)
-    return answered, _continued(world, pair.foil_tokens, -2 - 2 * world.pair)
+    texts = _texts(pair)
+    assert len(texts) <= RUNS
+    return tuple(_continued(world, each, -1 - (world.pair * RUNS + n)) for n, each in enumerate(texts))
 
 
 def preferences(
@@ -152,14 +197,16 @@ def preferences(
 
     `expected` is what the model expects after each clean prompt: only texts of several tokens are run again.
     """
-    several = {n: pair for n, pair in enumerate(pairs) if pair.foil_tokens and pair.several_tokens}
+    several = {n: pair for n, pair in enumerate(pairs) if pair.foils and pair.several_tokens}
     scored: dict[int, float] = {}
     if several:
         worlds = [World(of_clean(pair), (), (len(pair.clean.tokens) - 1,), n) for n, pair in several.items()]
-        found = Scoring(backend, several, dict(enumerate(expected))).evaluate(worlds).values[:, LOGIT_DIFF]
+        found = (
+            Scoring(backend, several, dict(enumerate(expected)), [BUILT_IN["logit_diff"]]).evaluate(worlds).values[:, 0]
+        )
         scored = dict(zip(several, found.tolist(), strict=True))
     return [
-        scored[n] if n in scored else float(each[pair.answer] - each[pair.foil]) if pair.foil is not None else math.nan
+        scored[n] if n in scored else preferred(pair, each) if pair.foils else math.nan
         for n, (pair, each) in enumerate(zip(pairs, expected, strict=True))
     ]
 
@@ -178,23 +225,27 @@ def spread(
 
 
 def _number(world: World) -> int:
-    """The pair that a world belongs to: −1 − 2n is the answer of pair n, −2 − 2n its foil."""
-    return world.pair if world.pair >= 0 else (-1 - world.pair) // 2
+    """The pair that a world belongs to: −1 − (n · RUNS + k) is the k-th run that scores texts of pair n."""
+    return world.pair if world.pair >= 0 else (-1 - world.pair) // RUNS
 
 
-def _text(pair: TokenPair, world: World) -> tuple[int, ...]:
-    return pair.answer_tokens if world.pair % 2 else pair.foil_tokens
+def _text(pair: TokenPair, world: World) -> Behind:
+    return _texts(pair)[(-1 - world.pair) % RUNS]
 
 
-def _continued(world: World, text: tuple[int, ...], pair: int) -> World:
-    """The same what-if with a text behind the prompt, read where each of its tokens is predicted."""
-    length, behind = len(world.base.tokens), text[:-1]
+def _texts(pair: TokenPair) -> tuple[Behind, ...]:
+    return (*behind(pair.answers), *behind(pair.foils))
+
+
+def _continued(world: World, text: Behind, pair: int) -> World:
+    """The same what-if with a text behind the prompt, read where each of its tokens is predicted, and the next one."""
+    length = len(world.base.tokens)
 
     def longer(run: Run) -> Run:
-        return Run((*run.tokens, *behind), run.edits) if len(run.tokens) == length else run
+        return Run((*run.tokens, *text.tokens), run.edits) if len(run.tokens) == length else run
 
     edits = tuple(Edit(edit.site, _with_donors(edit.source, longer), edit.alpha) for edit in world.edits)
-    return World(longer(world.base), edits, tuple(range(length - 1, length - 1 + len(text))), pair, world.again)
+    return World(longer(world.base), edits, tuple(range(length - 1, length + len(text.tokens))), pair, world.again)
 
 
 def _with_donors(source: Source, change: Callable[[Run], Run]) -> Source:

@@ -21,7 +21,6 @@ from causal_tracing.patching.job import Job, undefined
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.spot_checks import record_of
-from causal_tracing.results.units import METRICS
 
 MASKED = -1e4  # log-probabilities below are of words that the model never says
 
@@ -74,14 +73,13 @@ class SpotChecks:
         if furthest and job.options.spot_checks:
             at, of = furthest.cell.at, (furthest.number, furthest.grid, furthest.cell.arm)
             picked.append(self._again(*of, at, sums, unedited))
-        cells = [one for one in picked if not undefined(job.metric, job.pairs[one.worlds[0].pair])]
+        cells = [one for one in picked if not undefined(job.metrics[0], job.pairs[one.worlds[0].pair])]
         if not cells:
             return record_of([])
         worlds = [world for one in cells for world in one.worlds]
-        scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted(clean)}, clean)
-        metric = METRICS.index(job.metric)
-        again = iter(scoring.evaluate(worlds, prune=False).values[:, metric])
-        found = record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[metric])) for one in cells])
+        scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted(clean)}, clean, job.metrics[:1])
+        again = iter(scoring.evaluate(worlds, prune=False).values[:, 0])
+        found = record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[0])) for one in cells])
         return found | {"bound": self._bound(clean)}
 
     def _bound(self, clean: Mapping[int, Float[Tensor, " vocab"]]) -> float | None:

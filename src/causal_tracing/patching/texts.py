@@ -103,6 +103,12 @@ def names(text: str) -> list[str]:
 
 
 NAMES = _one(names, _joined, fits=_list_of(str), form='a list of names, such as ["mlp_out"]')
+METRIC = _one(
+    lambda text: names(text) if "," in text else text,
+    _joined,
+    fits=lambda value: _is(value, str) or _list_of(str)(value),
+    form='a name, or a list of names, such as ["prob", "logit_diff"]',
+)
 HEADS = _one(
     names,
     lambda value: "z" if value is True else _joined(value),

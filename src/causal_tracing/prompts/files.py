@@ -20,6 +20,7 @@ from typing import Any
 
 from causal_tracing.errors import FormatNote, InvalidPair, MachineError
 from causal_tracing.prompts import datasets
+from causal_tracing.prompts.answers import meant
 from causal_tracing.prompts.formats.fields import Row
 from causal_tracing.prompts.formats.table import AUTO, PAIRS, translated
 from causal_tracing.prompts.formats.targets import in_texts, names_tokens
@@ -31,6 +32,7 @@ FIELDS = tuple(field.name for field in fields(Pair))
 SPANS = ("spans", "corrupt_spans")  # a table heads the column of a named span by one of these, a dot and the name
 SEPARATORS = ",;\t|"
 NEEDED = ("clean", "answer")
+SETS = ("answer", "foil")  # what may be several texts
 WHOLE = ("occurrence",)  # numbers that a column with gaps holds as 1.0
 GAPS = ("NAType", "NaTType")  # what pandas has for a missing value beside NaN
 # Characters that show text in another order than it has.
@@ -53,6 +55,7 @@ def read_pairs(
         built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as
         mappings. Empty cells and NaN are missing fields, and `spans.NAME` (`corrupt_spans.NAME`) heads a named span.
         CSV may be separated by commas, semicolons, tabs or bars; capitals in the names of Pair's fields do not count.
+        `answer` and `foil` may be lists of texts, in a cell of CSV as a JSON list ([" he", " his"]).
     chat: puts every prompt through the tokenizer's chat template.
     format: "pairs" (rows with the fields of Pair), or the format of others that the rows have, such as "counterfact"
         (`causal-tracing datasets --formats`); "auto" recognises it by its exact keys.
@@ -251,6 +254,9 @@ def _separator(text: str) -> str:
 def _from_csv(cells: Mapping[str, str], place: str) -> dict[str, Any]:
     """A row of texts as a pair's fields."""
     row: dict[str, Any] = _by_field({name: cell for name, cell in cells.items() if cell}, place)
+    for name in SETS:
+        if name in row:
+            row[name] = meant(f"{place}: {name}", row[name])
     if "occurrence" in row:
         if not re.fullmatch(r"-?[0-9]{1,6}", row["occurrence"]):
             raise InvalidPair(f"{place}: occurrence must be a whole number, and is {row['occurrence']!r}.")
@@ -312,6 +318,7 @@ def _pair(row: Any, place: str) -> Pair:
         raise InvalidPair(
             f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer; here is {there}."
         )
+    row |= {name: row[name].tolist() for name in SETS if hasattr(row.get(name), "tolist")}  # an array of a table
     row |= {name: int(row[name]) for name in WHOLE if isinstance(row.get(name), float) and row[name].is_integer()}
     for name in (*SPANS, "labels"):
         if not isinstance(row.get(name, {}), dict):
@@ -340,6 +347,10 @@ def _is_gap(value: Any) -> bool:
 def _check_texts(row: Mapping[str, Any], place: str) -> None:
     """Raises InvalidPair for texts that are too long, or have characters that hide or reorder what is shown."""
     texts = {name: value for name, value in row.items() if isinstance(value, str)}
+    for name in SETS:
+        several = row.get(name)
+        if isinstance(several, (list, tuple)):
+            texts |= {f"{name}, text {n}": value for n, value in enumerate(several) if isinstance(value, str)}
     for spans in SPANS:
         texts |= {f"{spans}.{name}": each for name, each in row.get(spans, {}).items() if isinstance(each, str)}
     for name, text in texts.items():

@@ -13,9 +13,9 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
-from causal_tracing.prompts.letters import joins
+from causal_tracing.prompts.answers import check_letters, checked_texts, each_of
 from causal_tracing.prompts.notes import of_answer, of_letters, of_span, of_start
-from causal_tracing.prompts.token_texts import token_texts
+from causal_tracing.prompts.scored import Follower, Tokens, check_apart
 from causal_tracing.prompts.tokens import (
     ROLES,
     TokenPrompt,
@@ -36,19 +36,23 @@ TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a
 class Pair:
     """A clean prompt with its answer, and a corrupt prompt with its foil.
 
-    `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome").
-    `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th
-    from the left (0-based; negative: from the right). `spans` names further stretches, each where it stands first,
-    which can be asked for as positions, so that no name is a whole number; `corrupt_spans` says of these what they are
-    in the corrupt prompt, where that is another text. Pairs of one `cluster` share a fact. With `chat`, the prompts are
-    a user's messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
+    `answer` and `foil` are the texts that follow right after the prompts, a leading space included (" Rome"). Either
+    may be a set, given as a list of texts ([" he", " his"]) and kept as a tuple: its probability is the sum of theirs,
+    its logit the logarithm of the sum of exp(logit). No text of a set may begin another one, or be in both sets.
+    `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th from the left
+    (0-based; negative: from the right). `spans` names further stretches, each where it stands first, which can be asked
+    for as positions, so that no name is a whole number; `corrupt_spans` says of these what they are in the corrupt
+    prompt, where that is another text. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's
+    messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
     InvalidPair.
+
+        >>> Pair(clean="The nurse said", corrupt="The king said", answer=[" she", " her"], foil=[" he", " his"])
     """
 
     clean: str
-    answer: str
+    answer: str | Sequence[str]
     corrupt: str | None = None
-    foil: str | None = None
+    foil: str | Sequence[str] | None = None
     subject: str | None = None
     corrupt_subject: str | None = None
     occurrence: int = 0
@@ -60,15 +64,18 @@ class Pair:
     chat: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("clean", "answer", "corrupt", "foil", "subject", "corrupt_subject", "cluster", "id"):
+        for name in ("answer", "foil"):
+            if name == "answer" or self.foil is not None:
+                object.__setattr__(self, name, checked_texts(f"{self._who}: {name}", getattr(self, name)))
+        for name in ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id"):
             value = getattr(self, name)
-            if value is None and name not in ("clean", "answer"):
+            if value is None and name != "clean":
                 continue
             if not isinstance(value, str):
                 raise InvalidPair(f"{self._who}: {name} must be a text, and is {value!r}.")
             if not value:
                 raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
-            _check_letters(f"{self._who}: {name}", value)
+            check_letters(f"{self._who}: {name}", value)
         if type(self.occurrence) is not int:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
         if type(self.chat) is not bool:
@@ -89,7 +96,7 @@ def _check_spans(who: str, what: str, spans: Any) -> None:
     if not isinstance(spans, Mapping) or not all(isinstance(part, str) and part for part in spans.values()):
         raise InvalidPair(f"{who}: {what} must map names to texts, and is {spans!r}.")
     for name, part in spans.items():
-        _check_letters(f"{who}: span {name!r}", part)
+        check_letters(f"{who}: span {name!r}", part)
         _check_name(who, name)
 
 
@@ -106,17 +113,9 @@ def _check_name(who: str, name: Any) -> None:
         )
 
 
-def _check_letters(what: str, text: str) -> None:
-    """Raises InvalidPair for halves of letters (lone surrogates), which no tokenizer can read."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidPair(f"{what} has half a letter (U+{ord(text[error.start]):04X}) at {error.start}.") from None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """A pair as the model sees it. `foil_tokens` is empty where the pair has no foil.
+    """A pair as the model sees it. `answers` and `foils` are the tokens of each text; no foils where it has none.
 
     `slots` are the tokens that are patched for each other; `remarks`, what is to be known of how they were paired.
     """
@@ -126,26 +125,31 @@ class TokenPair:
     clean: TokenPrompt
     corrupt: TokenPrompt
     slots: tuple[Slot, ...]
-    answer_tokens: tuple[int, ...]
-    foil_tokens: tuple[int, ...]
+    answers: tuple[Tokens, ...]
+    foils: tuple[Tokens, ...]
     remarks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
 
     @property
     def answer(self) -> int:
-        """The answer's first token."""
-        return self.answer_tokens[0]
+        """The first token of the (first) answer."""
+        return self.answers[0][0]
 
     @property
     def foil(self) -> int | None:
-        """The foil's first token; None where there is no foil."""
-        return self.foil_tokens[0] if self.foil_tokens else None
+        """The first token of the (first) foil; None where there is none."""
+        return self.foils[0][0] if self.foils else None
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest answer or foil."""
+        return max(map(len, (*self.answers, *self.foils)))
 
     @property
     def several_tokens(self) -> bool:
-        """Whether answer or foil are more than one token, so that they are scored teacher-forced."""
-        return max(len(self.answer_tokens), len(self.foil_tokens)) > 1
+        """Whether an answer or a foil is more than one token, so that all are scored teacher-forced."""
+        return self.longest > 1
 
     @property
     def differing(self) -> tuple[int, ...]:
@@ -184,21 +188,21 @@ def tokenize(
             "that there is nothing to add noise to. Give a subject of letters that the tokenizer keeps."
         )
     slots = aligned(align, clean, corrupt, id)
-    answer = _tokens_after(pair, "answer", pair.answer, (clean, corrupt), tokenizer)
-    foil = _tokens_after(pair, "foil", pair.foil, (corrupt, clean), tokenizer) if pair.foil else ()
-    if answer == foil:
-        what = "token" if len(answer) == 1 else "tokens"
-        raise InvalidPair(f"pair {id!r}: answer and foil are the same {what} ({pair.answer!r}): nothing to tell apart.")
+    answers, foils = (
+        Follower(id=id, what=what, texts=each_of(texts), chat=pair.chat).tokens(prompts, tokenizer)
+        for what, texts, prompts in (("answer", pair.answer, (clean, corrupt)), ("foil", pair.foil, (corrupt, clean)))
+    )
+    check_apart(id, answers, foils, each_of(pair.answer))
     return TokenPair(
         id=id,
         pair=pair,
         clean=clean,
         corrupt=corrupt,
         slots=slots,
-        answer_tokens=answer,
-        foil_tokens=foil,
+        answers=answers,
+        foils=foils,
         remarks=remarks(slots, clean, corrupt),
-        notes=_notes(pair, clean, corrupt, (answer, foil), tokenizer),
+        notes=_notes(pair, clean, corrupt, (answers, foils), tokenizer),
         noised=clean.subject if noise else (),
     )
 
@@ -284,44 +288,12 @@ def _tokenize_prompt(
     )
 
 
-def _tokens_after(
-    pair: Pair, what: str, text: str, prompts: tuple[TokenPrompt, TokenPrompt], tokenizer: Any
-) -> tuple[int, ...]:
-    """The tokens that `text` is after both prompts: found by tokenising prompt + text, never the text alone."""
-    found = []
-    for prompt in prompts:
-        ids, offsets = encode(prompt.text + text, tokenizer, special=not pair.chat)
-        strings = token_strings(prompt.text + text, ids, offsets, tokenizer)
-        length = len(prompt.tokens)
-        if tuple(ids[:length]) != prompt.tokens:
-            raise InvalidPair(
-                f"pair {pair.id!r}: {what} {text!r} changes the last tokens of the prompt that it follows: "
-                f"{'|'.join(strings)} (the prompt alone: {'|'.join(prompt.strings)}). What would be scored is not "
-                f"{text!r}. {_apart(what, text, prompt.text)}"
-            )
-        if len(ids) == length:
-            raise InvalidPair(f"pair {pair.id!r}: {what} {text!r} is no token after {prompt.text!r}: nothing to score.")
-        found.append(tuple(ids[length:]))
-    if found[0] != found[1]:
-        shown = ", ".join(token_texts(tokens, tokenizer) for tokens in found)
-        raise InvalidPair(
-            f"pair {pair.id!r}: {what} {text!r} is other tokens after the clean prompt than after the corrupt one "
-            f"({shown}): the two runs could not be compared."
-        )
-    return found[0]
-
-
-def _apart(what: str, text: str, prompt: str) -> str:
-    """How prompt and answer can be told apart where their tokens grow together."""
-    if prompt[-1].isspace():
-        return f"Move the white space: end the prompt without a space and begin the {what} with one."
-    if joins(prompt[-1], text[0]):
-        return f"They make one word: begin the {what} with a space, or end the prompt elsewhere."
-    return f"They share a token there: move letters from the {what} to the prompt, or from the prompt to the {what}."
-
-
 def _notes(
-    pair: Pair, clean: TokenPrompt, corrupt: TokenPrompt, scored: tuple[tuple[int, ...], ...], tokenizer: Any
+    pair: Pair,
+    clean: TokenPrompt,
+    corrupt: TokenPrompt,
+    scored: tuple[tuple[Tokens, ...], tuple[Tokens, ...]],
+    tokenizer: Any,
 ) -> tuple[str, ...]:
     """What is legal, but probably not meant."""
     sides = {"clean": (pair.clean, pair.subject, clean)}
@@ -337,8 +309,8 @@ def _notes(
     for name, part in pair.corrupt_spans.items():
         found += of_span(f"span {name!r}", part, "corrupt", pair.corrupt or "")
     after = ("answer", pair.answer, clean), ("foil", pair.foil, corrupt)
-    for (what, text, prompt), tokens in zip(after, scored, strict=True):
-        if text:
+    for (what, texts, prompt), each in zip(after, scored, strict=True):
+        for text, tokens in zip(each_of(texts), each, strict=True):
             found += of_letters(what, text, tokenizer)
             found += of_answer(what, text, prompt, tokens, tokenizer, special=not pair.chat)
     return tuple(found)

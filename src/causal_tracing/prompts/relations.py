@@ -13,11 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair
+from causal_tracing.prompts.answers import each_of
 from causal_tracing.prompts.pairs import Pair, named
 from causal_tracing.prompts.tokens import encode, find_span
 from causal_tracing.validation import one_of
 
 BY = ("relation",)
+Fact = tuple[str, str | Sequence[str]]  # a subject and its answer
 SHOWN = 5  # pairs without a partner that are named
 
 
@@ -32,7 +34,7 @@ def corrupted(pairs: Sequence[Pair], by: str, tokenizer: Any, *, seed: int = 0) 
         raise InvalidOption("corrupt_by= counts tokens: give tokenizer=model.tokenizer too.")
     called = [str(pair.id) for pair in named(pairs)]
     missing = [number for number, pair in enumerate(pairs) if pair.corrupt is None]
-    related: dict[Any, dict[tuple[str, str], None]] = defaultdict(dict)  # facts, once each, in their order
+    related: dict[Any, dict[Fact, None]] = defaultdict(dict)  # facts, once each, in their order
     for number in missing:
         pair = pairs[number]
         related[_relation(pair, called[number])][str(pair.subject), pair.answer] = None
@@ -60,7 +62,7 @@ def _relation(pair: Pair, id: str) -> Any:
     return pair.labels["relation"]
 
 
-def _with_partner(pair: Pair, id: str, facts: list[tuple[str, str]], tokenizer: Any, chance: random.Random) -> Pair:
+def _with_partner(pair: Pair, id: str, facts: list[Fact], tokenizer: Any, chance: random.Random) -> Pair:
     """The pair with the first other subject that makes a prompt of equally many tokens; itself where none does."""
     try:
         start, end = find_span(pair.clean, str(pair.subject), pair.occurrence)
@@ -74,9 +76,14 @@ def _with_partner(pair: Pair, id: str, facts: list[tuple[str, str]], tokenizer: 
     return pair
 
 
-def _others(pair: Pair, facts: list[tuple[str, str]], chance: random.Random) -> Iterator[tuple[str, str]]:
+def _others(pair: Pair, facts: list[Fact], chance: random.Random) -> Iterator[Fact]:
     """The facts with another subject and another answer, in random order."""
-    others = [fact for fact in facts if fact[0] != pair.subject and fact[1].strip() != pair.answer.strip()]
+    own = {text.strip() for text in each_of(pair.answer)}
+    others = [
+        (subject, answer)
+        for subject, answer in facts
+        if subject != pair.subject and own.isdisjoint(text.strip() for text in each_of(answer))
+    ]
     yield from chance.sample(others, len(others))
 
 

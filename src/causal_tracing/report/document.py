@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.answers import texts_of
 from causal_tracing.report.words.method import device_sentences
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
@@ -156,8 +157,8 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     return {
         "id": str(data.pair.item()),
         **tokens,
-        "answer": str(data.answer.item()),
-        "foil": str(data.foil.item()) or None,
+        "answer": texts_of(data.answer.item()),
+        "foil": texts_of(data.foil.item()) or None,
         **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
         **({"reason": reason} if (reason := str(found.reason.item())) else {}),
         **({"total_effect_deviation": plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),

@@ -13,6 +13,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidOption
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.units import NEED_FOIL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +187,10 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
             at = {"metric": metric, "pair": pair}
             if metric == "entropy":
                 reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
-            elif metric == "logit_diff" and not data.foil.loc[{"pair": pair}].item():
+            elif "lacks" in data and data.lacks.loc[at].item():
+                lacks = data.lacks.loc[at].item()
+                reasons.loc[at] = "the pair has no foil" if lacks == "it needs a foil" else lacks
+            elif metric in NEED_FOIL and not data.foil.loc[{"pair": pair}].item():
                 reasons.loc[at] = "the pair has no foil"
             elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:
                 reasons.loc[at] = (

@@ -4,15 +4,17 @@
 
     unit                   (metric)            the unit of each metric's numbers
     clean, corrupt         (metric, pair)      the unedited runs
+    lacks                  (metric, pair)      why a pair has no such metric, "" where it has; since 0.2.0
     spread                 (metric, pair)      standard deviation over repeats of the unedited runs
     corrupt_deviation      (metric, pair)      standard deviation of the corrupt runs over draws of noise
     clean_token, corrupt_token, clean_role, corrupt_role  (pair, token)    "" beyond a prompt's end
     corrupt_position       (pair, token)       which corrupt token a clean one is paired with; −1 for none
     clean_length, corrupt_length, answer_length  (pair)  how many tokens there are
-    clean_prompt, corrupt_prompt, answer, foil  (pair)
+    clean_prompt, corrupt_prompt, answer, foil  (pair)    a set of answers or foils as a JSON list
     clean_top, corrupt_top, clean_top_prob, corrupt_top_prob  (pair, rank) the model's first choices
     clean_top_id, corrupt_top_id  (pair, rank)  which tokens these are; −1 for none. Version 0.1.0 kept their texts only
-    answer_id              (pair)              the answer's first token; not kept by 0.1.0 either
+    answer_id              (pair)              the answer's first token (of a set, of the text that the clean run's
+                                               first choice begins, if any); not kept by 0.1.0 either
 
 `maps` holds raw numbers by kind of site (`site_kinds.py`), over (metric, pair, and the kind's axes); `effects.py` makes
 effects of them:

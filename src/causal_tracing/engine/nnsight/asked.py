@@ -28,14 +28,22 @@ class Asked:
 
 def traced(model: Any, asked: Asked, **how: Any) -> Any:
     """What the function gives inside a trace of an nnsight model."""
-    for each in (asked.function, *asked.arguments):
-        if callable(each):  # its source is sent, and not the name of a module of this package
-            nnsight.register(each.__module__)
+    for each in _functions((asked.function, asked.arguments)):  # their source is sent, and not the name of a module
+        nnsight.register(each.__module__)
     inputs, function, arguments = asked.inputs, asked.function, asked.arguments
     found = None  # where a server answers later
     with model.trace(inputs, **how):
         found = nnsight.save(function(model, *arguments))
     return found  # noqa: RET504 (it is set in the trace, which is another function)
+
+
+def _functions(value: Any) -> Iterator[Callable[..., Any]]:
+    """The functions among values."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _functions(each)
+    elif callable(value):
+        yield value
 
 
 def _flat(value: Any) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""Years that must be later: "The war lasted from the year 1782 to the year 17" → 9, against a war that began in 1702.
+"""Years that must be later: "The war lasted from the year 1782 to the year 17" → 83 to 99, against one begun in 1702.
 
-After Hanna et al. 2023 (arXiv 2305.00586), for tokenizers that split numbers into digits. The answer is 9, the foil 0:
-after the corrupt prompt both are possible decades, after the clean one the foil is too early. The prompts of one noun
-are one cluster.
+After Hanna et al. 2023 (arXiv 2305.00586): the answers are all later years of the century, the foils all others, and
+prob_diff is their measure. Both are sets, for tokenizers that split numbers into digits or pairs of digits. The prompts
+of one noun are one cluster.
 """
 
 from itertools import product
@@ -19,8 +19,8 @@ def rows() -> list[dict[str, Any]]:
             "id": f"greater-than-{noun}-{century}{decade}{YEAR}",
             "clean": f"The {noun} lasted from the year {century}{decade}{YEAR} to the year {century}",
             "corrupt": f"The {noun} lasted from the year {century}0{YEAR} to the year {century}",
-            "answer": "9",
-            "foil": "0",
+            "answer": [f"{year:02}" for year in range(10 * decade + YEAR + 1, 100)],
+            "foil": [f"{year:02}" for year in range(10 * decade + YEAR + 1)],
             "subject": f"{century}{decade}{YEAR}",
             "corrupt_subject": f"{century}0{YEAR}",
             "cluster": noun,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.page.text import DIGITS, metrics_with_effects, plain, role_row, switched, token_row, visible
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
@@ -108,7 +109,7 @@ def _pair(found: xr.Dataset, data: xr.Dataset, metrics: list[str], number: int) 
 
 def _asked(data: xr.Dataset) -> str:
     """A pair's clean prompt and its answer, on one line."""
-    return " ".join(visible(f"{data.clean_prompt.item()} →{data.answer.item()}").split())
+    return " ".join(visible(f"{data.clean_prompt.item()} →{on_one_line(data.answer.item())}").split())
 
 
 def _numbers(found: xr.Dataset, digits: int) -> dict[str, Any]:

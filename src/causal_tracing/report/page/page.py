@@ -16,6 +16,7 @@ from typing import Any
 
 import xarray as xr
 
+from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import place, site_name, with_share
 from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
@@ -27,6 +28,7 @@ from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
 from causal_tracing.results.site_kinds import KINDS, SiteKind
 from causal_tracing.results.storage.atomic import write_text
+from causal_tracing.results.units import is_function
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
@@ -115,7 +117,7 @@ def _short_story(measurements: Measurements, pair: str) -> str:
 
 def prompt(side: Side) -> str:
     """A prompt, with what follows it set apart."""
-    text, follows = visible(side.prompt), visible(side.follows)
+    text, follows = visible(side.prompt), visible(on_one_line(side.follows))
     return f"{escape(text)} → <b>{escape(follows.strip() or follows)}</b>" if follows else escape(text)
 
 
@@ -192,6 +194,8 @@ def provenance_text(measurements: Measurements) -> str:
 
 def _without_command(record: Mapping[str, Any]) -> str:
     """Why no command makes a result again."""
+    if is_function(record.get("options", {}).get("metric")):
+        return "a metric is a function, which no command line can name"
     from_memory = record.get("source", {}).get("kind") in (None, "memory")
     return "the model was handed in from memory" if from_memory else "the shards that were merged do not say it"
 

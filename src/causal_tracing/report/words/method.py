@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
@@ -21,13 +22,13 @@ WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared w
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A prompt, and what follows it; nothing where it has no answer of its own."""
+    """A prompt, and what follows it (a set spelled as a JSON list); nothing where it has no answer of its own."""
 
     prompt: str
     follows: str = ""
 
     def __str__(self) -> str:
-        return f"{self.prompt} →{self.follows}" if self.follows else self.prompt
+        return f"{self.prompt} →{on_one_line(self.follows)}" if self.follows else self.prompt
 
 
 HOW_TO_READ = (
@@ -145,7 +146,7 @@ def sides(measurements: Measurements, data: xr.Dataset) -> tuple[Side, Side]:
     """What was asked of one pair: its clean prompt, and what that is compared with."""
     clean, foil = Side(data.clean_prompt.item(), data.answer.item()), data.foil.item()
     if measurements.provenance.get("noise"):
-        return clean, Side(WITH_NOISE + (f" (foil{foil})" if foil else ""))
+        return clean, Side(WITH_NOISE + (f" (foil{on_one_line(foil)})" if foil else ""))
     return clean, Side(data.corrupt_prompt.item(), foil)
 
 

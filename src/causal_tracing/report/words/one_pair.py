@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.prompts.answers import on_one_line, texts_of
 from causal_tracing.report.labels import number, percent, place, site_name, with_share
 from causal_tracing.report.words.attention import attention_sentences
 from causal_tracing.report.words.method import (
@@ -287,7 +288,12 @@ def _first_choice_is_wrong(data: xr.Dataset) -> bool:
 def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
     if _first_choice_is_wrong(data):
         first, answer = data.clean_top.values[0], data.answer.item()
-        yield f"The clean run's first choice is {first!r}, not the answer {answer!r}."
+        what = (
+            f"the answer {answer!r}"
+            if isinstance(texts_of(answer), str)
+            else f"one of the answers {on_one_line(answer)}"
+        )
+        yield f"The clean run's first choice is {first!r}, not {what}."
     yield from control_sentences(measurements.provenance)
     yield from pairing_warnings(data)
     if "notes" in data:  # 0.1.0 did not keep them

@@ -23,7 +23,7 @@ from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.experiments.workers.crew import Crew, crew_of
 from causal_tracing.experiments.workers.dispatch import Measured, Task
-from causal_tracing.experiments.workers.work import Work, expected, require_recipe
+from causal_tracing.experiments.workers.work import Work, expected, require_recipe, require_sendable
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
@@ -49,6 +49,8 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     folder = check_run_folder(Path(folder))  # before the work, not after it
     asked = named(as_pairs(pairs))
     recipe = None if options.workers is None else require_recipe(model)
+    if recipe is not None:
+        require_sendable(options)
     crew = crew_of(options.workers)
     kept, job = planned(model, traceable_pairs(model, asked, options), options)
     with begun(folder), telling(options.progress, pairs=len(asked)) as progress:

@@ -108,6 +108,7 @@ METRIC = _one(
     _joined,
     fits=lambda value: _is(value, str) or _list_of(str)(value),
     form='a name, or a list of names, such as ["prob", "logit_diff"]',
+    example="Several as prob,logit_diff.",
 )
 HEADS = _one(
     names,

@@ -1,5 +1,6 @@
 """What a worker does, wherever it runs: it loads the model by its recipe, says what it found, and measures chunks."""
 
+import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from causal_tracing.experiments.load import load
 from causal_tracing.experiments.manifest import FACTS, facts
 from causal_tracing.models.model import Model
 from causal_tracing.models.recipe import Recipe
-from causal_tracing.patching.options import Progress
+from causal_tracing.patching.metric import listed, name_of
+from causal_tracing.patching.options import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.run_folder import Row
 
@@ -70,6 +72,19 @@ def require_recipe(model: Model) -> Recipe:
             "leave workers out."
         )
     return model.recipe
+
+
+def require_sendable(options: RunOptions) -> None:
+    """Raises InvalidOption for a metric whose function workers could not be sent."""
+    for metric in listed(options.metric):
+        try:
+            pickle.dumps(metric)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InvalidOption(
+                f"workers= are processes of their own, and the function of metric {name_of(metric)!r} cannot be sent "
+                f"to them ({error}). Define it with def at the top of a module that they can import, or leave workers "
+                "out."
+            ) from None
 
 
 def _device(work: Work) -> str | None:

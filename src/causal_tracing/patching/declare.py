@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from causal_tracing.patching.texts import Text
+from causal_tracing.patching.spelling import Text
 
 PAIR, PATCHED, ATTENTION, CHANGES = "The pair", "What is patched", "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"

@@ -18,6 +18,7 @@ from causal_tracing.patching.cells import Question
 from causal_tracing.patching.choices import BLOCKS
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
+from causal_tracing.patching.estimate_options import EstimateOptions
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
 from causal_tracing.patching.metric import Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
@@ -25,7 +26,7 @@ from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import named_site, require_sites
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
-from causal_tracing.patching.options import EstimateOptions, Options
+from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs

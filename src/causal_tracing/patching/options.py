@@ -11,7 +11,6 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.interventions.write import KINDS, Write, checked_write
 from causal_tracing.patching import texts
 from causal_tracing.patching.attention_options import AttentionOptions
@@ -19,10 +18,8 @@ from causal_tracing.patching.choices import (
     CONTROLS,
     ENGINES,
     KEEP,
-    METHODS,
     PRESETS,
     RANKED,
-    SMOOTH,
 )
 from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
 from causal_tracing.patching.metric import Metric, check_metrics, kept
@@ -44,79 +41,15 @@ from causal_tracing.patching.option_sets import check_together
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.results.arms import DIRECTIONS
 
 Progress = Callable[[int, int], None]  # is told how much is done, and of how much
 
 _whole = partial(partial, validation.whole)
-MOST_STEPS = 100_000  # of a gradient: more is a slip of the finger
 _check_columns = partial(validation.columns, "positions=")
 _PROGRESS = (
     "True: a bar in a notebook or a terminal, elsewhere lines on stderr; work that ends at once shows nothing. False: "
     "nothing. A callable is called with (done, total)."
 )
-
-
-# What several verbs take.
-
-
-def _align() -> Any:
-    return option(
-        "strict",
-        help="How tokens are paired: strict (one by one), suffix (same end), spans (equal roles).",
-        group=PATCHED,
-        text=texts.WORD,
-        check=partial(validation.one_of, "alignment", valid=ALIGNMENTS),
-        names=ALIGNMENTS,
-    )
-
-
-def _budget() -> Any:
-    return option(
-        None,
-        help="Memory that a batch may take (default: by what is free).",
-        python="In bytes.",
-        group=ENGINE,
-        text=texts.SIZE,
-        check=check_budget,
-    )
-
-
-def _engine() -> Any:
-    return option(
-        "auto",
-        help="auto, packed or replay.",
-        group=ENGINE,
-        text=texts.WORD,
-        check=partial(validation.one_of, "engine", valid=ENGINES),
-        names=ENGINES,
-    )
-
-
-def _seed() -> Any:
-    return option(
-        0,
-        help="Chooses the cells that are checked again, and what a control puts where.",
-        group=ENGINE,
-        text=texts.NUMBER,
-        check=_whole("seed=", least=0),
-        always=True,
-    )
-
-
-def _spot_checks() -> Any:
-    return option(
-        8,
-        help="How many random cells are run again on whole forwards; 0 turns it off.",
-        group=ENGINE,
-        text=texts.NUMBER,
-        check=_whole("spot_checks= (cells)", least=0),
-        always=True,
-    )
-
-
-def _progress() -> Any:
-    return option(True, help=_PROGRESS, group=OUTPUT, check=check_progress, recorded=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +92,14 @@ class Options(AttentionOptions):
         check=_check_columns,
         always=True,
     )
-    align: str = _align()
+    align: str = option(
+        "strict",
+        help="How tokens are paired: strict (one by one), suffix (same end), spans (equal roles).",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "alignment", valid=ALIGNMENTS),
+        names=ALIGNMENTS,
+    )
     control: str | None = option(
         None,
         help="The same where there is nothing to find: random-weights (a copy of the model with each parameter's "
@@ -277,11 +217,39 @@ class Options(AttentionOptions):
         kept=kept,
         unless="preset",
     )
-    budget: int | None = _budget()
-    engine: str = _engine()
-    seed: int = _seed()
-    spot_checks: int = _spot_checks()
-    progress: bool | Progress = _progress()  # noqa: RUF009 - a field, as the others
+    budget: int | None = option(
+        None,
+        help="Memory that a batch may take (default: by what is free).",
+        python="In bytes.",
+        group=ENGINE,
+        text=texts.SIZE,
+        check=check_budget,
+    )
+    engine: str = option(
+        "auto",
+        help="auto, packed or replay.",
+        group=ENGINE,
+        text=texts.WORD,
+        check=partial(validation.one_of, "engine", valid=ENGINES),
+        names=ENGINES,
+    )
+    seed: int = option(
+        0,
+        help="Chooses the cells that are checked again, and what a control puts where.",
+        group=ENGINE,
+        text=texts.NUMBER,
+        check=_whole("seed=", least=0),
+        always=True,
+    )
+    spot_checks: int = option(
+        8,
+        help="How many random cells are run again on whole forwards; 0 turns it off.",
+        group=ENGINE,
+        text=texts.NUMBER,
+        check=_whole("spot_checks= (cells)", least=0),
+        always=True,
+    )
+    progress: bool | Progress = option(True, help=_PROGRESS, group=OUTPUT, check=check_progress, recorded=False)
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -330,75 +298,3 @@ class RunOptions(Options):
         text=texts.SWITCH,
         recorded=False,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EstimateOptions:
-    """The options of `attribute`. Raises InvalidOption for a value that cannot be meant."""
-
-    components: Sequence[str] | None = option(
-        None,
-        help="Of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post, q, k, v, pattern, z, neurons "
-        "(default: as for a trace).",
-        group=PATCHED,
-        text=texts.NAMES,
-        check=partial(validation.names, "component", valid=(*COMPONENTS, *MEDIATORS)),
-    )
-    method: str = option(
-        "atp",
-        help="atp (attribution patching) or ig (integrated gradients).",
-        group=PATCHED,
-        text=texts.WORD,
-        check=partial(validation.one_of, "method", valid=METHODS),
-        names=METHODS,
-    )
-    steps: int = option(
-        10,
-        help="Of the way from base to donor, for ig.",
-        group=PATCHED,
-        text=texts.NUMBER,
-        check=_whole("steps=", least=1, most=MOST_STEPS),
-    )
-    direction: str = option(
-        "restoration",
-        help="restoration or disruption.",
-        group=PATCHED,
-        text=texts.WORD,
-        check=partial(validation.one_of, "direction", valid=tuple(DIRECTIONS)),
-        names=tuple(DIRECTIONS),
-    )
-    metric: str | None = option(
-        None,
-        help="logit_diff (default), log_prob (default without a foil), logit, prob or prob_diff.",
-        group=PATCHED,
-        text=texts.WORD,
-        check=one_of("metric", SMOOTH, " that has a gradient"),
-        names=SMOOTH,
-    )
-    verify: int = option(
-        30,
-        help="How many of the strongest of each component are patched.",
-        group=PATCHED,
-        text=texts.NUMBER,
-        check=_whole("verify= (estimates are always checked)", least=1),
-    )
-    sample: int = option(
-        100,
-        help="How many of the rest of each component are patched, at random.",
-        group=PATCHED,
-        text=texts.NUMBER,
-        check=_whole("sample= (estimates are always checked)", least=1),
-    )
-    align: str = _align()
-    budget: int | None = _budget()
-    engine: str = _engine()
-    seed: int = _seed()
-    spot_checks: int = _spot_checks()
-    progress: bool | Progress = _progress()  # noqa: RUF009 - a field, as the others
-
-    def __post_init__(self) -> None:
-        check_values(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is kept of them with a result, as JSON holds it."""
-        return record(self)

@@ -3,8 +3,8 @@
 Reading and writing of each kind of value stand side by side; so does what a configuration file may hold in its place.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,89 +12,14 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
+from causal_tracing.patching.spelling import Flag, Flags, Text, is_a, itself, joined, list_of, one
 
 DIGITS = 5  # of the number of a layer
-Flags = Mapping[str, Any]  # by name as Python has it: a text, or what a file holds in its place
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """A flag of the command line beside the one that is named as its option: its name, type and help."""
-
-    name: str
-    kind: type
-    help: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
-    """How an option is spelled, in a flag of its own name (and `more`).
-
-    `read(name, flags)` makes the option's value of the flags that were given; `write(name, value)` makes the flags of a
-    plain value, as the record and a configuration file have it. `fits` says whether a file's value is of the `form`.
-    `kind` is what the flag takes; `example` is shown with its help.
-    """
-
-    read: Callable[[str, Flags], Any]
-    write: Callable[[str, Any], dict[str, Any]]
-    fits: Callable[[Any], bool]
-    form: str
-    kind: type = str
-    example: str = ""
-    more: tuple[Flag, ...] = ()
-
-    def from_file(self, name: str, value: Any) -> dict[str, Any]:
-        """The flags of a value in a configuration file: a text as the flag takes it, or a plain value.
-
-        Raises InvalidOption where it is of another type.
-        """
-        if self.kind is str and isinstance(value, str):
-            return {name: value}
-        if not self.fits(value):
-            raise InvalidOption(f"It must be {self.form}; it is {value!r}.")
-        return self.write(name, value)
-
-
-def _one(
-    parse: Callable[[Any], Any],
-    spell: Callable[[Any], Any],
-    *,
-    fits: Callable[[Any], bool],
-    form: str,
-    kind: type = str,
-    example: str = "",
-) -> Text:
-    """A value that is spelled in one flag."""
-    return Text(
-        read=lambda name, flags: parse(flags[name]),
-        write=lambda name, value: {} if value is False and kind is not bool else {name: spell(value)},
-        fits=fits,
-        form=form,
-        kind=kind,
-        example=example,
-    )
-
-
-def _is(value: Any, *kinds: type) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
-def _list_of(*kinds: type) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(_is(each, *kinds) for each in value)
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _joined(values: Sequence[Any] | str) -> str:
-    return values if isinstance(values, str) else ",".join(map(str, values))
-
 
 # Words, numbers, switches: as they are.
-WORD = _one(_itself, _itself, fits=lambda value: _is(value, str), form="a text")
-NUMBER = _one(_itself, _itself, fits=lambda value: _is(value, int), form="a whole number", kind=int)
-SWITCH = _one(_itself, _itself, fits=lambda value: _is(value, bool), form="true or false", kind=bool)
+WORD = one(itself, itself, fits=lambda value: is_a(value, str), form="a text")
+NUMBER = one(itself, itself, fits=lambda value: is_a(value, int), form="a whole number", kind=int)
+SWITCH = one(itself, itself, fits=lambda value: is_a(value, bool), form="true or false", kind=bool)
 
 
 def names(text: str) -> list[str]:
@@ -102,40 +27,40 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-NAMES = _one(names, _joined, fits=_list_of(str), form='a list of names, such as ["mlp_out"]')
-METRIC = _one(
+NAMES = one(names, joined, fits=list_of(str), form='a list of names, such as ["mlp_out"]')
+METRIC = one(
     lambda text: names(text) if "," in text else text,
-    _joined,
-    fits=lambda value: _is(value, str) or _list_of(str)(value),
+    joined,
+    fits=lambda value: is_a(value, str) or list_of(str)(value),
     form='a name, or a list of names, such as ["prob", "logit_diff"]',
     example="Several as prob,logit_diff.",
 )
-HEADS = _one(
+HEADS = one(
     names,
-    lambda value: "z" if value is True else _joined(value),
-    fits=lambda value: _is(value, bool) or _list_of(str)(value),
+    lambda value: "z" if value is True else joined(value),
+    fits=lambda value: is_a(value, bool) or list_of(str)(value),
     form='true, or a list of names, such as ["q", "z"]',
     example="Such as q,z.",
 )
 
 
-LISTED = _one(
+LISTED = one(
     lambda value: True if value in ("true", True) else names(value),
-    lambda value: "true" if value is True else _joined(value),
-    fits=lambda value: _is(value, bool) or _list_of(str)(value),
+    lambda value: "true" if value is True else joined(value),
+    fits=lambda value: is_a(value, bool) or list_of(str)(value),
     form="true, or a list of names",
 )
-SITES = _one(
+SITES = one(
     lambda value: [site.strip() for site in value.split(";") if site.strip()] if isinstance(value, str) else value,
     lambda value: "; ".join(value),
-    fits=_list_of(str),
+    fits=list_of(str),
     form='a list of sites, such as ["z 23.4 @ last"]',
     example="Several with ; between them.",
 )
-COMPONENTS = _one(
+COMPONENTS = one(
     lambda value: () if value in ("none", []) else names(value),
-    lambda value: _joined(value) or "none",
-    fits=_list_of(str),
+    lambda value: joined(value) or "none",
+    fits=list_of(str),
     form='a list of names, such as ["mlp_out"]',
     example="none: only what else is asked for.",
 )
@@ -149,10 +74,10 @@ def positions(text: str) -> str | list[int | str]:
     return [name if number is None else number for name, number in numbers]
 
 
-POSITIONS = _one(
+POSITIONS = one(
     positions,
-    _joined,
-    fits=_list_of(int, str),
+    joined,
+    fits=list_of(int, str),
     form='"each", "together", or a list such as [3, "subject_last"]',
     example="Such as 3,subject_last,last.",
 )
@@ -164,7 +89,7 @@ def _position(value: int | str) -> int | str:
     return value if number is None else number
 
 
-POSITION = _one(_position, str, fits=lambda value: _is(value, int, str), form='a position or a role, such as "last"')
+POSITION = one(_position, str, fits=lambda value: is_a(value, int, str), form='a position or a role, such as "last"')
 
 
 def layers(text: str) -> list[int]:
@@ -182,7 +107,7 @@ def layers(text: str) -> list[int]:
     return found
 
 
-LAYERS = _one(layers, _joined, fits=_list_of(int), form="a list of layers, such as [0, 1]", example="Such as 0-5,11.")
+LAYERS = one(layers, joined, fits=list_of(int), form="a list of layers, such as [0, 1]", example="Such as 0-5,11.")
 
 
 def size(text: str) -> int:
@@ -195,7 +120,7 @@ def size(text: str) -> int:
     return int(float(digits) * units[unit])
 
 
-SIZE = _one(size, str, fits=lambda value: _is(value, int), form='bytes, or such as "512MB"', example="Such as 512MB.")
+SIZE = one(size, str, fits=lambda value: is_a(value, int), form='bytes, or such as "512MB"', example="Such as 512MB.")
 
 
 def neurons(text: str) -> bool | dict[int, list[int]]:
@@ -218,15 +143,15 @@ def neurons(text: str) -> bool | dict[int, list[int]]:
 def _neurons_again(value: Any) -> str:
     if value is True:
         return "all"
-    return _joined(
+    return joined(
         [str(layer) + (":" + "+".join(map(str, listed)) if listed else "") for layer, listed in value.items()]
     )
 
 
-NEURONS = _one(
+NEURONS = one(
     neurons,
     _neurons_again,
-    fits=lambda value: _is(value, bool) or (isinstance(value, dict) and all(map(_list_of(int), value.values()))),
+    fits=lambda value: is_a(value, bool) or (isinstance(value, dict) and all(map(list_of(int), value.values()))),
     form="true, or a table from layers to neurons, such as {5 = [], 20 = [14, 1035]}",
     example="Such as all, or 5,20:14+1035.",
 )
@@ -248,14 +173,14 @@ def window(text: str) -> int | dict[str, int]:
 
 
 def _window_again(value: Any) -> str:
-    return _joined([f"{name}={width}" for name, width in value.items()]) if isinstance(value, Mapping) else str(value)
+    return joined([f"{name}={width}" for name, width in value.items()]) if isinstance(value, Mapping) else str(value)
 
 
-WINDOW = _one(
+WINDOW = one(
     window,
     _window_again,
     fits=lambda value: (
-        _is(value, int) or (isinstance(value, dict) and all(_is(width, int) for width in value.values()))
+        is_a(value, int) or (isinstance(value, dict) and all(is_a(width, int) for width in value.values()))
     ),
     form="a whole number, or a table such as {mlp_out = 10}",
     example="Such as 10, or by component attn_out=10,mlp_out=10.",
@@ -270,10 +195,10 @@ def shard(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-SHARD = _one(
+SHARD = one(
     shard,
     lambda value: "/".join(map(str, value)),
-    fits=_list_of(int),
+    fits=list_of(int),
     form="a list such as [0, 4]",
     example="Such as 0/4.",
 )
@@ -284,10 +209,10 @@ def workers(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-WORKERS = _one(
+WORKERS = one(
     workers,
     str,
-    fits=lambda value: _is(value, int) or _is(value, str),
+    fits=lambda value: is_a(value, int) or is_a(value, str),
     form='a whole number, "ray", or "ray:4"',
     example="Such as 4, ray, or ray:8.",
 )
@@ -339,7 +264,7 @@ def _noise_again(name: str, value: Any) -> dict[str, Any]:
 NOISE = Text(
     read=noise,
     write=_noise_again,
-    fits=lambda value: _is(value, int, float, dict),
+    fits=lambda value: is_a(value, int, float, dict),
     form='a number, a table such as {scale = 3, draws = 10}, or a text such as "3sigma"',
     example="Such as 3sigma (of the embeddings' standard deviation), or a number as it is.",
     more=DRAWN,

@@ -14,7 +14,7 @@ from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import ComponentNotOffered, OutOfMemory, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import MEDIATORS, Site
+from causal_tracing.interventions.sites import ATTENTION, MEDIATORS, Site
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
 from causal_tracing.testing import Copy, Neuron, Neurons, ToyLayer, ToyNetwork, ToyTokenizer, circuit, lookup
@@ -377,7 +377,7 @@ def test_a_finding_says_which_way_its_bound_is():
 
 def test_a_checkup_names_what_was_refused():
     said = check(load("mamba")).to_dict()
-    assert sorted(said["refused"]) == sorted(["attn_out", "mlp_out", "resid_mid", *MEDIATORS])
+    assert sorted(said["refused"]) == sorted(["attn_out", "mlp_out", "resid_mid", *MEDIATORS, ATTENTION])
     assert said["components"] == ["resid_pre", "mixer_out", "resid_post"]
     assert said["mediators"] == {}
 

@@ -1,0 +1,90 @@
+"""The options of `attribute`: what is its own, and those that it has of a trace. Declared as all others are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from causal_tracing import validation
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.patching import texts
+from causal_tracing.patching.choices import METHODS, SMOOTH
+from causal_tracing.patching.declare import PATCHED, check_values, option, record, same
+from causal_tracing.patching.option_checks import one_of
+from causal_tracing.patching.options import Options, Progress
+from causal_tracing.results.arms import DIRECTIONS
+
+_whole = partial(partial, validation.whole)
+MOST_STEPS = 100_000  # of a gradient: more is a slip of the finger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimateOptions:
+    """The options of `attribute`. Raises InvalidOption for a value that cannot be meant."""
+
+    components: Sequence[str] | None = option(
+        None,
+        help="Of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post, q, k, v, pattern, z, neurons "
+        "(default: as for a trace).",
+        group=PATCHED,
+        text=texts.NAMES,
+        check=partial(validation.names, "component", valid=(*COMPONENTS, *MEDIATORS)),
+    )
+    method: str = option(
+        "atp",
+        help="atp (attribution patching) or ig (integrated gradients).",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "method", valid=METHODS),
+        names=METHODS,
+    )
+    steps: int = option(
+        10,
+        help="Of the way from base to donor, for ig.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("steps=", least=1, most=MOST_STEPS),
+    )
+    direction: str = option(
+        "restoration",
+        help="restoration or disruption.",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "direction", valid=tuple(DIRECTIONS)),
+        names=tuple(DIRECTIONS),
+    )
+    metric: str | None = option(
+        None,
+        help="logit_diff (default), log_prob (default without a foil), logit, prob or prob_diff.",
+        group=PATCHED,
+        text=texts.WORD,
+        check=one_of("metric", SMOOTH, " that has a gradient"),
+        names=SMOOTH,
+    )
+    verify: int = option(
+        30,
+        help="How many of the strongest of each component are patched.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("verify= (estimates are always checked)", least=1),
+    )
+    sample: int = option(
+        100,
+        help="How many of the rest of each component are patched, at random.",
+        group=PATCHED,
+        text=texts.NUMBER,
+        check=_whole("sample= (estimates are always checked)", least=1),
+    )
+    align: str = same(Options, "align")
+    budget: int | None = same(Options, "budget")
+    engine: str = same(Options, "engine")
+    seed: int = same(Options, "seed")
+    spot_checks: int = same(Options, "spot_checks")
+    progress: bool | Progress = same(Options, "progress")  # noqa: RUF009 - a field, as the others
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is kept of them with a result, as JSON holds it."""
+        return record(self)

@@ -41,7 +41,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"noise": "3sigma"}, r"noise= must be a Noise, such as Noise\(scale=3.0\); it is '3sigma'"),
     ({"sever": 3}, "the part to severs must be a list"),
     ({"preset": 1}, "There is no preset 1. Valid: rome"),
-    ({"metric": 3}, "There is no metric 3 to trace by"),
+    ({"metric": 3}, "metric= is a name, a Metric, or a list of such; it is 3"),
     ({"heads": 3}, "the heads' components must be a list"),
     ({"heads": True, "head_positions": 3}, "positions= must be a list"),
     ({"neurons": [1, 2]}, r"neurons= is True .*, or a mapping from layers to neurons.*; it is \[1, 2\]"),
@@ -151,4 +151,4 @@ def test_what_is_no_pair(said):
 
 def test_numpys_numbers_are_numbers(said):
     assert said["numpy"] == [[0, 1], [2]]
-    assert said["numpy's neurons"] == [{"1": [3]}, 6]  # one cell, by every metric but entropy
+    assert said["numpy's neurons"] == [{"1": [3]}, 7]  # one cell, by every metric but entropy

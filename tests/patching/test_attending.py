@@ -197,7 +197,8 @@ def test_models_without_replaceable_attention_refuse_it() -> None:
 def test_words_say_what_was_hidden(model: Model) -> None:
     found = ct.knockout(model, PAIR, preset="geva", window=9, progress=False)
     said = found.summary()
-    assert "Without the keys of 'subject' in layers" in said
+    assert "Without the keys 'subject' in layers" in said
+    assert "At the edges of the model windows are cut" in found.to_html()
     assert "the answer's probability goes from" in said
     assert "keys stand in for one another" in said
     assert found.measurements.directions == ("disruption",)

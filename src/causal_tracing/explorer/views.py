@@ -57,7 +57,8 @@ def new_cells(measurements: Measurements, new: tuple[Place, ...]) -> dict[str, A
         for n, metric in enumerate(metrics):
             here = [plain(float(numbers[name][(n, *at)])) for name in directions]
             waits = any(each is None for each in here) and len(directions) > 1 and not all(e is None for e in here)
-            told[metric] = [len(STATUSES) if waits else STATUSES.index(status[(n, *at)]), *here]
+            known = status[(n, *at)]  # that a cell cannot matter, or is a cut, is known of it from the start
+            told[metric] = [len(STATUSES) if waits and known == "failed" else STATUSES.index(known), *here]
         cells.append([*at, told])
     return {"directions": directions, "cells": cells}
 

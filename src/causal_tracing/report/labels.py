@@ -19,6 +19,8 @@ def percent(fraction: float) -> str:
 
 def place(row: SiteRow) -> str:
     """A site for people: `token 2 (osse | iffel)`."""
+    if isinstance(row.position, str) and KINDS[row.kind].of_keys:
+        return f"the keys {row.position.replace('_', ' ')!r}"
     if isinstance(row.position, str):
         return "all tokens together" if row.position == "together" else f"the {row.position.replace('_', ' ')} token"
     clean, corrupt = (

@@ -38,6 +38,11 @@ class SiteKind:
     asked: str = ""
 
     @property
+    def of_keys(self) -> bool:
+        """Whether its positions are keys that a query sees, and names stand for all of their tokens together."""
+        return self.columns.endswith("_keys")
+
+    @property
     def option(self) -> str:
         """How a trace is asked for it."""
         return self.asked or f"{self.name}=True"

@@ -199,6 +199,7 @@ def test_the_data_is_json_without_nan_and_without_markup():
         "log_prob",
         "logit",
         "prob",
+        "prob_diff",
         "neg_kl",
         "neg_rank",
     ]

@@ -211,7 +211,7 @@ def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
         assert data["curves"][effect]["supports"][-1][0] == data["curves"][effect]["supports_count"]
 
 
-@pytest.mark.parametrize(("room", "metrics"), [(6, 6), (5, 1)])
+@pytest.mark.parametrize(("room", "metrics"), [(7, 7), (6, 1)])
 def test_many_views_leave_the_neurons_their_first_metric(room: int, metrics: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parts, "MOST_VIEWS", room)
     assert len(parts.parts_data(with_units(), KINDS["neurons"], ["p"])["metrics"]) == metrics

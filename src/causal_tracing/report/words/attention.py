@@ -52,8 +52,9 @@ def _lost(measurements: Measurements, found: xr.Dataset, pair: str, layer: int, 
     """One cell by the metrics that were measured of it."""
     row = site_row(found, "attention", layer, column)
     where = row.window or f"layer {layer}"
-    keys = place(row) if isinstance(row.position, int) else f"the keys of {row.position!r}"
-    said = f"Without {keys} in {where}, {number(row.disruption or 0.0)} {found.unit.item()} are lost"
+    effect = row.disruption or 0.0
+    change = "lost" if effect >= 0 else "gained"
+    said = f"Without {place(row)} in {where}, {number(abs(effect))} {found.unit.item()} are {change}"
     if "prob" not in measurements.pairs.metric or found.metric.item() == "prob":
         return f"{said}."
     prob = select(measurements, pair=pair, metric="prob", of=KNOCKOUT.name)

@@ -121,7 +121,8 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     if WINDOW[0] in measured:
         sums = SUMMED if {arm.raw for arm in SUMS.values()} & measured else ""
-        edges = EDGES_ROME if _preset(measurements) == "rome" else EDGES
+        cut = _preset(measurements) == "rome" or record.get("options", {}).get("knockout_cut")
+        edges = EDGES_ROME if cut else EDGES
         texts.append(WINDOWED.format(sums=sums, edges=edges))
     parts = [name for part, name in PARTS.items() if SEVERED_ARMS[part].raw in measured]
     if parts:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Dialog, Page
 
@@ -240,8 +241,7 @@ def test_tokens_stay_text(browser: Browser):
 
 def violations(page: Page) -> list[str]:
     """What axe finds wrong."""
-    axe = pytest.importorskip("axe_playwright_python")
-    page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run()")["violations"]
     return [f"{each['id']}: {[node['target'] for node in each['nodes']][:3]}" for each in found]
 
@@ -249,7 +249,6 @@ def violations(page: Page) -> list[str]:
 @needs_browser
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_nothing_stands_in_anybody_s_way(browser: Browser, look: dict[str, Any]):
-    pytest.importorskip("axe_playwright_python")
     with explorer(small_model()) as client, opened(browser, client, bypass_csp=True, **look) as page:
         assert violations(page) == []
         traced(page)

@@ -176,3 +176,27 @@ def test_the_demos_agreement_is_with_the_traces_effects(demo: Model, trace: ct.T
         assert figures.spearman == pytest.approx(stats.spearmanr(mine.estimate, mine.exact)[0])
         assert f"{figures.pearson:.2f}" in next(line for line in words.splitlines() if line.startswith(f"{component} "))
     assert "Estimates are a screen, not effects." in words
+
+
+# Measured with bare hooks by others than this code: logits that are lost without keys, in layer 23 and in windows of 9.
+KNOCKED_OUT = {
+    "blocked": {"subject_but_first": 3.806, 2: 0.664, 3: 1.252, "first": -1.082},
+    "zeroed": {"subject_but_first": 4.096, 2: 1.982, 3: 2.257, "first": -0.115},
+}
+
+
+@pytest.mark.parametrize("by", [*KNOCKED_OUT])
+def test_keys_of_one_layer_are_worth_what_bare_hooks_gave(demo: Model, by: str):
+    found = ct.knockout(demo, PAIR, layers=[23], keys=[*KNOCKED_OUT[by]], by=by, spot_checks=0, progress=False)
+    lost = found.effects.disruption.sel(metric="logit_diff", component="attention", pair="pair-0", layer=23)
+    for keys, logits in KNOCKED_OUT[by].items():
+        assert lost.sel(position=keys).item() == pytest.approx(logits, abs=1e-3)
+
+
+def test_windows_without_the_subject_lose_what_bare_hooks_gave(demo: Model):
+    found = ct.knockout(demo, PAIR, preset="geva", layers=[19, 20, 21, 22, 23], spot_checks=0, progress=False)
+    prob = found.effects.sel(metric="prob", component="attention", pair="pair-0", position="subject")
+    change = (-100 * prob.disruption / prob.clean).values
+    assert np.round(change).tolist() == [-100, -100, -100, -100, -93]
+    lost = found.effects.disruption.sel(metric="logit_diff", component="attention", pair="pair-0", position="subject")
+    assert ((lost.sel(layer=[19, 20, 21, 22]) > 6.65) & (lost.sel(layer=[19, 20, 21, 22]) < 7.15)).all()

@@ -712,6 +712,14 @@ def test_a_row_that_is_made_again_has_no_pattern_to_read_or_write_over():
 # What is not possible is said.
 
 
+def test_a_key_that_is_named_twice_is_refused():
+    donors = ((2, From(DONOR, 2)), (2, From(DONOR, 3)))
+    hows: list[dict[str, Any]] = [{part: donors} for part in ("q", "k", "v")]
+    for how in hows:
+        with pytest.raises(InvalidEdit, match="attention of layer 1 at position 8 names a key twice"):
+            Run(BASE.tokens, (told(1, LAST, **how),))
+
+
 @pytest.mark.parametrize(
     ("site", "how", "message"),
     [

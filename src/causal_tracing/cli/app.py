@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,86 +99,67 @@ def demo(
     console.show(console.traced(console.load("demo"), [Pair(**EXAMPLE)]), out)
 
 
-@commands.command(app, RunOptions)
-def trace(
-    model: commands.ModelName,
-    options: dict[str, Any],
-    clean: Clean = None,
-    corrupt: Corrupt = None,
-    answer: Annotated[str | None, ANSWER] = None,
-    foil: Foil = None,
-    subject: Subject = None,
-    corrupt_subject: CorruptSubject = None,
-    occurrence: Occurrence = None,
-    chat: Chat = False,
-    pairs: Pairs = None,
-    format: Format = None,
-    corrupt_by: CorruptBy = None,
-    dtype: commands.Dtype = None,
-    device: commands.Device = None,
-    device_map: commands.DeviceMap = None,
-    remote: commands.Remote = False,
-    revision: commands.Revision = None,
-    trust_remote_code: commands.Trust = False,
-    dry_run: DryRun = False,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    as_json: commands.Json = False,
-    all_metrics: AllMetrics = False,
-) -> None:
-    """Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."""
-    fields = {
-        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
-    }  # fmt: skip
-    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
-    loading = {
-        "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,
-        "trust_remote_code": trust_remote_code,
-    }  # fmt: skip
-    wanted = tracing.Wanted(pairs=named, many=pairs is not None, model=model, loading=loading, options=options)
-    tracing.carry_out(wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
+def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], dict[str, Any]], help: str) -> None:
+    """Adds a command that traces: with these options, which mean those of a trace."""
+
+    def carried_out(
+        model: commands.ModelName,
+        options: dict[str, Any],
+        clean: Clean = None,
+        corrupt: Corrupt = None,
+        answer: Annotated[str | None, ANSWER] = None,
+        foil: Foil = None,
+        subject: Subject = None,
+        corrupt_subject: CorruptSubject = None,
+        occurrence: Occurrence = None,
+        chat: Chat = False,
+        pairs: Pairs = None,
+        format: Format = None,
+        corrupt_by: CorruptBy = None,
+        dtype: commands.Dtype = None,
+        device: commands.Device = None,
+        device_map: commands.DeviceMap = None,
+        remote: commands.Remote = False,
+        revision: commands.Revision = None,
+        trust_remote_code: commands.Trust = False,
+        dry_run: DryRun = False,
+        out: Out = None,
+        overwrite: Overwrite = False,
+        as_json: commands.Json = False,
+        all_metrics: AllMetrics = False,
+    ) -> None:
+        fields = {
+            "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
+            "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
+        }  # fmt: skip
+        named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
+        loading = {
+            "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,
+            "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
+        wanted = tracing.Wanted(
+            pairs=named, many=pairs is not None, model=model, loading=loading, options=meant(options)
+        )
+        tracing.carry_out(
+            wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics
+        )
+
+    carried_out.__name__, carried_out.__doc__ = name, help
+    commands.command(app, declared)(carried_out)
 
 
-@commands.command(app, KnockoutRunOptions)
-def knockout(
-    model: commands.ModelName,
-    options: dict[str, Any],
-    clean: Clean = None,
-    corrupt: Corrupt = None,
-    answer: Annotated[str | None, ANSWER] = None,
-    foil: Foil = None,
-    subject: Subject = None,
-    corrupt_subject: CorruptSubject = None,
-    occurrence: Occurrence = None,
-    chat: Chat = False,
-    pairs: Pairs = None,
-    format: Format = None,
-    corrupt_by: CorruptBy = None,
-    dtype: commands.Dtype = None,
-    device: commands.Device = None,
-    device_map: commands.DeviceMap = None,
-    revision: commands.Revision = None,
-    trust_remote_code: commands.Trust = False,
-    dry_run: DryRun = False,
-    out: Out = None,
-    overwrite: Overwrite = False,
-    as_json: commands.Json = False,
-    all_metrics: AllMetrics = False,
-) -> None:
-    """Attention knockout: what is lost when a query cannot see keys, by layer (or window of layers) and keys."""
-    fields = {
-        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
-    }  # fmt: skip
-    loading = {
-        "revision": revision, "dtype": dtype, "device": device, "device_map": device_map,
-        "trust_remote_code": trust_remote_code,
-    }  # fmt: skip
-    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
-    meant = as_of_a_trace(options)
-    wanted = tracing.Wanted(pairs=named, many=pairs is not None, model=model, loading=loading, options=meant)
-    tracing.carry_out(wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics)
+_that_traces(
+    "trace",
+    RunOptions,
+    dict,
+    "Traces one pair, or a file of pairs: what comes back, and what is lost, at every site.",
+)
+_that_traces(
+    "knockout",
+    KnockoutRunOptions,
+    as_of_a_trace,
+    "Attention knockout: what is lost when a query cannot see keys, by layer (or window of layers) and keys.",
+)
 
 
 @commands.command(app, EstimateOptions)

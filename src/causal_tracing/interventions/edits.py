@@ -96,6 +96,9 @@ class Attending:
         beyond = [key for key in self.keys if not 0 <= key < tokens]
         if beyond:
             raise InvalidEdit(f"{site} names the key {beyond[0]}, but the run has {tokens} tokens: 0 to {tokens - 1}.")
+        for each in (self.q, self.k, self.v):
+            if len({key for key, _ in each}) < len(each):
+                raise InvalidEdit(f"{site} names a key twice, and only one donor can stand in for it.")
         if {*self.blocked} >= {*range(site.position + 1)}:
             raise InvalidEdit(f"{site}: every key that this query can see is blocked. Leave it one, or use zeroed=.")
 

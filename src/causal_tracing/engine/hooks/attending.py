@@ -5,12 +5,13 @@
    again by the model's eager attention from what that query is to see (`_row`), and takes the place of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Recording
@@ -18,7 +19,6 @@ from causal_tracing.engine.hooks.attention import Asked
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, From, Run
-from causal_tracing.interventions.sites import Site
 
 Donors = Mapping[Run, Recording]
 Write = tuple[int, int, Edit]  # which row of the batch, which of the queries that came along, and the edit there
@@ -31,14 +31,34 @@ class _Told(NamedTuple):
     row: int
     query: int
     head: int | None
-    site: Site
     how: Attending
 
 
 def _told(row: int, query: int, edit: Edit) -> _Told:
     """The edit, with the keys that its query can see."""
     assert isinstance(edit.source, Attending)
-    return _Told(row, query, edit.site.part, edit.site, edit.source.up_to(edit.site.position))
+    return _Told(row, query, edit.site.part, edit.source.up_to(edit.site.position))
+
+
+def require_sight(mask: Bool[np.ndarray, "run head query key"], told: Iterable[tuple[int, Edit]]) -> None:
+    """Raises InvalidEdit where a query of a run would see no key at all. `mask` says what it sees unless told."""
+    for run, edit in told:
+        site, how = edit.site, edit.source
+        if isinstance(how, Attending) and how.blocked:
+            seen = mask[min(run, len(mask) - 1), :, site.position]
+            seen = seen if site.part is None or len(seen) == 1 else seen[[site.part]]
+            kept = np.ones(seen.shape[-1], dtype=bool)
+            kept[list(how.up_to(site.position).blocked)] = False
+            if not (seen & kept).any(-1).all():
+                raise InvalidEdit(
+                    f"{site}: every key that this query can see is blocked. Leave it one, or use zeroed=."
+                )
+
+
+def visible(mask: Tensor) -> Bool[np.ndarray, "run head query key"]:
+    """What a mask lets be seen. Waits for the device."""
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    return seen.cpu().numpy()
 
 
 def attended(
@@ -47,7 +67,8 @@ def attended(
     """What the model's attention gives where these queries attend as they are told; the others as they do.
 
     With it comes what was asked, hidden keys and all: patterns are made of that. Keys are those of whole prompts, from
-    position 0. Raises CannotPack for masks in which nothing can be hidden, InvalidEdit where a query would see no key.
+    position 0; that each query keeps one was looked at before (`require_sight`). Raises CannotPack for masks in which
+    nothing can be hidden.
     """
     told = [_told(*write) for write in writes]
     hiding = [one for one in told if one.how.blocked]
@@ -67,7 +88,7 @@ def attended(
 
 
 def _hidden(asked: Asked, told: Sequence[_Told]) -> Tensor:
-    """The mask with the keys that are blocked hidden. Raises InvalidEdit where nothing is left to see."""
+    """The mask with the keys that are blocked hidden."""
     mask = asked.full_mask
     single = any(one.head is not None for one in told)
     heads = asked.query.shape[1] if single else mask.shape[1]
@@ -80,11 +101,6 @@ def _hidden(asked: Asked, told: Sequence[_Told]) -> Tensor:
         if named:
             row, head, query, key = indices(named, mask.device).T
             mask[row, head if single else slice(None), query, key] = hidden
-    at = indices([(one.row, one.query) for one in told], mask.device).T
-    sees = (mask[at[0], :, at[1]] if mask.dtype == torch.bool else mask[at[0], :, at[1]] > hidden).any(-1).all(-1)
-    if not sees.all():  # waits for a device; so it is asked only where something is blocked
-        one = told[int((~sees).nonzero()[0])]
-        raise InvalidEdit(f"{one.site}: every key that this query can see is blocked. Leave it one, or use zeroed=.")
     return mask
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import rewritten
-from causal_tracing.engine.hooks.attending import attended
-from causal_tracing.engine.hooks.attention import SEEN, attention_shown
+from causal_tracing.engine.hooks.attending import attended, require_sight, visible
+from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_shown
 from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
@@ -76,13 +76,18 @@ def watched(
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
     changed = {
-        layer: partial(attended, writes=[(row, edit.site.position, edit) for row, edit in rows], donors=donors)
-        for (component, layer), rows in edits.items()
-        if component == ATTENTION
+        layer: partial(_attended, rows, donors) for (component, layer), rows in edits.items() if component == ATTENTION
     }
     with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit, changed):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:]
+
+
+def _attended(rows: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording], asked: Asked) -> tuple[Asked, Tensor]:
+    """Attention in whole runs, where queries are told how to attend. Raises InvalidEdit."""
+    if any(isinstance(edit.source, Attending) and edit.source.blocked for _, edit in rows):
+        require_sight(visible(asked.full_mask), rows)
+    return attended(asked, [(row, edit.site.position, edit) for row, edit in rows], donors)
 
 
 def _check_shown(edit: Edit, wanted: Collection[Place]) -> None:

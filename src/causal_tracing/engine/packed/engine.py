@@ -10,12 +10,13 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
 from causal_tracing.engine.packed.base_runs import Tape, Tapes
@@ -23,7 +24,7 @@ from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
-from causal_tracing.interventions.edits import Run, World
+from causal_tracing.interventions.edits import Attending, Edit, Run, World
 from causal_tracing.models.model import Model
 
 
@@ -42,6 +43,7 @@ class Packed:
         self.worlds = worlds
         self.sizes = sizes(model, budget, call)
         self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model))
+        _check_sight(worlds, self.tapes)
         self.furthest = (0, -1)  # as a wave has it
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
@@ -90,3 +92,15 @@ def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict
             places.add((component, edit.site.layer))
     found = known.of(list(bases | sources), places)
     return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}
+
+
+def _check_sight(worlds: Sequence[World], tapes: Mapping[Run, Tape]) -> None:
+    """Raises InvalidEdit where a query would see no key at all. Asked here: in a wave a device would be waited for."""
+    told: dict[tuple[Tape, int], list[tuple[int, Edit]]] = {}
+    for world in worlds:
+        tape = tapes[world.base]
+        for edit in world.run.edits:
+            if isinstance(edit.source, Attending) and edit.source.blocked:
+                told.setdefault((tape, edit.site.layer), []).append((tape.rows[world.base], edit))
+    for (tape, layer), edits in told.items():
+        require_sight(visible(tape.attended[layer].mask), edits)

@@ -103,17 +103,18 @@ def test_telescoping(network: Any, model: Model) -> None:
     added = 0.0
     for number, site in enumerate(sites):
         named = named_site(site)
+        assert named.layers is not None
         trace = ct.trace(
             model,
             PAIR,
             components=["mlp_out"],
-            layers=[named.first],
+            layers=[named.layers[0]],
             given=sites[:number],
             spot_checks=0,
             progress=False,
         )
         position = LAST if named.tokens == "last" else named.tokens
-        cell = trace.effects.sel(metric="logit_diff", pair="pair-0", component="mlp_out", layer=named.first)
+        cell = trace.effects.sel(metric="logit_diff", pair="pair-0", component="mlp_out", layer=named.layers[0])
         added += cell.restoration.sel(position=position).item()
     all_three = hand.patched(CORRUPT, CLEAN, [(0, 2), (1, 4), (3, LAST)]) - hand.run(CORRUPT, [])
     assert_allclose(added, all_three, atol=1e-5)

@@ -15,7 +15,7 @@ from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.select import BESIDE, SiteRow, known, select, strongest
+from causal_tracing.results.select import BESIDE, BEYOND, SiteRow, known, select, strongest
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.storage.saved import save
 
@@ -94,7 +94,9 @@ class Trace:
             component = known("component", component, found.component.values.tolist())
         rows = strongest(found, count, by=by, component=component)
         table = pd.DataFrame(rows, columns=[name for name in SiteRow.__dataclass_fields__ if name != "kind"])
-        return table.drop(columns=[name for name in BESIDE if name not in found])
+        table = table.drop(columns=[name for name in (*BESIDE, *BEYOND) if name not in found])
+        kind = kind_of(found)
+        return table if kind.layered else table.drop(columns=["layer"]).rename(columns={"position": kind.column})
 
     def curve(
         self,

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.patching.cells import Cell
-from causal_tracing.patching.grid import At, BlockGrid, Grid
+from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.preview import CHOICES, Preview
 from causal_tracing.patching.scoring import undefined
@@ -37,11 +37,12 @@ class Sums:
 
     def add(self, cell: Cell, value: np.ndarray, *, zero: bool, cut: bool) -> None:
         """One world's numbers by metric, and what is known of it beforehand."""
-        self.numbers[cell.arm.name][(slice(None), cell.draw, *cell.at)] += value
-        self.taken[cell.arm.name][(cell.draw, *cell.at)] += 1
-        if cell.arm == self.grid.arms[0]:
-            self.zeros[cell.at] += zero
-            self.cuts[cell.at] += cut
+        for at in self.grid.alike(cell.at):
+            self.numbers[cell.arm.name][(slice(None), cell.draw, *at)] += value
+            self.taken[cell.arm.name][(cell.draw, *at)] += 1
+            if cell.arm == self.grid.arms[0]:
+                self.zeros[at] += zero
+                self.cuts[at] += cut
 
     def told(self, arm: Arm, at: At, unedited: np.ndarray) -> np.ndarray:
         """What the map says of one cell, by metric."""
@@ -73,19 +74,14 @@ class Sums:
         return xr.Dataset(found, self.grid.labels | {"metric": _texts(self.metrics)})
 
     def _drawn(self, arm: Arm, unedited: np.ndarray) -> np.ndarray:
-        """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run.
-
-        A sum over a window's layers is the base run's number and all that each of the layers adds to it alone.
-        """
+        """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run."""
         taken = self.taken[arm.name]
         found = self.numbers[arm.name] / np.where(taken, taken, np.nan)
         if not arm.alone:
             return found
-        assert isinstance(self.grid, BlockGrid)
+        joint = next(each for each in self.grid.arms if each.is_direction and each.into == arm.into)
         base = _over(unedited[1:].T if arm.restores else unedited[:1].T, found)
-        windows = self.grid.windows
-        layers = [[len(windows.layers(name, layer)) for layer in self.grid.layers] for name in self.grid.components]
-        return base + np.array(layers)[..., None] * (found - base)
+        return self.grid.added_up(found, self._drawn(joint, unedited), base)
 
 
 def _over(unedited: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -42,11 +42,11 @@ class Cell:
     world: World
 
 
-def cells(question: Question, grid: Grid, layers: Sequence[int] | None = None) -> Iterator[Cell]:
+def cells(question: Question, grid: Grid, slices: Sequence[int] | None = None) -> Iterator[Cell]:
     """Every world of the pair's map, or of some of its layers (by index)."""
     for draw in range(question.contrast.draws):
         for arm in grid.arms:
-            for at in grid.cells(layers):
+            for at in grid.cells(slices):
                 for world in worlds_of(question, grid, arm, draw, at):
                     yield Cell(arm=arm, draw=draw, at=at, world=world)
 
@@ -66,14 +66,15 @@ def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> It
 
 def given_cells(question: Question, grid: Grid) -> Bool[np.ndarray, "..."] | None:
     """Which places of a map are patched already, in every cell of it; None where nothing is."""
-    contrast, arm = question.contrast, grid.arms[0]
-    if not contrast.donors:
-        return None
+    contrast, pair, arm = question.contrast, question.pair, grid.arms[0]
     found = np.zeros(grid.shape, dtype=bool)
     base, donor = contrast.sides(0, restores=arm.restores)
-    for at in grid.cells():
-        found[at] = any(written_twice(base, each) for each in grid.edits(at, question.pair, contrast, arm, base, donor))
-    return found
+    for at in grid.cells() if contrast.donors or grid.overlaps else ():
+        made = grid.edits(at, pair, contrast, arm, base, donor)
+        taken = grid.held(at, pair) or (contrast.donors and any(written_twice(base, each) for each in made))
+        for place in grid.alike(at):
+            found[place] = bool(taken)
+    return found if contrast.donors or grid.overlaps else None
 
 
 def written_twice(base: Run, edits: Sequence[Edit]) -> bool:

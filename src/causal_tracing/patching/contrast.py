@@ -55,8 +55,9 @@ class Contrast:
 def in_edited_world(contrast: Contrast, pair: TokenPair, given: Sequence[NamedSite]) -> Contrast:
     """The same contrast where these sites hold the other run's activations already, in both runs."""
     clean, corrupt = contrast.clean, contrast.corrupt[0]
-    restored = tuple(edit for site in given for edit in site.edits(pair, clean, restores=True))
-    disrupted = tuple(edit for site in given for edit in site.edits(pair, corrupt, restores=False))
+    whole = replace(contrast, write=Write())
+    restored = tuple(edit for site in given for edit in site.edits(pair, whole, clean, restores=True))
+    disrupted = tuple(edit for site in given for edit in site.edits(pair, whole, corrupt, restores=False))
     return replace(
         contrast,
         clean=Run(clean.tokens, disrupted),

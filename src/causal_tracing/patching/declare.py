@@ -12,9 +12,10 @@ from typing import Any
 
 from causal_tracing.patching.spelling import Text
 
-PAIR, PATCHED, ATTENTION, CHANGES = "The pair", "What is patched", "Attention", "Noise and ablation"
+PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
+ATTENTION, CHANGES = "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
-GROUPS = (PAIR, PATCHED, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
+GROUPS = (PAIR, PATCHED, TOGETHER, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
 
 
 def plain(value: Any) -> Any:

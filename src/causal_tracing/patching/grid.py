@@ -52,14 +52,19 @@ class Grid:
         }
 
     @property
+    def slices(self) -> int:
+        """In how many parts its cells can be handed out: its layers."""
+        return len(self.layers)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one arm's array, in the order of the kind's axes."""
         labels = self.labels
         return tuple(len(labels[axis]) for axis in self.kind.axes)
 
-    def cells(self, layers: Sequence[int] | None = None) -> Iterator[At]:
+    def cells(self, slices: Sequence[int] | None = None) -> Iterator[At]:
         """The places of all cells, or of those in some layers (by index)."""
-        chosen = range(len(self.layers)) if layers is None else layers
+        chosen = range(self.slices) if slices is None else slices
         for component, layer, column in product(range(len(self.components)), chosen, range(len(self.columns))):
             yield from self.places(component, layer, column)
 
@@ -79,6 +84,26 @@ class Grid:
     def needs(self) -> tuple[str, ...]:
         """The components that a backend must offer for the cells."""
         return self.components
+
+    def alike(self, at: At) -> tuple[At, ...]:
+        """The places that the number of a cell belongs to: more than its own where a map says one thing twice."""
+        return (at,)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether any of its cells may be `held`."""
+        return False
+
+    def held(self, at: At, pair: TokenPair) -> bool:
+        """Whether a cell is no cell of its own, because its sites are one."""
+        return False
+
+    def added_up(self, alone: np.ndarray, joint: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """The base run's number and all that each thing in a cell adds to it alone, [metric, draw, the kind's axes].
+
+        `alone` is the mean over these things of the number with one of them, `joint` that with all.
+        """
+        raise NotImplementedError
 
     def count(self, pair: TokenPair) -> int:
         """How many worlds one draw of a pair's map takes, if no cell takes more than one for each token."""
@@ -114,6 +139,11 @@ class BlockGrid(Grid):
         """Those of all whole windows."""
         centred = product(self.components, self.layers)
         return list(dict.fromkeys((name, one) for name, layer in centred for one in self.windows.layers(name, layer)))
+
+    def added_up(self, alone: np.ndarray, joint: np.ndarray, base: np.ndarray) -> np.ndarray:
+        """Each layer of a window alone."""
+        count = np.array([[len(self.windows.layers(name, layer)) for layer in self.layers] for name in self.components])
+        return base + count[..., None] * (alone - base)
 
     def patched(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run

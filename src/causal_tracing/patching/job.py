@@ -23,12 +23,13 @@ from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_he
 from causal_tracing.patching.metric import Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
-from causal_tracing.patching.named_sites import named_site, require_sites
+from causal_tracing.patching.named_sites import sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import Options
 from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined
+from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
@@ -109,8 +110,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
         check_metric(metric, tokens)
     grids = _grids(model, tokens, options, components, directions)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
-    given = [named_site(text) for text in options.given]
-    require_sites(model, given, tokens)
+    given = sites_on(model, options.given, tokens, "given=")
     patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
     backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
@@ -158,7 +158,7 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
         widths = {place: each.shape[-1] // counts.get(place[0], 1) for place, each in seen.items()}
         known = {place: width for place, width in widths.items() if place[0] != "pattern"}  # its size is the run's
         check_tensors(write, grid.written(), counts, known)
-    if "pattern" in grid.components:
+    if "pattern" in grid.needs:
         for pair in pairs:
             check_patterns(write, pair)
 
@@ -204,7 +204,11 @@ def _grids(
     if options.neurons:
         where = options.neuron_positions
         grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
-    return [*grids, *attention_grids(model, pairs, options, directions)]
+    return [
+        *grids,
+        *joint_grids(model, pairs, options, directions),
+        *attention_grids(model, pairs, options, directions),
+    ]
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:

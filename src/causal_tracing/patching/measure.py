@@ -184,7 +184,7 @@ class _Chunk:
                 yield batch
             return
         sizes = chain([min(FIRST_SHOWN, AT_ONCE_SHOWN)], repeat(AT_ONCE_SHOWN))
-        for layers in coarse_to_fine(len(grid.layers)):
+        for layers in coarse_to_fine(grid.slices):
             stream = (one for number in numbers for one in self._of(grid, number, scoring, layers))
             while batch := list(islice(stream, next(sizes))):
                 yield batch

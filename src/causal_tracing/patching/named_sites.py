@@ -1,45 +1,61 @@
 """Sites by name, as texts: `z 23.4 @ last` is head 4 of layer 23 by its output at the last token.
 
-    COMPONENT LAYERS[.PART] @ TOKENS        resid_post 0-9 @ subject        neurons 12.1035 @ 3        mlp_out 4 @ all
+    COMPONENT LAYERS[.PARTS] @ TOKENS           resid_post 0-9 @ subject     neurons 12.100-149 @ 3     mlp_out 4 @ all
+    each COMPONENT [LAYERS[.PARTS]] @ TOKENS    each z 20-29 @ last          each mlp_out @ last
 
-LAYERS are one or a range, PART is one head or neuron of each of them, TOKENS a position, a role, a span, `subject` or
-`all`; of several tokens all are patched together.
+LAYERS are one or a range, PARTS one head or neuron of each of them or a range, TOKENS a position, a role, a span,
+`subject` or `all`. What a text names is patched together; after `each`, every layer and every part is a site of its
+own, and where layers are left out these are all of the model's.
 """
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
-from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, Site
+from causal_tracing.interventions.edits import Edit
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
 
 if TYPE_CHECKING:  # every --help reads this: nothing heavy
+    from causal_tracing.interventions.edits import Run
     from causal_tracing.models.model import Model
+    from causal_tracing.patching.contrast import Contrast
 
-FORM = re.compile(r"\s*(\w+)\s+(\d+)(?:-(\d+))?(?:\.(\d+))?\s*@\s*(\S.*?)\s*")
+FORM = re.compile(r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*@\s*(\S.*?)\s*")
 ALL = "all"
+Numbers = tuple[int, int]  # the first and the last of a range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedSite:
-    """What one text names: layers `first` to `last` of a component, one part of each or the whole, at some tokens."""
+    """What one text names: a range of layers (None: all), a range of parts (None: the whole), at some tokens.
+
+    `each`: every layer and every part of it is a site of its own.
+    """
 
     component: str
-    first: int
-    last: int
-    part: int | None
+    layers: Numbers | None
+    parts: Numbers | None
     tokens: Column
+    each: bool = False
 
-    @property
-    def layers(self) -> range:
-        """Its layers."""
-        return range(self.first, self.last + 1)
+    def __str__(self) -> str:
+        """The text that names it."""
+        numbers = "" if self.layers is None else " " + _ranged(self.layers)
+        parts = "" if self.parts is None else "." + _ranged(self.parts)
+        return f"{'each ' if self.each else ''}{self.component}{numbers}{parts} @ {self.tokens}"
+
+    def places(self) -> Iterator[tuple[int, int | None]]:
+        """Its layers and parts, one by one."""
+        assert self.layers is not None, "a site of all layers is made into single ones"
+        first, last = self.layers
+        parts = [None] if self.parts is None else range(self.parts[0], self.parts[1] + 1)
+        yield from ((layer, part) for layer in range(first, last + 1) for part in parts)
 
     def slots(self, pair: TokenPair) -> list[Slot]:
         """The paired tokens of a pair that it names."""
@@ -48,63 +64,98 @@ class NamedSite:
         if self.tokens == "subject" and "subject" not in pair.clean.spans:
             named: Sequence[int] = pair.clean.subject
         elif isinstance(self.tokens, int):
-            named = (self.tokens % len(pair.clean.tokens),)
+            named = (self.tokens + (len(pair.clean.tokens) if self.tokens < 0 else 0),)
         else:
             named = pair.clean.positions(self.tokens)
         return [slot for slot in pair.slots if slot.clean in named]
 
-    def edits(self, pair: TokenPair, donor: Run, *, restores: bool) -> Iterator[Edit]:
-        """What puts the donor's activations there: the clean run's into the corrupt one, or the other way round."""
+    def edits(self, pair: TokenPair, contrast: "Contrast", donor: "Run", *, restores: bool) -> Iterator[Edit]:
+        """What is written there: the clean run's activations into the corrupt one, or the other way round."""
         for slot in self.slots(pair):
-            here, there = (slot.corrupt, slot.clean) if restores else slot
-            for layer in self.layers:
-                yield Edit(Site(self.component, layer, here, self.part), From(donor, there))
+            for layer, part in self.places():
+                yield contrast.edit(self.component, layer, slot, donor, restores=restores, part=part)
+
+
+def _ranged(numbers: Numbers) -> str:
+    first, last = numbers
+    return f"{first}" if first == last else f"{first}-{last}"
 
 
 def named_site(text: Any) -> NamedSite:
     """The site that a text names. Raises InvalidOption with the form that is meant."""
     found = FORM.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
+    if found is None or not (found.group(1) or found.group(3)):
         raise InvalidOption(
             f"{text!r} is no site. Name a component, a layer or a range of them, a head or neuron if it is one, and "
-            'where: such as "z 23.4 @ last" or "resid_post 0-9 @ subject".'
+            'where: such as "z 23.4 @ last" or "resid_post 0-9 @ subject"; or "each z @ last" for all heads one by one.'
         )
-    component, first, last, part, tokens = found.groups()
+    each, component, first, last, part, last_part, tokens = found.groups()
     if component not in (*COMPONENTS, *MEDIATORS):
         raise InvalidOption(f"{text!r}: there is no component {component!r}. {nearest(component, COMPONENTS)}")
     if part is not None and component not in MEDIATORS:
         raise InvalidOption(f"{text!r}: {component} has no heads or neurons. Leave .{part} out.")
-    if last is not None and int(last) < int(first):
-        raise InvalidOption(f"{text!r}: its layers run backwards. Write {last}-{first}.")
     number = validation.whole_number(tokens)
     return NamedSite(
         component=component,
-        first=int(first),
-        last=int(first if last is None else last),
-        part=None if part is None else int(part),
+        layers=_range(text, "layers", first, last),
+        parts=_range(text, "parts", part, last_part),
         tokens=tokens if number is None else number,
+        each=bool(each),
     )
 
 
-def check_named_sites(values: Any) -> None:
+def _range(text: str, what: str, first: str | None, last: str | None) -> Numbers | None:
+    if first is None:
+        return None
+    if last is not None and int(last) < int(first):
+        raise InvalidOption(f"{text!r}: its {what} run backwards. Write {last}-{first}.")
+    return int(first), int(first if last is None else last)
+
+
+def check_named_sites(values: Any, name: str = "given=") -> None:
     """Raises InvalidOption for what is no list of sites, or names one twice."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InvalidOption(f'given= is a list of sites, such as ["z 23.4 @ last"]; it is {values!r}.')
+        raise InvalidOption(f'{name} is a list of sites, such as ["z 23.4 @ last"]; it is {values!r}.')
     validation.once("site", [named_site(value) for value in values])
 
 
-def require_sites(model: "Model", sites: Sequence[NamedSite], pairs: Sequence[TokenPair]) -> None:
-    """Raises InvalidOption, InvalidPair or ComponentNotOffered where a model or a pair has no such site."""
-    for site in sites:
-        validation.numbered("layer", [site.last], model.num_layers, model.name)
-        for layer in site.layers:
-            model.anatomy.require_layer(layer)
-        if site.part is not None:
-            place = f"a layer of {model.name} ({site.component})"
-            validation.numbered("part", [site.part], model.parts(site.component), place)
-        for pair in pairs:
-            if not site.slots(pair):
-                raise InvalidPair(
-                    f"pair {pair.id!r} has no paired token {site.tokens!r}, which given= names. Use a position, a "
-                    "role or a span that every pair has."
-                )
+def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], option: str) -> tuple[NamedSite, ...]:
+    """The sites that these texts name on this model, those after `each` one by one; `option` is where they were named.
+
+    Raises InvalidOption, InvalidPair or ComponentNotOffered where the model or a pair has no such site.
+    """
+    found = tuple(site for text in texts for site in _single(model, named_site(text)))
+    for site in found:
+        _require(model, site, pairs, option)
+    validation.once("site", found)
+    return found
+
+
+def _single(model: "Model", named: NamedSite) -> Iterator[NamedSite]:
+    """A site as it is; after `each`, one for each layer and part of it (of neurons and heads: all that a layer has)."""
+    if not named.each:
+        yield named
+        return
+    parts = named.parts
+    if parts is None and named.component in MEDIATORS:
+        parts = 0, model.parts(named.component) - 1
+    layers = model.active if named.layers is None else range(named.layers[0], named.layers[1] + 1)
+    for layer in layers:
+        for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
+            yield replace(named, layers=(layer, layer), parts=part, each=False)
+
+
+def _require(model: "Model", site: NamedSite, pairs: Sequence[TokenPair], option: str) -> None:
+    assert site.layers is not None
+    validation.numbered("layer", [site.layers[1]], model.num_layers, model.name)
+    for layer in dict.fromkeys(layer for layer, _ in site.places()):
+        model.anatomy.require_layer(layer)
+    if site.parts is not None:
+        place = f"a layer of {model.name} ({site.component})"
+        validation.numbered("part", [site.parts[1]], model.parts(site.component), place)
+    for pair in pairs:
+        if not site.slots(pair):
+            raise InvalidPair(
+                f"pair {pair.id!r} has no paired token {site.tokens!r}, which {option} names. Use a position, a role "
+                "or a span that every pair has."
+            )

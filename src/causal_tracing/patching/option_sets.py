@@ -55,7 +55,7 @@ def directions_of(options: "Options") -> Sequence[str]:
 
 
 def _check_something(options: "Options") -> None:
-    others = ("heads", "neurons", "knockout", "edges")
+    others = ("heads", "neurons", "sets", "interactions", "knockout", "edges")
     if options.components in ((), []) and not any(getattr(options, name) for name in others):
         raise InvalidOption(
             f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."

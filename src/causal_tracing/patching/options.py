@@ -13,7 +13,6 @@ from causal_tracing import validation
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import KINDS, Write, checked_write
 from causal_tracing.patching import texts
-from causal_tracing.patching.attention_options import AttentionOptions
 from causal_tracing.patching.choices import (
     CONTROLS,
     ENGINES,
@@ -38,6 +37,8 @@ from causal_tracing.patching.option_checks import (
     one_of,
 )
 from causal_tracing.patching.option_sets import check_together
+from causal_tracing.patching.set_options import SetOptions
+from causal_tracing.patching.site_texts import SITES
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.tokens import Column
@@ -53,7 +54,7 @@ _PROGRESS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(AttentionOptions):
+class Options(SetOptions):
     """The options of `trace` and `estimate`. Raises InvalidOption for a value that cannot be meant.
 
     In the order in which a command line is written that makes a result again.
@@ -132,7 +133,7 @@ class Options(AttentionOptions):
         help="Sites that hold the other run's activations already, in the unedited runs and in every cell: a sweep in "
         'an edited world. By name, such as "z 23.4 @ last" or "resid_post 0-9 @ subject".',
         group=CHANGES,
-        text=texts.SITES,
+        text=SITES,
         check=check_named_sites,
         beside="given",
     )

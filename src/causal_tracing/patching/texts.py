@@ -50,13 +50,6 @@ LISTED = one(
     fits=lambda value: is_a(value, bool) or list_of(str)(value),
     form="true, or a list of names",
 )
-SITES = one(
-    lambda value: [site.strip() for site in value.split(";") if site.strip()] if isinstance(value, str) else value,
-    lambda value: "; ".join(value),
-    fits=list_of(str),
-    form='a list of sites, such as ["z 23.4 @ last"]',
-    example="Several with ; between them.",
-)
 COMPONENTS = one(
     lambda value: () if value in ("none", []) else names(value),
     lambda value: joined(value) or "none",

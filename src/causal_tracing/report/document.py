@@ -13,7 +13,8 @@ from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.select import BESIDE
+from causal_tracing.results.select import BESIDE, BEYOND
+from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import Interval
 
 SCHEMA = 1
@@ -146,7 +147,9 @@ def _map_of(measurements: Measurements, kind: str, chosen: xr.Dataset | None = N
 
 
 def _labels(found: xr.Dataset) -> dict[str, Any]:
-    return {f"{axis}s": found[axis].values.tolist() for axis in ("component", "layer", "position")}
+    kind = kind_of(found)
+    axes = kind.axes if not kind.layered else ("component", "layer", "position")
+    return {f"{axis}s": found[axis].values.tolist() for axis in axes}
 
 
 def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
@@ -167,7 +170,7 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Each direction's numbers, and those that windows, noise and severing add, by component."""
-    beside = [name for name in BESIDE if name in found and name not in WINDOW]
+    beside = [name for name in (*BESIDE, *BEYOND) if name in found and name not in WINDOW]
     components = found.component.values.tolist()
     return {
         effect: {name: plain(found[effect].sel(component=name).values.tolist()) for name in components}

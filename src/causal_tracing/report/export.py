@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, MachineError
-from causal_tracing.results.columns import columns_of, is_token, tokens_among
+from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import clusters_of
 from causal_tracing.results.measurements import Measurements
@@ -36,8 +36,9 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
     categories. Tokens are "" where a position is a role. Raises InvalidOption where there are no heads or neurons.
     """
     found = effects(measurements, of)
-    dims = ["pair", *kind_of(found).axes]
-    names = [name for name in (*AVERAGED, *BESIDE) if name in found and "position" in found[name].dims]
+    kind = kind_of(found)
+    dims = ["pair", *kind.axes]
+    names = [name for name in (*AVERAGED, *BESIDE) if name in found and kind.column in found[name].dims]
     shape = (*(found.sizes[dim] for dim in dims), len(names))
     grid = _Grid(shape)
     clusters = _clusters(measurements, found)
@@ -46,12 +47,11 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
         "cluster": grid.texts(clusters, 0),
         "component": grid.texts(found.component.values, 1),
     }
-    for axis, dim in enumerate(dims[2:-1], start=2):
-        columns[dim] = grid.numbers(found[dim].values, axis)
-    tokens, at = _tokens(found), (0, len(dims) - 1)
-    numbered = len(tokens_among(found)) == found.sizes["position"]
-    columns["position"] = (grid.numbers if numbered else grid.texts)(found.position.values, at[1])
-    columns |= {name: grid.texts(texts, *at) for name, texts in tokens.items()}
+    for axis, dim in enumerate(dims[2:], start=2):
+        labels = found[dim].values
+        columns[dim] = (grid.texts if labels.dtype.kind == "O" else grid.numbers)(labels, axis)
+    if kind.column == "position":
+        columns |= {name: grid.texts(texts, 0, len(dims) - 1) for name, texts in _tokens(found).items()}
     columns["effect"] = grid.texts(np.array(names, object), len(dims))
     columns["status"] = grid.texts(_status(found, dims), *range(len(dims)))
     units = {str(metric): str(unit) for metric, unit in zip(found.metric.values, found.unit.values, strict=True)}

@@ -1,5 +1,7 @@
 """Sites as people read them: one site's numbers as a row, its name, and what its numbers mean together."""
 
+from typing import Any
+
 from causal_tracing.results.select import SiteRow
 from causal_tracing.results.site_kinds import KINDS
 
@@ -15,6 +17,23 @@ def number(value: float) -> str:
 def percent(fraction: float) -> str:
     """A fraction in per cent, with a real minus sign."""
     return f"{round(100 * fraction)} %".replace("-", "−")
+
+
+def full_name(row: SiteRow) -> str:
+    """A site's name and its place: `z layer 3 head 1, token 2 (osse | iffel)`."""
+    return f"{site_name(row)}, {place(row)}" if KINDS[row.kind].column == "position" else site_name(row)
+
+
+def addressed(row: SiteRow) -> str:
+    """Where a site is, in a sentence: `head 1 of layer 3 at token 2 (osse | iffel)`."""
+    kind = KINDS[row.kind]
+    address = kind.address.format(**names_of(row))
+    return f"{address} at {place(row)}" if kind.column == "position" else address
+
+
+def names_of(row: SiteRow) -> dict[str, Any]:
+    """What a kind's texts may name of a site."""
+    return {"component": row.component, "layer": row.layer, "part": row.part, "column": row.position}
 
 
 def place(row: SiteRow) -> str:
@@ -34,9 +53,7 @@ def place(row: SiteRow) -> str:
 def site_name(row: SiteRow) -> str:
     """A site's component, layer and part for people: `z layer 3 head 1`."""
     named = KINDS[row.kind].named
-    return named.format(component=row.component, layer=row.layer, part=row.part) + (
-        f" ({row.window})" if row.window else ""
-    )
+    return named.format(**names_of(row)) + (f" ({row.window})" if row.window else "")
 
 
 def with_share(effect: float | None, fraction: float | None) -> str:

@@ -10,6 +10,7 @@ from causal_tracing.report.page.text import visible
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.report.words.many_pairs import MeanReading
 from causal_tracing.report.words.one_pair import Reading
+from causal_tracing.results.columns import column_of
 from causal_tracing.results.means import NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_position
@@ -71,8 +72,8 @@ def _map(found: xr.Dataset, effect: str) -> str:
     drawn, component = kind_of(found).drawn, str(found.component.values[0])
     if drawn is None:
         return ""
-    if "position" not in drawn:
-        found = found.sel(position=strongest_position(found, effect))
+    if column_of(found) not in drawn:
+        found = found.sel({column_of(found): strongest_position(found, effect)})
     return _svg(found.sel(component=component)[effect].transpose(*drawn[::-1]).values, f"{component}: {effect}")
 
 

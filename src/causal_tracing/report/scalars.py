@@ -34,12 +34,12 @@ def _of_pair(measurements: Measurements, metric: str | None) -> Iterator[dict[st
         effect = shown_first(found)
         for component in map(str, found.component.values):
             for row in strongest(found, 1, component=component):
-                share = row.restored_fraction if effect == "restoration" else row.lost_fraction
-                name = "restored_fraction" if effect == "restoration" else "lost_fraction"
+                name = "restored_fraction" if effect.startswith("restoration") else "lost_fraction"
+                share = getattr(row, name)
                 yield {
                     f"{component}/{effect}": getattr(row, effect),
                     f"{component}/{name}": share,
-                    f"{component}/layer": row.layer,
+                    **({} if row.layer is None else {f"{component}/layer": row.layer}),
                 }
 
 
@@ -64,4 +64,4 @@ def _of_map(means: MeanMap) -> Iterator[dict[str, float | None]]:
             continue
         names = {"": means.shown, "_low": f"{means.shown}_low", "_high": f"{means.shown}_high"}
         numbers = {f"{component}/{means.shown}{end}": peak[name].item() for end, name in names.items() if name in peak}
-        yield numbers | {f"{component}/layer": peak.layer.item()}
+        yield numbers | ({f"{component}/layer": peak.layer.item()} if "layer" in peak.coords else {})

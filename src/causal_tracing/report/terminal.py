@@ -9,7 +9,7 @@ from rich.text import Text
 
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
-from causal_tracing.results.columns import is_token
+from causal_tracing.results.columns import column_of, is_token
 from causal_tracing.results.effects import label
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
@@ -20,6 +20,7 @@ from causal_tracing.results.site_kinds import kind_of
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
 WITHOUT_COLOUR = " ░▒▓█"
+MOST_ROWS = 100  # of a map in a terminal
 
 
 def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterator[RenderableType]:
@@ -46,17 +47,20 @@ def heat_maps(
     drawn = kind_of(cells).drawn
     if drawn is None:
         return
-    if "position" not in drawn:
+    if cells.sizes[drawn[0]] > MOST_ROWS:
+        return
+    if column_of(cells) not in drawn:
         position = strongest_position(cells, effect)
         cells, called = cells.sel(position=position), f"{called}, {_label(cells, position)}"
     largest = float(np.nanmax(abs(cells[effect].values), initial=0)) or 1.0
-    labels = [_label(cells, each) if drawn[0] == "position" else str(each) for each in cells[drawn[0]].values.tolist()]
+    of_tokens = drawn[0] == "position"
+    labels = [_label(cells, each) if of_tokens else str(each) for each in cells[drawn[0]].values.tolist()]
     for component in cells.component.values:
         here, width = cells.sel(component=component), max(map(len, labels))
         rows = [
             Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {cells.unit.item()}", style="bold")
         ]
-        rows.append(Text(" " * (width + 1) + _ruler(here.layer.values)))
+        rows.append(Text(" " * (width + 1) + _ruler(here[drawn[1]].values)))
         for at, name in zip(here[drawn[0]].values, labels, strict=True):
             row, line = Text(f"{name:>{width}} "), here.sel({drawn[0]: at})
             for value, status in zip(line[effect].values, line.status.values, strict=True):
@@ -79,11 +83,11 @@ def _cell(value: float, status: str, largest: float, colour: bool) -> tuple[str,
     return ("C" if status == "cut" else " "), f"white on rgb({red},{green},{blue})"
 
 
-def _ruler(layers: np.ndarray) -> str:
-    """Layer numbers, as many as fit one column a layer."""
+def _ruler(numbers: np.ndarray) -> str:
+    """Layers (or what a column is) by number, as many as fit one letter a column; names are too long for that."""
     text, column = "", 0
-    while column < len(layers):
-        name = str(layers[column])
+    while column < len(numbers):
+        name = str(column if isinstance(numbers[column], str) else numbers[column])
         text = text.ljust(column) + name
         column += max(5, len(name) + 1)
     return text

@@ -8,8 +8,8 @@ class Arm:
     """One thing that is measured in every cell.
 
     `name` is the effect that follows from it, `raw` what the metric in the patched run is called, and `into` the run
-    that is patched. `alone`: each layer of a window is patched alone, and what they do is added up. `severed`: what is
-    frozen behind the patched site.
+    that is patched. `alone`: each layer of a window, or each member of a set, is patched alone, and what they do is
+    added up. `severed`: what is frozen behind the patched site.
     """
 
     name: str
@@ -41,4 +41,8 @@ SEVERED = {
     part: Arm(name=f"severed_{part}", raw=f"restored_severed_{part}", into="corrupt", severed=part)
     for part in SEVERABLE
 }
-ARMS = (*DIRECTIONS.values(), *SUMS.values(), *SEVERED.values())
+MEMBERS = {
+    arm.name: Arm(name=f"{arm.name}_of_members", raw=f"{arm.raw}_members", into=arm.into, alone=True)
+    for arm in DIRECTIONS.values()
+}
+ARMS = (*DIRECTIONS.values(), *SUMS.values(), *MEMBERS.values(), *SEVERED.values())

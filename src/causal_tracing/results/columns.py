@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
+from causal_tracing.results.site_kinds import KINDS
 
 
 def is_token(column: Any) -> TypeGuard[int]:
@@ -30,9 +31,21 @@ def labelled(columns: Sequence[Column]) -> np.ndarray:
 
 def columns_of(found: xr.Dataset | xr.DataArray) -> list[Column]:
     """The columns of a map, in their order."""
-    return found.position.values.tolist()
+    return found[column_of(found)].values.tolist()
+
+
+def column_of(found: xr.Dataset | xr.DataArray) -> str:
+    """The axis that columns lie along: "position", or what a map's kind has in its place."""
+    return KINDS[found.kind.item()].column if "kind" in found.coords else "position"
 
 
 def tokens_among(found: xr.Dataset | xr.DataArray) -> list[int]:
-    """The columns that are tokens, as their positions."""
+    """The columns that are tokens, as their positions; none where columns are something else."""
+    if column_of(found) not in found.dims or column_of(found) != "position":
+        return []
     return [int(column) for column in columns_of(found) if is_token(column)]
+
+
+def all_tokens(found: xr.Dataset | xr.DataArray) -> bool:
+    """Whether each column is one token."""
+    return len(tokens_among(found)) == found.sizes[column_of(found)]

@@ -118,7 +118,7 @@ def differences(
         kind=of,
         metric=metric,
         unit=units[0],
-        shown=next(name for name in AVERAGED if name in cells),
+        shown=next(name for name in AVERAGED if name in cells) + KINDS[of].shown,
         ids=tuple(ids),
         undefined=tuple(undefined),
         clusters=int(codes.max()) + 1,
@@ -212,8 +212,7 @@ def _shared_cells(
     first: xr.Dataset, second: xr.Dataset
 ) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
-    dims = {"components": "component", "layers": "layer", "positions": "position"}
-    dims |= {f"{part}s": part for part in [kind_of(first).part] if part}
+    dims = {f"{axis}s": axis for axis in kind_of(first).ranked_axes}
     labels = tuple(
         {kind: _measured(found, dim) for kind, dim in dims.items()}
         | {"effects": [name for name in AVERAGED if name in found]}
@@ -226,7 +225,8 @@ def _shared_cells(
                 f"The two traces have no {kind} in common: the first has {_listed(labels[0][kind])}, the second "
                 f"{_listed(labels[1][kind])}. Trace both with the same {'directions' if kind == 'effects' else kind}=."
             )
-    at = {dim: shared[kind] for kind, dim in dims.items()} | {"position": labelled(shared["positions"])}
+    column = kind_of(first).column
+    at = {dim: shared[kind] for kind, dim in dims.items()} | {column: labelled(shared[f"{column}s"])}
     both = (first.sel(at)[[*shared["effects"], "status"]], second.sel(at)[[*shared["effects"], "status"]])
     return both, (labels[0], labels[1])
 

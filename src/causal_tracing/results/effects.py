@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
+from causal_tracing.results.arms import DIRECTIONS, MEMBERS, SEVERED, SUMS, Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.units import NEED_FOIL
 
@@ -41,6 +41,18 @@ def _of_arm(arm: Arm, *, averaged: bool = False) -> Effect:
     return Effect(name=arm.name, needs=(arm.raw,), formula=formula, averaged=averaged, switched=True)
 
 
+def _beyond_sum(arm: Arm) -> Effect:
+    """What sites do together beyond what each does alone: e(AB) − e(A) − e(B) of two."""
+    alone = MEMBERS[arm.name]
+
+    def formula(numbers: xr.Dataset) -> xr.DataArray:
+        beyond = numbers[arm.raw] - numbers[alone.raw]
+        return beyond if arm.restores else -beyond
+
+    name = f"{arm.name}_beyond_sum"
+    return Effect(name=name, needs=(arm.raw, alone.raw), formula=formula, averaged=True, switched=True)
+
+
 def _interaction(numbers: xr.Dataset) -> xr.DataArray:
     return (numbers.clean - numbers.disrupted) - (numbers.restored - numbers.corrupt)
 
@@ -52,13 +64,15 @@ DEFINITIONS = (
     Effect(name="bypass_given_restored", needs=("restored",), formula=lambda numbers: numbers.clean - numbers.restored),
     Effect(name="restored_fraction", fraction_of="restoration"),
     Effect(name="lost_fraction", fraction_of="disruption"),
-    *(_of_arm(arm) for arm in (*SUMS.values(), *SEVERED.values())),
+    *(_of_arm(arm) for arm in (*SUMS.values(), *MEMBERS.values(), *SEVERED.values())),
+    *(_beyond_sum(arm) for arm in DIRECTIONS.values()),
     Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers.estimated, averaged=True),
 )
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
 FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
 DAMAGE = ("logit_diff", "log_prob", "entropy")  # by which a patch is seen to break something
+OF_TOKENS = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
 WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
 
 # What others call the same numbers. Labels only: the numbers never change.
@@ -118,7 +132,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
-    labels = ("clean_token", "corrupt_token", "clean_role", "corrupt_role", "readers")
+    labels = (*OF_TOKENS, "readers", "site_layer", "partner_layer")
     return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
 
 

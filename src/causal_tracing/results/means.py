@@ -21,6 +21,7 @@ from causal_tracing.results.columns import columns_of, is_token, labelled, token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.once import once
+from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_codes,
@@ -107,7 +108,7 @@ def _mean_map(measurements: Measurements, of: str, metric: str, seed: int) -> Me
     by_cluster = {name: cluster_means(averaged[name].values, codes) for name in AVERAGED if name in averaged}
     totals = chosen.total_effect.values
     status = status_over_pairs(averaged)
-    first = next(iter(by_cluster))
+    first = next(iter(by_cluster)) + kind_of(found).shown
     means, least = tested(by_cluster, status, seed)
     cells = means | _fractions(by_cluster, averaged, totals, codes, status.dims, seed)
     cells["clusters"] = (status.dims, (~np.isnan(by_cluster[first])).sum(0))
@@ -178,7 +179,7 @@ def roles_differ(found: xr.Dataset) -> bool:
 def by_position(found: xr.Dataset) -> xr.Dataset:
     """The effects with the columns that were measured."""
     names = [name for name in AVERAGED if name in found]
-    kept = found[[*names, "status"]].transpose("pair", "component", "layer", ..., "position")
+    kept = found[[*names, "status"]].transpose("pair", *kind_of(found).axes)
     # Where some pairs alone were patched, it was for their strong estimates: their mean would speak for no others.
     chosen = (kept.status == "not_patched").any("pair")
     if not chosen.any():
@@ -280,7 +281,8 @@ def _peaks(
     values: np.ndarray, status: xr.DataArray, seed: int
 ) -> Iterator[tuple[str, tuple[SplitHalfPeak, PeakStability]]]:
     """Of each component's map, what its peak is worth."""
-    layers = status.layer.values.tolist()
+    first = status.dims[1]  # the layers; of sites of no one layer, such that none is the next of another
+    layers = status.layer.values.tolist() if first == "layer" else [2 * n for n in range(status.sizes[first])]
     for n, component in enumerate(status.component.values):
         here, eligible = values[:, n], status.values[n] == "ok"
         half = split_half_peak(here, eligible, seed=seed)

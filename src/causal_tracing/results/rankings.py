@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.results.columns import columns_of, tokens_among
+from causal_tracing.results.columns import all_tokens, column_of, columns_of
 from causal_tracing.results.site_kinds import kind_of
 
 SUM = "sum"  # as a position: the sum over all of them
@@ -26,13 +26,14 @@ def parts_of(found: xr.Dataset, component: str) -> int:
 def strongest_position(found: xr.Dataset, effect: str) -> Column:
     """Where the largest single effect (by size) is, structural zeros and cuts left out."""
     size = abs(found[effect].where(found.status == "ok"))
-    largest = size.max([name for name in size.dims if name != "position"])
-    return columns_of(found)[int(largest.fillna(-1).argmax("position"))]
+    column = column_of(found)
+    largest = size.max([name for name in size.dims if name != column])
+    return columns_of(found)[int(largest.fillna(-1).argmax(column))]
 
 
 def has_sum(found: xr.Dataset) -> bool:
     """Whether a sum over positions means something: several, each one token of its own."""
-    return found.sizes["position"] > 1 and len(tokens_among(found)) == found.sizes["position"]
+    return len(columns_of(found)) > 1 and all_tokens(found)
 
 
 def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
@@ -49,10 +50,8 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
 
 
 def ranked(found: xr.Dataset, effect: str) -> xr.DataArray:
-    """Every measured cell's effect along `site` (component, layer, position, head or neuron), largest size first."""
-    part = kind_of(found).part
-    dims = ["component", "layer", "position", *([part] if part else [])]
-    flat = found[effect].where(found.status == "ok").stack(site=dims)
+    """Every measured cell's effect along `cell` (the kind's `ranked_axes`), largest size first."""
+    flat = found[effect].where(found.status == "ok").stack(cell=kind_of(found).ranked_axes)
     flat = flat[flat.notnull().values]
     return flat[np.argsort(-abs(flat.values), kind="stable")]
 

@@ -1,6 +1,6 @@
 """One pair's effects by one metric, its strongest sites, and one site's numbers as a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS
+from causal_tracing.results.arms import DIRECTIONS, MEMBERS, SEVERED, SUMS
 from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import WINDOW, effects
 from causal_tracing.results.measurements import Measurements
@@ -18,23 +18,25 @@ HIGH, NEARLY_ZERO = 0.5, 0.1
 # What is known of a site where windows, noise or severing were asked for.
 BESIDE = (
     *WINDOW,
-    *(arm.name for arm in SUMS.values()),
+    *(arm.name for arm in (*SUMS.values(), *MEMBERS.values())),
     *(f"{name}_deviation" for name in DIRECTIONS),
     *(arm.name for arm in SEVERED.values()),
 )
+BEYOND = tuple(f"{name}_beyond_sum" for name in DIRECTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteRow:
     """One site's numbers, in the metric's unit and as fractions of the total effect (None where undefined).
 
-    Those with a default belong to windows, noise and severing (`BESIDE`): None where they were not asked for.
+    `position` is its column, whatever its kind has in the place of a position; `layer` is None where it is of no one
+    layer. Those with a default belong to windows, sets, noise and severing (`BESIDE`): None where not asked for.
     """
 
     kind: str
     component: str
-    layer: int
-    part: int | None
+    layer: int | None
+    part: int | str | None
     position: int | str
     clean_token: str
     corrupt_token: str
@@ -49,10 +51,14 @@ class SiteRow:
     window_last: int | None = None
     restoration_sum: float | None = None
     disruption_sum: float | None = None
+    restoration_of_members: float | None = None
+    disruption_of_members: float | None = None
     restoration_deviation: float | None = None
     disruption_deviation: float | None = None
     severed_attn_out: float | None = None
     severed_mlp_out: float | None = None
+    restoration_beyond_sum: float | None = None
+    disruption_beyond_sum: float | None = None
 
     @property
     def window(self) -> str:
@@ -86,28 +92,31 @@ def pattern(restored: float | None, lost: float | None) -> str:
 
 
 def shown_first(found: xr.Dataset) -> str:
-    """The direction that is shown unless another is asked for."""
-    return "restoration" if "restoration" in found else "disruption"
+    """The direction that is shown unless another is asked for; of some kinds what follows from it."""
+    return ("restoration" if "restoration" in found else "disruption") + kind_of(found).shown
 
 
-def site_row(found: xr.Dataset, component: str, layer: int, position: int | str, part: int | None = None) -> SiteRow:
+def site_row(
+    found: xr.Dataset, component: str, layer: int | None, position: int | str, part: int | str | None = None
+) -> SiteRow:
     """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
-    cell = found.sel(component=component, layer=layer, position=position)
-    cell = cell if part is None else cell.sel({kind_of(found).part: part})
+    kind = kind_of(found)
+    at = {"component": component, "layer": layer, kind.part: part, kind.column: position}
+    cell = found.sel({axis: at[axis] for axis in kind.axes})
 
     def value(name: str) -> float | None:
         return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
 
     position = int(position) if is_token(position) else str(position)
     tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
-    if isinstance(position, int):
+    if isinstance(position, int) and kind.column == "position":
         tokens = {name: str(found[name].values[position]) for name in tokens}
     restored, lost = value("restored_fraction"), value("lost_fraction")
     return SiteRow(
-        kind=kind_of(found).name,
+        kind=kind.name,
         component=str(component),
-        layer=int(layer),
-        part=None if part is None else int(part),
+        layer=None if layer is None else int(layer),
+        part=int(part) if is_token(part) else part,
         position=position,
         clean_token=tokens["clean_token"],
         corrupt_token=tokens["corrupt_token"],
@@ -118,7 +127,7 @@ def site_row(found: xr.Dataset, component: str, layer: int, position: int | str,
         restored_fraction=restored,
         lost_fraction=lost,
         pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
-        **{name: value(name) for name in BESIDE if name not in WINDOW},
+        **{name: value(name) for name in (*BESIDE, *BEYOND) if name not in WINDOW},
         **{name: int(cell[name]) for name in WINDOW if name in cell},
     )
 
@@ -150,8 +159,16 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     effect = found[by or shown_first(found)].where(found.status == "ok")
     if component is not None:
         effect = effect.sel(component=[component])
-    part = kind_of(found).part
-    flat = effect.stack(site=["component", "layer", "position", *([part] if part else [])])
+    kind = kind_of(found)
+    flat = effect.stack(cell=kind.ranked_axes)
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
-    flat = flat[flat.notnull().values][:count]  # before the rows are made: there may be tens of thousands
-    return [site_row(found, *site) for site in flat.site.values]
+    flat = flat[flat.notnull().values][: 2 * count if kind.mirrored else count]  # there may be tens of thousands
+    sites = (dict(zip(kind.ranked_axes, site, strict=True)) for site in flat.cell.values)
+    once = {frozenset(site.values()) if kind.mirrored else n: site for n, site in enumerate(sites)}
+    return [_row_at(found, site) for site in [*once.values()][:count]]
+
+
+def _row_at(found: xr.Dataset, site: Mapping[str, Any]) -> SiteRow:
+    kind = kind_of(found)
+    part = site[kind.part] if kind.part else None
+    return site_row(found, site["component"], site.get("layer"), site[kind.column], part)

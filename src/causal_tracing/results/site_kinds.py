@@ -16,12 +16,14 @@ from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS
 class SiteKind:
     """A kind of site, and what its maps look like.
 
-    `axes` is the order of every array, table and document. `drawn` are the axes that go down and across in a picture;
-    where there is none, the cells are ranked. `columns` is the option that says at which positions. `called`,
-    `address` and `named` are how a strongest cell, its place and a row of a table are called, with {component},
-    {layer} and {part} (the number along the kind's own axis); `restores` and `loses` say what its effects do.
-    `patches`: something of another run is put there, so that both directions can be asked for. `asked`:
-    how a trace is asked for it, where that is not its name.
+    `axes` is the order of every array, table and document: the component first, and last what a column is ("position",
+    or what takes its place). `drawn` are the axes that go down and across in a picture; where there is none, the cells
+    are ranked. `columns` is the option that says which columns there are. `called`, `address` and `named` are how a
+    strongest cell, its place and a row of a table are called, with {component}, {layer}, {part} (along the kind's own
+    axis) and {column}; `restores` and `loses` say what its effects do. `shown` ends the names of the effects that come
+    first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
+    directions can be asked for. `mirrored`: (A, B) is (B, A). `asked`: how a trace is asked for it, where that is not
+    its name.
     """
 
     name: str
@@ -34,7 +36,9 @@ class SiteKind:
     named: str
     restores: str = "restoring it brings back"
     loses: str = "disrupting it takes away"
+    shown: str = ""
     patches: bool = True
+    mirrored: bool = False
     asked: str = ""
 
     @property
@@ -50,7 +54,26 @@ class SiteKind:
     @property
     def part(self) -> str | None:
         """The axis of a component's parts, "head" or "neuron"; None for whole components."""
-        return next((axis for axis in self.axes if axis not in ("component", "layer", "position")), None)
+        return next((axis for axis in self.axes[1:-1] if axis != "layer"), None)
+
+    @property
+    def column(self) -> str:
+        """The axis of its columns: "position", or what stands in its place."""
+        return self.axes[-1]
+
+    @property
+    def ranked_axes(self) -> list[str]:
+        """The axes in the order in which equal cells are ranked: the parts of one place lie together."""
+        return [
+            *(axis for axis in self.axes[:-1] if axis != self.part),
+            self.column,
+            *([self.part] if self.part else []),
+        ]
+
+    @property
+    def layered(self) -> bool:
+        """Whether a cell is of one layer."""
+        return "layer" in self.axes
 
 
 BLOCKS = SiteKind(
@@ -118,7 +141,55 @@ EDGES = SiteKind(
     address="head {part} of layer {layer}, key",
     named="{component} layer {layer} head {part}, key",
 )
-KINDS = {kind.name: kind for kind in (BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, KNOCKOUT, KNOCKOUT_HEADS, EDGES)}
+SETS = SiteKind(
+    name="sets",
+    components=("set",),
+    axes=("component", "set"),
+    drawn=None,
+    columns="sets",
+    called="set",
+    address="{column}",
+    named="set {column}",
+    asked='sets={"name": ["z 3.1 @ last", …]}',
+)
+GROWING = SiteKind(
+    name="growing",
+    components=("growing_set",),
+    axes=("component", "set", "size"),
+    drawn=None,
+    columns="growing",
+    called="growing set",
+    address="the first {column} of {part}",
+    named="the first {column} of {part}",
+)
+INTERACTIONS = SiteKind(
+    name="interactions",
+    components=("pair_of_sites",),
+    axes=("component", "site", "partner"),
+    drawn=("partner", "site"),
+    columns="interactions",
+    called="pair of sites",
+    address="{part} with {column}",
+    named="{part} with {column}",
+    restores="restoring both brings back",
+    loses="disrupting both takes away",
+    shown="_beyond_sum",
+    mirrored=True,
+)
+KINDS = {
+    kind.name: kind
+    for kind in (
+        BLOCKS,
+        SINGLE_HEADS,
+        SINGLE_NEURONS,
+        SETS,
+        GROWING,
+        INTERACTIONS,
+        KNOCKOUT,
+        KNOCKOUT_HEADS,
+        EDGES,
+    )
+}
 
 
 def kind_named(name: str) -> SiteKind:

@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.figures.look import Look, number_ticks, unit_label, where
+from causal_tracing.results.columns import column_of
 from causal_tracing.results.effects import label
 from causal_tracing.results.rankings import SUM, has_sum, strongest_position, summed
 from causal_tracing.results.select import known
@@ -24,6 +25,7 @@ COLOURS = "PuOr"  # safe for the colour-blind; purple supports the clean behavio
 NOT_TOLD = 0.05  # adjusted p from which a mean is marked
 ROW_HEIGHTS = {"position": 0.26}  # inches; tokens need more than numbers do
 NUMBERS_HEIGHT = 0.16
+MOST_NAMED = 60  # rows that have room for names
 
 
 def maps(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
@@ -53,7 +55,7 @@ def _drawn_part(
     found: xr.Dataset, shown: Sequence[str], drawn: tuple[str, str], look: Look
 ) -> tuple[dict[str, xr.Dataset], str]:
     """Each effect with its status as it is drawn: whole, or at one position (or summed over all); and that by name."""
-    if "position" in drawn:
+    if column_of(found) in drawn:
         return dict.fromkeys(shown, found), ""
     if look.position == SUM:
         if not has_sum(found):
@@ -77,8 +79,11 @@ def _map(axes: Axes, found: xr.Dataset, effect: str, drawn: tuple[str, str], loo
     ):
         if axis == "position":
             _token_ticks(found, set_ticks, turned)
+        elif found[axis].dtype.kind == "O" and found.sizes[axis] <= MOST_NAMED:
+            set_ticks(range(found.sizes[axis]), found[axis].values, fontsize=6, rotation=turned)
         else:
-            number_ticks(set_ticks, found[axis].values)
+            numbers = np.arange(found.sizes[axis]) if found[axis].dtype.kind == "O" else found[axis].values
+            number_ticks(set_ticks, numbers)
             set_label(axis, fontsize=8)
     return image
 

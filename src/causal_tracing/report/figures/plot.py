@@ -77,7 +77,8 @@ def plot(
     else:
         found = select(measurements, pair=pair, metric=metric, of=view.kind.name)
         title = _against(measurements, str(found.pair.item()))
-    shown = [require_effect(effect, found)] if effect else list(measurements.directions)
+    directions = [f"{name}{view.kind.shown}" for name in measurements.directions]
+    shown = [require_effect(effect, found)] if effect else [name for name in directions if name in found]
     figure = view.draw(found, shown, look)
     figure.suptitle(title, fontsize=10)
     return figure

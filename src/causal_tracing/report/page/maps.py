@@ -12,25 +12,37 @@ from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
 from causal_tracing.results.means import MeanMap, by_column, defined
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import BLOCKS, KINDS
 
 MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone, and shorter
 FEW_DIGITS = 4
 
 
+def has_map(measurements: Measurements) -> bool:
+    """Whether the first kind is drawn by token and layer: what a page begins with."""
+    return KINDS[measurements.kind()].axes == BLOCKS.axes
+
+
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
-    """The pairs' numbers as [component][layer][position], null where undefined, with the labels of the axes."""
+    """The pairs' numbers as [component][layer][position], null where undefined, with the labels of the axes.
+
+    No components where the first kind is not drawn so.
+    """
     data, found = measurements.pairs, effects(measurements)
     metrics = metrics_with_effects(data.sel(pair=list(shown)))
+    there = has_map(measurements)
     return {
         "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],
-        "components": [str(name) for name in found.component.values],
-        "layers": found.layer.values.tolist(),
-        "positions": [str(position) for position in found.position.values],
+        "components": [str(name) for name in found.component.values] if there else [],
+        "layers": found.layer.values.tolist() if there else [],
+        "positions": [str(position) for position in columns_of(found)] if there else [],
         "directions": list(measurements.directions),
         "effects": switched(found),
         "windows": _windows(found),
         "statuses": STATUSES,
-        "pairs": [_pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n) for n, pair in enumerate(shown)],
+        "pairs": [
+            _pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there) for n, pair in enumerate(shown)
+        ],
     }
 
 
@@ -41,6 +53,9 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
     interaction has none, for it is the difference of the others.
     """
     cells = means.cells
+    if KINDS[means.kind].axes != BLOCKS.axes:
+        total = {"total": plain(float(means.total.estimate)), "fraction_reason": _fraction_reason(means)}
+        return {**_named(means, ids), "rows": [], "metrics": {means.metric: total}, "pairs": [], "values": {}}
     names = [name for name in AVERAGED if name in cells]
     columns = by_column(defined(effects(measurements).sel(metric=means.metric)))
     numbers = {
@@ -55,8 +70,7 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
         "clusters": by_component(cells.clusters),
     }
     return {
-        "id": unused("mean", ids),
-        "name": f"mean over {means.pairs} pairs",
+        **_named(means, ids),
         "rows": [role_row(position) for position in cells.position.values.tolist()],
         "metrics": {means.metric: numbers},
         "pairs": [str(pair) for pair in columns.pair.values],
@@ -64,6 +78,10 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
             name: by_component(columns[name].transpose(..., "pair"), FEW_DIGITS) for name in measurements.directions
         },
     }
+
+
+def _named(means: MeanMap, ids: Sequence[str]) -> dict[str, str]:
+    return {"id": unused("mean", ids), "name": f"mean over {means.pairs} pairs"}
 
 
 def unused(name: str, ids: Sequence[str]) -> str:
@@ -91,9 +109,14 @@ def _windows(found: xr.Dataset) -> dict[str, list[list[int]]]:
     return {str(name): ends.sel(component=name).values.tolist() for name in found.component.values}
 
 
-def _pair(found: xr.Dataset, data: xr.Dataset, metrics: list[str], number: int) -> dict[str, Any]:
+def _pair(
+    found: xr.Dataset, data: xr.Dataset, metrics: list[str], number: int, *, mapped: bool = True
+) -> dict[str, Any]:
     """One pair's map, as long as its own prompt; of pairs beyond the first ones, by the first metric alone."""
     few = number >= MOST_IN_FULL
+    if not mapped:
+        totals = {name: _total(found.sel(metric=name)) for name in metrics}
+        return {"id": str(found.pair.item()), "asked": _asked(data), "rows": [], "metrics": totals}
     length = int(data.clean_length)
     found = found.isel(position=[not is_token(each) or each < length for each in columns_of(found)])
     return {
@@ -114,10 +137,16 @@ def _asked(data: xr.Dataset) -> str:
 
 def _numbers(found: xr.Dataset, digits: int) -> dict[str, Any]:
     return {
-        "total": plain(found.total_effect.item()),
-        "fraction_reason": found.fraction_reason.item() or found.reason.item(),
+        **_total(found),
         "status": by_component(coded(found.status)),
         **{name: by_component(found[name], digits) for name in switched(found) if name != "interaction"},
+    }
+
+
+def _total(found: xr.Dataset) -> dict[str, Any]:
+    return {
+        "total": plain(found.total_effect.item()),
+        "fraction_reason": found.fraction_reason.item() or found.reason.item(),
     }
 
 

@@ -74,8 +74,9 @@ const meanSection = ({ data, $, make, drawn, state, unit, signed, meanInWords, c
   };
   $("find").addEventListener("input", drawBrowser);
   const draw = () => {
-    $("mean-section").hidden = !is();
-    if (is()) { drawSpread(); drawBrowser(); }
+    const there = is() && data.components.length > 0;
+    $("mean-section").hidden = !there;
+    if (there) { drawSpread(); drawBrowser(); }
   };
   return { draw, words, faint, is };
 };

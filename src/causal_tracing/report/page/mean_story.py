@@ -11,6 +11,7 @@ from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.many_pairs import read
 from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class MeanPart:
     caveats: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of other kinds, where they have a mean
+    maps: Mapping[str, MeanMap] = field(default_factory=dict)
 
 
 def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
@@ -29,7 +31,7 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
     if measurements.pairs.sizes["pair"] < 2:
         return MeanPart()
     means = mean_maps(measurements)
-    first, *others = means.values()
+    first = next(iter(means.values()))
     if isinstance(first, NoMean):
         return MeanPart(
             story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(first)))}</p>'
@@ -47,8 +49,9 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
         + "</div>"
     )
     caveats = f'<div data-pair="{escape(data["id"])}">{_list(said.caveats)}</div>'
-    parts = {each.kind: parts_mean(each) for each in others if isinstance(each, MeanMap)}
-    return MeanPart(title=said.title, story=story, caveats=caveats, data=data, parts=parts)
+    maps = {name: each for name, each in means.items() if isinstance(each, MeanMap)}
+    parts = {name: parts_mean(each) for name, each in maps.items() if KINDS[name].part and KINDS[name].layered}
+    return MeanPart(title=said.title, story=story, caveats=caveats, data=data, parts=parts, maps=maps)
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

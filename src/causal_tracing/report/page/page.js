@@ -231,6 +231,8 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     return `${state.c} · layer ${data.layers[layer]}${windowOf(layer)} · ${tokenOf(position).spoken}: ${shares}${why}`;
   };
   const drawMap = () => {
+    $("map").closest("section").hidden = !data.components.length;
+    if (!data.components.length) return;
     const most = largest();
     drawLegend($("legend"), most, [...(mean.is?.() ? ["faint"] : []), "zero", "cut", "none", ...(data.filling ? ["waiting"] : [])]);
     drawGrid($("map"), {

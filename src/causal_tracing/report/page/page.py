@@ -17,8 +17,9 @@ from typing import Any
 import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
-from causal_tracing.report.labels import place, site_name, with_share
-from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
+from causal_tracing.report.labels import full_name, with_share
+from causal_tracing.report.page.listed import listed
+from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.text import visible
@@ -43,7 +44,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        parts="".join(map(_section, sections(measurements))),
+        parts="".join(map(_section, sections(measurements))) + _listed(measurements, shown, mean),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
@@ -123,7 +124,19 @@ def prompt(side: Side) -> str:
 
 def sections(measurements: Measurements) -> list[SiteKind]:
     """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
-    return [KINDS[name] for name in measurements.kinds[1:] if KINDS[name].part]
+    return [kind for kind in _behind(measurements) if kind.part and kind.layered]
+
+
+def _behind(measurements: Measurements) -> list[SiteKind]:
+    """The kinds that the first map of the page does not show."""
+    return [KINDS[name] for name in measurements.kinds[has_map(measurements) :]]
+
+
+def _listed(measurements: Measurements, shown: list[str], mean: MeanPart) -> str:
+    """The tables of those kinds whose cells are of no one layer."""
+    kinds = [kind for kind in _behind(measurements) if not kind.layered]
+    id = str(mean.data["id"]) if mean.data else ""
+    return "".join(listed(measurements, kind, shown, mean.maps.get(kind.name), id) for kind in kinds)
 
 
 def _section(kind: SiteKind) -> str:
@@ -133,7 +146,7 @@ def _section(kind: SiteKind) -> str:
 
 def _left_out(measurements: Measurements) -> str:
     count = measurements.pairs.sizes["pair"]
-    others = [name for name in measurements.kinds[1:] if not KINDS[name].part]
+    others = [kind.name for kind in _behind(measurements) if not kind.part and kind.layered]
     lacking = f'<p class="warning">This page has no section for {", ".join(others)}.</p>' if others else ""
     shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
     return lacking + (shown if count > MOST_PAIRS else "")
@@ -166,7 +179,7 @@ def _site(row: SiteRow) -> str:
 def site_cells(row: SiteRow) -> list[str]:
     """A row of the table of sites: the site, restoration, disruption, interaction, and what they mean together."""
     shown = ((row.restoration, row.restored_fraction), (row.disruption, row.lost_fraction), (row.interaction, None))
-    site = visible(f"{site_name(row)}, {place(row)}")
+    site = visible(full_name(row))
     return [site, *(with_share(effect, share) for effect, share in shown), row.pattern]
 
 

@@ -191,7 +191,7 @@ def _ranks_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:
 
 def _rank_numbers(found: xr.Dataset, beside: Sequence[str] = ()) -> dict[str, Any]:
     order = {name: ranked(found, name) for name in switched(found)}
-    sites = {site: None for effect in order.values() for site in effect[:STRONGEST].site.values}
+    sites = {site: None for effect in order.values() for site in effect[:STRONGEST].cell.values}
     (component,), axes = found.component.values, ("layer", "position", kind_of(found).part)
     indices = [found.indexes[name] for name in axes]
     numbers = [found[name].sel(component=component).transpose(*axes).values

@@ -10,6 +10,7 @@ import xarray as xr
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.results.arms import DIRECTIONS
+from causal_tracing.results.columns import columns_of
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
@@ -107,13 +108,21 @@ def _best(means: MeanMap) -> Iterator[str]:
         parts = [_effect(cell, name, means.unit) for name in DIRECTIONS if name in cell]
         adjusted = float(cell[f"{means.shown}_p_adjusted"])
         test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
-        said = f"Strongest {component} site: {where_peak(cell)}; {'; '.join(parts)}{test}."
+        if means.shown not in DIRECTIONS:
+            low, high = float(cell[f"{means.shown}_low"]), float(cell[f"{means.shown}_high"])
+            size = f"{number(float(cell[means.shown]))}{between(low, high)} {means.unit}"
+            parts.append(f"beyond the sum of what each does alone {size}")
+        what = f"{component} site" if kind_of(cell).layered else kind_of(cell).called
+        said = f"Strongest {what}: {where_peak(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(means, half.held_out, stable.within_one_layer)
 
 
 def where_peak(cell: xr.Dataset) -> str:
     """A cell's layer, part if it is of one, and column."""
     kind = kind_of(cell)
+    if not kind.layered:
+        part = cell[kind.part].item() if kind.part else None
+        return kind.address.format(part=part, column=cell[kind.column].item())
     part = f", {kind.part} {int(cell[kind.part])}" if kind.part else ""
     return f"layer {int(cell.layer)}{part} at {where(cell)}"
 
@@ -147,9 +156,9 @@ def _trust(means: MeanMap, held_out: float, near: float) -> str:
     """What the peak is worth in pairs that did not choose it, and how often resamples have it there."""
     if np.isnan(held_out):
         return ""
+    there = "within one layer of it" if kind_of(means.cells).layered else "it again"
     return (
-        f" In pairs that did not choose it: {number(held_out)} {means.unit}; within one layer of it in "
-        f"{percent(near)} of resamples."
+        f" In pairs that did not choose it: {number(held_out)} {means.unit}; {there} in {percent(near)} of resamples."
     )
 
 
@@ -157,7 +166,7 @@ def _usual(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
     """The usual picture of factual recall, held against the averaged map, with intervals; where roles are known."""
     cells = means.cells
     component = next((name for name in ("resid_post", "resid_pre") if name in cells.component), None)
-    named = [str(position) for position in cells.position.values]
+    named = [str(position) for position in columns_of(cells)]
     if component is None or "subject_last" not in named:
         return
     stream = cells.sel(component=component)

@@ -10,6 +10,7 @@ import xarray as xr
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
+from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
 from causal_tracing.results.arms import SUMS
 from causal_tracing.results.effects import WINDOW
@@ -116,7 +117,7 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     attending = attention_read(measurements)
     if attending and not any(KINDS[name].patches for name in measurements.kinds):
         texts = [HOW_TO_READ[-1]]
-    texts += attending
+    texts += [*joint_read(measurements), *attending]
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     if WINDOW[0] in measured:
@@ -138,7 +139,7 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     noise = measurements.provenance.get("noise")
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
-    shown = (*shown, *attention_not_shown(measurements))
+    shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 

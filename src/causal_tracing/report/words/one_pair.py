@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line, texts_of
-from causal_tracing.report.labels import number, percent, place, site_name, with_share
+from causal_tracing.report.labels import addressed, full_name, names_of, number, percent, place, with_share
 from causal_tracing.report.words.attention import attention_sentences
 from causal_tracing.report.words.method import (
     USUAL,
@@ -34,7 +34,8 @@ from causal_tracing.report.words.method import (
     usual_sentence,
     write_sentences,
 )
-from causal_tracing.results.columns import tokens_among
+from causal_tracing.report.words.sets import joint_sentences
+from causal_tracing.results.columns import all_tokens, columns_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
 from causal_tracing.results.site_kinds import KINDS, kind_of
@@ -88,6 +89,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *(_carried(found) if found.attrs["write"] == "donor" else ()),
             *_best(found),
             *_together(found),
+            *joint_sentences(measurements, str(found.pair.item())),
             *attention_sentences(measurements, str(found.pair.item())),
             *noise_sentences(measurements, found),
             *write_sentences(measurements),
@@ -106,7 +108,7 @@ def in_words(reading: Reading) -> str:
     """A reading as plain text: the finding first, then the strongest sites, then what it does not show."""
     lines = [reading.headline, f"{reading.total}     {reading.run}", "", *reading.sentences]
     lines += [f"Warning: {warning}" for warning in reading.warnings]
-    names = [f"{site_name(row)}, {place(row)}" for row in reading.sites]
+    names = [full_name(row) for row in reading.sites]
     width = max([42, *map(len, names)]) + 2
     lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
     for name, row in zip(names, reading.sites, strict=True):
@@ -214,15 +216,13 @@ def _site_sentence(row: SiteRow, unit: str) -> str:
             share = f" ({percent(fraction)} of the total effect)" if fraction is not None else ""
             parts.append(f"{verb} {number(effect)} {unit}{share}")
     meaning = f": {row.pattern}" if row.pattern else ""
-    names = {"component": row.component, "layer": row.layer, "part": row.part}
-    what, address = kind.called.format(**names), kind.address.format(**names)
-    said = f"Strongest {what}: {address} at {place(row)}; {'; '.join(parts)}{meaning}."
+    said = f"Strongest {kind.called.format(**names_of(row))}: {addressed(row)}; {'; '.join(parts)}{meaning}."
     return said + beside(row, unit)
 
 
 def _together(found: xr.Dataset) -> Iterator[str]:
     """MLP against attention where whole layers were patched; whole layers of the stream are cuts, and said to be."""
-    if "together" not in found.position.values:
+    if "together" not in columns_of(found):
         return
     column = found.sel(position="together")
     cuts = [str(name) for name in found.component.values if (column.status.sel(component=name) == "cut").all()]
@@ -240,6 +240,8 @@ def _together(found: xr.Dataset) -> Iterator[str]:
 def _of_parts(parts: Sequence[xr.Dataset]) -> Iterator[str]:
     """The strongest site of each other kind's components."""
     for found in parts:
+        if not kind_of(found).layered:  # what is patched together has its own sentences
+            continue
         for component in found.component.values:
             for row in strongest(found, 1, component=component):
                 yield _site_sentence(row, found.unit.item()) + _readers(found, row)
@@ -256,8 +258,7 @@ def _usual(found: xr.Dataset, record: Mapping[str, Any]) -> Iterator[str]:
     """The usual picture of factual recall, held against the map; only where every token has its own column."""
     roles = [str(role) for role in found.clean_role.values if role]
     component = next((name for name in ("resid_post", "resid_pre") if name in found.component), None)
-    by_token = len(tokens_among(found)) == found.sizes["position"]
-    if "subject_last" not in roles or component is None or not by_token:
+    if "subject_last" not in roles or component is None or not all_tokens(found):
         return
     stream = found.sel(component=component)
     effect = _towards(found, stream).where(stream.status == "ok")

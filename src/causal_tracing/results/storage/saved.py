@@ -89,7 +89,7 @@ def _with_columns(name: str, data: xr.Dataset, provenance: Mapping[str, Any]) ->
 
     What was asked for says which of them are roles; without that, each is what it is.
     """
-    if name not in KINDS or data.position.dtype.kind != "O":
+    if name not in KINDS or KINDS[name].column != "position" or data.position.dtype.kind != "O":
         return data
     asked = provenance.get("options", {}).get(KINDS[name].columns)
     if asked is None or isinstance(asked, str):

@@ -32,6 +32,9 @@ def maps(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
     """A panel for each effect and component; parts that a component does not have are hatched."""
     drawn = kind_of(found).drawn
     assert drawn is not None
+    if kind_of(found).shown:  # margins have none of these effects
+        found = found.sel({axis: found[shown[0]].notnull().any([n for n in found[shown[0]].dims if n != axis])
+                           for axis in drawn})  # fmt: skip
     parts, place = _drawn_part(found, shown, drawn, look)
     components, rows, columns = found.component.values, *(found.sizes[axis] for axis in drawn)
     wide, high = (columns, rows) if look.orient == "layers_right" else (rows, columns)

@@ -20,7 +20,7 @@ from causal_tracing.results.select import SiteRow, select, strongest
 from causal_tracing.results.site_kinds import SiteKind
 
 MOST = 40  # cells of a kind, by each pair
-OF_DIRECTION = (("", ""), ("_of_members", ", each alone, added up"), ("_beyond_sum", ", beyond that sum"))
+OF_DIRECTION = (("", ""), ("_of_members", ", each alone, added up"), ("_beyond_sum", ", beyond the sum of each alone"))
 SHARES = {"restoration": "restored_fraction", "disruption": "lost_fraction"}
 
 
@@ -91,6 +91,7 @@ def _table(
         + "</tr>"
         for name, *numbers in rows
     )
+    count = count // 2 if kind.mirrored else count
     more = f'<p class="quiet">The {len(rows)} strongest of {count:,} cells; trace.of("{kind.name}") has all.</p>'
     return (
         f'<div data-pair="{escape(id)}"{" hidden" if hidden else ""}><div class="scroll" tabindex="0">'

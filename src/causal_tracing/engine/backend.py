@@ -40,12 +40,36 @@ class Portable(Protocol):
 
 
 @runtime_checkable
+class Sparing(Protocol):
+    """A measure that looks at few words of the vocabulary: a backend need not compute the others' logits."""
+
+    def __call__(self, logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Tensor:
+        """The numbers, of all logits."""
+        ...
+
+    def words(self, worlds: Sequence[World]) -> tuple[int, ...] | None:
+        """The tokens that it looks at in these worlds, in rising order; None: all."""
+        ...
+
+    def of_words(
+        self, logits: Float[Tensor, "world readout word"], worlds: Sequence[World], words: Sequence[int]
+    ) -> Float[Tensor, "world metric"]:
+        """The numbers, of these words' logits alone."""
+        ...
+
+
+@runtime_checkable
 class Collecting(Protocol):
     """A backend that asks elsewhere for numbers, and can collect what a killed process asked for."""
 
     def keep_jobs(self, file: Path) -> None:
         """From now on what is asked for is noted in this file, and what is noted there is collected."""
         ...
+
+
+def whole(logits: Float[Tensor, "world readout vocab"], worlds: Sequence[World]) -> Tensor:
+    """A measure: the logits as they are."""
+    return logits
 
 
 Differentiable = Callable[[Float[Tensor, "run keep vocab"]], Tensor]  # logits after the last tokens -> one a run
@@ -169,7 +193,8 @@ class Backend(Protocol):
         """The numbers that `measure` makes of each world's logits at its readout, [world, metric].
 
         `measure` gets the logits [world, readout, vocab] of some worlds that read equally many positions, and these
-        worlds; of a `Portable` one, a backend elsewhere uses the function and the data. It may depend on a world
+        worlds; of a `Portable` one, a backend elsewhere uses the function and the data, of a `Sparing` one a backend
+        may compute few words' logits. It may depend on a world
         through its base run, its readout and its `pair` only. With `prune` a world that is known to equal its base run
         gets that run's numbers, and equal worlds are run once. `rows` caps a batch.
 

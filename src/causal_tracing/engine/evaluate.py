@@ -127,8 +127,8 @@ class _Work:
         """A batch's numbers; what is left of it in halves where memory runs out."""
         done: dict[int, Tensor] = {}
         try:
-            for numbers, logits in run.logits(batch, self.told.layers(len(batch)) if self.told else never):
-                measured = self.measure(logits, [run.worlds[n] for n in numbers])
+            tick = self.told.layers(len(batch)) if self.told else never
+            for numbers, measured in run.numbers(batch, self.measure, tick):
                 done.update(zip(numbers, measured.double().cpu(), strict=True))
         except Exception as error:
             if not is_out_of_memory(error) or self._stopped_by(error):

@@ -23,7 +23,8 @@ class Sums:
     """One pair's numbers on their way into a map: added up cell by cell, draw by draw.
 
     A cell of several worlds (a role of several tokens) is their mean; so are several draws, of which the standard
-    deviation is kept too. `given` says which cells are patched already, in all of the map.
+    deviation is kept too. `given` says which cells are patched already, in all of the map. `metrics` are the first of
+    those that the unedited runs have.
     """
 
     def __init__(self, grid: Grid, draws: int, metrics: Sequence[str], given: np.ndarray | None = None) -> None:
@@ -46,7 +47,7 @@ class Sums:
 
     def told(self, arm: Arm, at: At, unedited: np.ndarray) -> np.ndarray:
         """What the map says of one cell, by metric."""
-        return self._drawn(arm, unedited).mean(1)[(slice(None), *at)]
+        return self._drawn(arm, unedited[:, : len(self.metrics)]).mean(1)[(slice(None), *at)]
 
     def measured(self, arm: Arm) -> np.ndarray:
         """Whether a cell has a number in this arm, by place."""
@@ -57,6 +58,7 @@ class Sums:
 
         `unedited` holds the clean run's numbers and then the corrupt runs' [run, metric].
         """
+        unedited = unedited[:, : len(self.metrics)]
         axes, corrupt = self.grid.kind.axes, unedited[1:].T
         found: dict[str, Any] = {}
         for arm in self.grid.arms:

@@ -6,7 +6,8 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import Pair, TokenPair
-from causal_tracing.prompts.tokens import ROLES, Column
+from causal_tracing.prompts.tokens import ROLES, Column, TokenPrompt
+from causal_tracing.results.columns import TOGETHER, named_together
 
 OF_SUBJECT = tuple(role for role in ROLES if role != "last")  # what no token is in a pair without a subject
 
@@ -16,10 +17,17 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
 
     A column that is a position is one of the clean prompt's.
     """
-    if column == "together":
+    if column == TOGETHER:
         return [pair.slots]
-    positions = (column,) if isinstance(column, int) else pair.clean.positions(column)
-    return [(slot,) for slot in pair.slots if slot.clean in positions]
+    name = named_together(column) if column not in pair.clean.spans else ""
+    positions = (column,) if isinstance(column, int) else of_name(pair.clean, name or column)
+    slots = tuple(slot for slot in pair.slots if slot.clean in positions)
+    return [slots] if name and slots else [(slot,) for slot in slots]
+
+
+def of_name(prompt: TokenPrompt, name: str) -> tuple[int, ...]:
+    """The tokens of a role or span, or of the whole subject."""
+    return prompt.subject if name == "subject" and name not in prompt.spans else prompt.positions(name)
 
 
 def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
@@ -66,8 +74,12 @@ def check_column(pairs: Sequence[TokenPair], column: Column, more: Sequence[str]
 
 
 def _check_name(column: str, spans: Iterable[str]) -> None:
-    names = ("each", "together", *ROLES, *dict.fromkeys(spans))
-    if column not in names:
+    spans = [*spans]
+    names = ("each", TOGETHER, *ROLES, *dict.fromkeys(spans))
+    name = named_together(column) if column not in spans else ""
+    if name and name not in (*ROLES, "subject", *spans):
+        raise InvalidOption(f"There is no role or span {name!r}. {nearest(name, (*ROLES, 'subject', *spans))}")
+    if not name and column not in names:
         raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")
 
 
@@ -90,9 +102,14 @@ def _check_once(named: Sequence[Column], columns: Sequence[Column]) -> None:
 
 def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
     spans = [name for pair in pairs for name in pair.clean.spans]
-    if column == "together":
+    if column == TOGETHER:
         return
     _check_name(column, spans)
+    column = column if column in spans else named_together(column) or column
+    if column == "subject":
+        if not any(pair.clean.subject for pair in pairs):
+            raise InvalidOption("No pair has a subject. Give the pairs a subject=.")
+        return
     if not any(pair.clean.positions(column) for pair in pairs):
         hint = " Give the pairs a subject=." if column in OF_SUBJECT else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")

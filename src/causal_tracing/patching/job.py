@@ -20,7 +20,7 @@ from causal_tracing.patching.contrast import Contrast, in_edited_world, of_promp
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.estimate_options import EstimateOptions
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
-from causal_tracing.patching.metric import Metric, listed
+from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import sites_on
@@ -31,6 +31,8 @@ from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined
 from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
+from causal_tracing.results.site_kinds import SiteKind
+from causal_tracing.results.units import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 
@@ -64,9 +66,22 @@ class Job:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """What is measured, in the order of every array."""
+        """What is measured of the unedited runs, in the order of every array."""
+        return measured_metrics(self._shown, self._others(METRICS))
+
+    def metrics_of(self, kind: SiteKind) -> tuple[Metric, ...]:
+        """What is measured of the cells of a kind: the first of `metrics`."""
+        return measured_metrics(self._shown, self._others(() if kind.few else METRICS))
+
+    @property
+    def _shown(self) -> Asked | Sequence[Asked]:
         foils = all(pair.foils for pair in self.pairs)
-        return measured_metrics(self.options.metric or ("logit_diff" if foils else "log_prob"))
+        return self.options.metric or ("logit_diff" if foils else "log_prob")
+
+    def _others(self, usual: Sequence[str]) -> Sequence[str]:
+        """The built-in metrics that are measured too: `usual` ones, unless others are asked for."""
+        asked = self.options.metrics if isinstance(self.options, Options) else "all"
+        return METRICS if asked == "all" else usual if asked is None else asked
 
     def on_replay(self, note: str) -> "Job":
         """The same job on replay, which everything else is checked by; `note` says why."""

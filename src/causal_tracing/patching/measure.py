@@ -150,13 +150,26 @@ class _Chunk:
         previews, expected = understood(job.model, job.backend, list(pairs.values()), contrasts)
         self.previews = dict(zip(self.numbers, previews, strict=True))
         clean = dict(zip(self.numbers, expected, strict=True))
-        scoring = Scoring(job.backend, pairs, clean, job.metrics)
+        whole = Scoring(job.backend, pairs, clean, job.metrics)
         for grid in job.grids:
-            apart = [[number] for number in self.numbers]
+            metrics, apart = job.metrics_of(grid.kind), [[number] for number in self.numbers]
+            scoring = whole if metrics == job.metrics else Scoring(job.backend, pairs, clean, metrics)
             for numbers in apart if grid.kind.part else [list(self.numbers)]:
+                if scoring is not whole:  # the unedited runs have all metrics, and cannot ride with these cells
+                    self._run_unedited(whole, [number for number in numbers if not self.rows[number]])
                 for batch in self._batches(grid, numbers, scoring):
                     self._measure(grid, scoring, batch)
         return clean
+
+    def _run_unedited(self, scoring: Scoring, numbers: Sequence[int]) -> None:
+        """The unedited runs of these pairs and their repeats, by themselves."""
+        worlds = [(number, world) for number in numbers for world in self._unedited_of(number, scoring)]
+        if worlds:
+            self._measure(self.job.grids[0], scoring, worlds)
+
+    def _unedited_of(self, number: int, scoring: Scoring) -> list[World]:
+        unedited = self.job.question(number).unedited
+        return [*unedited, *scoring.repeats(unedited)]
 
     @property
     def unedited(self) -> dict[int, np.ndarray]:
@@ -194,7 +207,7 @@ class _Chunk:
     ) -> Iterator[tuple[int, Cell | World]]:
         question = self.job.question(number)
         if not self.rows[number]:
-            yield from ((number, world) for world in (*question.unedited, *scoring.repeats(question.unedited)))
+            yield from ((number, world) for world in self._unedited_of(number, scoring))
         yield from ((number, cell) for cell in cells(question, grid, layers))
 
     def _measure(self, grid: Grid, scoring: Scoring, batch: Sequence[tuple[int, Cell | World]]) -> None:
@@ -212,7 +225,8 @@ class _Chunk:
                 continue
             cut = one.arm == grid.arms[0] and scoring.is_cut(one.world)
             mine = self.sums[number][grid.kind.name]
-            mine.add(one, self._base(number, one) if zero else value, zero=bool(zero), cut=cut)
+            base = self._base(number, one)[: len(scoring.metrics)]
+            mine.add(one, base if zero else value, zero=bool(zero), cut=cut)
             new[number].append(one.at)
         if self.sink:
             for number, places in new.items():
@@ -237,7 +251,7 @@ class _Chunk:
 
 
 def _sums(job: Job, number: int, grid: Grid) -> Sums:
-    names = [metric.name for metric in job.metrics]
+    names = [metric.name for metric in job.metrics_of(grid.kind)]
     return Sums(grid, job.contrasts[number].draws, names, given_cells(job.question(number), grid))
 
 

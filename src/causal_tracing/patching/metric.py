@@ -36,6 +36,8 @@ class Metric:
     takes: "logits", or "log_probs" for their log-softmax in their place.
     needs_foil: it is undefined (NaN) for pairs without a foil.
     reads_texts: False where it looks at neither answers nor foils, so that it is defined whatever they are.
+    few: True where it looks at the logits of answers and foils alone: the others need not be computed. Its `logits` and
+        `clean` may then be those of few words, which answers and foils number.
     of_texts: for texts of several tokens, (log-probability of the answers, of the foils) as float64 numbers, NaN
         without a foil, -> the number. Without it, the metric is undefined for them, with the reason.
 
@@ -52,6 +54,7 @@ class Metric:
     needs_foil: bool = False
     reads_texts: bool = True
     of_texts: Callable[..., Any] | None = None
+    few: bool = False
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in TAKEN:
@@ -62,7 +65,9 @@ class Metric:
             raise InvalidOption(f"metric {self.name}: the unit must be a text, such as 'logits'; it is {self.unit!r}.")
         if self.takes not in (LOGITS, LOG_PROBS):
             raise InvalidOption(f"metric {self.name}: takes must be 'logits' or 'log_probs'; it is {self.takes!r}.")
-        for name in ("needs_foil", "reads_texts"):
+        if self.few is True and self.takes == LOG_PROBS:
+            raise InvalidOption(f"metric {self.name}: log-probabilities need all logits: leave few= or takes= out.")
+        for name in ("needs_foil", "reads_texts", "few"):
             if type(getattr(self, name)) is not bool:
                 raise InvalidOption(f"metric {self.name}: {name} must be True or False; it is {getattr(self, name)!r}.")
         for name, function in (("measure", self.measure), ("of_texts", self.of_texts)):
@@ -78,6 +83,8 @@ class Metric:
         Raises InvalidOption where a function uses a value that cannot be told from another.
         """
         found = hashlib.sha256(repr((self.takes, self.needs_foil, self.reads_texts)).encode())
+        if self.few:
+            found.update(b"few")
         for function in (self.measure, self.of_texts):
             for part in _said(self.name, function):
                 found.update(len(part).to_bytes(8, "big") + part)

@@ -143,9 +143,9 @@ OF_PROBABILITIES: dict[str, Any] = {"takes": LOG_PROBS}
 WITH_FOIL: dict[str, Any] = {"needs_foil": True}
 OF_ALL: dict[str, Any] = {"takes": LOG_PROBS, "reads_texts": False}
 _ALL = (
-    _built_in("logit_diff", logit_diff, **WITH_FOIL, of_texts=lambda answers, foils: answers - foils),
+    _built_in("logit_diff", logit_diff, **WITH_FOIL, few=True, of_texts=lambda answers, foils: answers - foils),
     _built_in("log_prob", logit, **OF_PROBABILITIES, of_texts=lambda answers, foils: answers),
-    _built_in("logit", logit),
+    _built_in("logit", logit, few=True),
     _built_in("prob", prob, **OF_PROBABILITIES, of_texts=lambda answers, foils: np.exp(answers)),
     _built_in(
         "prob_diff",
@@ -161,10 +161,11 @@ _ALL = (
 BUILT_IN = {metric.name: metric for metric in _ALL}
 
 
-def measured_metrics(asked: Asked | Sequence[Asked] | None) -> tuple[Metric, ...]:
-    """Those asked for in their order, and the other built-in ones behind them."""
+def measured_metrics(asked: Asked | Sequence[Asked] | None, others: Sequence[str] = METRICS) -> tuple[Metric, ...]:
+    """Those asked for in their order, and others of the built-in ones behind them."""
     first = [BUILT_IN[each] if isinstance(each, str) else each for each in listed(asked)]
-    return (*first, *(BUILT_IN[name] for name in METRICS if name not in map(name_of, first)))
+    named = {*map(name_of, first)}
+    return (*first, *(BUILT_IN[name] for name in METRICS if name in others and name not in named))
 
 
 def measures_of(metrics: Sequence[Metric]) -> tuple[tuple[Any, bool, bool], ...]:

@@ -17,6 +17,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.interventions.edits import Edit
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.patching.columns import of_name
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
@@ -61,12 +62,10 @@ class NamedSite:
         """The paired tokens of a pair that it names."""
         if self.tokens == ALL:
             return list(pair.slots)
-        if self.tokens == "subject" and "subject" not in pair.clean.spans:
-            named: Sequence[int] = pair.clean.subject
-        elif isinstance(self.tokens, int):
+        if isinstance(self.tokens, int):
             named = (self.tokens + (len(pair.clean.tokens) if self.tokens < 0 else 0),)
         else:
-            named = pair.clean.positions(self.tokens)
+            named = of_name(pair.clean, self.tokens)
         return [slot for slot in pair.slots if slot.clean in named]
 
     def edits(self, pair: TokenPair, contrast: "Contrast", donor: "Run", *, restores: bool) -> Iterator[Edit]:

@@ -10,6 +10,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import COMPONENTS, HEADS
 from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
+from causal_tracing.results.units import METRICS
 
 
 def one_of(what: str, valid: Sequence[str], use: str = "") -> Callable[[Any], None]:
@@ -54,6 +55,12 @@ def check_neurons(value: Any) -> None:
             f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
             f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
         )
+
+
+def check_measured(value: Any) -> None:
+    """All, or names of built-in metrics, or what is the default."""
+    if value is not None and value != "all" and value not in ((), []):
+        validation.names("metric", value, METRICS)
 
 
 def check_budget(value: Any) -> None:

@@ -28,6 +28,7 @@ from causal_tracing.patching.option_checks import (
     check_components,
     check_directions,
     check_heads,
+    check_measured,
     check_neurons,
     check_noise,
     check_progress,
@@ -87,7 +88,7 @@ class Options(SetOptions):
     positions: str | Sequence[Column] = option(
         "each",
         help='"each" token, "together" (all at once: one world a layer), or token positions and roles; a role with '
-        "several tokens is their mean.",
+        'several tokens is their mean, and with "together" behind it ("subject together") all of them at once.',
         group=PATCHED,
         text=texts.POSITIONS,
         check=_check_columns,
@@ -208,7 +209,7 @@ class Options(SetOptions):
     )
     metric: str | Metric | Sequence[str | Metric] | None = option(
         None,
-        help="Which is shown first; all are measured: logit_diff (default), log_prob (default without a foil), logit, "
+        help="Which is shown first: logit_diff (default), log_prob (default without a foil), logit, "
         "prob, prob_diff, neg_kl, neg_rank; or several, the first one shown.",
         python="A name, a ct.Metric of your own, or a list of such.",
         group=PATCHED,
@@ -217,6 +218,15 @@ class Options(SetOptions):
         names=RANKED,
         kept=kept,
         unless="preset",
+    )
+    metrics: str | Sequence[str] | None = option(
+        None,
+        help="Which metrics are measured beside those that are shown: all, or names (default: of layers, sets and "
+        "knockouts all; of heads, neurons, pairs and edges none, which spares most of the vocabulary).",
+        group=PATCHED,
+        text=texts.MEASURED,
+        check=check_measured,
+        names=("all", *RANKED),
     )
     budget: int | None = option(
         None,

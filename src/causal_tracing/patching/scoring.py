@@ -124,6 +124,25 @@ class _Numbers:
         """All of these read equally many positions, the prompt's last one first."""
         return self.function(logits, *self.data(worlds))
 
+    def words(self, worlds: Sequence[World]) -> tuple[int, ...] | None:
+        """The first tokens of answers and foils, where no metric looks at others and no text is scored."""
+        pairs = [self.pairs[number] for number in {world.pair for world in worlds} if number >= 0]
+        whole = any(world.pair < 0 for world in worlds) or any(pair.several_tokens for pair in pairs)
+        if whole or not all(metric.few for metric in self.metrics):
+            return None
+        return tuple(sorted({tokens[0] for pair in pairs for tokens in (*pair.answers, *pair.foils)}))
+
+    def of_words(
+        self, logits: Float[Tensor, "world readout word"], worlds: Sequence[World], words: Sequence[int]
+    ) -> Float[Tensor, "world metric"]:
+        """The numbers, answers and foils by their places among these words."""
+        measures, answers, foils, clean, *behind = self.data(worlds)
+        there = torch.tensor(words)
+        answers, foils = (
+            torch.where(tokens == NO_TOKEN, NO_TOKEN, torch.searchsorted(there, tokens)) for tokens in (answers, foils)
+        )
+        return self.function(logits, measures, answers, foils, clean[:, there.to(clean.device)], *behind)
+
     def data(self, worlds: Sequence[World]) -> tuple[Any, ...]:
         """The measures, answers, foils, what clean runs expect, what stands behind the prompts, and what may come next.
 

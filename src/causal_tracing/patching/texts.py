@@ -35,6 +35,13 @@ METRIC = one(
     form='a name, or a list of names, such as ["prob", "logit_diff"]',
     example="Several as prob,logit_diff.",
 )
+MEASURED = one(
+    lambda text: text if text == "all" else names(text),
+    joined,
+    fits=lambda value: is_a(value, str) or list_of(str)(value),
+    form='"all", or a list of names, such as ["prob"]',
+    example="Such as all, or prob,neg_kl.",
+)
 HEADS = one(
     names,
     lambda value: "z" if value is True else joined(value),

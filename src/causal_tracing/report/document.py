@@ -40,7 +40,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         **{name: _map_of(measurements, name) for name in others},
     }
     if all_metrics:
-        names = [str(name) for name in data.metric.values if name != "entropy"]
+        names = [str(name) for name in found.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
     warnings = list(device_sentences(record))
     return plain(texts | ({"warnings": warnings} if warnings else {}) | {"provenance": dict(record)})

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from causal_tracing.results.columns import in_words
 from causal_tracing.results.select import SiteRow
 from causal_tracing.results.site_kinds import KINDS
 
@@ -41,7 +42,7 @@ def place(row: SiteRow) -> str:
     if isinstance(row.position, str) and KINDS[row.kind].of_keys:
         return f"the keys {row.position.replace('_', ' ')!r}"
     if isinstance(row.position, str):
-        return "all tokens together" if row.position == "together" else f"the {row.position.replace('_', ' ')} token"
+        return in_words(row.position)
     clean, corrupt = (
         row.clean_token.strip() or repr(row.clean_token),
         row.corrupt_token.strip() or (repr(row.corrupt_token) if row.corrupt_token else UNPAIRED),

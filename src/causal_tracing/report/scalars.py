@@ -27,7 +27,7 @@ def scalars(measurements: Measurements, *, metric: str | None = None) -> dict[st
 
 def _of_pair(measurements: Measurements, metric: str | None) -> Iterator[dict[str, float | None]]:
     """The pair's total effect, then its components one after another."""
-    for kind in measurements.kinds:
+    for kind in measurements.kinds_by(metric):
         found = select(measurements, metric=metric, of=kind)
         if kind == measurements.kinds[0]:
             yield {name: found[name].item() for name in ("clean", "corrupt", "total_effect")}

@@ -14,6 +14,21 @@ import xarray as xr
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.results.site_kinds import KINDS
 
+TOGETHER = "together"  # all tokens at once; behind a name, all of that role or span
+
+
+def named_together(column: Any) -> str:
+    """The role or span whose tokens a column takes together, such as "subject together"; "" for other columns."""
+    name, _, last = column.rpartition(" ") if isinstance(column, str) else ("", "", "")
+    return name if last == TOGETHER else ""
+
+
+def in_words(column: str) -> str:
+    """A column that is no single token, for people."""
+    if name := named_together(column):
+        return f"all tokens of the {name.replace('_', ' ')} together"
+    return "all tokens together" if column == TOGETHER else f"the {column.replace('_', ' ')} token"
+
 
 def is_token(column: Any) -> TypeGuard[int]:
     """Whether a column is one token, by its position."""

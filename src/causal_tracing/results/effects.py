@@ -113,7 +113,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     """
     of = measurements.kind(of)
     everything = measurements.numbers(of)
-    data = everything if metrics is None else everything.sel(metric=list(metrics))
+    data = everything if metrics is None else everything.sel(metric=_measured(everything, metrics, of))
     scored = data[[name for name in data.data_vars if "metric" in data[name].dims]].where(data.metric != "entropy")
     total = scored.clean - scored.corrupt
     threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
@@ -134,6 +134,17 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
     labels = (*OF_TOKENS, "readers", "site_layer", "partner_layer")
     return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
+
+
+def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
+    """The metrics that are wanted. Raises InvalidOption where this kind was not measured by one of them."""
+    there = [str(name) for name in data.metric.values]
+    for name in metrics:
+        if name not in there:
+            raise InvalidOption(
+                f"The {of} of this trace were measured by {', '.join(there)} alone. Trace them with metrics=[{name!r}]."
+            )
+    return [*metrics]
 
 
 def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:

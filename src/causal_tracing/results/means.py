@@ -131,6 +131,9 @@ def mean_maps(measurements: Measurements, *, metric: str | None = None, seed: in
     """The same of every kind that was measured, or why there is no mean of it."""
     found: dict[str, MeanMap | NoMean] = {}
     for kind in measurements.kinds:
+        if kind not in measurements.kinds_by(metric):
+            found[kind] = NoMean(f"they were not measured by {metric}.")
+            continue
         try:
             found[kind] = mean_map(measurements, metric=metric, seed=seed, of=kind)
         except NoMean as error:

@@ -51,7 +51,8 @@ class Measurements:
 
         Raises InvalidOption where they were not measured.
         """
-        return self.maps[self.kind(of)].merge(self.pairs)
+        found = self.maps[self.kind(of)]
+        return found.merge(self.pairs.sel(metric=found.metric.values))
 
     def kind(self, of: str | None = None) -> str:
         """The kind's name, if it was measured; the first one's unless one is named. Raises InvalidOption."""
@@ -75,6 +76,10 @@ class Measurements:
     def metric(self) -> str:
         """The metric that is shown unless another is asked for: the first."""
         return str(self.pairs.metric.values[0])
+
+    def kinds_by(self, metric: str | None) -> tuple[str, ...]:
+        """The kinds that were measured by a metric (default: the one that is shown, by which all were)."""
+        return tuple(name for name in self.kinds if (metric or self.metric) in self.maps[name].metric)
 
     @property
     def write(self) -> Mapping[str, Any]:

@@ -22,8 +22,8 @@ class SiteKind:
     strongest cell, its place and a row of a table are called, with {component}, {layer}, {part} (along the kind's own
     axis) and {column}; `restores` and `loses` say what its effects do. `shown` ends the names of the effects that come
     first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
-    directions can be asked for. `mirrored`: (A, B) is (B, A). `asked`: how a trace is asked for it, where that is not
-    its name.
+    directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
+    that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
     """
 
     name: str
@@ -39,6 +39,7 @@ class SiteKind:
     shown: str = ""
     patches: bool = True
     mirrored: bool = False
+    few: bool = False
     asked: str = ""
 
     @property
@@ -95,6 +96,7 @@ SINGLE_HEADS = SiteKind(
     called="head by its {component}",
     address="head {part} of layer {layer}",
     named="{component} layer {layer} head {part}",
+    few=True,
 )
 SINGLE_NEURONS = SiteKind(
     name="neurons",
@@ -105,6 +107,7 @@ SINGLE_NEURONS = SiteKind(
     called="neuron",
     address="neuron {part} of layer {layer}",
     named="neuron {part} of layer {layer}",
+    few=True,
 )
 KNOCKOUT = SiteKind(
     name="knockout",
@@ -140,6 +143,7 @@ EDGES = SiteKind(
     called="{component} of a head",
     address="head {part} of layer {layer}, key",
     named="{component} layer {layer} head {part}, key",
+    few=True,
 )
 SETS = SiteKind(
     name="sets",
@@ -175,6 +179,7 @@ INTERACTIONS = SiteKind(
     loses="disrupting both takes away",
     shown="_beyond_sum",
     mirrored=True,
+    few=True,
 )
 KINDS = {
     kind.name: kind

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tracing.engine.backend import Measure, whole
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
@@ -36,13 +37,17 @@ class Replay:
             for start in range(0, len(numbers), size):
                 yield numbers[start : start + size]
 
-    def logits(
-        self, batch: Sequence[int], tick: Tick = never
-    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The worlds' logits at their readouts, all at once; `tick` is told of every layer."""
+    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, all at once."""
+        yield from self.numbers(batch, whole)
+
+    def numbers(
+        self, batch: Sequence[int], measure: Measure, tick: Tick = never
+    ) -> Iterator[tuple[list[int], Float[Tensor, "world *metric"]]]:
+        """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
         keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
         with layers_told(self.model, tick):
             logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
         wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
-        yield list(batch), logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)]
+        yield list(batch), measure(logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)], worlds)

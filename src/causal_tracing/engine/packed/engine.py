@@ -5,7 +5,8 @@
 3. Walk the layers once (`layer_loop.py`). The tokens of all worlds lie in one sequence [1, token, d_model], so that the
    model's own layers run as long matrix products without padding. Only attention looks at worlds: each sees the keys
    and values of its base run before its first edit, and its own from there on.
-4. In the last layer only what is read is computed, and the head is applied to that alone (`unembed.py`).
+4. In the last layer only what is read is computed, and the head is applied to that alone (`unembed.py`); where a
+   measure looks at few words, to those.
 
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
@@ -15,7 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.backend import Measure, Recording, Sparing, whole
+from causal_tracing.engine.checks.words import spares_words
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
@@ -26,6 +28,8 @@ from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
 from causal_tracing.models.model import Model
+
+STATES = 4096  # whose few words are computed at once
 
 
 class Packed:
@@ -58,10 +62,14 @@ class Packed:
             tokens += own
         yield batch
 
-    def logits(
-        self, batch: Sequence[int], tick: Tick = never
-    ) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
-        """The worlds' logits at their readouts, some worlds at a time; `tick` is told of every layer."""
+    def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
+        """The worlds' logits at their readouts, some worlds at a time."""
+        yield from self.numbers(batch, whole)
+
+    def numbers(
+        self, batch: Sequence[int], measure: Measure, tick: Tick = never
+    ) -> Iterator[tuple[list[int], Float[Tensor, "world *metric"]]]:
+        """What a measure makes of the worlds' logits, some worlds at a time; `tick` is told of every layer."""
         order = {tape: number for number, tape in enumerate(dict.fromkeys(self.tapes.values()))}
         by_run = {run: order[tape] for run, tape in self.tapes.items()}
         planned = groups(self.worlds, batch, by_run, self.model.num_layers)
@@ -71,14 +79,41 @@ class Packed:
         self.furthest = max(self.furthest, wave.furthest)
         tuples = next(iter(order)).calls[-1].tuples
         for numbers, states in ends:
-            _, readout, width = states.shape
-            at_once = max(1, self.sizes.head // readout)
-            for start in range(0, len(numbers), at_once):
-                part = states[start : start + at_once]
-                token = self.worlds[numbers[start]].base.tokens[0]
-                with self.model.at_rest():
-                    logits = logits_of(self.model, part.reshape(-1, width), token=token, tuples=tuples)
-                yield numbers[start : start + at_once], logits.view(len(part), readout, -1)
+            for some, words in self._parts(numbers, states.shape[1], measure):
+                worlds = [self.worlds[number] for number in numbers[some]]
+                yield numbers[some], self._measured(states[some], worlds, measure, words, tuples)
+
+    def _parts(
+        self, numbers: Sequence[int], readout: int, measure: Measure
+    ) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
+        """Worlds in parts whose logits fit the memory, and the words that are looked at there; None: all."""
+        size = max(1, (STATES if isinstance(measure, Sparing) else self.sizes.head) // readout)
+        for start in range(0, len(numbers), size):
+            some = slice(start, min(start + size, len(numbers)))
+            worlds = [self.worlds[number] for number in numbers[some]]
+            words = measure.words(worlds) if isinstance(measure, Sparing) else None
+            if words is not None:
+                yield some, words
+                continue
+            fit = max(1, self.sizes.head // readout)
+            yield from ((slice(at, min(at + fit, some.stop)), None) for at in range(start, some.stop, fit))
+
+    def _measured(
+        self,
+        states: Float[Tensor, "world readout d_model"],
+        worlds: Sequence[World],
+        measure: Measure,
+        words: Sequence[int] | None,
+        tuples: bool,
+    ) -> Float[Tensor, "world *metric"]:
+        flat, how = states.flatten(0, 1), {"token": worlds[0].base.tokens[0], "tuples": tuples}
+        with self.model.at_rest():
+            spared = words is not None and spares_words(self.model, flat, words, **how)
+            logits = logits_of(self.model, flat, words=words if spared else None, **how)
+        logits = logits.view(*states.shape[:2], -1)
+        if spared and isinstance(measure, Sparing) and words is not None:
+            return measure.of_words(logits, worlds, words)
+        return measure(logits, worlds)
 
 
 def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict[Run, Tape], dict[Run, Recording]]:

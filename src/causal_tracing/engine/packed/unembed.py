@@ -1,9 +1,10 @@
 """What follows the last layer: the model's own final norm, head, scales and soft-caps, on any states.
 
-For one call the layers give way to stand-ins that pass the states on. The states go in as sequences of one token.
+For one call the layers give way to stand-ins that pass the states on. The states go in as sequences of one token. Where
+few words are wanted, the head gives way to its rows of these words: a large vocabulary is a third of the work.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,19 +12,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_tracing.engine.indices import indices
 from causal_tracing.models.model import Model
 
 
 def logits_of(
-    model: Model, states: Float[Tensor, "state d_model"], *, token: int, tuples: bool
+    model: Model,
+    states: Float[Tensor, "state d_model"],
+    *,
+    token: int,
+    tuples: bool,
+    words: Sequence[int] | None = None,
 ) -> Float[Tensor, "state vocab"]:
-    """The logits that the model makes of the stream behind its last layer.
+    """The logits that the model makes of the stream behind its last layer: of all words, or of these alone.
 
-    `token` is any ordinary one, to go in; `tuples` says whether the model's layers return such.
+    `token` is any ordinary one, to go in; `tuples` says whether the model's layers return such. Words can be asked for
+    where `head_of` finds a head.
     """
     tokens = torch.full((len(states), 1), token, device=model.device)
-    with _stand_ins(model, states[:, None], tuples=tuples):
+    with _stand_ins(model, states[:, None], tuples=tuples), _rows_of_the_head(model, words):
         return model.network(input_ids=tokens, use_cache=False).logits[:, 0]
+
+
+def head_of(model: Model) -> nn.Linear | None:
+    """The head, where it is a plain product whose rows can be taken: not quantised, and not kept elsewhere."""
+    head = getattr(model.network, "get_output_embeddings", lambda: None)()
+    plain = type(head) is nn.Linear and not head.weight.is_meta and not hasattr(head, "_hf_hook")
+    return head if plain else None
+
+
+@contextmanager
+def _rows_of_the_head(model: Model, words: Sequence[int] | None) -> Iterator[None]:
+    """The head computes these words alone, whatever the model does behind it."""
+    if words is None:
+        yield
+        return
+    head = head_of(model)
+    assert head is not None, "words are asked for where there is a head whose rows can be taken"
+    at = indices(words, head.weight.device)
+    weight, bias = head.weight[at], None if head.bias is None else head.bias[at]
+    own = vars(head)
+    own["forward"] = lambda hidden: nn.functional.linear(hidden, weight, bias)
+    try:
+        yield
+    finally:
+        del own["forward"]
 
 
 @contextmanager

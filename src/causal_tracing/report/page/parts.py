@@ -45,7 +45,7 @@ def _maps(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict
     shown = pairs.pair.values.tolist()
     found = effects(measurements, kind.name).sel(pair=shown)
     names = [name for name in switched(found) if name != "interaction"]
-    metrics = metrics_with_effects(pairs)
+    metrics = [name for name in metrics_with_effects(pairs) if name in found.metric]
     each = (
         len(shown)
         * len(names)
@@ -72,7 +72,8 @@ def _maps(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict
 
 def _ranks(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict[str, Any]:
     """The strongest parts as [layer, part, position, an effect each], and the curves by rank."""
-    metrics, shown = metrics_with_effects(pairs), pairs.pair.values.tolist()
+    there = measurements.maps[kind.name].metric
+    metrics, shown = [name for name in metrics_with_effects(pairs) if name in there], pairs.pair.values.tolist()
     metrics = metrics if len(metrics) * len(shown) <= MOST_VIEWS else metrics[:1]
     found = effects(measurements, kind.name, metrics=metrics or [measurements.metric]).sel(pair=shown)
     return {

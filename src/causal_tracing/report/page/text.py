@@ -8,7 +8,7 @@ import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED
-from causal_tracing.results.columns import is_token
+from causal_tracing.results.columns import in_words, is_token
 from causal_tracing.results.effects import DEFINITIONS
 
 DIGITS = 7
@@ -40,8 +40,8 @@ def token_row(found: xr.Dataset, position: Column) -> dict[str, Any]:
 def role_row(position: Column) -> dict[str, Any]:
     """A row's label and how it is spoken, where there is no one token: a role, or a position of several pairs."""
     name = str(position).replace("_", " ")
-    spoken = f"position {name}" if is_token(position) else f"the {name} token"
-    return {"label": name, "spoken": "all tokens together" if name == "together" else spoken, "differs": False}
+    spoken = f"position {name}" if is_token(position) else in_words(str(position))
+    return {"label": name, "spoken": spoken, "differs": False}
 
 
 def plain(value: Any, digits: int = DIGITS) -> Any:

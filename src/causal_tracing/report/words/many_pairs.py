@@ -10,7 +10,7 @@ import xarray as xr
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.results.arms import DIRECTIONS
-from causal_tracing.results.columns import columns_of
+from causal_tracing.results.columns import columns_of, in_words
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
@@ -149,7 +149,7 @@ def where(cell: xr.Dataset) -> str:
     position = cell.position.item()
     if isinstance(position, int):
         return f"token {position}"
-    return "all tokens together" if position == "together" else f"the {str(position).replace('_', ' ')} token"
+    return in_words(str(position))
 
 
 def _trust(means: MeanMap, held_out: float, near: float) -> str:

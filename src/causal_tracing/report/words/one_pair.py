@@ -71,9 +71,11 @@ class Reading:
 
 def read(measurements: Measurements, *, pair: str | None = None, metric: str | None = None) -> Reading:
     """What one pair's numbers say (default: the first pair, the first metric). Raises InvalidOption."""
-    found = select(measurements, pair=pair, metric=metric)
+    found, first = select(measurements, pair=pair, metric=metric), measurements.kinds[0]
     data = measurements.pairs.sel(pair=found.pair.item())
-    parts = [select(measurements, pair=pair, metric=metric, of=of) for of in measurements.kinds[1:]]
+    parts = [
+        select(measurements, pair=pair, metric=metric, of=of) for of in measurements.kinds_by(metric) if of != first
+    ]
     rows = tuple(
         row
         for each in (found, *parts)

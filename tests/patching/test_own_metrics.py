@@ -43,7 +43,7 @@ BARE = ct.Metric("bare", "logits", margin)
 
 @pytest.mark.parametrize("engine", ["packed", "replay"])
 def test_one_of_the_same_formula_is_the_built_in_one(model: Model, engine: str):
-    trace = ct.trace(model, [PAIR, LONG], metric=[MARGIN, KL, "prob"], heads=True, engine=engine)
+    trace = ct.trace(model, [PAIR, LONG], metric=[MARGIN, KL, "prob"], metrics="all", heads=True, engine=engine)
     assert trace.effects.metric.values.tolist()[:4] == ["margin", "kl", "prob", "logit_diff"]
     assert trace.effects.unit.sel(metric="margin").item() == "logits"
     for table in (trace.effects, trace.heads):
@@ -116,13 +116,15 @@ def test_without_a_formula_for_texts_of_several_tokens_it_is_undefined_for_them_
         ({"takes": "probs"}, "metric m: takes must be 'logits' or 'log_probs'; it is 'probs'"),
         ({"needs_foil": 1}, "metric m: needs_foil must be True or False; it is 1"),
         ({"measure": torch.nn.Identity()}, "metric m: measure must be a function (def or lambda), so that it can be"),
+        ({"few": 1}, "metric m: few must be True or False; it is 1"),
+        ({"few": True, "takes": "log_probs"}, "metric m: log-probabilities need all logits"),
         ({"of_texts": 3}, "metric m: of_texts must be a function (def or lambda)"),
     ],
 )
 def test_a_metric_that_cannot_be_meant_is_one_clear_error(given: dict[str, Any], said: str):
     unchecked = ct.Metric.__new__(ct.Metric)  # the tests' own type checker would speak first
     fields = {"name": "m", "unit": "logits", "measure": margin, "takes": "logits", "needs_foil": False}
-    for name, value in (fields | {"reads_texts": True, "of_texts": None} | given).items():
+    for name, value in (fields | {"reads_texts": True, "of_texts": None, "few": False} | given).items():
         object.__setattr__(unchecked, name, value)
     with pytest.raises(InvalidOption) as error:
         unchecked.__post_init__()

@@ -41,7 +41,9 @@ def test_it_is_the_set_of_its_tokens(model: Model):
         for name in names:
             assert_allclose(cells.sel(position=name), joint.sel(set=name), rtol=0, atol=1e-6)
         one = cells.sel(metric="logit_diff")
-        assert one.sel(position="subject_last together").item() == pytest.approx(one.sel(position="subject_last").item())
+        assert one.sel(position="subject_last together").item() == pytest.approx(
+            one.sel(position="subject_last").item()
+        )
         assert abs(one.sel(position="end together").item() - one.sel(position="end").item()) > 1e-3
 
 

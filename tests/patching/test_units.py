@@ -105,7 +105,7 @@ def test_all_heads_together_are_the_attention(model):
     one_headed = accept(
         build(FAMILY["llama"]).__class__(_with_heads(build(FAMILY["llama"]).config, 1)).eval(), WORDS, name="one head"
     )
-    found = ct.trace(one_headed, PAIR, components=["attn_out"], heads=True, head_positions="each")
+    found = ct.trace(one_headed, PAIR, components=["attn_out"], heads=True, metrics="all")
     assert_allclose(
         found.heads.restoration.sel(component="z").squeeze("head").values,
         found.effects.restoration.sel(component="attn_out").values,
@@ -158,10 +158,10 @@ def test_cells_come_in_portions_without_a_difference(model, trace, monkeypatch):
 
 def test_several_pairs_and_all_tokens_together(model):
     other = ct.Pair(clean=f" w3{CLEAN}", corrupt=f" w3{CORRUPT}", answer=" w9", foil=" w10", id="longer")
-    found = ct.trace(model, [PAIR, other], heads=True, head_positions="together", metric="log_prob")
+    found = ct.trace(model, [PAIR, other], heads=True, head_positions="together", metric="log_prob", metrics="all")
     assert found.heads.sizes["pair"] == 2
     assert found.heads.metric.values.tolist()[0] == "log_prob"
-    alone = ct.trace(model, other, heads=True, head_positions=["together"])
+    alone = ct.trace(model, other, heads=True, head_positions=["together"], metrics="all")
     for name in METRICS[:-1]:
         assert_allclose(
             found.heads.restoration.sel(metric=name, pair="longer"),

@@ -52,7 +52,15 @@ def trace(model: Model) -> ct.Trace:
     """Prompts of two lengths, one pair without a foil, two of one cluster, one label; heads and some neurons."""
     pairs = [pair(0, cluster="fact"), pair(1, cluster="fact"), longer(2), pair(3, foil=None, id="odd")]
     neurons = {1: [3, 60], 2: [5]}
-    return ct.trace(model, pairs, metric="logit_diff", heads=["z", "k"], neurons=neurons, neuron_positions=["last", 2])
+    return ct.trace(
+        model,
+        pairs,
+        metric="logit_diff",
+        heads=["z", "k"],
+        neurons=neurons,
+        neuron_positions=["last", 2],
+        metrics="all",
+    )
 
 
 def texted(texts: list[str]) -> ct.Trace:

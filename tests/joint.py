@@ -33,7 +33,8 @@ def others(count: int) -> list[ct.Pair]:
     """Pairs of the clean prompt with as many others."""
     made = []
     for n in range(30, 30 + count):
-        corrupt, told = f" w11 w12 w{n} w14 w{n + 9} w16", SPOKEN | {"corrupt_subject": f" w12 w{n}"}
+        corrupt = f" w11 w12 w{n} w14 w{n + 9} w16"
+        told: dict[str, Any] = SPOKEN | {"corrupt_subject": f" w12 w{n}"}
         made.append(ct.Pair(clean=CLEAN, corrupt=corrupt, **told))
     return made
 

@@ -263,7 +263,7 @@ def test_many_pairs_have_means_and_compare() -> None:
     ("lists", "message"),
     [
         ([["z 1.2 @ last"]] * 3, "interactions= takes one list of sites or two; it got 3"),
-        (["z 1.2 @ last"], "interactions= has no pair to measure: name two sites at least"),
+        (["z 1.2 @ last"], "interactions= has no pair to measure: name two sites"),
         ([[], ["z 1.2 @ last"]], "has no pair to measure"),
         ([["z 1.2 @ last"], []], "has no pair to measure"),
         (["z 1.2 @ last"] * 2, "The site 'z 1.2 @ last' is asked for twice"),

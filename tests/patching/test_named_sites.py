@@ -110,6 +110,7 @@ def test_all_are_those_that_are_paired() -> None:
     ],
 )
 def test_sites_that_are_none(text: str, message: str) -> None:
+    asked: dict[str, Any]
     for asked in ({"sets": {"a": [text]}}, {"interactions": [[text], ["z 0.0 @ last"]]}, {"given": [text]}):
         said = message if "sets" in asked else message.replace("the set 'a'", f"{next(iter(asked))}=")
         with pytest.raises((InvalidOption, InvalidPair, ComponentNotOffered), match=said):

@@ -222,7 +222,7 @@ def test_pairs_of_unequal_length_are_patched_where_they_are_paired() -> None:
 
 def test_worlds_are_counted_before_they_run() -> None:
     """A set has its own world and one for each member, in both directions; a growing set one more for each site."""
-    asked = {"sets": {"three": ["z 1.2 @ last", "z 2.0-1 @ last", "z 3.3 @ 4"]}, "growing": True}
+    asked: dict[str, Any] = {"sets": {"three": ["z 1.2 @ last", "z 2.0-1 @ last", "z 3.3 @ 4"]}, "growing": True}
     cost = ct.estimate(tiny(), PAIR, components=[], **asked)
     trace = traced(**asked)
     of_sets, of_growing = 2 * (1 + 3), 2 * (3 + 3)
@@ -297,6 +297,7 @@ def test_sites_that_lie_side_by_side_are_a_set(apart: list[str]) -> None:
 
 def test_tensors_that_are_given_are_refused() -> None:
     write = ct.Write("given", tensors={("mlp_out", 1): torch.zeros(32)})
+    asked: dict[str, Any]
     for asked in ({"sets": {"a": ["mlp_out 1 @ last"]}}, {"interactions": ["mlp_out 1 @ last", "mlp_out 2 @ last"]}):
         with pytest.raises(InvalidOption, match="sets= and interactions= cannot be patched with write="):
             traced(**asked, write=write)

@@ -236,9 +236,7 @@ def joint_grids(
 def _of_pairs(kind: SiteKind, lists: Sequence[Sequence[NamedSite]], common: Mapping[str, Any]) -> PairGrid:
     first, second = lists[0], lists[-1]
     if min(len(first), len(second)) < (2 if len(lists) == 1 else 1):
-        raise InvalidOption(
-            "interactions= has no pair to measure: name two sites at least, or one in each of two lists."
-        )
+        raise InvalidOption("interactions= has no pair to measure: name two sites, or one in each of two lists.")
     if len(first) * len(second) > MOST_PAIRS:
         raise InvalidOption(
             f"interactions= names {len(first):,} sites with {len(second):,}: a map of more than {MOST_PAIRS:,} cells "

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 import causal_tracing as ct
 from causal_tracing.report.words.sets import NOT_SHOWN_PAIRS, READ_PAIRS, READ_SETS, joint_not_shown, joint_read
@@ -21,8 +22,8 @@ def said(name: str, **options: Any) -> str:
 def test_gates_are_told_with_their_numbers() -> None:
     gate = said("or")
     assert (
-        f"{A} with {B}, disruption: together 1.00, alone 0.00 and 0.00, so 1.00 logits more than the sum: one does what "
-        "the other would have done (backup, OR-like)."
+        f"{A} with {B}, disruption: together 1.00, alone 0.00 and 0.00, so 1.00 logits more than the sum: one does "
+        "what the other would have done (backup, OR-like)."
     ) in gate
     assert (
         f"{A} with {B}, restoration: together 1.00, alone 1.00 and 1.00, so 1.00 logits less than the sum: each adds "
@@ -50,8 +51,6 @@ def test_an_erasure_is_told_from_a_backup() -> None:
     ]
     head = [[0.0] * 5 for _ in range(7)]
     head[value][3] = 1.0
-    import torch
-
     network = ToyNetwork(
         embedding=torch.eye(5, 7),
         layers=[ToyLayer(Copy(7), Neurons(7, neurons)) for neurons in parts],

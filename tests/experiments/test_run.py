@@ -139,8 +139,9 @@ def test_so_it_does_with_what_is_patched_together(model, tmp_path):
         again = ct.open_trace(tmp_path / "run").of(kind)
         assert again.identical(found.of(kind))
         np.testing.assert_allclose(again.restoration.values, direct.of(kind).restoration.values, atol=1e-5)
+    other: dict[str, Any] = JOINT | {"sets": {"two": ["mlp_out 1 @ last"]}}
     with pytest.raises(InvalidResults, match="was begun with something else: options.sets"):
-        ct.run(model, few, tmp_path / "run", **JOINT | {"sets": {"two": ["mlp_out 1 @ last"]}})
+        ct.run(model, few, tmp_path / "run", **other)
 
 
 KILLER = """

@@ -16,7 +16,8 @@ A, B = "mlp_out 0 @ last", "mlp_out 1 @ last"
 
 def said(name: str, **options: Any) -> str:
     model, pair = circuit(name)
-    return ct.trace(model, pair, components=[], progress=False, **{"interactions": [A, B]} | options).summary()
+    asked: dict[str, Any] = {"interactions": [A, B]} | options
+    return ct.trace(model, pair, components=[], progress=False, **asked).summary()
 
 
 def test_gates_are_told_with_their_numbers() -> None:

@@ -425,6 +425,47 @@ def test_neurons_that_a_model_does_not_have_are_said(monkeypatch, capsys):
     assert "There is no neuron 64: layer 1 of tiny has neurons 0 to 63." in err
 
 
+JOINT = [
+    ["--sets", "a b = z 1.2 @ last; mlp_out 0-1 @ 2 | c = resid_post 1 @ 2", "--growing", "a b"],
+    ["--sets", "a = z 1.2 @ -1; z 2.0 @ last", "--growing", "true", "--interactions", "each z 2 @ last"],
+    ["--interactions", "z 1.2 @ last; mlp_out 0 @ 2 | each neurons 3.1-2 @ last"],
+]
+
+
+@pytest.mark.parametrize("options", JOINT, ids=str)
+def test_what_is_patched_together_is_a_document_whose_command_makes_it_again(monkeypatch, capsys, options):
+    asked = [*TRACE, "--components", "none", *options, "--json"]
+    first, again = (run(monkeypatch, capsys, *asked)[1], None)
+    found = json.loads(first, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    again = json.loads(run(monkeypatch, capsys, *shlex.split(found["provenance"]["command"])[1:], "--json")[1])
+    for document in (found, again):
+        del document["seconds"], document["provenance"]["seconds"], document["provenance"]["started"]
+    assert again == found
+
+
+def test_maps_of_what_is_patched_together_are_in_the_document(monkeypatch, capsys):
+    asked = [*TRACE, "--components", "none", *JOINT[1], "--json"]
+    found = json.loads(run(monkeypatch, capsys, *asked)[1])
+    assert found["sets"] == ["a"]
+    for name in ("restoration", "disruption_of_members", "disruption_beyond_sum"):
+        assert len(found["effects"][name]["set"][0]) == 1
+    growing, pairs = found["growing"], found["interactions"]
+    assert (growing["sets"], growing["sizes"]) == (["a"], [1, 2])
+    assert pairs["sites"] == pairs["partners"] == [*(f"z 2.{head} @ last" for head in range(4)), "alone"]
+    beyond = pairs["effects"]["restoration_beyond_sum"]["pair_of_sites"][0]
+    assert beyond[0][0] is None  # a site with itself
+    assert beyond[0][1] == beyond[1][0] != 0
+    assert pairs["status"]["pair_of_sites"][0][0][0] == "given"
+
+
+def test_a_dry_run_counts_what_is_patched_together(monkeypatch, capsys):
+    _, out, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json")
+    _, more, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json", "--sets", "a = z 1.2 @ last; z 2.0 @ last")
+    assert json.loads(more)["worlds"] - json.loads(out)["worlds"] == 2 * (1 + 2)
+    _, more, _ = run(monkeypatch, capsys, *TRACE, "--dry-run", "--json", "--interactions", "each z 2 @ last")
+    assert json.loads(more)["worlds"] - json.loads(out)["worlds"] == 2 * (4 * 3 / 2 + 4)
+
+
 def test_the_command_of_estimates_makes_them_again(monkeypatch, capsys):
     few = ["--components", "mlp_out,z", "--verify", "3", "--sample", "4", "--spot-checks", "0", "--json"]
     asked = ["attribute", "--model", "tiny", *PAIR, "--subject", "w13", "--corrupt-subject", "w43", "--align", "spans"]

@@ -52,8 +52,9 @@ def equal(one: Path, other: Path) -> None:
     first, second = ct.open_trace(one), ct.open_trace(other)
     assert first.provenance["options"] == second.provenance["options"]
     assert first.provenance["pairs"] == second.provenance["pairs"]
-    for name in ("effects", *({"heads", "neurons"} & {*first.provenance["options"]})):
-        assert getattr(first, name).identical(getattr(second, name)), name
+    assert first.measurements.kinds == second.measurements.kinds
+    for kind in first.measurements.kinds:
+        assert first.of(kind).identical(second.of(kind)), kind
 
 
 ASKED = [
@@ -62,6 +63,17 @@ ASKED = [
     ["--heads", "z,k", "--neurons", "1,2:14+60", "--neuron-positions", "2,last", "--window", "mlp_out=2"],
     ["--write", "mean", "--reference", "reference.txt", "--no-window-sums", "--align", "suffix"],
     ["--write", "given", "--tensors", "given.safetensors", "--components", "resid_post", "--layers", "1"],
+    [
+        "--components",
+        "none",
+        "--sets",
+        "a b = z 1.2 @ last; mlp_out 0-1 @ 2 | c = resid_post 1 @ 2",
+        "--growing",
+        "a b",
+    ],
+    ["--components", "none", "--sets", "a = z 1.2 @ last", "--growing", "true", "--interactions", "each z 2 @ last"],
+    ["--components", "none", "--interactions", "true", "--given", "z 1.2 @ last"],
+    ["--components", "none", "--interactions", "z 1.2 @ -1; mlp_out 0 @ 2 | each neurons 3.1-2 @ last"],
 ]
 
 
@@ -185,6 +197,28 @@ def test_paths_are_relative_to_the_file_and_sets_are_named(tmp_path):
         ask("trace", "--config", "deep/set.toml")
 
 
+def test_sets_are_tables_in_a_file(tmp_path):
+    """In the configuration, and in a file of their own, whose path is relative to it."""
+    sites = {"movers": ["z 1.2 @ last", "z 2.0-1 @ last"], "by the subject": ["resid_post 0-1 @ 2"]}
+    table = "".join(f"{json.dumps(name)} = {json.dumps(each)}\n" for name, each in sites.items())
+    Path("table.toml").write_text(
+        f"{HEAD}components = []\ngrowing = ['movers']\n"
+        f"interactions = [['z 1.2 @ last'], ['each z 3 @ last']]\n[sets]\n{table}"
+    )
+    Path("sets.toml").write_text(table)
+    Path("file.toml").write_text(f"{HEAD}components = []\nsets = 'sets.toml'\ngrowing = 'movers'\n")
+    found = document("trace", "--config", "table.toml")["provenance"]["options"]
+    assert found["sets"] == sites
+    assert found["growing"] == ["movers"]
+    assert found["interactions"] == [["z 1.2 @ last"], ["each z 3 @ last"]]
+    same = document("trace", "--config", "file.toml")["provenance"]["options"]
+    flags = "movers = z 1.2 @ last; z 2.0-1 @ last | by the subject = resid_post 0-1 @ 2"
+    common = ["trace", "--model", "tiny", *PAIR, "--components", "none", "--spot-checks", "0", "--growing", "movers"]
+    for spelled in ("sets.toml", flags):
+        assert document(*common, "--sets", spelled)["provenance"]["options"] == same
+    assert same["sets"] == sites
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -206,6 +240,14 @@ def test_paths_are_relative_to_the_file_and_sets_are_named(tmp_path):
         ("out = 1", "asked.toml, out: It must be a path; it is 1"),
         ("dtype = 32", "asked.toml, dtype: It must be a text; it is 32"),
         ("layers = [0", "asked.toml is no TOML: "),
+        ("sets = ['z 1.2 @ last']", r"asked.toml, sets: It must be a table of lists of sites, such as \{movers = "),
+        ("sets = {a = 'z 1.2 @ last'}", "asked.toml, sets: It must be a table of lists of sites"),
+        ("sets = {a = ['z1.2']}", "asked.toml, sets: 'z1.2' is no site"),
+        ("sets = {a = []}", "asked.toml, sets: The set 'a' has no sites"),
+        ("sets = 'none.toml'", "asked.toml, sets: --sets .*none.toml cannot be read"),
+        ("growing = 1", "asked.toml, growing: It must be"),
+        ("interactions = 'z 1.2'", "asked.toml, interactions: 'z 1.2' is no site"),
+        ("interactions = [1]", "asked.toml, interactions: It must be true, a list of sites, or two of them"),
     ],
 )
 def test_what_a_file_cannot_say(line, said):

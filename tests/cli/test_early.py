@@ -38,6 +38,20 @@ WRONG = {
     "no corrupt prompt": (["trace", "--model", "demo", *PAIR[:2], *PAIR[4:]], "has no corrupt prompt"),
     "reference": ([*TRACE, "--write", "mean", "--reference", "none.txt"], "--reference none.txt cannot be read"),
     "tensors": ([*TRACE, "--write", "given", "--tensors", "none"], "--tensors none cannot be read"),
+    "sets": ([*TRACE, "--sets", "z 1.2 @ last"], "'z 1.2 @ last' has no = behind a set's name. Write such as"),
+    "a set twice": ([*TRACE, "--sets", "a = z 1.2 @ 0 | a = z 1.3 @ 0"], "names a set twice"),
+    "a set of none": ([*TRACE, "--sets", "a = "], "The set 'a' has no sites"),
+    "a site": ([*TRACE, "--sets", "a = z last"], "'z last' is no site"),
+    "a file of sets": ([*TRACE, "--sets", "none.toml"], "--sets none.toml cannot be read"),
+    "a broken file of sets": ([*TRACE, "--sets", "broken.toml"], "--sets broken.toml is no TOML"),
+    "a file of other sets": (
+        [*TRACE, "--sets", "other.toml"],
+        '--sets other.toml: movers must be a list of sites, such as ["z 3.1 @ last"]; it is 3.',
+    ),
+    "three lists": (
+        [*TRACE, "--interactions", "z 1.2 @ 0 | z 1.3 @ 0 | z 1.1 @ 0"],
+        "one list of sites or two; it got 3",
+    ),
     "config": ([*TRACE, "--config", "none.toml"], "--config none.toml cannot be read"),
     "method": (["attribute", "--model", "demo", *PAIR, "--method", "foo"], "There is no method 'foo'"),
     "steps": (["attribute", "--model", "demo", *PAIR, "--steps", 12 * "9"], "must be 100,000 at most"),
@@ -76,6 +90,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").touch()
     (tmp_path / "latin.csv").write_bytes("clean,answer\ncafé, b\n".encode("latin-1"))
+    (tmp_path / "broken.toml").write_text("movers = [")
+    (tmp_path / "other.toml").write_text("movers = 3")
     (tmp_path / "broken.json").write_text('[{"clean": "a"')
     return tmp_path
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,3 +201,23 @@ def test_windows_without_the_subject_lose_what_bare_hooks_gave(demo: Model):
     assert np.round(change).tolist() == [-100, -100, -100, -100, -93]
     lost = found.effects.disruption.sel(metric="logit_diff", component="attention", pair="pair-0", position="subject")
     assert ((lost.sel(layer=[19, 20, 21, 22]) > 6.65) & (lost.sel(layer=[19, 20, 21, 22]) < 7.15)).all()
+
+
+def test_pairs_of_heads_interact_as_bare_hooks_said(demo: Model):
+    """Figures that were made once with bare hooks which share no code with this: logits of Rome over Paris."""
+    one, other, *rest = [f"z 23.{head} @ all" for head in (4, 5, 1, 7)]
+    common: dict[str, Any] = {"components": [], "spot_checks": 0, "progress": False}
+
+    def told(kind: str, **asked: Any) -> Any:
+        return ct.trace(demo, PAIR, **common, **asked).of(kind).sel(metric="logit_diff").squeeze(["pair", "component"])
+
+    pairs = told("interactions", interactions=[[one, other], [other, *rest]])
+    known = {"restoration": [7.541, 4.636, 13.467, 1.290], "disruption": [7.833, 3.945, 11.724, -0.054]}
+    for name, numbers in known.items():
+        alone = [pairs[name].sel(site=site, partner="alone").item() for site in (one, other)]
+        both = [pairs[f"{name}{end}"].sel(site=one, partner=other).item() for end in ("", "_beyond_sum")]
+        assert [*alone, *both] == pytest.approx(numbers, abs=1e-3)
+    single = pairs.disruption.sel(site="alone", partner=rest)
+    assert single.values.tolist() == pytest.approx([0.549, 0.745], abs=1e-3)
+    behind = told("sets", sets={site: [site] for site in rest}, given=[one, other]).disruption
+    assert behind.values.tolist() == pytest.approx([1.330, 0.422], abs=1e-3)

@@ -114,6 +114,36 @@ def test_what_is_stopped_goes_on_and_ends_with_the_same_bytes(model, whole, tmp_
     assert arrays(tmp_path / "run") == arrays(whole)
 
 
+JOINT: dict[str, Any] = {
+    "components": [],
+    "sets": {"two": ["mlp_out 1 @ last", "z 2.0-1 @ 1"], "one": ["resid_post 1 @ 1"]},
+    "growing": ["two"],
+    "interactions": ["each z 3.0-2 @ last"],
+}
+
+
+def test_so_it_does_with_what_is_patched_together(model, tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done > 0.5 * total:
+            raise Killed
+
+    few = PAIRS[:12]
+    direct = ct.trace(model, few, **JOINT)
+    ct.run(model, few, tmp_path / "whole", **JOINT)
+    with pytest.raises(Killed):
+        ct.run(model, few, tmp_path / "run", **JOINT, progress=stop)
+    assert ct.open_trace(tmp_path / "run").of("sets").sizes["pair"] == 8
+    found = ct.run(model, few, tmp_path / "run", **JOINT)
+    assert arrays(tmp_path / "run") == arrays(tmp_path / "whole")
+    for kind in ("sets", "growing", "interactions"):
+        again = ct.open_trace(tmp_path / "run").of(kind)
+        assert again.identical(found.of(kind))
+        np.testing.assert_allclose(again.restoration.values, direct.of(kind).restoration.values, atol=1e-5)
+    other: dict[str, Any] = JOINT | {"sets": {"two": ["mlp_out 1 @ last"]}}
+    with pytest.raises(InvalidResults, match="was begun with something else: options.sets"):
+        ct.run(model, few, tmp_path / "run", **other)
+
+
 KILLER = """
 import os, signal, sys, time, random
 sys.path[:0] = [sys.argv[3], sys.argv[3] + "/experiments"]

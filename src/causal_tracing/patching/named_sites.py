@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # every --help reads this: nothing heavy
     from causal_tracing.models.model import Model
     from causal_tracing.patching.contrast import Contrast
 
-FORM = re.compile(r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*@\s*(\S.*?)\s*")
+FORM = re.compile(
+    r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*@\s*([^\s;|](?:[^;|]*[^\s;|])?)\s*"
+)
 ALL = "all"
 Numbers = tuple[int, int]  # the first and the last of a range
 
@@ -115,7 +117,7 @@ def check_named_sites(values: Any, name: str = "given=") -> None:
     """Raises InvalidOption for what is no list of sites, or names one twice."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InvalidOption(f'{name} is a list of sites, such as ["z 23.4 @ last"]; it is {values!r}.')
-    validation.once("site", [named_site(value) for value in values])
+    validation.once("site", [str(named_site(value)) for value in values])
 
 
 def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], option: str) -> tuple[NamedSite, ...]:
@@ -126,7 +128,7 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
     found = tuple(site for text in texts for site in _single(model, named_site(text)))
     for site in found:
         _require(model, site, pairs, option)
-    validation.once("site", found)
+    validation.once("site", map(str, found))
     return found
 
 

@@ -14,7 +14,7 @@ from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.site_texts import INTERACTIONS, SETS
 
 EVERY_HEAD = "each z @ last"
-NAME = re.compile(r"[^\s=;|][^=;|]*")
+NAME = re.compile(r"[^\s=;|]([^=;|]*[^\s=;|])?")
 Sets = Mapping[str, Sequence[str]]
 Lists = Sequence[str] | Sequence[Sequence[str]]
 
@@ -24,8 +24,8 @@ def check_sets(value: Any) -> None:
     if not isinstance(value, Mapping):
         raise InvalidOption(f'sets= maps names to lists of sites, such as {{"a": ["z 3.1 @ last"]}}; it is {value!r}.')
     for name, sites in value.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name != name.strip():
-            raise InvalidOption(f"A set's name must be a text without = ; | and outer spaces; it is {name!r}.")
+        if not isinstance(name, str) or not NAME.fullmatch(name) or not name.isprintable():
+            raise InvalidOption(f"A set's name must be one line without = ; | and outer spaces; it is {name!r}.")
         check_named_sites(sites, f"The set {name!r}")
         if not sites:
             raise InvalidOption(f"The set {name!r} has no sites: its effect is 0 and says nothing. Leave it out.")

@@ -235,10 +235,12 @@ def joint_grids(
 
 def _of_pairs(kind: SiteKind, lists: Sequence[Sequence[NamedSite]], common: Mapping[str, Any]) -> PairGrid:
     first, second = lists[0], lists[-1]
-    if len(first) * len(second) > MOST_PAIRS or min(len(first), len(second)) < (2 if len(lists) == 1 else 1):
+    if min(len(first), len(second)) < (2 if len(lists) == 1 else 1):
+        raise InvalidOption("interactions= has no pair to measure: name two sites, or one in each of two lists.")
+    if len(first) * len(second) > MOST_PAIRS:
         raise InvalidOption(
-            f"interactions= names {len(first)} sites and {len(second)}, of which at most {MOST_PAIRS:,} pairs are "
-            "measured, and at least one. Name fewer, or two."
+            f"interactions= names {len(first):,} sites with {len(second):,}: a map of more than {MOST_PAIRS:,} cells "
+            "takes hours. Name fewer."
         )
     return PairGrid(kind=kind, components=kind.components, first=first, second=second, **common)
 
@@ -246,12 +248,12 @@ def _of_pairs(kind: SiteKind, lists: Sequence[Sequence[NamedSite]], common: Mapp
 def _growing(options: Options) -> Sequence[str]:
     """The names of the sets that grow. Raises InvalidOption for one that there is not."""
     there = [*(options.sets or {})]
+    if not there:
+        raise InvalidOption("growing= goes with sets=: name the sets too.")
     named = there if options.growing is True else [*(options.growing or ())]
     for name in named:
         if name not in there:
             raise InvalidOption(f"growing= names a set {name!r} that sets= has not. {nearest(name, there)}")
-    if not named:
-        raise InvalidOption("growing= goes with sets=: name the sets too.")
     return named
 
 

@@ -37,7 +37,14 @@ PAIRS = [
     )
     for n in range(COUNT)
 ]  # fmt: skip
-ASKED: dict[str, Any] = {"components": ["resid_post", "mlp_out"], "spot_checks": 2, "progress": False}
+ASKED: dict[str, Any] = {
+    "components": ["resid_post", "mlp_out"],
+    "sets": {"two": ["mlp_out 1 @ last", "z 2.0-1 @ last"]},
+    "growing": True,
+    "interactions": ["mlp_out 1 @ last", "z 2.0 @ last"],
+    "spot_checks": 2,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from causal_tracing.report.words.many_pairs import between, where_peak
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import ranked
-from causal_tracing.results.select import SiteRow, select, strongest
+from causal_tracing.results.select import SiteRow, select, shown_first, strongest
 from causal_tracing.results.site_kinds import SiteKind
 
 MOST = 40  # cells of a kind, by each pair
@@ -37,7 +37,20 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
 def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: bool) -> str:
     found = select(measurements, pair=pair, of=kind.name)
     rows = [[site_name(row), *_cells(row, found)] for row in strongest(found, MOST)]
-    return _table(kind, pair, _heads(found), rows, int((found.status == "ok").sum()), hidden=hidden)
+    return _table(kind, pair, _heads(found), rows, _count(found, kind), hidden=hidden)
+
+
+def _count(found: xr.Dataset, kind: SiteKind) -> int:
+    """How many cells a table could have: two sites are one, whichever comes first."""
+    there = found[shown_first(found)].where(found.status == "ok").notnull()
+    if not kind.mirrored:
+        return int(there.sum())
+    down, across = kind.axes[1:]
+    names = np.concatenate([there[down].values, there[across].values]).astype(str)
+    numbers = np.unique(names, return_inverse=True)[1]
+    first, second = np.nonzero(there.any("component").transpose(down, across).values)
+    both = np.sort([numbers[first], numbers[there.sizes[down] + second]], axis=0)
+    return np.unique(both, axis=1).shape[1]
 
 
 def _cells(row: SiteRow, found: xr.Dataset) -> Iterator[str]:
@@ -57,7 +70,7 @@ def _of_mean(measurements: Measurements, kind: SiteKind, mean: MeanMap, id: str)
     for at in [*seen.values()][:MOST]:
         here = mean.cells.sel(at)
         rows.append([where_peak(here), *(_with_interval(here, name) for _, name in _columns(mean.cells))])
-    return _table(kind, id, _heads(cells), rows, len(order), hidden=False)
+    return _table(kind, id, _heads(cells), rows, len(seen), hidden=False)
 
 
 def _with_interval(cell: xr.Dataset, name: str) -> str:
@@ -91,7 +104,6 @@ def _table(
         + "</tr>"
         for name, *numbers in rows
     )
-    count = count // 2 if kind.mirrored else count
     more = f'<p class="quiet">The {len(rows)} strongest of {count:,} cells; trace.of("{kind.name}") has all.</p>'
     return (
         f'<div data-pair="{escape(id)}"{" hidden" if hidden else ""}><div class="scroll" tabindex="0">'

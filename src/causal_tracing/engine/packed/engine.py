@@ -10,12 +10,14 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
@@ -25,6 +27,7 @@ from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
+from causal_tracing.interventions.sites import FINAL_SCALE
 from causal_tracing.models.model import Model
 
 
@@ -64,7 +67,7 @@ class Packed:
         """The worlds' logits at their readouts, some worlds at a time; `tick` is told of every layer."""
         order = {tape: number for number, tape in enumerate(dict.fromkeys(self.tapes.values()))}
         by_run = {run: order[tape] for run, tape in self.tapes.items()}
-        planned = groups(self.worlds, batch, by_run, self.model.num_layers)
+        planned = groups(self.worlds, batch, by_run, self.model.num_layers, self.model.anatomy.added_from)
         with self.model.at_rest():
             wave = Wave(self.model, [*order], planned, self.donors, self.sizes.call)
             ends = wave.run(tick)
@@ -75,10 +78,26 @@ class Packed:
             at_once = max(1, self.sizes.head // readout)
             for start in range(0, len(numbers), at_once):
                 part = states[start : start + at_once]
-                token = self.worlds[numbers[start]].base.tokens[0]
+                worlds = [self.worlds[number] for number in numbers[start : start + at_once]]
                 with self.model.at_rest():
-                    logits = logits_of(self.model, part.reshape(-1, width), token=token, tuples=tuples)
+                    logits = logits_of(
+                        self.model,
+                        part.reshape(-1, width),
+                        token=worlds[0].base.tokens[0],
+                        tuples=tuples,
+                        scales=self._scales(worlds),
+                    )
                 yield numbers[start : start + at_once], logits.view(len(part), readout, -1)
+
+    def _scales(self, worlds: Sequence[World]) -> Callable[[Tensor], Tensor] | None:
+        """What the final norm divides these worlds' states by, where that is written; None where it is not."""
+        writes: list[Write] = []
+        for number, world in enumerate(worlds):
+            for edit in world.run.edits:
+                if edit.site.component == FINAL_SCALE and edit.site.position in world.readout:
+                    row = number * len(world.readout) + world.readout.index(edit.site.position)
+                    writes.append((row, edit))
+        return partial(rewritten, writes=writes, donors=self.donors) if writes else None
 
 
 def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict[Run, Tape], dict[Run, Recording]]:

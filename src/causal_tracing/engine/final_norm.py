@@ -49,11 +49,6 @@ _FOUND: MutableMapping[nn.Module, FinalNorm] = WeakKeyDictionary()
 
 def final_norm(model: Model) -> FinalNorm:
     """The model's final norm. Raises ComponentNotOffered where what reads the stream is another kind of module."""
-    if model.backend is not None:
-        raise ComponentNotOffered(
-            f"The final norm of {model.name} cannot be frozen: it is run by a backend of its own, "
-            f'{model.backend.describe().engine!r}. Use direct_norm="live".'
-        )
     if model.network not in _FOUND:
         _FOUND[model.network] = _found(model)
     return _FOUND[model.network]

@@ -10,9 +10,8 @@ So what is patched at other tokens reaches nothing, but for keys and values, whi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn
 
-from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import FINAL_SCALE, IN_ATTENTION, ORDER, Site, first_behind
@@ -36,8 +35,9 @@ class Paths:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All components that are held in any of the arms."""
-        return tuple(dict.fromkeys(part for direct in self.asked for part in self._held(direct)))
+        """All that is held in any of the arms."""
+        held = dict.fromkeys(part for direct in self.asked for part in self._held(direct))
+        return (*held, *([FINAL_SCALE] if self.norm == "frozen" else []))
 
     def arms(self, directions: Sequence[str]) -> tuple[Arm, ...]:
         """The arms that measure them in these directions."""
@@ -78,10 +78,7 @@ def plan_paths(model: Model, pairs: Sequence[TokenPair], direct: bool | Sequence
             "of several tokens, which are read further on too. Use such of one token, or leave direct= out."
         )
     _check_layers(model, asked)
-    gathers = model.rules.gathers[0]
-    if norm == "frozen":
-        final_norm(model)
-    return Paths(asked=asked, gathers=gathers, num_layers=model.num_layers, norm=norm)
+    return Paths(asked=asked, gathers=model.rules.gathers[0], num_layers=model.num_layers, norm=norm)
 
 
 def _check_layers(model: Model, asked: Sequence[str]) -> None:
@@ -99,11 +96,13 @@ def _check_layers(model: Model, asked: Sequence[str]) -> None:
 
 def _more_than_held(model: Model) -> str:
     layers = model.active if model.backend is None and model.anatomy.layouts else ()
+    if len(layers) < len(model.anatomy.layouts):
+        return "a prompt of text alone does not pass some of its layers."
     open_ = next((layer for layer in layers if not model.layout(layer).sums), None)
     if open_ is None:
         return "it is not known that attention alone brings tokens something from others."
     return f"layer {open_} adds more to the stream than the attention and the MLP that could be held."
 
 
-def _refuse(model: Model, reason: str) -> Any:
+def _refuse(model: Model, reason: str) -> NoReturn:
     raise ComponentNotOffered(f"direct= is not offered on this model ({model.anatomy.family}): {reason}")

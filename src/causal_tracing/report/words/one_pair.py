@@ -34,6 +34,7 @@ from causal_tracing.report.words.method import (
     usual_sentence,
     write_sentences,
 )
+from causal_tracing.report.words.paths import path_sentences
 from causal_tracing.results.columns import tokens_among
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_first, site_row, strongest
@@ -94,6 +95,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *convention_sentences(measurements),
             *(_usual(found, measurements.provenance) if found.attrs["write"] == "donor" else ()),
             *_of_parts(parts),
+            *(said for each in (found, *parts) for said in path_sentences(each)),
         ),
         sites=rows,
         warnings=(*device_sentences(measurements.provenance), *_warnings(measurements, data, found)),

@@ -125,11 +125,8 @@ def gathering(anatomy: Anatomy, active: Sequence[int]) -> tuple[str, ...]:
     written at the components behind it must stay at its token.
     """
     behind = {"attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out"} & {*anatomy.components, *anatomy.mediators}
-    if (
-        len(active) < len(anatomy.layouts)
-        or behind & {*anatomy.mixing} - {"neurons"}
-        or not all(anatomy.layouts[layer].sums for layer in active)
-    ):
+    mixes, passed = behind & ({*anatomy.mixing} - {"neurons"}), len(active) == len(anatomy.layouts)
+    if mixes or not passed or not all(layout.sums for layout in anatomy.layouts):
         return ()
     return tuple(name for name in ("attn_out", "mixer_out") if name in anatomy.components)
 

@@ -81,8 +81,12 @@ def traced(name: str, engine: str, norm: str = "live") -> ct.Trace:
     )  # fmt: skip
 
 
-def effects(name: str, norm: str = "live", of: str = "blocks", engine: str = "auto") -> Any:
-    return traced(name, engine, norm).of(of).sel(metric="logit_diff", pair="pair-0")
+def engine_of(name: str) -> str:
+    return "packed" if BY_NAME[name].packed else "replay"
+
+
+def effects(name: str, norm: str = "live", of: str = "blocks", engine: str = "") -> Any:
+    return traced(name, engine or engine_of(name), norm).of(of).sel(metric="logit_diff", pair="pair-0")
 
 
 def bound(name: str) -> float:
@@ -149,7 +153,7 @@ class Held:
         norm = self.network.get_submodule(NORMS.get(self.name, "model.norm"))
         clean, corrupt = (self.seen(tokens, self.layers[-1]).double() for tokens in (CLEAN, CORRUPT))
         centred = "RMS" not in type(norm).__name__ and "Llama" not in type(norm).__name__
-        eps = next(getattr(norm, each) for each in ("eps", "variance_epsilon") if hasattr(norm, each))
+        eps = next((getattr(norm, each) for each in ("eps", "variance_epsilon") if hasattr(norm, each)), 1e-5)
         sizes = [((x - centred * x.mean()).square().mean() + eps).sqrt() for x in (clean, corrupt)]
         with torch.no_grad():
             offset = norm(torch.zeros(1, len(clean)))[0]
@@ -228,9 +232,8 @@ def test_all_writers_and_the_embedding_of_the_other_run_are_that_run(name: str):
     model, base, donor = shared(name), Run(CORRUPT), Run(CLEAN)
     sites = [Site("resid_pre", 0, LAST), *(Site(part, layer, LAST) for part in parts(name) for layer in range(LAYERS))]
     edits = tuple(Edit(site, From(donor, LAST)) for site in sites)
-    engine = "packed" if BY_NAME[name].packed else "replay"
     worlds = [World(base, edits, (LAST,)), World(donor, (), (LAST,))]
-    patched, other = evaluate(model, worlds, lambda logits, _: logits.flatten(1), engine=engine).values
+    patched, other = evaluate(model, worlds, lambda logits, _: logits.flatten(1), engine=engine_of(name)).values
     assert_allclose(patched, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
 
 
@@ -248,7 +251,7 @@ def test_with_the_norm_frozen_paths_add_up(name: str):
 @pytest.mark.parametrize("name", HELD)
 def test_where_no_path_leads_it_is_zero(name: str):
     names = [f"direct_path{more}_{way}" for more in ("", "_mlps_live") for way in ("restoration", "disruption")]
-    for of in ("blocks", "heads") if "heads" in traced(name, "auto").measurements.maps else ("blocks",):
+    for of in ("blocks", "heads") if "heads" in traced(name, engine_of(name)).measurements.maps else ("blocks",):
         found = effects(name, of=of)
         for each in names:
             if each in found:
@@ -273,7 +276,7 @@ def test_what_is_written_by_half_or_not_at_all():
 @pytest.mark.parametrize("name", [name for name in HELD if name not in SINGLE])
 def test_in_the_last_layer_the_path_through_mlps_is_the_whole_effect(name: str):
     for of, components in (("blocks", ["attn_out", "mlp_out"]), ("heads", ["z"])):
-        if of in traced(name, "auto").measurements.maps:
+        if of in traced(name, engine_of(name)).measurements.maps:
             last = effects(name, of=of).sel(component=components, layer=LAYERS - 1, position=LAST)
             assert_array_equal(last.direct_path_mlps_live_restoration, last.restoration)
             assert_array_equal(last.direct_path_mlps_live_disruption, last.disruption)

@@ -101,41 +101,33 @@ def worlds(model: Any, direct: str) -> tuple[Any, list[World], list[tuple[int, i
 
 
 def main() -> None:
-    """The two ways in turn: medians of so many rounds, and their ratio."""
+    """The ways in turn: medians of so many rounds, and their ratios."""
     model = ct.load("demo", progress=False)
     bare = Bare(model)
-    for direct in ("mlps_frozen", "mlps_live"):
-        _, _, places = worlds(model, direct)
-        chosen = [places[n] for n in range(0, len(places), -(-len(places) // SAMPLE))]
-        ours, theirs = [], []
-        for _ in range(1 + ROUNDS):  # the first warms up
+    _, _, places = worlds(model, "mlps_frozen")
+    chosen = [places[n] for n in range(0, len(places), -(-len(places) // SAMPLE))]
+    times: dict[str, list[float]] = {"mlps_frozen": [], "mlps_live": [], "two bare forwards each": []}
+    for _ in range(1 + ROUNDS):  # the first warms up
+        found = {}
+        for direct in ("mlps_frozen", "mlps_live"):
             started = time.perf_counter()
-            found = _measured(model, direct, bare)
-            ours.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            expected = {place: bare.direct(*place) for place in chosen}
-            theirs.append((time.perf_counter() - started) / len(chosen) * len(places))
-            if direct == "mlps_frozen":
-                apart = max(abs(found[place] - expected[place]) for place in chosen)
-                assert apart < TOLERANCE, apart
-        mine, other = (statistics.median(times[1:]) for times in (ours, theirs))
-        rounds = [round(their / our) for our, their in zip(ours[1:], theirs[1:], strict=True)]
-        print(
-            f"{direct}: {len(places)} heads, {mine:.2f} s; two bare forwards each {other:.1f} s (extrapolated from "
-            f"{len(chosen)}); ratio {other / mine:.0f}; rounds {rounds}"
-        )
+            found[direct] = _measured(model, direct, bare)
+            times[direct].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        expected = {place: bare.direct(*place) for place in chosen}
+        times["two bare forwards each"].append((time.perf_counter() - started) / len(chosen) * len(places))
+        apart = max(abs(found["mlps_frozen"][place] - expected[place]) for place in chosen)
+        assert apart < TOLERANCE, apart
+    print(f"{len(places)} heads; bare forwards extrapolated from {len(chosen)}; {torch.get_num_threads()} threads")
+    bares = times["two bare forwards each"][1:]
+    for name, seconds in times.items():
+        rounds = [round(bare / own) for own, bare in zip(seconds[1:], bares, strict=True)]
+        median = statistics.median(seconds[1:])
+        print(f"{name}: {median:.2f} s, ratio {statistics.median(bares) / median:.0f}, by round {rounds}")
     started = time.perf_counter()
-    ct.trace(
-        model,
-        PAIR,
-        components=[],
-        heads=True,
-        head_positions=["last"],
-        directions=["restoration"],
-        direct=True,
-        progress=False,
-    )
-    print(f"ct.trace with whole effects, both paths and spot checks: {time.perf_counter() - started:.2f} s")
+    options: dict[str, Any] = {"components": [], "heads": True, "head_positions": ["last"], "direct": True}
+    ct.trace(model, PAIR, directions=["restoration"], progress=False, **options)
+    print(f"ct.trace: whole effects, both paths, spot checks: {time.perf_counter() - started:.2f} s")
 
 
 def _measured(model: Any, direct: str, bare: Bare) -> dict[tuple[int, int], float]:

@@ -18,7 +18,6 @@ from torch import Tensor
 import causal_tracing as ct
 from bare_hooks import PATHS, Paths, first, with_first
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
@@ -363,55 +362,6 @@ def test_a_window_is_patched_together_and_held_behind():
     numbers = evaluate(model, worlds, lambda logits, _: logits.flatten(1)).values
     expected = (numbers[0] - numbers[1])[ANSWER] - (numbers[0] - numbers[1])[FOIL]
     assert cell.direct_path_restoration.item() == pytest.approx(expected, abs=2 * bound("llama"))
-
-
-def test_layers_that_add_more_than_can_be_held_are_refused():
-    with pytest.raises(ComponentNotOffered, match="layer 0 adds more to the stream than"):
-        ct.trace(shared("falcon_h1"), pair(), components=["attn_out"], direct=True, progress=False)
-    with pytest.raises(ComponentNotOffered, match="its layers have one part each"):
-        ct.trace(shared("mamba"), pair(), components=["mixer_out"], direct=True, progress=False)
-    with pytest.raises(ComponentNotOffered, match="neither an RMSNorm nor a LayerNorm"):
-        ct.trace(shared("opt-350m"), pair(), direct=True, direct_norm="frozen", progress=False)
-
-
-WRONG = [
-    ({"direct": ["mlps"]}, "There is no direct path 'mlps'"),
-    ({"direct": True, "direct_norm": "cold"}, "There is no final norm 'cold'"),
-    ({"direct_norm": "frozen"}, "is about direct paths"),
-    ({"direct": True, "components": [], "knockout": True}, "follows patched components, heads or neurons"),
-]
-
-
-@pytest.mark.parametrize(("options", "said"), WRONG)
-def test_what_cannot_be_meant_is_refused(options: dict[str, Any], said: str):
-    with pytest.raises(InvalidOption, match=said):
-        ct.trace(shared("llama"), pair(), progress=False, **options)
-
-
-def test_answers_of_several_tokens_are_refused():
-    several = ct.Pair(clean=spelled(CLEAN), corrupt=spelled(CORRUPT), answer=f" w{ANSWER} w9", foil=f" w{FOIL}")
-    with pytest.raises(InvalidOption, match="of several tokens"):
-        ct.trace(shared("llama"), several, direct=True, progress=False)
-
-
-def test_given_sites_and_what_is_held_do_not_collide():
-    found = ct.trace(
-        shared("llama"), pair(), components=["attn_out"], given=["attn_out 2 @ last"], direct=True, progress=False
-    )
-    blocks = found.effects.sel(metric="logit_diff", pair="pair-0", component="attn_out", position=LAST)
-    assert blocks.status.values.tolist() == ["ok", "ok", "given", "ok"]
-    assert np.isfinite(blocks.direct_path_restoration.sel(layer=[0, 1, 3])).all()
-
-
-def test_noise_and_ablations_have_paths_in_their_own_direction():
-    model = shared("llama")
-    zero = ct.trace(model, pair(), components=["attn_out"], write="zero", direct=True, progress=False).effects
-    assert "direct_path_disruption" in zero
-    assert "direct_path_restoration" not in zero
-    alone = ct.Pair(clean=spelled(CLEAN), subject=spelled(CLEAN[2:5]), answer=f" w{ANSWER}", foil=f" w{FOIL}")
-    noised = ct.trace(model, alone, components=["resid_post"], noise=ct.Noise(draws=2), direct=True, progress=False)
-    cells = noised.effects.sel(metric="logit_diff", pair="pair-0", component="resid_post")
-    assert_allclose(cells.direct_path_restoration.sel(layer=3, position=LAST), cells.total_effect, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves

@@ -58,12 +58,12 @@ def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True) -> Plan:
 def effective(world: World, rules: Rules) -> tuple[Edit, ...]:
     """The world's edits that can change what is read, in computation order."""
     kept: list[Edit] = []
-    sealed = _sealed_from(world, rules)
+    sealed, first = _sealed_from(world, rules), len(world.base.tokens)  # the first token that something kept is at
     for edit in sorted(world.edits, key=_computation_order):
-        untouched = all(other.site.position > edit.site.position for other in kept)
-        there = untouched and _writes_what_is_there(edit, world.base, rules)
+        there = edit.site.position < first and _writes_what_is_there(edit, world.base, rules)
         if not there and _reaches(edit, world.readout, rules, sealed):
             kept.append(edit)
+            first = min(first, edit.site.position)
     return tuple(kept)
 
 

@@ -67,7 +67,8 @@ def test_it_is_kept_and_opened_again(many: ct.Trace, tmp_path: Path):
     assert_allclose(again.effects.direct_path_restoration, many.effects.direct_path_restoration)
     assert again.measurements.provenance["options"]["direct"] == ["mlps_frozen", "mlps_live"]
     frame = again.to_dataframe()
-    assert {*NAMES} <= {*frame.columns}
+    assert {*NAMES} <= {*frame.effect}
+    assert not frame.duplicated(["pair", "component", "layer", "position", "effect"]).any()
 
 
 def test_the_bare_word_direct_is_answered_with_all_names(many: ct.Trace):

@@ -37,7 +37,8 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
     """
     found = effects(measurements, of)
     dims = ["pair", *kind_of(found).axes]
-    names = [name for name in (*AVERAGED, *BESIDE) if name in found and "position" in found[name].dims]
+    asked = dict.fromkeys((*AVERAGED, *BESIDE))  # direct paths are both
+    names = [name for name in asked if name in found and "position" in found[name].dims]
     shape = (*(found.sizes[dim] for dim in dims), len(names))
     grid = _Grid(shape)
     clusters = _clusters(measurements, found)

@@ -40,6 +40,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"window": {"mlp_out": True}}, "The window of mlp_out must be a whole number"),
     ({"noise": "3sigma"}, r"noise= must be a Noise, such as Noise\(scale=3.0\); it is '3sigma'"),
     ({"sever": 3}, "the part to severs must be a list"),
+    ({"direct": 3}, "the direct paths must be a list"),
+    ({"direct": ["mlps_live", "mlps_live"]}, "The direct path 'mlps_live' is asked for twice"),
     ({"preset": 1}, "There is no preset 1. Valid: rome"),
     ({"metric": 3}, "metric= is a name, a Metric, or a list of such; it is 3"),
     ({"heads": 3}, "the heads' components must be a list"),

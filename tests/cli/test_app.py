@@ -223,6 +223,7 @@ def test_noise_windows_and_severed_parts_are_in_the_document(monkeypatch, capsys
     [
         [*NOISE, "--draw-seed", "4", "--window", "2", "--sever", "mlp_out"],
         ["--noise", "0.7", "--draws", "2", "--window", "attn_out=3", "--no-window-sums"],
+        ["--noise", "0.7", "--draws", "2", "--heads", "z", "--direct", "true", "--direct-norm", "frozen"],
         ["--preset", "rome", "--components", "mlp_out", "--layers", "1", "--positions", "2,last", "--spot-checks", "2"],
     ],
 )

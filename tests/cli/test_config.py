@@ -100,6 +100,7 @@ NOISED = ["--clean", CLEAN, "--subject", "w12 w13", "--answer", " w7", "--foil",
     [
         ["--noise", "3sigma", "--draws", "3", "--draw-seed", "4", "--window", "2", "--sever", "mlp_out"],
         ["--noise", "0.7", "--draws", "2"],
+        ["--noise", "0.7", "--draws", "2", "--heads", "z", "--direct", "mlps_live", "--direct-norm", "frozen"],
         ["--preset", "rome", "--components", "mlp_out", "--layers", "1"],
     ],
     ids=str,

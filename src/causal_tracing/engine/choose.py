@@ -9,9 +9,10 @@ from torch import nn
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.checks.check import accept, prove
+from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.sites import ATTENTION, MEDIATORS
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
@@ -34,7 +35,9 @@ def open_backend(
     """
     if model.backend is not None:
         return _own(model, components, asked, budget)
-    components = list(dict.fromkeys(components))
+    if FINAL_SCALE in components:
+        final_norm(model)
+    components = list(dict.fromkeys(name for name in components if name != FINAL_SCALE))
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, ATTENTION)]

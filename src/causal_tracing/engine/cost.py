@@ -48,7 +48,7 @@ def _forwards(model: Model, runs: Sequence[Run]) -> None:
 def _packed(model: Model, worlds: Sequence[World]) -> int:
     """The token-layers of a wave, its recorded base runs included."""
     tapes = {run: len(run.tokens) for run in dict.fromkeys(world.base for world in worlds)}
-    planned = groups(worlds, range(len(worlds)), tapes, model.num_layers)
+    planned = groups(worlds, range(len(worlds)), tapes, model.num_layers, model.anatomy.added_from)
     last = model.num_layers - 1
     wave = sum(group.rows(layer, last) for group in planned for layer in range(model.num_layers))
     return wave + sum(tapes.values()) * model.num_layers

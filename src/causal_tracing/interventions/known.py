@@ -3,13 +3,14 @@
 1. Edits that write what is already there, and edits that cannot reach the readout, are dropped: a world
    without edits is its base run, so its effect is exactly zero (method: structural zeros).
 2. Worlds that are now the same are run once (`plan`).
-3. A world through whose sites the whole difference must pass gives the donor's logits (`is_cut`).
+3. Where all that brings a token something from other tokens is overwritten there, edits at others do not reach it.
+4. A world through whose sites the whole difference must pass gives the donor's logits (`is_cut`).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from causal_tracing.interventions.edits import Attending, Edit, From, Run, World
+from causal_tracing.interventions.edits import Attending, Edit, From, Plus, Run, Subspace, World
 from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
 
 
@@ -20,13 +21,15 @@ class Rules:
     `mixing` are the components whose edits reach later tokens within their own layer; every other component's edits
     reach them in the next layer. `tokenwise` are those that in layer 0 follow from the token and its position alone.
     Both defaults say that only attention mixes tokens, which reads a token's keys and values. `cut` is False where
-    layers read something besides the residual stream.
+    layers read something besides the residual stream. `gathers` are the components through which alone a token gets
+    anything from other tokens in a layer: none where something else brings it too.
     """
 
     num_layers: int
     cut: bool = True
     mixing: tuple[str, ...] = ("resid_pre", "k", "v")
     tokenwise: tuple[str, ...] = ("resid_pre", "q", "k", "v")
+    gathers: tuple[str, ...] = ("attn_out", "mixer_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +58,12 @@ def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True) -> Plan:
 def effective(world: World, rules: Rules) -> tuple[Edit, ...]:
     """The world's edits that can change what is read, in computation order."""
     kept: list[Edit] = []
+    sealed, first = _sealed_from(world, rules), len(world.base.tokens)  # the first token that something kept is at
     for edit in sorted(world.edits, key=_computation_order):
-        untouched = all(other.site.position > edit.site.position for other in kept)
-        if _reaches(edit, world.readout, rules) and not (untouched and _writes_what_is_there(edit, world.base, rules)):
+        there = edit.site.position < first and _writes_what_is_there(edit, world.base, rules)
+        if not there and _reaches(edit, world.readout, rules, sealed):
             kept.append(edit)
+            first = min(first, edit.site.position)
     return tuple(kept)
 
 
@@ -66,12 +71,24 @@ def _computation_order(edit: Edit) -> tuple[int, int, int]:
     return edit.site.layer, ORDER.index(edit.site.component), edit.site.position
 
 
-def _reaches(edit: Edit, readout: Sequence[int], rules: Rules) -> bool:
-    """Whether a token that is read can depend on the edit: what the last layer no longer mixes stays where it is."""
+def _reaches(edit: Edit, readout: Sequence[int], rules: Rules, sealed: int) -> bool:
+    """Whether a token that is read can depend on the edit: what no layer mixes any more stays where it is."""
     site = edit.site
-    if site.layer == rules.num_layers - 1 and site.component not in rules.mixing:
-        return site.position in readout
-    return site.position <= max(readout)
+    mixed_from = site.layer if site.component in rules.mixing else site.layer + 1
+    return site.position in readout or (site.position < max(readout) and mixed_from < sealed)
+
+
+def _sealed_from(world: World, rules: Rules) -> int:
+    """The layer from which on nothing arrives from other tokens at those that are read."""
+    written = {
+        (edit.site.layer, edit.site.position)
+        for edit in world.edits
+        if edit.site.component in rules.gathers and edit.alpha == 1 and not isinstance(edit.source, (Plus, Subspace))
+    }
+    sealed = rules.num_layers
+    while sealed and all((sealed - 1, position) in written for position in world.readout):
+        sealed -= 1
+    return sealed
 
 
 def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:

@@ -17,7 +17,17 @@ RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 # In computation order: of two edits at one token in one layer, the later one acts on what the earlier one left.
 # "embed" is what the embedding gives, layer 0: a run can be noised there, but it is nothing that is traced.
 IN_ATTENTION = ("q", "k", "v", ATTENTION, "pattern", "z")
-ORDER = ("embed", "resid_pre", *IN_ATTENTION, "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out", "resid_post")
+# What the final norm divides by, told at the last layer: it can be held as another run has it, but is never traced.
+FINAL_SCALE = "final_scale"
+ORDER = (
+    *("embed", "resid_pre", *IN_ATTENTION, "attn_out", "resid_mid"),
+    *("neurons", "mlp_out", "mixer_out", "resid_post", FINAL_SCALE),
+)
+
+
+def first_behind(component: str, layer: int, part: str) -> int:
+    """The first layer whose `part` (attn_out, mlp_out, mixer_out) comes behind a component of this layer."""
+    return layer if ORDER.index(part) > ORDER.index(component) else layer + 1
 
 
 @dataclass(frozen=True, slots=True, order=True)

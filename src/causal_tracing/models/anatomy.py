@@ -7,6 +7,18 @@ from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, MEDIATORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """One sum on the way through a layer: `gain` · the stream + each part's output (`attn_out`, ...) times its scale.
+
+    `plain`: the stream goes on from it as it is, and no norm of it stands between.
+    """
+
+    gain: float
+    parts: tuple[tuple[str, float], ...]
+    plain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The parts of one layer, as module paths inside it; None where there is no such part.
 
@@ -14,7 +26,8 @@ class Layout:
     `mixer` is the only such module of a layer that has one. `mid` is the module whose input is the stream between
     attention and MLP: the layer gives back `gain` times that, plus the MLP's side. Where layers are normed after
     each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and `neurons` are the last
-    projections of attention and MLP, whose inputs are the heads' outputs and the neurons.
+    projections of attention and MLP, whose inputs are the heads' outputs and the neurons. `sums` are how the layer adds
+    up, in order, where these parts are all that it adds, and the MLP mixes no tokens; none elsewhere.
     """
 
     attn: str | None = None
@@ -27,6 +40,7 @@ class Layout:
     attn_scale: float = 1.0
     mlp_scale: float = 1.0
     gain: float = 1.0
+    sums: tuple[Sum, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +51,8 @@ class Anatomy:
     lanes has them: "last" is [batch, token, lane, width], "first" [lane, batch, token, width]; they are folded into the
     width. `cut` is False for models whose layers read something besides the residual stream. `mixing` are the
     components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
-    token and its position alone: what was not proved is neither inside its token nor tokenwise. `counts` says how
+    token and its position alone: what was not proved is neither inside its token nor tokenwise. `gathers` are those
+    through which alone a token gets anything from other tokens in a layer (`Rules`). `counts` says how
     many heads (of queries, of keys and values) and neurons a layer has. `few_logits` says whether the model
     can be asked for the last tokens' logits, and computes all tokens in its layers all the same.
     """
@@ -50,6 +65,7 @@ class Anatomy:
     cut: bool = True
     mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, ATTENTION)
     tokenwise: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
     few_logits: bool = False
@@ -70,6 +86,14 @@ class Anatomy:
         """Those that can be offered of the components that have heads or neurons, in computation order."""
         refused = dict(self.refused)
         return tuple(name for name in MEDIATORS if name not in refused)
+
+    @property
+    def added_from(self) -> int:
+        """The layer from which on each one gives the stream and what its parts add to it, and nothing else is done."""
+        first = len(self.layouts)
+        while first and (sums := self.layouts[first - 1].sums) and all(each.plain for each in sums):
+            first -= 1
+        return first
 
     def count(self, component: str) -> int:
         """How many heads or neurons a component has in a layer; 1 where it has no such parts."""

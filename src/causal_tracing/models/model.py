@@ -92,7 +92,13 @@ class Model:
         if self.backend is not None:
             return self.backend.describe().rules
         known = self.anatomy
-        return Rules(num_layers=len(self.layers), cut=known.cut, mixing=known.mixing, tokenwise=known.tokenwise)
+        return Rules(
+            num_layers=len(self.layers),
+            cut=known.cut,
+            mixing=known.mixing,
+            tokenwise=known.tokenwise,
+            gathers=known.gathers,
+        )
 
     @property
     def config(self) -> Any:

@@ -14,10 +14,11 @@ import numpy as np
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import RESIDUAL, Site
+from causal_tracing.interventions.sites import RESIDUAL, Site, first_behind
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.paths import Paths
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
@@ -26,21 +27,23 @@ from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
 
-# What comes after a site in its own layer.
-BEFORE = (("resid_pre", "attn_out"), ("resid_pre", "mlp_out"), ("resid_mid", "mlp_out"), ("resid_pre", "mixer_out"))
 Neurons = bool | Mapping[int, Sequence[int]]
 At = tuple[int, ...]  # a cell's place in the arrays of its map: an index along each of the kind's axes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The cells of one kind's map, over components, layers, parts and columns, in these arms."""
+    """The cells of one kind's map, over components, layers, parts and columns, in these arms.
+
+    `paths` says what is held behind a patched site, where arms of direct paths are among them.
+    """
 
     kind: SiteKind
     components: tuple[str, ...]
     layers: tuple[int, ...]
     columns: tuple[Column, ...]
     arms: tuple[Arm, ...]
+    paths: Paths | None = None
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -82,8 +85,8 @@ class Grid:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The components that a backend must offer for the cells."""
-        return self.components
+        """The components that a backend must offer for the cells, and for what is held behind them."""
+        return (*self.components, *(self.paths.parts if self.paths else ()))
 
     def alike(self, at: At) -> tuple[At, ...]:
         """The places that the number of a cell belongs to: more than its own where a map says one thing twice."""
@@ -115,7 +118,9 @@ class Grid:
     ) -> Iterator[tuple[Edit, ...]]:
         """The edits of each world of a cell: none where there is no such cell."""
         for slots in patched_together(pair, self.columns[at[-1]]):
-            yield from self.patched(at, slots, contrast, arm, base, donor)
+            for made in self.patched(at, slots, contrast, arm, base, donor):
+                held = self.paths.behind(arm.direct, base, made) if self.paths and arm.direct else ()
+                yield (*made, *held)
 
     def patched(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run
@@ -161,7 +166,7 @@ class BlockGrid(Grid):
                 yield from (whole([one]) for one in layers)
         elif arm.severed:
             if component in RESIDUAL and layers:
-                behind = range(_first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
+                behind = range(first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
                 yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
         elif layers:
@@ -222,6 +227,7 @@ def plan_blocks(
     window: Window = 1,
     window_sums: bool = True,
     sever: Sequence[str] = (),
+    paths: Paths | None = None,
     rome: bool = False,
 ) -> BlockGrid:
     """Whole components, as the options describe them, on this model, for these pairs.
@@ -244,7 +250,8 @@ def plan_blocks(
         components=components,
         layers=chosen,
         columns=columns,
-        arms=(*arms, *sums, *severed),
+        arms=(*arms, *sums, *severed, *(paths.arms([arm.name for arm in arms]) if paths else ())),
+        paths=paths,
         windows=windows,
     )
 
@@ -257,6 +264,7 @@ def plan_heads(
     layers: Sequence[int] | None,
     positions: str | Sequence[Column],
     directions: Sequence[str],
+    paths: Paths | None = None,
 ) -> PartGrid:
     """All heads of these components. Raises InvalidOption or ComponentNotOffered."""
     counts = {name: model.parts(name) for name in components}
@@ -266,7 +274,8 @@ def plan_heads(
         components=tuple(counts),
         layers=chosen,
         columns=resolved_columns(pairs, positions),
-        arms=arms_of(directions),
+        arms=arms_of(directions, paths),
+        paths=paths,
         parts={name: dict.fromkeys(chosen, range(count)) for name, count in counts.items()},
         counts=counts,
         readers=tuple(tuple(_readers(model, name, head) for head in range(most)) for name in counts),
@@ -281,6 +290,7 @@ def plan_neurons(
     layers: Sequence[int] | None,
     positions: str | Sequence[Column],
     directions: Sequence[str],
+    paths: Paths | None = None,
 ) -> PartGrid:
     """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
     count = model.parts("neurons")
@@ -296,7 +306,8 @@ def plan_neurons(
         components=SINGLE_NEURONS.components,
         layers=chosen,
         columns=resolved_columns(pairs, positions),
-        arms=arms_of(directions),
+        arms=arms_of(directions, paths),
+        paths=paths,
         parts={"neurons": parts},
         counts={"neurons": count},
     )
@@ -317,9 +328,10 @@ def named_heads(heads: bool | Sequence[str]) -> tuple[str, ...]:
     return ("z",) if heads is True else tuple(heads or ())
 
 
-def arms_of(directions: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms that measure these directions."""
-    return tuple(arm for name, arm in DIRECTIONS.items() if name in directions)
+def arms_of(directions: Sequence[str], paths: Paths | None = None) -> tuple[Arm, ...]:
+    """The arms that measure these directions, and direct paths in them where some are asked for."""
+    both = tuple(arm for name, arm in DIRECTIONS.items() if name in directions)
+    return (*both, *(paths.arms([arm.name for arm in both]) if paths else ()))
 
 
 def _check_severed(components: Sequence[str], directions: Sequence[str]) -> None:
@@ -328,11 +340,6 @@ def _check_severed(components: Sequence[str], directions: Sequence[str]) -> None
             "A severed effect is a restoration of the residual stream: keep restoration among the directions, and one "
             f"of {', '.join(RESIDUAL)} among the components."
         )
-
-
-def _first_behind(component: str, layer: int, part: str) -> int:
-    """The first layer whose attention or MLP comes after this site."""
-    return layer if (component, part) in BEFORE else layer + 1
 
 
 def _readers(model: Model, component: str, head: int) -> str:

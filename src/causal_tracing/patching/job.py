@@ -27,6 +27,7 @@ from causal_tracing.patching.named_sites import sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
 from causal_tracing.patching.options import Options
+from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined
 from causal_tracing.patching.sets import joint_grids
@@ -123,7 +124,8 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
         check_measure(metric, tokens[0], model.vocabulary)
         check_metric(metric, tokens)
-    grids = _grids(model, tokens, options, components, directions)
+    paths = plan_paths(model, tokens, options.direct, options.direct_norm)
+    grids = _grids(model, tokens, options, components, directions, paths)
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = sites_on(model, options.given, tokens, "given=")
     patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
@@ -195,6 +197,7 @@ def _grids(
     options: Options,
     components: Sequence[str],
     directions: Sequence[str],
+    paths: Paths | None,
 ) -> list[Grid]:
     """What is patched, kind by kind."""
     grids: list[Grid] = []
@@ -209,11 +212,12 @@ def _grids(
             window=options.window,
             window_sums=options.window_sums,
             sever=options.sever,
+            paths=paths,
             rome=options.preset == "rome",
         )
         grids.append(blocks)
     heads = named_heads(options.heads)
-    common = {"layers": options.layers, "directions": directions}
+    common = {"layers": options.layers, "directions": directions, "paths": paths}
     if heads:
         grids.append(plan_heads(model, pairs, components=heads, positions=options.head_positions, **common))
     if options.neurons:

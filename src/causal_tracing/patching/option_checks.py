@@ -9,8 +9,10 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import COMPONENTS, HEADS
-from causal_tracing.results.arms import DIRECTIONS, SEVERABLE
+from causal_tracing.results.arms import DIRECT, DIRECTIONS, SEVERABLE
 from causal_tracing.results.units import METRICS
+
+FINAL_NORMS = ("live", "frozen")
 
 
 def one_of(what: str, valid: Sequence[str], use: str = "") -> Callable[[Any], None]:
@@ -40,6 +42,17 @@ def check_severed(value: Any) -> None:
     """Of the parts that can be frozen, or none."""
     if value not in ((), []):
         validation.names("part to sever", value, SEVERABLE)
+
+
+def asked_paths(value: bool | Sequence[str]) -> tuple[str, ...]:
+    """Which direct paths an option names: all of them for True."""
+    return DIRECT if value is True else tuple(value or ())
+
+
+def check_direct(value: Any) -> None:
+    """True, False, or of the direct paths."""
+    if value is not True and value is not False and value not in ((), []):
+        validation.names("direct path", value, DIRECT)
 
 
 def check_heads(value: Any) -> None:

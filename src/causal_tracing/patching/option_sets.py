@@ -23,6 +23,7 @@ def check_together(options: "Options") -> None:
     _check_preset(options)
     _check_something(options)
     _check_edges(options)
+    _check_direct(options)
     _check_given(options)
     directions_of(options)
     if _asked(options):
@@ -60,6 +61,13 @@ def _check_something(options: "Options") -> None:
         raise InvalidOption(
             f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."
         )
+
+
+def _check_direct(options: "Options") -> None:
+    if options.direct and options.components in ((), []) and not (options.heads or options.neurons):
+        raise InvalidOption("direct= follows patched components, heads or neurons: ask for some, or leave it out.")
+    if not options.direct and options.direct_norm != "live":
+        raise InvalidOption(f"direct_norm={options.direct_norm!r} is about direct paths: ask for direct=, or leave it.")
 
 
 def _check_edges(options: "Options") -> None:

@@ -24,8 +24,11 @@ from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCH
 from causal_tracing.patching.metric import Metric, check_metrics, kept
 from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.option_checks import (
+    FINAL_NORMS,
+    asked_paths,
     check_budget,
     check_components,
+    check_direct,
     check_directions,
     check_heads,
     check_measured,
@@ -152,6 +155,27 @@ class Options(SetOptions):
         group=PATCHED,
         text=texts.NAMES,
         check=check_severed,
+    )
+    direct: bool | Sequence[str] = option(
+        False,
+        help="Paths to the logits too: what reaches them while later attention at the token that is read is held as in "
+        "the unedited run; mlps_frozen (later MLPs too: through the residual stream alone), mlps_live (through MLPs as "
+        "well).",
+        python="True: both.",
+        group=PATCHED,
+        text=texts.LISTED,
+        check=check_direct,
+        kept=asked_paths,
+        beside="direct",
+    )
+    direct_norm: str = option(
+        "live",
+        help="The final norm of such paths: live, or frozen (it divides by what it divides by in the unedited run).",
+        group=PATCHED,
+        text=texts.WORD,
+        check=partial(validation.one_of, "final norm", valid=FINAL_NORMS),
+        names=FINAL_NORMS,
+        beside="direct",
     )
     window_sums: bool = option(
         True,

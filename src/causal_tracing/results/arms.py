@@ -9,7 +9,9 @@ class Arm:
 
     `name` is the effect that follows from it, `raw` what the metric in the patched run is called, and `into` the run
     that is patched. `alone`: each layer of a window, or each member of a set, is patched alone, and what they do is
-    added up. `severed`: what is frozen behind the patched site.
+    added up. `severed`: what is frozen behind the patched site. `direct`: what of it is left where the later attention
+    at the token that is read is held as in the unedited run, with the MLPs held too ("mlps_frozen") or not
+    ("mlps_live").
     """
 
     name: str
@@ -17,6 +19,7 @@ class Arm:
     into: str
     alone: bool = False
     severed: str | None = None
+    direct: str | None = None
 
     @property
     def restores(self) -> bool:
@@ -26,7 +29,7 @@ class Arm:
     @property
     def is_direction(self) -> bool:
         """Whether it is one of the two directions, and not something measured beside them."""
-        return not self.alone and self.severed is None
+        return not self.alone and self.severed is None and self.direct is None
 
 
 RESTORATION = Arm(name="restoration", raw="restored", into="corrupt")
@@ -45,4 +48,11 @@ MEMBERS = {
     arm.name: Arm(name=f"{arm.name}_of_members", raw=f"{arm.raw}_members", into=arm.into, alone=True)
     for arm in DIRECTIONS.values()
 }
-ARMS = (*DIRECTIONS.values(), *SUMS.values(), *MEMBERS.values(), *SEVERED.values())
+DIRECT_NAMES = {"mlps_frozen": "direct_path", "mlps_live": "direct_path_mlps_live"}  # by how MLPs are held
+DIRECT = tuple(DIRECT_NAMES)
+DIRECT_ARMS = {
+    (direct, arm.name): Arm(name=f"{name}_{arm.name}", raw=f"{arm.raw}_{name}", into=arm.into, direct=direct)
+    for direct, name in DIRECT_NAMES.items()
+    for arm in DIRECTIONS.values()
+}
+ARMS = (*DIRECTIONS.values(), *SUMS.values(), *MEMBERS.values(), *SEVERED.values(), *DIRECT_ARMS.values())

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.results.arms import DIRECTIONS, MEMBERS, SEVERED, SUMS, Arm
+from causal_tracing.results.arms import DIRECT_ARMS, DIRECTIONS, MEMBERS, SEVERED, SUMS, Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.units import NEED_FOIL
 
@@ -66,6 +66,7 @@ DEFINITIONS = (
     Effect(name="lost_fraction", fraction_of="disruption"),
     *(_of_arm(arm) for arm in (*SUMS.values(), *MEMBERS.values(), *SEVERED.values())),
     *(_beyond_sum(arm) for arm in DIRECTIONS.values()),
+    *(_of_arm(arm, averaged=True) for arm in DIRECT_ARMS.values()),
     Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers.estimated, averaged=True),
 )
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
@@ -94,7 +95,11 @@ AMBIGUOUS = """"direct" and "indirect" mean different things in the literature. 
   restoration            Y(0,M1) - Y(0,M0)           "direct"     "indirect"  pure natural indirect effect
   disruption             Y(1,M1) - Y(1,M0)           "indirect"   -           total natural indirect effect
   bypass                 total effect - disruption   -            "direct"    pure natural direct effect
-  bypass_given_restored  total effect - restoration  -            -           total natural direct effect"""
+  bypass_given_restored  total effect - restoration  -            -           total natural direct effect
+A path is something else again (trace(..., direct=True)): what reaches the logits from a patched site while all later
+attention at the token that is read is held as in the unedited run, and with it the later MLPs, or not:
+  direct_path_restoration            direct_path_disruption              attention and MLPs held: the stream alone
+  direct_path_mlps_live_restoration  direct_path_mlps_live_disruption    attention held, MLPs live"""
 
 # A fraction is undefined where the total effect is so small that the spread alone could move it by this much.
 FRACTION_PRECISION = 0.01
@@ -132,6 +137,8 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
+    if {arm.name for arm in DIRECT_ARMS.values()} & {*found}:
+        found.attrs["direct_norm"] = measurements.direct_norm
     labels = (*OF_TOKENS, "readers", "site_layer", "partner_layer")
     return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
 

@@ -17,6 +17,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
+from causal_tracing.results.arms import DIRECT_ARMS
 from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
 from causal_tracing.results.measurements import Measurements
@@ -33,6 +34,7 @@ from causal_tracing.results.statistics.peaks import PeakStability, SplitHalfPeak
 from causal_tracing.results.statistics.permutation import sign_flip
 
 LEVEL, RESAMPLES = 0.95, 10_000
+PATHS = frozenset(arm.name for arm in DIRECT_ARMS.values())
 
 
 class NoMean(InvalidOption):
@@ -247,7 +249,8 @@ def tested(by_cluster: Mapping[str, np.ndarray], status: xr.DataArray, seed: int
     cells: dict[str, Any] = {}
     for name, values in by_cluster.items():
         interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
-        flipped = sign_flip(values, family, permutations=RESAMPLES, seed=seed)
+        some = family & (values != 0).any(0) if name in PATHS else family  # no path leads there: a structural zero
+        flipped = sign_flip(values, some, permutations=RESAMPLES, seed=seed)
         least = flipped.smallest_p
         found = {
             name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high,

@@ -87,6 +87,11 @@ class Measurements:
         return self.provenance.get("options", {}).get("write", {"kind": "donor", "alpha": 1})
 
     @property
+    def direct_norm(self) -> str:
+        """Whether the final norm of direct effects was "live", or "frozen" at the unedited run's scale."""
+        return self.provenance.get("options", {}).get("direct_norm", "live")
+
+    @property
     def directions(self) -> tuple[str, ...]:
         """Which of restoration and disruption were measured."""
         measured = {name for each in self.maps.values() for name in each}

@@ -8,19 +8,20 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.results.arms import DIRECTIONS, MEMBERS, SEVERED, SUMS
+from causal_tracing.results.arms import DIRECT_ARMS, DIRECTIONS, MEMBERS, SEVERED, SUMS
 from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import WINDOW, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import kind_of
 
 HIGH, NEARLY_ZERO = 0.5, 0.1
-# What is known of a site where windows, noise or severing were asked for.
+# What is known of a site where windows, noise, severing or direct paths were asked for.
 BESIDE = (
     *WINDOW,
     *(arm.name for arm in (*SUMS.values(), *MEMBERS.values())),
     *(f"{name}_deviation" for name in DIRECTIONS),
     *(arm.name for arm in SEVERED.values()),
+    *(arm.name for arm in DIRECT_ARMS.values()),
 )
 BEYOND = tuple(f"{name}_beyond_sum" for name in DIRECTIONS)
 
@@ -59,6 +60,10 @@ class SiteRow:
     severed_mlp_out: float | None = None
     restoration_beyond_sum: float | None = None
     disruption_beyond_sum: float | None = None
+    direct_path_restoration: float | None = None
+    direct_path_disruption: float | None = None
+    direct_path_mlps_live_restoration: float | None = None
+    direct_path_mlps_live_disruption: float | None = None
 
     @property
     def window(self) -> str:

@@ -182,6 +182,7 @@ def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
         layouts=(layout,) * len(network.layers),
         mixing=("resid_pre",),
         tokenwise=("resid_pre",),
+        gathers=("attn_out",),
         refused=whole,
     )
     return Model(network=network.eval(), tokenizer=ToyTokenizer(words), name=name, anatomy=anatomy)

@@ -199,7 +199,7 @@ def test_the_plan_counts_what_is_computed():
         for component, layer, p, readout in product(COMPONENTS, range(4), (2, 4, 7), ((8,), (5, 8)))
         if p != 7 or layer < 3  # else it is pruned
     ]
-    planned = groups(worlds, range(len(worlds)), {Run(corrupt): 0}, LAYERS)
+    planned = groups(worlds, range(len(worlds)), {Run(corrupt): 0}, LAYERS, 0)
     counted = [sum(group.rows(layer, LAYERS - 1) for group in planned) for layer in range(LAYERS)]
     known = sizes(llama(), 2**26)
     seen = [0] * LAYERS

@@ -38,7 +38,7 @@ from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
-from causal_tracing.engine.checks.mixing import mixing, mixing_parts, tokenwise
+from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
@@ -218,7 +218,8 @@ def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Ru
     alone = tokenwise(model, at_start, clean, corrupt, bound)
     others = [name for name in anatomy.mixing if name not in components]
     kept = [name for name in anatomy.tokenwise if name not in components]
-    return replace(model, anatomy=replace(anatomy, mixing=(*others, *mixes), tokenwise=(*kept, *alone)))
+    anatomy = replace(anatomy, mixing=(*others, *mixes), tokenwise=(*kept, *alone))
+    return replace(model, anatomy=replace(anatomy, gathers=gathering(anatomy, model.active)))
 
 
 def _agreeing(agreement: Agreement) -> Iterator[Finding]:

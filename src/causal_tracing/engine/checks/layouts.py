@@ -4,11 +4,11 @@ Attention is the part that mixes tokens, the MLP the one that does not. Where th
 do nothing, or three of them), their names may; else what cannot be told is not offered.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from causal_tracing.engine.checks.contributions import Explained, Step, Way
-from causal_tracing.models.anatomy import Layout
+from causal_tracing.models.anatomy import Layout, Sum
 
 ATTENTION_WORDS = ("attn", "attention")
 MLP_WORDS = ("mlp", "ffn", "feed", "moe", "expert", "fc", "dense_4h")
@@ -20,11 +20,26 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     if found.whole and len(parts) == 1:
         path, scale = parts[0]
         attn, mlp = (path, None) if path in mixing else (None, path)
-        return Layout(mixer=path, attn=attn, mlp=mlp, attn_scale=scale, mlp_scale=scale)
+        sums = _sums(found, {path: "mixer_out"})
+        return Layout(mixer=path, attn=attn, mlp=mlp, attn_scale=scale, mlp_scale=scale, sums=sums)
     attn, mlp = _told_apart(parts, mixing)
     scales = dict(parts)
     layout = Layout(attn=attn, mlp=mlp, attn_scale=scales[attn] if attn else 1.0, mlp_scale=scales[mlp] if mlp else 1.0)
+    if attn and mlp and mlp not in mixing:
+        layout = replace(layout, sums=_sums(found, {attn: "attn_out", mlp: "mlp_out"}))
     return _with_middle(layout, found.way)
+
+
+def _sums(found: Explained, names: Mapping[str, str]) -> tuple[Sum, ...]:
+    """How a layer adds up, by its parts' names; nothing where it adds anything else."""
+    if not found.whole or any(path not in names for step in found.way for path, _ in step.parts):
+        return ()
+    sums, base = [], ("", False)
+    for step in found.way:
+        parts = tuple((names[path], scale) for path, scale in step.parts)
+        sums.append(Sum(gain=step.gain, parts=parts, plain=step.base == base and not step.normed))
+        base = (step.reader or "", False)
+    return tuple(sums)
 
 
 def _told_apart(parts: Sequence[tuple[str, float]], mixing: Collection[str]) -> tuple[str | None, str | None]:

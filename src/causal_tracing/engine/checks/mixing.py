@@ -18,6 +18,7 @@ from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward, watched
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
 from causal_tracing.interventions.edits import Run
+from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Model, at_rest
 
 SEED = 2
@@ -115,6 +116,19 @@ def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, b
     return tuple(
         name for name in components if not _apart(seen[name, 0][0][same], seen[name, 0][1][same], seen[name, 0], bound)
     )
+
+
+def gathering(anatomy: Anatomy, active: Sequence[int]) -> tuple[str, ...]:
+    """The components through which alone a token gets anything from others in a layer; none where that is not known.
+
+    In each layer attention's part, or the only one, must be all that mixes: nothing else may be added, and what is
+    written at the components behind it must stay at its token.
+    """
+    behind = {"attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out"} & {*anatomy.components, *anatomy.mediators}
+    mixes, passed = behind & ({*anatomy.mixing} - {"neurons"}), len(active) == len(anatomy.layouts)
+    if mixes or not passed or not all(layout.sums for layout in anatomy.layouts):
+        return ()
+    return tuple(name for name in ("attn_out", "mixer_out") if name in anatomy.components)
 
 
 def _noise(value: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,12 +7,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
+from causal_tracing.engine.final_norm import scale_shown
 from causal_tracing.engine.hooks.apply import rewritten
 from causal_tracing.engine.hooks.attending import attended, require_sight, visible
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_shown
@@ -20,7 +22,7 @@ from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, Run
-from causal_tracing.interventions.sites import ATTENTION
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
 from causal_tracing.models.model import Model
 
 
@@ -75,10 +77,15 @@ def watched(
     tokens = indices([run.tokens for run in runs], model.device)
     places = edits.keys() | set(wanted)
     inside = {place for place in places if place[0] in SEEN}
+    behind = {place for place in places if place[0] == FINAL_SCALE}
     changed = {
         layer: partial(_attended, rows, donors) for (component, layer), rows in edits.items() if component == ATTENTION
     }
-    with attached(model, places - inside, visit, batch=len(runs)), attention_shown(model, inside, visit, changed):
+    with (
+        attached(model, places - inside - behind, visit, batch=len(runs)),
+        attention_shown(model, inside, visit, changed),
+        scale_shown(model, partial(visit, *behind.pop())) if behind else nullcontext(),
+    ):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:]
 

@@ -11,13 +11,15 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Measure, Recording, Sparing, whole
 from causal_tracing.engine.checks.words import spares_words
+from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import sizes
@@ -27,6 +29,7 @@ from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
+from causal_tracing.interventions.sites import FINAL_SCALE
 from causal_tracing.models.model import Model
 
 STATES = 4096  # whose few words are computed at once
@@ -72,7 +75,7 @@ class Packed:
         """What a measure makes of the worlds' logits, some worlds at a time; `tick` is told of every layer."""
         order = {tape: number for number, tape in enumerate(dict.fromkeys(self.tapes.values()))}
         by_run = {run: order[tape] for run, tape in self.tapes.items()}
-        planned = groups(self.worlds, batch, by_run, self.model.num_layers)
+        planned = groups(self.worlds, batch, by_run, self.model.num_layers, self.model.anatomy.added_from)
         with self.model.at_rest():
             wave = Wave(self.model, [*order], planned, self.donors, self.sizes.call)
             ends = wave.run(tick)
@@ -109,11 +112,22 @@ class Packed:
         flat, how = states.flatten(0, 1), {"token": worlds[0].base.tokens[0], "tuples": tuples}
         with self.model.at_rest():
             spared = words is not None and spares_words(self.model, flat, words, **how)
-            logits = logits_of(self.model, flat, words=words if spared else None, **how)
+            rows = words if spared else None
+            logits = logits_of(self.model, flat, words=rows, scales=self._scales(worlds), **how)
         logits = logits.view(*states.shape[:2], -1)
         if spared and isinstance(measure, Sparing) and words is not None:
             return measure.of_words(logits, worlds, words)
         return measure(logits, worlds)
+
+    def _scales(self, worlds: Sequence[World]) -> Callable[[Tensor], Tensor] | None:
+        """What the final norm divides these worlds' states by, where that is written; None where it is not."""
+        writes: list[Write] = []
+        for number, world in enumerate(worlds):
+            for edit in world.run.edits:
+                if edit.site.component == FINAL_SCALE and edit.site.position in world.readout:
+                    row = number * len(world.readout) + world.readout.index(edit.site.position)
+                    writes.append((row, edit))
+        return partial(rewritten, writes=writes, donors=self.donors) if writes else None
 
 
 def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict[Run, Tape], dict[Run, Recording]]:

@@ -38,6 +38,8 @@ class Wave:
         self.donors = donors
         self.limit = limit  # tokens in one call of a layer
         self.states = [States(group, order[group.tape]) for group in planned]
+        self.held = [states for states in self.states if states.group.held]
+        self.computed = [states for states in self.states if not states.group.held]
         self.arrived: list[Stretch] = []
         self.sent: Sequence[Stretch] = ()
         self.kept: list[KeysValues] | None = None
@@ -50,11 +52,13 @@ class Wave:
             for layer in range(last + 1):
                 tick(layer)
                 self._join(layer)
-                whole = (stretch for states in self.states for stretch in states.whole(layer, self.limit))
+                whole = (stretch for states in self.computed for stretch in states.whole(layer, self.limit))
                 stretches = whole if layer < last else self._read(layer, whole)
                 points = (stretch for states in self.states for stretch in states.points(layer))
                 for sent in _calls(chain(stretches, points), self.limit):
                     self._compute(layer, sent)
+                for states in self.held:
+                    states.add(layer, self.model.layout(layer).sums)
         self._join(last + 1)
         return _by_width(part for states in self.states for part in states.final())
 

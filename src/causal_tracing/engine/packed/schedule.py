@@ -3,6 +3,9 @@
 A world changes nothing before its first edited layer, and no token before its first edited position. So it joins the
 wave there, with the tokens from that position to the last one read. Edits inside a layer change in that layer their
 own tokens only: those are computed alone (its *points*), and the world joins at the next layer.
+
+A world that from there on overwrites all that layers add to its tokens with what its base run adds is *held*: its
+layers are not computed, for the stream behind each is the stream before it and what is recorded of the base run.
 """
 
 from bisect import bisect_right
@@ -12,16 +15,21 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from causal_tracing.engine.backend import Place
-from causal_tracing.interventions.edits import Edit, Run, World
-from causal_tracing.interventions.sites import ATTENTION
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
 
+PARTS, MIXER = ("attn_out", "mlp_out"), "mixer_out"  # what a layer adds: two parts, or its only one
+BETWEEN = ("embed", "resid_pre", FINAL_SCALE)  # before the layers, between them, and behind the last one
 # Components whose edits change in their own layer no other token than the edited one.
 INSIDE = ("q", ATTENTION, "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One world of a wave. `joins` is the layer at whose input it joins; `points` are computed in the layer before."""
+    """One world of a wave. `joins` is the layer at whose input it joins; `points` are computed in the layer before.
+
+    `held`: from there on no layer needs to be computed for it.
+    """
 
     number: int
     base: Run
@@ -30,19 +38,21 @@ class Member:
     joins: int
     points: tuple[int, ...]
     writes: tuple[Edit, ...]
+    held: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Worlds whose base runs share a tape and whose first edited position is the same, in the order that they join.
 
-    Each has the tokens `first` to `stop` − 1 in the wave.
+    Each has the tokens `first` to `stop` − 1 in the wave. All of them are `held`, or none is.
     """
 
     tape: int
     first: int
     stop: int
     members: Sequence[Member]
+    held: bool = False
 
     @property
     def length(self) -> int:
@@ -71,6 +81,8 @@ class Group:
         """How many tokens of its worlds the layer must compute, the points of the next layer's joiners included."""
         joined, joining = self.joined(layer), self.joined(layer + 1)
         points = sum(point < self.stop for member in self.members[joined:joining] for point in member.points)
+        if self.held:
+            return points
         if layer < last:
             return joined * self.length + points
         return points + sum(len(self.read(member)) for member in self.members[:joined])
@@ -80,25 +92,28 @@ class Group:
         return tuple(position for position in member.readout if position >= self.first)
 
 
-def groups(worlds: Sequence[World], numbers: Sequence[int], tapes: Mapping[Run, int], num_layers: int) -> list[Group]:
-    """The worlds of these numbers by tape and first edited position; groups of one tape lie together.
+def groups(
+    worlds: Sequence[World], numbers: Sequence[int], tapes: Mapping[Run, int], num_layers: int, added_from: int
+) -> list[Group]:
+    """The worlds of these numbers by tape, first edited position, and whether they are held.
 
-    `tapes` says on which tape each base run lies.
+    Groups of one tape lie together. `tapes` says on which tape each base run lies, `added_from` from which layer on
+    each one gives the stream and what its parts add (`Anatomy`).
     """
     stops: dict[int, int] = {}
-    gathered: dict[tuple[int, int], list[Member]] = {}
+    gathered: dict[tuple[int, int, bool], list[Member]] = {}
     for number in numbers:
         tape = tapes[worlds[number].base]
-        member = joining(worlds[number], number, num_layers)
+        member = joining(worlds[number], number, num_layers, added_from)
         stops[tape] = max(stops.get(tape, 0), max(member.readout) + 1)
-        gathered.setdefault((tape, member.first), []).append(member)
+        gathered.setdefault((tape, member.first, member.held), []).append(member)
     return [
-        Group(tape=tape, first=first, stop=stops[tape], members=sorted(members, key=attrgetter("joins")))
-        for (tape, first), members in sorted(gathered.items(), key=itemgetter(0))
+        Group(tape=tape, first=first, stop=stops[tape], members=sorted(members, key=attrgetter("joins")), held=held)
+        for (tape, first, held), members in sorted(gathered.items(), key=itemgetter(0))
     ]
 
 
-def joining(world: World, number: int, num_layers: int) -> Member:
+def joining(world: World, number: int, num_layers: int, added_from: int) -> Member:
     """Where a world joins the wave. One without edits never does: it is its base run, unless it is a repeat."""
     if world.again and not world.edits:
         layer = (world.again - 1) % num_layers
@@ -106,9 +121,10 @@ def joining(world: World, number: int, num_layers: int) -> Member:
         return Member(
             number=number, base=world.base, readout=world.readout, first=0, joins=layer, points=(), writes=writes
         )
-    first = min((edit.site.position for edit in world.edits), default=len(world.base.tokens))
-    layer = min((edit.site.place.layer for edit in world.edits), default=num_layers)
-    here = [edit for edit in world.edits if edit.site.place.layer == layer]
+    edits = [edit for edit in world.edits if edit.site.component != FINAL_SCALE]  # that is behind the wave
+    first = min((edit.site.position for edit in edits), default=len(world.base.tokens))
+    layer = min((edit.site.place.layer for edit in edits), default=num_layers)
+    here = [edit for edit in edits if edit.site.place.layer == layer]
     inside = bool(here) and all(edit.site.component in INSIDE for edit in here)
     points = tuple(sorted({edit.site.position for edit in here})) if inside else ()
     return Member(
@@ -118,8 +134,24 @@ def joining(world: World, number: int, num_layers: int) -> Member:
         first=first,
         joins=layer + inside,
         points=points,
-        writes=(*_again(world.base.edits, first, layer, points), *world.edits),
+        writes=(*_again(world.base.edits, first, layer, points), *edits),
+        held=bool(edits) and layer + inside >= added_from and _holds(world, first, range(layer + inside, num_layers)),
     )
+
+
+def _holds(world: World, first: int, layers: Sequence[int]) -> bool:
+    """Whether a world has in these layers what its base run adds, at each of its tokens, and is edited nowhere else."""
+    held: set[tuple[str, int, int]] = set()
+    for edit in world.run.edits:
+        site = edit.site.place
+        if site.layer not in layers or site.component in BETWEEN:
+            continue
+        if site.component not in (*PARTS, MIXER) or edit.alpha != 1 or edit.source != From(world.base, site.position):
+            return False
+        held.add((site.component, site.layer, site.position))
+    single = any(component == MIXER for component, *_ in held)
+    tokens = range(first, max(world.readout) + 1)
+    return all((part, n, token) in held for part in ([MIXER] if single else PARTS) for n in layers for token in tokens)
 
 
 def _again(edits: Sequence[Edit], first: int, layer: int, points: Sequence[int]) -> Iterator[Edit]:

@@ -13,6 +13,7 @@ from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Attended, Tape
 from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
 from causal_tracing.interventions.edits import Run
+from causal_tracing.models.anatomy import Sum
 
 Writes = Mapping[Place, Sequence[Write]]
 KeysValues = tuple[Tensor, Tensor]
@@ -110,6 +111,24 @@ class States:
             rows = self._row_numbers([(member, edit.site.position) for member, edit in edits])
             numbered = [(number, edit) for number, (_, edit) in enumerate(edits)]
             self._flat[rows] = rewritten(self._flat[rows], numbered, donors)
+
+    def add(self, layer: int, sums: Sequence[Sum]) -> None:
+        """Goes on behind a layer of which each world has what its base run adds: added as the layer does it."""
+        joined = self.group.joined(layer)
+        if joined and self.group.length:
+            values = self.values[:joined]
+            for each in sums:
+                values = values if each.gain == 1 else values * each.gain
+                for component, scale in each.parts:
+                    added = self._recorded(component, layer)[self.rows[:joined]]
+                    values = values + (added if scale == 1 else added * scale)
+            self.values[:joined] = values
+
+    def _recorded(self, component: str, layer: int) -> Float[Tensor, "run token d_model"]:
+        """What the tape's runs have there, at the tokens of the group."""
+        runs = sorted(self.tape.rows, key=self.tape.rows.__getitem__)
+        found = [self.tape.recordings[run].activations[component, layer] for run in runs]
+        return torch.stack([each[self.group.first : self.group.stop] for each in found]).to(self.values)
 
     def whole(self, layer: int, limit: int) -> Iterator[Stretch]:
         """All tokens of the worlds that have joined, in stretches of about `limit` tokens."""

@@ -4,14 +4,15 @@ For one call the layers give way to stand-ins that pass the states on. The state
 few words are wanted, the head gives way to its rows of these words: a large vocabulary is a third of the work.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_tracing.engine.final_norm import scale_shown
 from causal_tracing.engine.indices import indices
 from causal_tracing.models.model import Model
 
@@ -23,14 +24,17 @@ def logits_of(
     token: int,
     tuples: bool,
     words: Sequence[int] | None = None,
+    scales: Callable[[Float[Tensor, "state 1"]], Tensor] | None = None,
 ) -> Float[Tensor, "state vocab"]:
     """The logits that the model makes of the stream behind its last layer: of all words, or of these alone.
 
     `token` is any ordinary one, to go in; `tuples` says whether the model's layers return such. Words can be asked for
-    where `head_of` finds a head.
+    where `head_of` finds a head. `scales` is shown what the final norm divides the states by, and gives what it divides
+    them by instead.
     """
     tokens = torch.full((len(states), 1), token, device=model.device)
-    with _stand_ins(model, states[:, None], tuples=tuples), _rows_of_the_head(model, words):
+    held = nullcontext() if scales is None else scale_shown(model, lambda own: scales(own.view(-1, 1)).view(own.shape))
+    with _stand_ins(model, states[:, None], tuples=tuples), held, _rows_of_the_head(model, words):
         return model.network(input_ids=tokens, use_cache=False).logits[:, 0]
 
 

@@ -9,7 +9,8 @@ import xarray as xr
 
 from causal_tracing.report.labels import number, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
-from causal_tracing.results.arms import DIRECTIONS
+from causal_tracing.report.words.paths import through, verb_of
+from causal_tracing.results.arms import DIRECT, DIRECT_NAMES, DIRECTIONS
 from causal_tracing.results.columns import columns_of, in_words
 from causal_tracing.results.means import MeanMap, NoMean
 from causal_tracing.results.site_kinds import kind_of
@@ -44,10 +45,10 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> Me
     (_, main), *others = means.items()
     assert isinstance(main, MeanMap)
     maps = [main, *(found for _, found in others if isinstance(found, MeanMap))]
-    sentences = [*_best(main), *_usual(main, record)]
+    sentences = [*_best(main), *_direct(main, record), *_usual(main, record)]
     for name, found in others:
         lacking = f"There is no mean of {name} over these pairs: {found}"
-        sentences += [lacking] if isinstance(found, NoMean) else _best(found)
+        sentences += [lacking] if isinstance(found, NoMean) else [*_best(found), *_direct(found, record)]
     return MeanReading(
         title=_share(main, record),
         total=_total(main),
@@ -115,6 +116,29 @@ def _best(means: MeanMap) -> Iterator[str]:
         what = f"{component} site" if kind_of(cell).layered else kind_of(cell).called
         said = f"Strongest {what}: {where_peak(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(means, half.held_out, stable.within_one_layer)
+
+
+def _direct(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
+    """Each component's strongest mean of direct paths, beside the whole effect there."""
+    norm = record.get("options", {}).get("direct_norm", "live")
+    measured = [direct for direct in DIRECT if f"{DIRECT_NAMES[direct]}_{means.shown}" in means.cells]
+    for direct in measured[:1]:
+        name = f"{DIRECT_NAMES[direct]}_{means.shown}"
+        for component in means.cells.component.values:
+            here = means.cells.sel(component=component)
+            size = abs(here[name]).where(here.status == "ok").fillna(0.0)
+            if not (size > 0).any():
+                continue
+            index = np.unravel_index(int(size.values.argmax()), size.shape)
+            cell = here.isel({str(axis): int(n) for axis, n in zip(size.dims, index, strict=True)})
+            both = [
+                number(float(cell[each])) + between(float(cell[f"{each}_low"]), float(cell[f"{each}_high"]))
+                for each in (name, means.shown)
+            ]
+            yield (
+                f"Strongest direct path of {component}: {where_peak(cell)}; {through(direct, norm)} it "
+                f"{verb_of(means.shown)} {both[0]} {means.unit}, in all {both[1]}."
+            )
 
 
 def where_peak(cell: xr.Dataset) -> str:

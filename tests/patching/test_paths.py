@@ -1,0 +1,384 @@
+"""Paths to the logits, on every family: against bare hooks, and by the laws that they must obey.
+
+The oracle patches and holds by forward hooks of its own, on modules that are named by hand; and for what reaches the
+logits through the stream alone it computes nothing but the change that the patch makes there.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import Tensor
+
+import causal_tracing as ct
+from bare_hooks import PATHS, Paths, first, with_first
+from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+from causal_tracing.patching.paths import plan_paths
+from causal_tracing.prompts.pairs import tokenize
+from causal_tracing.testing import lookup
+from families import FAMILIES
+from loaded import BY_NAME, fresh, shared
+
+CLEAN, CORRUPT = (5, 17, 42, 11, 60, 33, 8, 71, 90), (5, 17, 42, 13, 60, 29, 8, 71, 91)
+ANSWER, FOIL, LAST, LAYERS = 7, 20, 8, 4
+TOLERANCE = 1e-5  # of the largest logit, on tiny models
+REAL = 1e-2  # of the total effect: what is larger is no rounding
+
+NOT_HELD = ("falcon_h1",)  # a state space adds to the stream beside attention
+HELD = [family.name for family in FAMILIES if family.name not in NOT_HELD]
+# Where the stream between layers is no sum, and where logits are no linear map of the normed stream.
+POST_NORM, CAPPED = ("opt-350m",), ("gemma2",)
+SINGLE = [name for name in HELD if "mixer_out" in BY_NAME[name].parts]
+PARALLEL = [name for name in HELD if BY_NAME[name].residual == "parallel"]
+NORMS = {  # the final norm by hand, where it is not model.norm
+    "gemma3": "model.language_model.norm", "phi": "model.final_layernorm", "gpt2": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm", "gpt_neox-sequential": "gpt_neox.final_layer_norm",
+    "opt": "model.decoder.final_layer_norm", "falcon": "transformer.ln_f", "falcon-40b": "transformer.ln_f",
+    "falcon-rw": "transformer.ln_f", "bloom": "transformer.ln_f", "gptj": "transformer.ln_f",
+    "gpt_neo": "transformer.ln_f", "mpt": "transformer.norm_f", "mamba": "backbone.norm_f",
+}  # fmt: skip
+PROJECTIONS = {
+    "llama": "self_attn.o_proj",
+    "gemma2": "self_attn.o_proj",
+    "gpt2": "attn.c_proj",
+    "phi": "self_attn.dense",
+}
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return " ".join(f"w{token}" for token in tokens)
+
+
+def pair(clean: Sequence[int] = CLEAN, corrupt: Sequence[int] = CORRUPT) -> ct.Pair:
+    return ct.Pair(clean=spelled(clean), corrupt=spelled(corrupt), answer=f" w{ANSWER}", foil=f" w{FOIL}")
+
+
+def parts(name: str) -> tuple[str, ...]:
+    return BY_NAME[name].parts
+
+
+def asked(name: str) -> list[str]:
+    return ["mlps_frozen"] if name in SINGLE else ["mlps_frozen", "mlps_live"]
+
+
+@cache
+def traced(name: str, engine: str, norm: str = "live") -> ct.Trace:
+    model = shared(name)
+    heads = ["z"] if "z" in model.anatomy.mediators else []
+    components = ["resid_pre", *parts(name), "resid_post"]
+    return ct.trace(
+        model, pair(), components=components, heads=heads, direct=asked(name), direct_norm=norm, engine=engine,
+        progress=False, spot_checks=2,
+    )  # fmt: skip
+
+
+def engine_of(name: str) -> str:
+    return "packed" if BY_NAME[name].packed else "replay"
+
+
+def effects(name: str, norm: str = "live", of: str = "blocks", engine: str = "") -> Any:
+    return traced(name, engine or engine_of(name), norm).of(of).sel(metric="logit_diff", pair="pair-0")
+
+
+def bound(name: str) -> float:
+    """What rounding explains of a difference of two logits."""
+    return TOLERANCE * max(1.0, float(np.abs(Held(name).run(CLEAN)).max()))
+
+
+class Held:
+    """One family's network with bare hooks, written against the model alone."""
+
+    def __init__(self, name: str) -> None:
+        self.network, self.paths, self.name = shared(name).network, PATHS.get(name, Paths()), name
+        self.layers: Any = self.network.get_submodule(self.paths.layers)
+
+    def module(self, component: str, layer: int) -> Any:
+        return self.layers[layer].get_submodule(self.paths.of(component, layer))
+
+    def run(self, tokens: Sequence[int], hooks: Sequence[tuple[Any, str, Callable[..., Any]]] = ()) -> np.ndarray:
+        """The last token's logits. A hook is (module, "in" or "out", function)."""
+        with ExitStack() as stack, torch.no_grad():
+            for module, side, hook in hooks:
+                if side == "in":
+                    stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                else:
+                    stack.callback(module.register_forward_hook(hook).remove)
+            return self.network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double().numpy()
+
+    def seen(self, tokens: Sequence[int], module: Any) -> Tensor:
+        """What a module gives for the last token."""
+        found: list[Tensor] = []
+
+        def keep(_: Any, __: Any, output: Any) -> None:
+            value = first(output)
+            found.append(value.reshape(len(tokens), -1)[-1].clone())
+
+        self.run(tokens, [(module, "out", keep)])
+        return found[0]
+
+    def direct(self, component: str, layer: int, *, mlps: bool) -> float:
+        """Logit difference of the corrupt run with the clean activation, and what is behind as in the corrupt run."""
+        hooks = []
+        if component == "resid_pre":
+            hooks.append((self.layers[layer], "in", self._stream_written(self._stream(CLEAN, layer))))
+        else:
+            module = self.module(component, layer)
+            hooks.append((module, "out", written(self.seen(CLEAN, module))))
+        for part in parts(self.name):
+            for later in range(layer, LAYERS):
+                behind = later > layer or component == "resid_pre" or (component, part) == ("attn_out", "mlp_out")
+                if behind and (part != "mlp_out" or mlps):
+                    module = self.module(part, later)
+                    hooks.append((module, "out", written(self.seen(CORRUPT, module))))
+        return self.difference(hooks)
+
+    def through_the_stream(self, component: str, layer: int) -> float:
+        """The same for held MLPs, of the sum alone: the change of a contribution, added behind the last layer."""
+        module = self.module(component, layer)
+        change = self.paths.scale * (self.seen(CLEAN, module) - self.seen(CORRUPT, module))
+        after = self.seen(CORRUPT, self.layers[-1]) + change
+        return self.difference([(self.layers[-1], "out", written(after))])
+
+    def with_the_norm_frozen(self) -> float:
+        """The clean run's stream behind the last layer, divided by what the corrupt one's is divided by."""
+        norm = self.network.get_submodule(NORMS.get(self.name, "model.norm"))
+        clean, corrupt = (self.seen(tokens, self.layers[-1]).double() for tokens in (CLEAN, CORRUPT))
+        centred = "RMS" not in type(norm).__name__ and "Llama" not in type(norm).__name__
+        eps = next((getattr(norm, each) for each in ("eps", "variance_epsilon") if hasattr(norm, each)), 1e-5)
+        sizes = [((x - centred * x.mean()).square().mean() + eps).sqrt() for x in (clean, corrupt)]
+        with torch.no_grad():
+            offset = norm(torch.zeros(1, len(clean)))[0]
+        normed = offset + (self.seen(CLEAN, norm) - offset) * (sizes[0] / sizes[1])
+        return self.difference([(norm, "out", written(normed.float()))])
+
+    def difference(self, hooks: Sequence[Any]) -> float:
+        """Of the logits of the corrupt run so changed and as it is."""
+        with_hooks, without = (
+            logits[ANSWER] - logits[FOIL] for logits in (self.run(CORRUPT, hooks), self.run(CORRUPT))
+        )
+        return float(with_hooks - without)
+
+    def _stream(self, tokens: Sequence[int], layer: int) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(_: Any, args: Any, kwargs: Any) -> None:
+            found.append((args[0] if args else kwargs["hidden_states"])[0, -1].clone())
+
+        self.run(tokens, [(self.layers[layer], "in", keep)])
+        return found[0]
+
+    @staticmethod
+    def _stream_written(value: Tensor) -> Callable[..., Any]:
+        def write(_: Any, args: Any, kwargs: Any) -> Any:
+            stream = (args[0] if args else kwargs["hidden_states"]).clone()
+            stream[0, -1] = value
+            return ((stream, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": stream})
+
+        return write
+
+
+def written(value: Tensor) -> Callable[..., Any]:
+    """A hook that puts this where a module gives the last token's output."""
+
+    def hook(_: Any, __: Any, output: Any) -> Any:
+        changed = first(output).clone()
+        changed.view(-1, changed.shape[-1])[-1] = value
+        return with_first(output, changed)
+
+    return hook
+
+
+# P9: packed = replay = bare hooks, for whole parts and for the stream.
+@pytest.mark.parametrize("engine", ["packed", "replay"])
+@pytest.mark.parametrize("name", HELD)
+def test_paths_of_whole_parts_equal_bare_hooks(name: str, engine: str):
+    if engine == "packed" and not BY_NAME[name].packed:
+        pytest.skip("it does not attend by the replaceable function")
+    found, bare = effects(name, engine=engine).sel(position=LAST), Held(name)
+    sites = [("resid_pre", 0), ("resid_pre", 2), *((part, layer) for part in parts(name) for layer in (0, 2, 3))]
+    for component, layer in sites:
+        cell = found.sel(component=component, layer=layer)
+        for direct, mlps in (("direct_path", True), ("direct_path_mlps_live", False)):
+            if f"{direct}_restoration" in cell:
+                expected = bare.direct(component, layer, mlps=mlps)
+                measured = cell[f"{direct}_restoration"].item()
+                assert measured == pytest.approx(expected, abs=2 * bound(name)), (component, layer, direct)
+    apart = abs(found.direct_path_restoration - found.restoration)
+    assert apart.max() > REAL * abs(found.total_effect)
+
+
+# P2: the edge to the logits alone is the direct path with MLPs held: what the patch adds to the stream, and no more.
+@pytest.mark.parametrize("name", [name for name in HELD if name not in POST_NORM])
+def test_the_path_with_mlps_held_is_what_the_patch_adds_to_the_stream(name: str):
+    found, bare = effects(name).sel(position=LAST), Held(name)
+    for part in parts(name):
+        for layer in range(LAYERS):
+            measured = found.direct_path_restoration.sel(component=part, layer=layer).item()
+            assert measured == pytest.approx(bare.through_the_stream(part, layer), abs=2 * bound(name)), (part, layer)
+
+
+# P3: what all writers and the embedding add, of the donor, is the donor.
+@pytest.mark.parametrize("name", [name for name in HELD if name not in POST_NORM])
+def test_all_writers_and_the_embedding_of_the_other_run_are_that_run(name: str):
+    model, base, donor = shared(name), Run(CORRUPT), Run(CLEAN)
+    sites = [Site("resid_pre", 0, LAST), *(Site(part, layer, LAST) for part in parts(name) for layer in range(LAYERS))]
+    edits = tuple(Edit(site, From(donor, LAST)) for site in sites)
+    worlds = [World(base, edits, (LAST,)), World(donor, (), (LAST,))]
+    patched, other = evaluate(model, worlds, lambda logits, _: logits.flatten(1), engine=engine_of(name)).values
+    assert_allclose(patched, other, rtol=0, atol=TOLERANCE * np.abs(other).max())
+
+
+# P4: with the final norm frozen, the paths of all writers add up.
+@pytest.mark.parametrize("name", [name for name in HELD if name not in (*POST_NORM, *CAPPED)])
+def test_with_the_norm_frozen_paths_add_up(name: str):
+    found = effects(name, "frozen").sel(position=LAST).direct_path_restoration
+    total = found.sel(component=list(parts(name))).sum() + found.sel(component="resid_pre", layer=0)
+    assert total.item() == pytest.approx(Held(name).with_the_norm_frozen(), abs=20 * bound(name))
+    live = effects(name).sel(position=LAST).direct_path_restoration
+    assert abs(live.sel(component=list(parts(name))).sum() + live.sel(component="resid_pre", layer=0) - total) > 1e-3
+
+
+# P5: no path leads from another token, from what both runs share, or from nothing.
+@pytest.mark.parametrize("name", HELD)
+def test_where_no_path_leads_it_is_zero(name: str):
+    names = [f"direct_path{more}_{way}" for more in ("", "_mlps_live") for way in ("restoration", "disruption")]
+    for of in ("blocks", "heads") if "heads" in traced(name, engine_of(name)).measurements.maps else ("blocks",):
+        found = effects(name, of=of)
+        for each in names:
+            if each in found:
+                assert_array_equal(found[each].sel(position=range(LAST)), 0)
+                assert (found[each].sel(position=LAST) != 0).any()
+    assert (effects(name).restoration.sel(position=3) != 0).any()
+
+
+def test_what_is_written_by_half_or_not_at_all():
+    model = shared("llama")
+
+    def paths(**options: Any) -> Any:
+        found = ct.trace(model, pair(), components=["attn_out"], direct=["mlps_frozen"], progress=False, **options)
+        return found.effects.sel(metric="logit_diff", pair="pair-0", component="attn_out").direct_path_restoration
+
+    assert_array_equal(paths(write=ct.Write(alpha=0.0)), 0)
+    halves = [paths(write=ct.Write(alpha=alpha), direct_norm="frozen") for alpha in (0.5, 1.0)]
+    assert_allclose(2 * halves[0], halves[1], rtol=0, atol=4 * bound("llama"))
+
+
+# P6: what comes behind the last layer's attention is its MLP alone.
+@pytest.mark.parametrize("name", [name for name in HELD if name not in SINGLE])
+def test_in_the_last_layer_the_path_through_mlps_is_the_whole_effect(name: str):
+    for of, components in (("blocks", ["attn_out", "mlp_out"]), ("heads", ["z"])):
+        if of in traced(name, engine_of(name)).measurements.maps:
+            last = effects(name, of=of).sel(component=components, layer=LAYERS - 1, position=LAST)
+            assert_array_equal(last.direct_path_mlps_live_restoration, last.restoration)
+            assert_array_equal(last.direct_path_mlps_live_disruption, last.disruption)
+    blocks = effects(name).sel(layer=LAYERS - 1, position=LAST)
+    assert_array_equal(*(blocks.sel(component="mlp_out")[each] for each in ("direct_path_restoration", "restoration")))
+    attention = blocks.sel(component="attn_out")
+    apart = abs(attention.direct_path_restoration - attention.restoration).item()
+    assert apart <= 2 * bound(name) if name in PARALLEL else apart > 10 * bound(name)
+
+
+# P9 for single heads, in both directions; the projection's input is written by hand.
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_paths_of_heads_equal_bare_hooks(name: str):
+    bare, found = Held(name), effects(name, of="heads").sel(position=LAST, component="z")
+    for layer, head in ((0, 1), (2, 3), (3, 0)):
+        projection = bare.layers[layer].get_submodule(PROJECTIONS[name])
+        kept: list[Tensor] = []
+        bare.run(CLEAN, [(projection, "in", lambda _, args, __, kept=kept: kept.append(args[0][0, -1].clone()))])
+        size = len(kept[0]) // found.sizes["head"]
+        part = slice(head * size, (head + 1) * size)
+
+        def write(_: Any, args: Any, kwargs: Any, part: slice = part, value: Tensor = kept[0]) -> Any:
+            changed = args[0].clone()
+            changed[0, -1, part] = value[part]
+            return (changed, *args[1:]), kwargs
+
+        for direct, held in (("direct_path", ("attn_out", "mlp_out")), ("direct_path_mlps_live", ("attn_out",))):
+            behind = [bare.module(each, later) for each in held for later in range(layer, LAYERS)][1:]
+            hooks = [(module, "out", written(bare.seen(CORRUPT, module))) for module in behind]
+            expected = bare.difference([(projection, "in", write), *hooks])
+            measured = found[f"{direct}_restoration"].sel(layer=layer, head=head).item()
+            assert measured == pytest.approx(expected, abs=2 * bound(name)), (layer, head, direct)
+
+
+# P10: the path of a layer's attention is the joint path of its heads.
+@pytest.mark.parametrize("name", [name for name in HELD if "z" in shared(name).anatomy.mediators])
+def test_the_path_of_attention_is_that_of_all_its_heads(name: str):
+    model, base, donor = shared(name), Run(CORRUPT), Run(CLEAN)
+    paths = plan_paths(model, [tokenize(pair(), model.tokenizer)], ["mlps_frozen"], "live")
+    assert paths is not None
+    heads = [Edit(Site("z", 1, LAST, head), From(donor, LAST)) for head in range(model.parts("z"))]
+    world = World(base, (*heads, *paths.behind("mlps_frozen", base, heads)), (LAST,))
+    measured = evaluate(model, [world, World(base, (), (LAST,))], lambda logits, _: logits.flatten(1)).values
+    together = measured[0] - measured[1]
+    cell = effects(name).direct_path_restoration.sel(component="attn_out", layer=1, position=LAST).item()
+    assert cell == pytest.approx(together[ANSWER] - together[FOIL], abs=2 * bound(name))
+    if name in (*POST_NORM, *CAPPED, "gemma3", "gemma3_text", "olmo2"):
+        return
+    frozen = effects(name, "frozen", "heads").direct_path_restoration.sel(component="z", layer=1, position=LAST)
+    whole = effects(name, "frozen").direct_path_restoration.sel(component="attn_out", layer=1, position=LAST)
+    assert frozen.sum().item() == pytest.approx(whole.item(), abs=8 * bound(name))
+
+
+def test_disruption_is_the_same_with_the_runs_exchanged():
+    found = effects("llama").sel(position=LAST)
+    other = ct.trace(
+        shared("llama"), pair(CORRUPT, CLEAN), components=["attn_out", "mlp_out"], direct=True, progress=False
+    )
+    back = other.effects.sel(metric="logit_diff", pair="pair-0", position=LAST)
+    for name in ("direct_path", "direct_path_mlps_live"):
+        one = found[f"{name}_disruption"].sel(component=["attn_out", "mlp_out"])
+        assert_allclose(one, -back[f"{name}_restoration"], rtol=0, atol=4 * bound("llama"))
+
+
+def test_keys_and_values_reach_the_token_that_reads_them_in_their_own_layer():
+    found = ct.trace(
+        shared("llama"), pair(), components=[], heads=["q", "v"], direct=["mlps_frozen"], progress=False
+    ).of("heads").sel(metric="logit_diff", pair="pair-0")  # fmt: skip
+    of_values = found.direct_path_restoration.sel(component="v", position=5)
+    assert (abs(of_values) > 1e-3).any()
+    assert_array_equal(found.direct_path_restoration.sel(component="q", position=5), 0)
+    assert_allclose(of_values.sel(layer=3), found.restoration.sel(component="v", position=5, layer=3), atol=10)
+
+
+def test_a_window_is_patched_together_and_held_behind():
+    model, base, donor = shared("llama"), Run(CORRUPT), Run(CLEAN)
+    found = ct.trace(model, pair(), components=["attn_out"], window=2, direct=["mlps_frozen"], progress=False).effects
+    cell = found.sel(metric="logit_diff", pair="pair-0", component="attn_out", layer=1, position=LAST)
+    assert (cell.window_first, cell.window_last) == (1, 2)
+    sites = [Site("mlp_out", layer, LAST) for layer in (1, 2, 3)] + [Site("attn_out", 3, LAST)]
+    held = [Edit(site, From(base, LAST)) for site in sites]
+    both = [Edit(Site("attn_out", layer, LAST), From(donor, LAST)) for layer in (1, 2)]
+    worlds = [World(base, (*both, *held), (LAST,)), World(base, (), (LAST,))]
+    numbers = evaluate(model, worlds, lambda logits, _: logits.flatten(1)).values
+    expected = (numbers[0] - numbers[1])[ANSWER] - (numbers[0] - numbers[1])[FOIL]
+    assert cell.direct_path_restoration.item() == pytest.approx(expected, abs=2 * bound("llama"))
+
+
+@pytest.mark.filterwarnings("ignore::causal_tracing.errors.EngineNote")  # toys attend by themselves
+def test_the_lookup_writes_its_answer_by_attention_of_layer_4_alone():
+    model, told = lookup()
+    found = ct.trace(model, told, components=["resid_pre", "attn_out", "mlp_out"], direct=True, progress=False).effects
+    found = found.sel(metric="logit_diff", pair="lookup")
+    shares = found.direct_path_restoration / found.total_effect
+    last = shares.isel(position=-1)
+    assert last.sel(component="attn_out").values.tolist() == [0, 0, 0, 0, 1, 0]
+    assert float(abs(last.sel(component="mlp_out")).max()) == 0
+    assert float(abs(shares.isel(position=slice(None, -1))).max()) == 0
+
+
+def test_the_model_is_left_as_it_was():
+    model: Model = fresh("llama")
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.network.modules()]
+    ct.trace(model, pair(), components=["attn_out"], direct=True, direct_norm="frozen", progress=False)
+    after = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.network.modules()]
+    assert after == hooks

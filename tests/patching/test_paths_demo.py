@@ -1,0 +1,64 @@
+"""Direct paths of heads of the demo model: the numbers that bare hooks gave elsewhere, and what is said of them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import causal_tracing as ct
+from causal_tracing.models.model import Model
+
+PAIR = ct.Pair(
+    clean="The Colosseum is located in the city of",
+    corrupt="The Eiffel Tower is located in the city of",
+    answer=" Rome",
+    foil=" Paris",
+)
+# Head of layer 23: whole effect (all tokens patched), direct path, the same with the norm frozen, with MLPs live.
+TABLE = {
+    4: (7.541, 3.472, 3.485, 5.846),
+    5: (4.636, 2.420, 2.450, 4.010),
+    1: (0.370, 1.187, 1.224, 1.157),
+    0: (0.235, 0.243, None, 0.644),
+    3: (-0.235, -0.151, None, -0.275),
+}
+
+
+def traced(demo: Model, **options: Any) -> ct.Trace:
+    asked = {"components": [], "heads": True, "layers": [23], "directions": ["restoration"], "direct": True}
+    return ct.trace(demo, PAIR, progress=False, **(asked | options))
+
+
+@pytest.fixture(scope="module")
+def live(demo: Model) -> ct.Trace:
+    return traced(demo, head_positions=["together", "last"])
+
+
+def test_paths_of_heads_are_those_that_bare_hooks_gave(demo: Model, live: ct.Trace):
+    at: dict[str, Any] = {"metric": "logit_diff", "pair": "pair-0", "component": "z", "layer": 23}
+    found = live.of("heads").sel(at)
+    frozen = traced(demo, head_positions=["last"], direct=["mlps_frozen"], direct_norm="frozen").of("heads").sel(at)
+    assert found.total_effect.item() == pytest.approx(13.8711, abs=1e-3)
+    for head, (whole, direct, with_frozen_norm, mlps_live) in TABLE.items():
+        together, last = (found.sel(head=head, position=name) for name in ("together", "last"))
+        assert together.restoration.item() == pytest.approx(whole, abs=1e-3)
+        assert last.direct_path_restoration.item() == pytest.approx(direct, abs=1e-3)
+        assert last.direct_path_mlps_live_restoration.item() == pytest.approx(mlps_live, abs=1e-3)
+        if with_frozen_norm is not None:
+            measured = frozen.direct_path_restoration.sel(head=head, position="last").item()
+            assert measured == pytest.approx(with_frozen_norm, abs=1e-3)
+    assert found.attrs["direct_norm"] == "live"
+    assert frozen.attrs["direct_norm"] == "frozen"
+    # At the token that is read alone something can go the direct way: all tokens together are that one.
+    np.testing.assert_allclose(
+        found.direct_path_restoration.sel(position="together"),
+        found.direct_path_restoration.sel(position="last"),
+        atol=1e-4,
+    )
+
+
+def test_a_path_that_the_map_hides_is_said(live: ct.Trace):
+    said = live.summary()
+    assert "Hidden in the map of head by its z: head 1 of layer 23 at" in said
+    assert "through the residual stream alone it brings back 1.19 logits, in all 0." in said
+    assert "with later attention and later MLPs live, 0." in said

@@ -11,6 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, InvalidPair
+from causal_tracing.patching.cells import Question, cells
+from causal_tracing.patching.job import plan_job
+from causal_tracing.patching.options import Options
 from causal_tracing.patching.set_options import check_sets
 from joint import CLEAN, CORRUPT, LAST, PAIR, ByHand, Place, others, tiny
 
@@ -230,6 +233,16 @@ def test_worlds_are_counted_before_they_run() -> None:
     pairs = traced(interactions=["each z 3 @ last"])
     assert pairs.provenance["worlds"] == 2 * (4 * 3 / 2 + 4) + 2
     assert ct.estimate(tiny(), PAIR, components=[], interactions=["each z 3 @ last"]).worlds >= 2 * (6 + 4) + 2
+
+
+def test_progress_counts_the_worlds_that_there_are() -> None:
+    sets = {name: SETS[name] for name in ("heads", "everywhere")}
+    options = Options(components=[], sets=sets, growing=True, interactions=["each z 3 @ last"])
+    job = plan_job(tiny(), PAIR, options)
+    question = Question(number=0, pair=job.pairs[0], contrast=job.contrasts[0])
+    counts = [grid.count(question.pair) for grid in job.grids]
+    assert counts == [sum(1 for _ in cells(question, grid)) for grid in job.grids]
+    assert counts == [2 * (1 + 3 + 1 + 1), 2 * (3 + 3 + 1 + 1), 2 * (6 + 4)]
 
 
 A = ["z 1.2 @ last"]

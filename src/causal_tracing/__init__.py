@@ -19,6 +19,7 @@ __all__ = [
     "explore",
     "from_transformer_lens",
     "knockout",
+    "ledger",
     "load",
     "open_trace",
     "preview",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.attribute import attribute
     from causal_tracing.experiments.compare import compare
     from causal_tracing.experiments.knockout import knockout
+    from causal_tracing.experiments.ledger import ledger
     from causal_tracing.experiments.load import load
     from causal_tracing.experiments.open_trace import open_trace
     from causal_tracing.experiments.run import run
@@ -62,6 +64,7 @@ _HOMES = {
     "explore": "explorer.start",
     "from_transformer_lens": "results.transformer_lens",
     "knockout": "experiments.knockout",
+    "ledger": "experiments.ledger",
     "load": "experiments.load",
     "open_trace": "experiments.open_trace",
     "preview": "patching.preview",

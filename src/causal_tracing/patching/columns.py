@@ -6,8 +6,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import Pair, TokenPair
-from causal_tracing.prompts.tokens import ROLES, Column, TokenPrompt
-from causal_tracing.results.columns import TOGETHER, named_together
+from causal_tracing.prompts.tokens import ROLES, TOGETHER, Column, named_together
 
 OF_SUBJECT = tuple(role for role in ROLES if role != "last")  # what no token is in a pair without a subject
 
@@ -20,14 +19,9 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
     if column == TOGETHER:
         return [pair.slots]
     name = named_together(column) if column not in pair.clean.spans else ""
-    positions = (column,) if isinstance(column, int) else of_name(pair.clean, name or column)
+    positions = (column,) if isinstance(column, int) else pair.clean.named(name or column)
     slots = tuple(slot for slot in pair.slots if slot.clean in positions)
     return [slots] if name and slots else [(slot,) for slot in slots]
-
-
-def of_name(prompt: TokenPrompt, name: str) -> tuple[int, ...]:
-    """The tokens of a role or span, or of the whole subject."""
-    return prompt.subject if name == "subject" and name not in prompt.spans else prompt.positions(name)
 
 
 def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:

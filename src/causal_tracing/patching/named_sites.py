@@ -17,7 +17,6 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.interventions.edits import Edit
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
-from causal_tracing.patching.columns import of_name
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
@@ -67,7 +66,7 @@ class NamedSite:
         if isinstance(self.tokens, int):
             named = (self.tokens + (len(pair.clean.tokens) if self.tokens < 0 else 0),)
         else:
-            named = of_name(pair.clean, self.tokens)
+            named = pair.clean.named(self.tokens)
         return [slot for slot in pair.slots if slot.clean in named]
 
     def edits(self, pair: TokenPair, contrast: "Contrast", donor: "Run", *, restores: bool) -> Iterator[Edit]:

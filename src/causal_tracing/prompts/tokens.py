@@ -10,9 +10,16 @@ from causal_tracing.prompts.token_texts import in_pieces, token_text
 
 Column = int | str  # of a map: a token's position, or a role or span
 ROLES = ("before_subject", "subject_first", "subject_middle", "subject_last", "next", "further", "last")
+TOGETHER = "together"  # all tokens at once; behind a name, all of that role or span
 MARK = "causal-tracing-mark"
 SPACE = "▁"
 Offsets = list[tuple[int, int]]  # where each token lies in the text: [start, end)
+
+
+def named_together(column: Any) -> str:
+    """The role or span whose tokens a column takes together, such as "subject together"; "" for other columns."""
+    name, _, last = column.rpartition(" ") if isinstance(column, str) else ("", "", "")
+    return name if last == TOGETHER else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,10 @@ class TokenPrompt:
         if name in self.spans:
             return self.spans[name]
         return tuple(position for position, role in enumerate(self.roles) if role == name)
+
+    def named(self, name: str) -> tuple[int, ...]:
+        """The same; of "subject", where no span is called so, the whole subject."""
+        return self.subject if name == "subject" and name not in self.spans else self.positions(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,8 @@ from typing import Any, TypeGuard
 import numpy as np
 import xarray as xr
 
-from causal_tracing.prompts.tokens import Column
+from causal_tracing.prompts.tokens import TOGETHER, Column, named_together
 from causal_tracing.results.site_kinds import KINDS
-
-TOGETHER = "together"  # all tokens at once; behind a name, all of that role or span
-
-
-def named_together(column: Any) -> str:
-    """The role or span whose tokens a column takes together, such as "subject together"; "" for other columns."""
-    name, _, last = column.rpartition(" ") if isinstance(column, str) else ("", "", "")
-    return name if last == TOGETHER else ""
 
 
 def in_words(column: str) -> str:

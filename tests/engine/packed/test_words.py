@@ -14,7 +14,7 @@ from loaded import fresh
 
 FEW = (2, 5, 41)
 # Heads of other kinds: plain, with a bias, with scaled logits, with a soft-cap, shared with the embedding.
-HEADS = ("llama", "gptj", "cohere", "granite", "gemma2", "gpt2")
+HEADS = ("llama", "phi", "cohere", "granite", "gemma2", "gpt2")
 
 
 class Looks:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test test-slow families lint bench wheel clean
+.PHONY: install demo test test-slow families lint docs bench wheel clean
 
 install: $(STAMP)
 
@@ -34,6 +34,20 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# The documentation site, every warning an error, and a browser's look at it. Sphinx lives in an environment of its own,
+# which sees the packages of .venv beneath it.
+DOCS := .venv-docs/bin
+docs: .venv-docs/installed
+	rm -rf docs/_build/html
+	$(DOCS)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv-docs/installed: $(STAMP) pyproject.toml constraints.txt
+	test -x $(DOCS)/python || $(BIN)/python -m venv .venv-docs
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > "$$($(DOCS)/python -c 'import site; print(site.getsitepackages()[0])')/beneath.pth"
+	$(DOCS)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # Other tools' sweeps beside ours: the peers live in an environment of their own, so that the tests never see them.
 bench:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -53,4 +67,4 @@ wheel: install
 	cp tests/installed.py dist/ && cd dist && ../.venv-wheel/bin/python -I installed.py
 
 clean:
-	rm -rf .venv .venv-bench .venv-wheel dist
+	rm -rf .venv .venv-bench .venv-docs .venv-wheel dist docs/_build

@@ -44,6 +44,7 @@ html_copy_source = False
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 maximum_signature_line_length = 90
+smartquotes = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 

@@ -39,7 +39,7 @@ lint: install
 DOCS := .venv-docs/bin
 docs: .venv-docs/installed
 	rm -rf docs/_build/html
-	$(DOCS)/python -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(DOCS)/python -m sphinx --builder html --jobs 2 --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .venv-docs/installed: $(STAMP) pyproject.toml constraints.txt

@@ -33,6 +33,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress and notes
 nb_execution_cache_path = str(HERE / "_build" / "cache")
 
 html_theme = "furo"
@@ -49,4 +50,6 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app):
+    """Fills pages as they are read; two processes may read them at a time."""
     app.connect("source-read", pages.filled)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

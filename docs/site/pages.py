@@ -18,6 +18,7 @@ SHOWN = {
     "CHANGELOG.md": "reference/changelog",
     "CONTRIBUTING.md": "contributing",
     "benchmarks/README.md": "benchmarks",
+    "README.md": "index",
     "docs/README.md": "index",
 }
 

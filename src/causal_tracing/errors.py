@@ -74,8 +74,8 @@ class InvalidOption(InputError):
 class InvalidEdit(InputError):
     """Edits that contradict each other, or that name a place which is not there.
 
-    Cause: two writes at one place, a layer or position beyond the model or the prompt, or a query that would see no key
-    at all.
+    Cause: two writes at one place, a layer or position beyond the model or the prompt, a tensor of another shape, or a
+    query that would see no key at all.
 
     Remedy: the message names the site: leave one of the edits out, or choose a place that is there.
     """
@@ -136,8 +136,8 @@ class ModelNotFound(ModelError):
 class UnsupportedModel(ModelError):
     """Not a causal decoder, or one whose parts cannot be told apart.
 
-    Cause: an encoder, an architecture whose layers do not hand a stream from one to the next, or a model whose forward
-    does not repeat itself.
+    Cause: an encoder, layers that are used more than once, or a model whose numbers for a prompt depend on what is run
+    beside it.
 
     Remedy: the message says which check did not hold. No option turns a check off: numbers that were not checked would
     not be believed.
@@ -148,7 +148,7 @@ class UnsupportedTokenizer(ModelError):
     """A tokenizer that cannot say where its tokens lie in the text.
 
     Cause: subjects and spans are found by the places of tokens in the text, which slow tokenizers do not tell; or there
-    is no chat template.
+    is no chat template, or one that changes the message.
 
     Remedy: use a fast tokenizer, or leave subject, spans or chat out.
     """

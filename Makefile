@@ -40,6 +40,7 @@ DOCS := .venv-docs/bin
 docs: .venv-docs/installed
 	rm -rf docs/_build/html
 	OMP_NUM_THREADS=1 $(DOCS)/python -m sphinx --builder html --jobs 2 --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	SITE=docs/_build/html $(BIN)/python -m pytest --quiet tests/docs/test_site.py
 	@echo "docs/_build/html/index.html"
 
 .venv-docs/installed: $(STAMP) pyproject.toml constraints.txt
@@ -52,6 +53,7 @@ docs: .venv-docs/installed
 bench:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	.venv-bench/bin/python benchmarks/coming_from.py
 	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/noise.py
 	.venv-bench/bin/python benchmarks/mediators.py

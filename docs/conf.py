@@ -11,9 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "site"))
 
-import pages  # noqa: E402 (beside this file)
-
 import causal_tracing  # noqa: E402
+import pages  # noqa: E402 (beside this file)
 
 project = "causal-tracing"
 author = "the causal-tracing developers"
@@ -39,6 +38,7 @@ nb_execution_cache_path = str(HERE / "_build" / "cache")
 html_theme = "furo"
 html_title = f"causal-tracing {release}"
 html_static_path = ["site/static"]
+html_favicon = "site/static/icon.svg"
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
@@ -52,4 +52,5 @@ copybutton_exclude = ".linenos, .gp, .go"
 def setup(app):
     """Fills pages as they are read; two processes may read them at a time."""
     app.connect("source-read", pages.filled)
+    app.connect("build-finished", pages.mended)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -106,7 +106,11 @@ def _options(group: str, declared: Any) -> str:
         for name, spec in specs(declared).items()
         if spec.group == group
     ]
-    return "\n".join([f"*{group}*", "", "| option | type | default | |", "|---|---|---|---|", *rows]) if rows else ""
+    return (
+        "\n".join([f"*{group}*", "", "| option | type | default | what it is |", "|---|---|---|---|", *rows])
+        if rows
+        else ""
+    )
 
 
 def _class(name: str, made: type) -> str:
@@ -232,7 +236,7 @@ def _command(name: str, command: Any) -> str:
             groups.setdefault(getattr(each, "rich_help_panel", None) or "Options", []).append(each)
     for group in [*(each for each in ("Options", *GROUPS) if each in groups)]:
         rows = [_flag(each) for each in groups[group]]
-        parts.append("\n".join([f"*{group}*", "", "| | | |", "|---|---|---|", *rows]))
+        parts.append("\n".join([f"*{group}*", "", "| flag | takes | what it is |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
 
 

@@ -53,3 +53,32 @@ def inside(text: str, page: PurePosixPath) -> str:
         return found[0]
 
     return LINK.sub(moved, text)
+
+
+# What axe finds in the markup of the theme, of Sphinx and of pandas, and what stands there instead.
+MENDED = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    "<th></th>": "<td></td>",
+    "<pre><span></span>": '<pre tabindex="0"><span></span>',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+}
+SIGNATURE = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n?)+)</dl>", re.DOTALL)
+
+
+def mended(app, failed: Exception | None) -> None:
+    """Sphinx's build-finished: headings, landmarks and lists as readers of a screen need them."""
+    for file in [] if failed else Path(app.outdir).rglob("*.html"):
+        text = found = file.read_text(encoding="utf-8")
+        for old, new in MENDED.items():
+            found = found.replace(old, new)
+        found = SIGNATURE.sub(_lines, found)
+        if found != text:
+            file.write_text(found, encoding="utf-8")
+
+
+def _lines(found: re.Match[str]) -> str:
+    """The parameters of a long signature as lines: a list of definitions without terms is none."""
+    lines = found[1].replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+    return f'<span class="sig-lines">{lines}</span>'

@@ -40,6 +40,7 @@ DOCS := .venv-docs/bin
 docs: .venv-docs/installed
 	rm -rf docs/_build/html
 	OMP_NUM_THREADS=1 $(DOCS)/python -m sphinx --builder html --jobs 2 --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	$(DOCS)/python docs/site/notebook.py --check
 	SITE=docs/_build/html $(BIN)/python -m pytest --quiet tests/docs/test_site.py
 	@echo "docs/_build/html/index.html"
 

@@ -1,7 +1,7 @@
 """The rows of docs/coming-from/transformerlens.md, run on one random GPT-2 by both: equal to 1e-4 logits, or it fails.
 
-`python benchmarks/coming_from.py` needs the extra [bench]; `make bench` runs it first. The calls are read from the page:
-a row whose calls are no longer true, or that nothing here knows how to compare, is an error.
+`python benchmarks/coming_from.py` needs the extra [bench]; `make bench` runs it first. The calls are read from the
+page: a row whose calls are no longer true, or that nothing here knows how to compare, is an error.
 """
 
 import argparse

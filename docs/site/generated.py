@@ -102,7 +102,8 @@ def _options(group: str, declared: Any) -> str:
     """A table of what is declared of one group."""
     kinds = {each.name: each.type for each in fields(declared)}
     rows = [
-        f"| `{name}` | {_code(_type(kinds[name]))} | {_code(repr(spec.default))} | {_cell(f'{spec.help} {spec.python}')} |"
+        f"| `{name}` | {_code(_type(kinds[name]))} | {_code(repr(spec.default))} "
+        f"| {_cell(f'{spec.help} {spec.python}')} |"
         for name, spec in specs(declared).items()
         if spec.group == group
     ]

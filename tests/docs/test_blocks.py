@@ -1,7 +1,7 @@
 """Every block of Python and every command in the README and the pages runs, or says in the line above why not.
 
-1. Blocks of a page run one after the other, in one namespace, in a folder of their own. `<!-- not run: REASON -->` above
-   a block leaves it out.
+1. Blocks of a page run one after the other, in one namespace, in a folder of their own. `<!-- not run: REASON -->`
+   above a block leaves it out.
 2. For the demo model stands a random one of its layers, heads and tokenizer, and of a few numbers a vector: what is
    tested is that the code of a page can be run, not what it finds.
 3. Commands run in this process. Of all of them, also of those that are not run, every flag must be one that there is.
@@ -95,10 +95,8 @@ def test_what_a_page_shows_can_be_run(
         if block.language == "python":
             exec(compile("\n" * (block.line - 1) + block.code, where, "exec"), names)
         for words in block.commands:
-            try:
-                app(words[1:], standalone_mode=False)
-            except typer.Exit as ended:
-                assert ended.exit_code == 0, (where, words, capsys.readouterr())
+            code = app(words[1:], standalone_mode=False)
+            assert not code, (where, words, capsys.readouterr())
 
 
 @pytest.mark.parametrize("name", [name for name, each in FOUND.items() if any(block.commands for block in each)])

@@ -9,7 +9,7 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "docs" / "tutorials").glob("*.md
 CELL = re.compile(r"^```\{code-cell\} ipython3\n((?::[^\n]*\n)*)(.*?)^```$", re.M | re.S)
 # A number of logits, probability or share: digits behind a point, and no version, head (23.3), or name of a paper.
 NUMBER = re.compile(r"(?<![\d.\w])\d+\.\d+(?![\d.])")
-HEADS = re.compile(r"\b(?:[Hh]ead |[Ff]rom |answer: |and )(?=\d+\.\d\b)\d+\.\d\b(?! logits)")
+HEADS = re.compile(r"\b(?:[Hh]ead\s|[Ff]rom\s|answer:\s|and\s)(?=\d+\.\d\b)\d+\.\d\b(?! logits)")
 
 
 def prose(text: str) -> str:

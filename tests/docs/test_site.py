@@ -22,10 +22,10 @@ pytestmark = [
     pytest.mark.skipif(SITE is None, reason="needs the built site, which make docs makes and tests"),
 ]
 PAGES = (
-    "index", "tutorials/first-map", "tutorials/ioi-heads", "trace", "many-pairs", "results", "reference/api",
-    "reference/errors", "coming-from/transformerlens", "effects", "statistics",
+    "index", "tutorials/first-map", "tutorials/ioi-heads", "trace", "results", "reference/api", "reference/errors",
+    "coming-from/transformerlens", "effects", "statistics",
 )  # fmt: skip
-DARK = ("index", "tutorials/first-map", "reference/errors")
+DARK = ("index", "tutorials/first-map")
 
 
 class Quiet(SimpleHTTPRequestHandler):

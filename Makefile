@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install demo test test-slow families lint bench wheel clean
+.PHONY: install demo test test-slow families lint docs bench wheel clean
 
 install: $(STAMP)
 
@@ -34,10 +34,27 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# The documentation site, every warning an error, and a browser's look at it. Sphinx lives in an environment of its own,
+# which sees the packages of .venv beneath it.
+DOCS := .venv-docs/bin
+docs: .venv-docs/installed
+	rm -rf docs/_build/html
+	OMP_NUM_THREADS=1 $(DOCS)/python -m sphinx --builder html --jobs 2 --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	$(DOCS)/python docs/site/notebook.py --check
+	SITE=docs/_build/html $(BIN)/python -m pytest --quiet tests/docs/test_site.py
+	@echo "docs/_build/html/index.html"
+
+.venv-docs/installed: $(STAMP) pyproject.toml constraints.txt
+	test -x $(DOCS)/python || $(BIN)/python -m venv .venv-docs
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > "$$($(DOCS)/python -c 'import site; print(site.getsitepackages()[0])')/beneath.pth"
+	$(DOCS)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # Other tools' sweeps beside ours: the peers live in an environment of their own, so that the tests never see them.
 bench:
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	.venv-bench/bin/python benchmarks/coming_from.py
 	.venv-bench/bin/python benchmarks/speed.py
 	.venv-bench/bin/python benchmarks/noise.py
 	.venv-bench/bin/python benchmarks/mediators.py
@@ -53,4 +70,4 @@ wheel: install
 	cp tests/installed.py dist/ && cd dist && ../.venv-wheel/bin/python -I installed.py
 
 clean:
-	rm -rf .venv .venv-bench .venv-wheel dist
+	rm -rf .venv .venv-bench .venv-docs .venv-wheel dist docs/_build

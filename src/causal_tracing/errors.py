@@ -22,71 +22,155 @@ from collections.abc import Iterable
 
 
 class CausalTracingError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Catch it where any of them is meant; anything else that is raised is a fault of the package, or of a library.
+    """
 
     exit_code = 1
 
 
 class InputError(CausalTracingError):
-    """What the caller wrote cannot be done as it stands."""
+    """What the caller wrote cannot be done as it stands.
+
+    Cause: a pair, an option, an edit or a folder; the model was not yet at fault.
+
+    Remedy: change what the message names. What can be seen before a model is loaded is said before.
+    """
 
     exit_code = 2
 
 
 class InvalidPair(InputError):
-    """A pair that cannot be used as it stands."""
+    """A pair that cannot be used as it stands.
+
+    Cause: a text that is missing or empty, a subject or span that is not in its prompt, an answer that is its own foil,
+    a row of a file that is no pair, or more tokens than the model takes.
+
+    Remedy: the message names the pair, or the line of the file. `preview` shows how a pair is understood before
+    anything is traced.
+    """
 
 
 class MisalignedPair(InvalidPair):
-    """The clean and the corrupt prompt do not match token by token."""
+    """The clean and the corrupt prompt do not match token by token.
+
+    Cause: the two prompts have different numbers of tokens for this model's tokenizer, or their subjects have.
+
+    Remedy: use prompts of equal length, `align="suffix"` (what both end with), or `align="spans"` (equal roles; needs
+    both subjects).
+    """
 
 
 class InvalidOption(InputError):
-    """An option or a name that does not exist, or does not fit the others."""
+    """An option or a name that does not exist, or does not fit the others.
+
+    Cause: a name with a slip in it, a value that cannot be meant, or two options that contradict each other.
+
+    Remedy: the message has the nearest valid name and all of them, or which option to leave out.
+    """
 
 
 class InvalidEdit(InputError):
-    """Edits that contradict each other, or that name a place which is not there."""
+    """Edits that contradict each other, or that name a place which is not there.
+
+    Cause: two writes at one place, a layer or position beyond the model or the prompt, a tensor of another shape, or a
+    query that would see no key at all.
+
+    Remedy: the message names the site: leave one of the edits out, or choose a place that is there.
+    """
 
 
 class InvalidResults(InputError):
-    """A saved trace that is missing, damaged, or written by a newer version."""
+    """A saved trace that is missing, damaged, or written by a newer version.
+
+    Cause: a folder that holds something else, a file that was changed or cut off, or a run folder that was begun with
+    another model, other options or other pairs.
+
+    Remedy: give another folder, restore the file, upgrade the package, or begin the run anew; what differs is named.
+    """
 
 
 class MachineError(CausalTracingError):
-    """Disk, memory or network."""
+    """Disk, memory or network.
+
+    Cause: a full disk, a folder that cannot be written, a port that is taken, a download that failed, an extra that is
+    not installed, or another process at work in the folder.
+
+    Remedy: the message says what is needed (for an extra, the pip command). The same command goes on with a run folder
+    where it was.
+    """
 
     exit_code = 3
 
 
 class OutOfMemory(MachineError):
-    """The model, or a single world, does not fit into memory."""
+    """The model, or a single world, does not fit into memory.
+
+    Cause: batches were made smaller until one world was left, and that did not fit either.
+
+    Remedy: a shorter prompt, a smaller dtype, another device, or `device_map`.
+    """
 
 
 class ModelError(CausalTracingError):
-    """The model or its tokenizer."""
+    """The model or its tokenizer.
+
+    Cause: what was asked for cannot be had from this model.
+
+    Remedy: `check` says what holds on it, with the measured differences.
+    """
 
     exit_code = 4
 
 
 class ModelNotFound(ModelError):
-    """No such folder, file, repository or revision, or no access to it."""
+    """No such folder, file, repository or revision, or no access to it.
+
+    Cause: a name with a slip in it, a folder without weights, a gated repository, or no network.
+
+    Remedy: see that the name is right; log in to the hub for gated models; without a network give a folder.
+    """
 
 
 class UnsupportedModel(ModelError):
-    """Not a causal decoder, or one whose parts cannot be told apart."""
+    """Not a causal decoder, or one whose parts cannot be told apart.
+
+    Cause: an encoder, layers that are used more than once, or a model whose numbers for a prompt depend on what is run
+    beside it.
+
+    Remedy: the message says which check did not hold. No option turns a check off: numbers that were not checked would
+    not be believed.
+    """
 
 
 class UnsupportedTokenizer(ModelError):
-    """A tokenizer that cannot say where its tokens lie in the text."""
+    """A tokenizer that cannot say where its tokens lie in the text.
+
+    Cause: subjects and spans are found by the places of tokens in the text, which slow tokenizers do not tell; or there
+    is no chat template, or one that changes the message.
+
+    Remedy: use a fast tokenizer, or leave subject, spans or chat out.
+    """
 
 
 class ComponentNotOffered(ModelError):
-    """A component that this model does not have, or whose checks did not hold."""
+    """A component that this model does not have, or whose checks did not hold.
+
+    Cause: an architecture without such a part, one whose parts could not be told apart, or an engine that cannot reach
+    it.
+
+    Remedy: the message lists what is offered. `check` has the reason for each.
+    """
 
 
 class CannotPack(ModelError):
-    """The packed engine cannot run this model, and says why; replay can."""
+    """The packed engine cannot run this model, and says why; replay can.
+
+    Cause: `engine="packed"` was asked for by name.
+
+    Remedy: leave `engine=` out, or ask for `engine="replay"`: the numbers are the same, and take longer.
+    """
 
 
 class Note(UserWarning):

@@ -9,7 +9,7 @@ from causal_tracing.report.labels import number, place
 from causal_tracing.results.arms import DIRECT, DIRECT_ARMS, DIRECTIONS, Arm
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow, shown_first, strongest
-from causal_tracing.results.site_kinds import KINDS
+from causal_tracing.results.site_kinds import KINDS, kind_of
 
 LEAST = 0.05  # of the total effect: less is not worth a sentence of its own
 _THROUGH = {"mlps_frozen": "through the residual stream alone", "mlps_live": "through the stream and later MLPs"}
@@ -62,6 +62,8 @@ def path_sentences(found: xr.Dataset) -> Iterator[str]:
 
     Hidden is one that is worth a sentence where the whole effect is less than half of it, or goes the other way.
     """
+    if not kind_of(found).layered:  # what is patched together has no direct paths
+        return
     shown = shown_first(found)
     for direct in DIRECT:
         name = DIRECT_ARMS[direct, shown].name

@@ -1,6 +1,6 @@
 """Two versions of the package against each other: the same traces, in turn, each version in a process of its own.
 
-    python benchmarks/versions.py OLD/src NEW/src [--rounds 5] [--case default,sweep,pairs]
+    python benchmarks/versions.py OLD/src NEW/src [--rounds 5] [--case default,sweep,pairs,neurons]
 
 Both load the demo model once and warm up; then they trace in turn, A B A B …, so that what else the machine does meets
 both. Printed are medians of seconds, the median of the ratios pair by pair, and how far the numbers are apart (logits).
@@ -27,12 +27,15 @@ cases = {
     "default": lambda: ct.trace(model, pair),
     "sweep": lambda: ct.trace(model, pair, components=["resid_post"], directions=["restoration"]),
     "pairs": lambda: ct.trace(model, ct.read_pairs("facts:capital")[:4], components=["resid_post"]),
+    "neurons": lambda: ct.trace(model, pair, components=["resid_post"], positions=["last"], neurons=True,
+                                directions=["restoration"]),
 }
 for line in sys.stdin:
     started = time.perf_counter()
     found = cases[line.strip()]()
     seconds = time.perf_counter() - started
-    effects = found.effects.restoration.sel(metric="logit_diff").values
+    maps = found.neurons if line.strip() == "neurons" else found.effects
+    effects = maps.restoration.sel(metric="logit_diff").values
     print(json.dumps([seconds, np.where(np.isnan(effects), 0.0, effects).ravel().tolist()]), flush=True)
 """
 

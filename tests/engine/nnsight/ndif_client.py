@@ -93,8 +93,8 @@ meta = all(parameter.is_meta for parameter in model.network.parameters())
 said("load", notes=notes, meta=meta, components=model.backend.describe().components, keys=sorted({*state()["keys"]}))
 
 plain = ct.load(FOLDER, progress=False)
-one = ct.trace(plain, PAIRS[0], heads=["z"], neurons={1: [3, 5]}, engine="replay", **ASKED)
-other = ct.trace(model, PAIRS[0], heads=["z"], neurons={1: [3, 5]}, **ASKED)
+one = ct.trace(plain, PAIRS[0], metrics="all", heads=["z"], neurons={1: [3, 5]}, engine="replay", **ASKED)
+other = ct.trace(model, PAIRS[0], metrics="all", heads=["z"], neurons={1: [3, 5]}, **ASKED)
 maps = [(one.effects, other.effects), (one.heads, other.heads), (one.neurons, other.neurons)]
 apart = [abs(a.restoration - b.restoration).max().item() for a, b in maps]
 moved = [abs(b.restoration).max().item() for _, b in maps]

@@ -1,0 +1,135 @@
+"""Times maps of what is done together, and of keys that are hidden, on the demo model; prints a table.
+
+    python benchmarks/joint.py [--rounds 5] [--case knockout,knockout-long,pairs] [--from-layer 0]
+
+`knockout`: every key hidden from the last token, layer by layer, against the same masks through whole forwards, one
+each (`knockout-long`: a prompt of 100 tokens; of the forwards 60 are timed, and all are extrapolated). `pairs`: all
+pairs of heads at the last token, in one direction, against the operations' bound: the layers' products at the speed of
+large ones. Numbers are compared first; both sides are timed in turn, and medians are printed.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bounds import large_product, operations, products
+
+import causal_tracing as ct
+from causal_tracing.models.model import Model
+from causal_tracing.prompts.example import EXAMPLE
+
+AGREE = 1e-3  # logits
+TIMED = 60  # forwards, where there are thousands
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def pair_of(tokens: int | None) -> ct.Pair:
+    """The example, with so many tokens before it where they are given."""
+    if tokens is None:
+        return ct.Pair(**EXAMPLE)
+    long = " and".join([" the"] * ((tokens - 10) // 2 + 1))[1:]
+    asked = {name: f"{long} {EXAMPLE[name]}" if name in ("clean", "corrupt") else EXAMPLE[name] for name in EXAMPLE}
+    return ct.Pair(**{name: value for name, value in asked.items() if "subject" not in name})
+
+
+class Masked:
+    """The clean run's logit difference where a mask hides a key from the last token in one layer: a whole forward."""
+
+    def __init__(self, model: Model, pair: ct.Pair) -> None:
+        self.network = model.network
+        self.tokens = torch.tensor([model.tokenizer(pair.clean)["input_ids"]])
+        self.words = [
+            model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (pair.answer, pair.foil)
+        ]
+        self.layers = model.layers
+
+    def value(self, layer: int, key: int) -> float:
+        length = self.tokens.shape[1]
+        mask = torch.zeros(1, 1, length, length).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+        mask[0, 0, -1, key] = -torch.inf
+
+        def hide(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            return args, kwargs | {"attention_mask": mask}
+
+        handle = self.layers[layer].register_forward_pre_hook(hide, with_kwargs=True)
+        with torch.no_grad():
+            logits = self.network(self.tokens, use_cache=False).logits[0, -1]
+        handle.remove()
+        return float(logits[self.words[0]] - logits[self.words[1]])
+
+
+def knockout(model: Model, tokens: int | None, rounds: int) -> str:
+    """A row: every key in every layer."""
+    pair = pair_of(tokens)
+    masked, asked = Masked(model, pair), {"knockout": True, "components": [], "spot_checks": 0, "progress": False}
+    trace = ct.trace(model, pair, **asked)
+    found = trace.of("knockout").sel(metric="logit_diff").squeeze(["pair", "component"])
+    length = found.sizes["position"]
+    cells = [(layer, key) for layer in range(model.num_layers) for key in range(length)]
+    step = max(1, len(cells) // TIMED)
+    some = cells[::step] if tokens else cells
+    by_hand = [masked.value(*cell) for cell in some if cell[1] < length]
+    ours = [float(found.clean - found.disruption.sel(layer=layer, position=key)) for layer, key in some]
+    apart = float(np.nanmax(np.abs(np.array(ours) - np.array(by_hand))))
+    if not apart < AGREE:
+        raise SystemExit(f"The numbers are {apart:.1e} apart: there is nothing to time.")
+    both = [
+        (seconds(lambda: ct.trace(model, pair, **asked)), seconds(lambda: [masked.value(*cell) for cell in some]))
+        for _ in range(rounds)
+    ]
+    times = [(mine, theirs * len(cells) / len(some)) for mine, theirs in both]
+    mine, theirs = (statistics.median(side) for side in zip(*times, strict=True))
+    ratio = statistics.median(b / a for a, b in times)
+    how = "" if len(some) == len(cells) else f" (from {len(some)})"
+    return (
+        f"| knockout, {length} tokens | {len(cells):,} | {mine:.2f} | {theirs:.1f}{how} | {ratio:.1f} | {apart:.0e} |"
+    )
+
+
+def pairs_of_heads(model: Model, first: int, rounds: int) -> str:
+    """A row: all pairs of heads of these layers, and what their operations take at the speed of large products."""
+    pair, product = pair_of(None), large_product()
+    sites = [f"each z {first}-{model.num_layers - 1} @ last"]
+    asked = {"components": [], "directions": ["restoration"], "spot_checks": 0, "progress": False}
+
+    def sweep() -> ct.Trace:
+        return ct.trace(model, pair, interactions=sites, **asked)
+
+    calls = products(model, sweep)
+    count = sweep().provenance["worlds"]
+    work = operations(model, calls, 0)
+    times = [(seconds(sweep), work / statistics.median(product() for _ in range(9))) for _ in range(rounds)]
+    mine, bound = (statistics.median(side) for side in zip(*times, strict=True))
+    ratio = statistics.median(a / b for a, b in times)
+    return f"| pairs of heads, layers {first} on | {count:,} | {mine:.1f} | {bound:.1f} | {ratio:.2f} | |"
+
+
+def main() -> None:
+    """Prints a row a case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--case", default="knockout,knockout-long,pairs")
+    parser.add_argument("--from-layer", type=int, default=0)
+    asked = parser.parse_args()
+    model = ct.load("demo", device="cpu", progress=False)
+    print("| map | worlds | seconds | masks or bound, s | ratio | apart (logits) |\n|---|---|---|---|---|---|")
+    cases: dict[str, Callable[[], str]] = {
+        "knockout": lambda: knockout(model, None, asked.rounds),
+        "knockout-long": lambda: knockout(model, 100, asked.rounds),
+        "pairs": lambda: pairs_of_heads(model, asked.from_layer, asked.rounds),
+    }
+    for case in asked.case.split(","):
+        print(cases[case](), flush=True)
+
+
+if __name__ == "__main__":
+    main()

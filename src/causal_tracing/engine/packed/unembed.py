@@ -39,10 +39,9 @@ def logits_of(
 
 
 def head_of(model: Model) -> nn.Linear | None:
-    """The head, where it is a plain product whose rows can be taken: not quantised, and not kept elsewhere."""
+    """The head, where it is a plain product whose rows can be taken, and not one that is stored otherwise."""
     head = getattr(model.network, "get_output_embeddings", lambda: None)()
-    plain = type(head) is nn.Linear and not head.weight.is_meta and not hasattr(head, "_hf_hook")
-    return head if plain else None
+    return head if type(head) is nn.Linear else None
 
 
 @contextmanager
@@ -53,14 +52,20 @@ def _rows_of_the_head(model: Model, words: Sequence[int] | None) -> Iterator[Non
         return
     head = head_of(model)
     assert head is not None, "words are asked for where there is a head whose rows can be taken"
-    at = indices(words, head.weight.device)
-    weight, bias = head.weight[at], None if head.bias is None else head.bias[at]
-    own = vars(head)
-    own["forward"] = lambda hidden: nn.functional.linear(hidden, weight, bias)
+
+    def rows(hidden: Tensor) -> Tensor:
+        at = indices(words, head.weight.device)  # weights that are kept elsewhere are here while the head is called
+        return nn.functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
+
+    own, name = vars(head), "_old_forward" if hasattr(head, "_hf_hook") else "forward"  # accelerate wraps the former
+    before = own.get(name)
+    own[name] = rows
     try:
         yield
     finally:
-        del own["forward"]
+        del own[name]
+        if before is not None:
+            own[name] = before
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def trace_of(model: Any, prompts: Prompts, **what: Any) -> ct.Trace:
         answer=" " + text((ANSWER,)),
         foil=" " + text((FOIL,)),
     )
-    return ct.trace(model, pair, progress=False, **what)
+    return ct.trace(model, pair, metrics="all", progress=False, **what)
 
 
 Request = Callable[[Any, Prompts, Sequence[str]], tuple[ct.Trace, str]]

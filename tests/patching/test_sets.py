@@ -193,7 +193,7 @@ def test_answers_of_several_tokens() -> None:
                    corrupt_subject=" w12 w43")  # fmt: skip
     sites = ["mlp_out 0 @ subject_last", "z 2.1 @ last"]
     found = of(traced(pair, sets={"both": sites}), "sets", "log_prob").sel(set="both")
-    single = traced(pair, components=["mlp_out"], heads=["z"])
+    single = traced(pair, components=["mlp_out"], heads=["z"], metrics="all")
     expected = (
         of(single, "blocks", "log_prob").restoration.sel(layer=0, position=2).item()
         + of(single, "heads", "log_prob").restoration.sel(layer=2, head=1, position=LAST).item()

@@ -52,7 +52,8 @@ class Measurements:
         Raises InvalidOption where they were not measured.
         """
         found = self.maps[self.kind(of)]
-        return found.merge(self.pairs.sel(metric=found.metric.values))
+        few = found.sizes["metric"] < self.pairs.sizes["metric"]
+        return found.merge(self.pairs.sel(metric=found.metric.values) if few else self.pairs)
 
     def kind(self, of: str | None = None) -> str:
         """The kind's name, if it was measured; the first one's unless one is named. Raises InvalidOption."""

@@ -29,7 +29,7 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     No components where the first kind is not drawn so.
     """
     data, found = measurements.pairs, effects(measurements)
-    metrics = metrics_with_effects(data.sel(pair=list(shown)))
+    metrics = [name for name in metrics_with_effects(data.sel(pair=list(shown))) if name in found.metric]
     there = has_map(measurements)
     return {
         "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],

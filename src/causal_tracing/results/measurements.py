@@ -33,7 +33,7 @@ from typing import Any
 
 import xarray as xr
 
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results.arms import ARMS
 from causal_tracing.results.site_kinds import in_order, kind_named
 
@@ -79,7 +79,13 @@ class Measurements:
         return str(self.pairs.metric.values[0])
 
     def kinds_by(self, metric: str | None) -> tuple[str, ...]:
-        """The kinds that were measured by a metric (default: the one that is shown, by which all were)."""
+        """The kinds that were measured by a metric (default: the one that is shown, by which all were).
+
+        Raises InvalidOption for a metric that the trace has not.
+        """
+        names = [str(name) for name in self.pairs.metric.values]
+        if metric is not None and metric not in names:
+            raise InvalidOption(f"There is no metric {metric!r} in this trace. {nearest(metric, names)}")
         return tuple(name for name in self.kinds if (metric or self.metric) in self.maps[name].metric)
 
     @property

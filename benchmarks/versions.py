@@ -27,8 +27,8 @@ cases = {
     "default": lambda: ct.trace(model, pair),
     "sweep": lambda: ct.trace(model, pair, components=["resid_post"], directions=["restoration"]),
     "pairs": lambda: ct.trace(model, ct.read_pairs("facts:capital")[:4], components=["resid_post"]),
-    "neurons": lambda: ct.trace(model, pair, components=["resid_post"], positions=["last"], neurons=True,
-                                directions=["restoration"]),
+    "neurons": lambda: ct.trace(model, pair, components=["resid_post"], layers=range(20, 30),
+                                positions=["last"], neurons=True, directions=["restoration"]),
 }
 for line in sys.stdin:
     started = time.perf_counter()

@@ -123,6 +123,8 @@ def test_what_cannot_be_split_is_refused(llama: Model):
         ct.ledger(llama, PAIR, ["z 1.0 @ last"], direction="both")
     with pytest.raises(InvalidOption, match="sites="):
         ct.ledger(llama, PAIR, "z 1.0 @ last")
+    with pytest.raises(InvalidOption, match="sites= is empty"):
+        ct.ledger(llama, PAIR, [])
 
 
 def test_layers_that_do_more_than_add_are_refused():

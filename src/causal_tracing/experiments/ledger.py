@@ -6,6 +6,7 @@ import pandas as pd
 
 from causal_tracing import validation
 from causal_tracing.engine.choose import open_backend
+from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import FINAL_SCALE
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ledger import check_ledger, lines, writers_of
@@ -39,6 +40,8 @@ def ledger(
     """
     require_model(model)
     check_named_sites(sites, "sites=")
+    if not sites:
+        raise InvalidOption('sites= is empty, and a ledger is of a patch: name such as "z 23.4 @ last".')
     validation.one_of("direction", direction, tuple(DIRECTIONS))
     tokens = tokenize_pairs(named(as_pairs(pairs)), model.tokenizer, align="strict", noise=False)
     for pair in tokens:

@@ -58,15 +58,9 @@ def load(
     """
     check_remote(remote)
     spread, place = spread_of(device_map, max_memory, device), None
+    how = {"dtype": dtype, "device": device, "device_map": device_map, "gguf_file": gguf_file}
     if remote is True:
-        given = {
-            "dtype": dtype,
-            "device": device,
-            "device_map": device_map,
-            "gguf_file": gguf_file,
-            "tokenizer": tokenizer,
-        }
-        return _at_ndif(model, revision, trust_remote_code, given)
+        return _at_ndif(model, revision, trust_remote_code, how | {"tokenizer": tokenizer})
     if isinstance(model, str | os.PathLike):  # a name that is not there is said before torch is loaded
         options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "progress": progress}
         place = place_of(model, revision, gguf_file, **options)
@@ -76,14 +70,7 @@ def load(
     from causal_tracing.models.recipe import recipe_of
 
     if place is None:
-        given = {
-            "revision": revision,
-            "dtype": dtype,
-            "device": device,
-            "gguf_file": gguf_file,
-            "device_map": device_map,
-        }
-        opened = handed_in(model, tokenizer, **given)
+        opened = handed_in(model, tokenizer, revision=revision, **how)
     else:
         opened = open_place(place, tokenizer, dtype=dtype, device=device, spread=spread)
     accepted = accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)

@@ -126,7 +126,9 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
     """
     found = tuple(site for text in texts for site in _single(model, named_site(text)))
     for site in found:
-        _require(model, site, pairs, option)
+        _require(model, site)
+    for site in {each.tokens: each for each in found}.values():  # hundreds of heads are at one token
+        _require_tokens(site, pairs, option)
     validation.once("site", map(str, found))
     return found
 
@@ -145,7 +147,8 @@ def _single(model: "Model", named: NamedSite) -> Iterator[NamedSite]:
             yield replace(named, layers=(layer, layer), parts=part, each=False)
 
 
-def _require(model: "Model", site: NamedSite, pairs: Sequence[TokenPair], option: str) -> None:
+def _require(model: "Model", site: NamedSite) -> None:
+    """Raises InvalidOption or ComponentNotOffered where the model has no such layer or part."""
     assert site.layers is not None
     validation.numbered("layer", [site.layers[1]], model.num_layers, model.name)
     for layer in dict.fromkeys(layer for layer, _ in site.places()):
@@ -153,6 +156,10 @@ def _require(model: "Model", site: NamedSite, pairs: Sequence[TokenPair], option
     if site.parts is not None:
         place = f"a layer of {model.name} ({site.component})"
         validation.numbered("part", [site.parts[1]], model.parts(site.component), place)
+
+
+def _require_tokens(site: NamedSite, pairs: Sequence[TokenPair], option: str) -> None:
+    """Raises InvalidPair where a pair has no such token."""
     for pair in pairs:
         if not site.slots(pair):
             raise InvalidPair(

@@ -22,6 +22,7 @@ from causal_tracing.patching.options import Options
 from causal_tracing.patching.set_options import listed
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import MEMBERS, Arm
+from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import GROWING, INTERACTIONS, SETS, SiteKind
 
 NONE = -1  # as a layer
@@ -89,7 +90,7 @@ class SetGrid(JointGrid):
     @property
     def labels(self) -> dict[str, Any]:
         """The names of the sets."""
-        return {"component": _texts(self.components), "set": _texts(self.sets)}
+        return {"component": labelled(self.components), "set": labelled([*self.sets])}
 
     @property
     def slices(self) -> int:
@@ -158,10 +159,10 @@ class PairGrid(JointGrid):
     @property
     def labels(self) -> dict[str, Any]:
         """The sites by name, and that there is none."""
-        found: dict[str, Any] = {"component": _texts(self.components)}
+        found: dict[str, Any] = {"component": labelled(self.components)}
         for axis, sites in (("site", self.first), ("partner", self.second)):
             layers = [site.layers[0] if site.layers else NONE for site in sites]
-            found |= {axis: _texts([*map(str, sites), ALONE]), f"{axis}_layer": (axis, [*layers, NONE])}
+            found |= {axis: labelled([*map(str, sites), ALONE]), f"{axis}_layer": (axis, [*layers, NONE])}
         return found
 
     @property
@@ -171,7 +172,7 @@ class PairGrid(JointGrid):
 
     @property
     def _mirrored(self) -> bool:
-        return self.first == self.second
+        return self.first is self.second or self.first == self.second  # asked for every cell
 
     def cells(self, slices: Sequence[int] | None = None) -> Iterator[At]:
         """Each pair once."""
@@ -259,9 +260,11 @@ def _growing(options: Options) -> Sequence[str]:
 
 def _check_apart(name: str, sites: Sequence[NamedSite], pairs: Sequence[TokenPair]) -> None:
     """Raises InvalidPair where two sites of a set are one place in a pair."""
-    for one, other in combinations(sites, 2):
+    # Of all heads there are tens of thousands of pairs, and of a file thousands of prompts: few of the former may meet.
+    close = [both for both in combinations(sites, 2) if _may_meet(*both)]
+    for one, other in close:
         for pair in pairs:
-            if meet(one, other, pair):
+            if _at_one_token(one, other, pair):
                 raise InvalidPair(
                     f"pair {pair.id!r}: of the set {name!r}, '{one}' and '{other}' are one place, whole or in part. "
                     "Name each place once."
@@ -270,10 +273,17 @@ def _check_apart(name: str, sites: Sequence[NamedSite], pairs: Sequence[TokenPai
 
 def meet(one: NamedSite, other: NamedSite, pair: TokenPair) -> bool:
     """Whether two sites share a place in a pair."""
+    return _may_meet(one, other) and _at_one_token(one, other, pair)
+
+
+def _may_meet(one: NamedSite, other: NamedSite) -> bool:
+    """Whether they share a component, a layer and a part: then it is for the tokens to say."""
     if not _overlap(_component_and_layers(one), _component_and_layers(other)):
         return False
-    if one.parts and other.parts and not _ranges_meet(one.parts, other.parts):
-        return False
+    return not (one.parts and other.parts) or _ranges_meet(one.parts, other.parts)
+
+
+def _at_one_token(one: NamedSite, other: NamedSite, pair: TokenPair) -> bool:
     return bool({slot.clean for slot in one.slots(pair)} & {slot.clean for slot in other.slots(pair)})
 
 
@@ -290,9 +300,3 @@ def _overlap(one: tuple[str, tuple[int, int]], other: tuple[str, tuple[int, int]
 
 def _ranges_meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
-
-
-def _texts(names: Any) -> np.ndarray:
-    found = np.empty(len(names), dtype=object)
-    found[:] = [*names]
-    return found

@@ -106,12 +106,7 @@ def differences(
     cells, least = _cells(both, totals, codes, reason, seed)
     total = _mean(cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0), seed)
     sides = [
-        Side(
-            model=str(measured.provenance.get("model", "")),
-            metric=by,
-            unit=unit,
-            total=_mean(cluster_means(each, codes), seed),
-        )
+        _side(measured, by, unit, _mean(cluster_means(each, codes), seed))
         for measured, by, unit, each in zip((first, second), metrics, units, totals, strict=True)
     ]
     return Differences(
@@ -134,6 +129,10 @@ def differences(
         reason=reason,
         seed=seed,
     )
+
+
+def _side(measured: Measurements, metric: str, unit: str, total: Interval) -> Side:
+    return Side(model=str(measured.provenance.get("model", "")), metric=metric, unit=unit, total=total)
 
 
 def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:

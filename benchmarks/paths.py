@@ -20,7 +20,7 @@ from causal_tracing.engine.choose import open_backend
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.cells import cells
 from causal_tracing.patching.job import plan_job
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 
 PAIR = ct.Pair(
     clean="The Colosseum is located in the city of",

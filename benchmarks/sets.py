@@ -9,7 +9,7 @@ from collections import Counter
 
 import causal_tracing as ct
 from causal_tracing.experiments.filter import keep_pairs
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.datasets import NAMES
 from causal_tracing.prompts.pairs import named
 

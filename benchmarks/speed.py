@@ -31,7 +31,7 @@ from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.choices import BLOCKS as COMPONENTS
+from causal_tracing.patching.options.choices import BLOCKS as COMPONENTS
 from causal_tracing.prompts.example import EXAMPLE
 from causal_tracing.prompts.pairs import tokenize_pairs
 

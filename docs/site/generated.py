@@ -14,7 +14,7 @@ from typing import Any
 
 import causal_tracing as ct
 from causal_tracing import errors as tree
-from causal_tracing.patching.declare import GROUPS, specs
+from causal_tracing.patching.options.declare import GROUPS, specs
 
 VERBS = (
     "load", "check", "preview", "trace", "run", "estimate", "knockout", "ledger", "attribute", "compare", "read_pairs",

@@ -14,7 +14,7 @@ import causal_tracing
 import causal_tracing as ct
 from causal_tracing.cli import app as cli
 from causal_tracing.errors import ModelNotFound
-from causal_tracing.patching import texts
+from causal_tracing.patching.options import texts
 from loaded import shared
 from tokenizers_for_tests import words
 

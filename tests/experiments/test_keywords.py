@@ -11,9 +11,9 @@ import pytest
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.declare import specs
-from causal_tracing.patching.estimate_options import EstimateOptions
-from causal_tracing.patching.options import Options, RunOptions
+from causal_tracing.patching.options.declare import specs
+from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.trace import Options, RunOptions
 
 VERBS = {"trace": Options, "estimate": Options, "run": RunOptions, "attribute": EstimateOptions}
 SOURCES = Path(ct.__file__).parents[1]

@@ -23,7 +23,7 @@ from causal_tracing.cli.app import app
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
 from causal_tracing.models.model import Model
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.prompts.pairs import named as ct_named
 from causal_tracing.results.storage.merge import merge
 from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, read_manifest, write_manifest

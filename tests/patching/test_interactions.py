@@ -13,7 +13,7 @@ import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
-from causal_tracing.patching.set_options import check_interactions
+from causal_tracing.patching.options.sets import check_interactions
 from causal_tracing.testing import (
     Copy,
     FakeBackend,

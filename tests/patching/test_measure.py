@@ -11,7 +11,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching import measure as measuring
 from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.measure import Filled, coarse_to_fine
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.results.effects import effects
 from families import FAMILIES, build
 from tokenizers_for_tests import words

@@ -7,7 +7,7 @@ import pytest
 import causal_tracing as ct
 from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.patching.named_sites import named_site, sites_on
-from causal_tracing.patching.site_texts import INTERACTIONS, SETS, interactions, sets
+from causal_tracing.patching.options.site_texts import INTERACTIONS, SETS, interactions, sets
 from causal_tracing.prompts.pairs import TokenPair, tokenize_pairs
 from joint import PAIR, tiny
 

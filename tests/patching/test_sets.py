@@ -13,8 +13,8 @@ import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.patching.cells import Question, cells
 from causal_tracing.patching.job import plan_job
-from causal_tracing.patching.options import Options
-from causal_tracing.patching.set_options import check_sets
+from causal_tracing.patching.options.sets import check_sets
+from causal_tracing.patching.options.trace import Options
 from joint import CLEAN, CORRUPT, LAST, PAIR, ByHand, Place, others, tiny
 
 SETS = {

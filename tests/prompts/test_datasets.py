@@ -14,7 +14,7 @@ import causal_tracing as ct
 from causal_tracing.errors import InvalidPair
 from causal_tracing.experiments import filter
 from causal_tracing.models.model import Model
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.datasets import NAMES, about, kinds, rows
 from causal_tracing.prompts.pairs import named, tokenize_pairs
 

@@ -14,10 +14,10 @@ from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
-from causal_tracing.patching.declare import MANY, OUTPUT, PAIR
-from causal_tracing.patching.estimate_options import EstimateOptions
-from causal_tracing.patching.knockout_options import KnockoutRunOptions, as_of_a_trace
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
+from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.knockout import KnockoutRunOptions, as_of_a_trace
+from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.prompts.example import EXAMPLE
 
 CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)

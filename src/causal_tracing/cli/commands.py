@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing.cli import config, console, flags
-from causal_tracing.patching.declare import ENGINE, OUTPUT
+from causal_tracing.patching.options.declare import ENGINE, OUTPUT
 
 PARTLY = 5
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from causal_tracing.cli.flags import flag_of, kind_of, own_parameters
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.patching.declare import Spec, specs
+from causal_tracing.patching.options.declare import Spec, specs
 from causal_tracing.prompts.datasets import is_name
 
 KINDS = {str: "a text", bool: "true or false", int: "a whole number", Path: "a path"}

@@ -91,7 +91,7 @@ def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, ke
     """Prints what a trace would take: of many pairs, of those that can be traced and are kept."""
     from causal_tracing import estimate as run
     from causal_tracing.experiments.filter import keep_pairs
-    from causal_tracing.patching.options import Options
+    from causal_tracing.patching.options.trace import Options
     from causal_tracing.prompts.pairs import named
 
     if len(pairs) > 1:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.declare import GROUPS, OUTPUT, Spec, plain, specs
+from causal_tracing.patching.options.declare import GROUPS, OUTPUT, Spec, plain, specs
 
 CONFIG = "config"
 Config = Annotated[

@@ -10,8 +10,8 @@ import typer
 from causal_tracing.cli import commands, console
 from causal_tracing.cli.asked import Asked
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.declare import specs
-from causal_tracing.patching.options import Options, RunOptions
+from causal_tracing.patching.options.declare import specs
+from causal_tracing.patching.options.trace import Options, RunOptions
 
 # What a run of many pairs has beside the options of a trace, with the defaults.
 OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}

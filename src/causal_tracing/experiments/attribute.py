@@ -17,9 +17,9 @@ from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
-from causal_tracing.patching.estimate_options import EstimateOptions
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_heads, plan_neurons
 from causal_tracing.patching.job import Job, usual_components
+from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS
 

@@ -13,7 +13,7 @@ from causal_tracing.experiments.filter import Kept, preferred_pairs
 from causal_tracing.experiments.trace import measured
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import PER_PAIR, Job, plan_job
-from causal_tracing.patching.options import Progress, RunOptions
+from causal_tracing.patching.options.trace import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results import devices
 from causal_tracing.results.measurements import Measurements

@@ -13,8 +13,8 @@ from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.grid import named_heads
-from causal_tracing.patching.option_sets import directions_of
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.together import directions_of
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.patching.scoring import preferences
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize

@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload, runtime
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.models.model import Model
-from causal_tracing.patching.declare import GROUPS, specs
+from causal_tracing.patching.options.declare import GROUPS, specs
 from causal_tracing.prompts.pairs import Pair
 
 P = ParamSpec("P")

@@ -9,8 +9,8 @@ from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import plan_job
-from causal_tracing.patching.knockout_options import KnockoutOptions, as_of_a_trace
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.knockout import KnockoutOptions, as_of_a_trace
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
 
 

@@ -15,7 +15,7 @@ from causal_tracing.models.offload import absent, weights
 from causal_tracing.models.quantised import beside_parameters
 from causal_tracing.patching.job import PER_PAIR, Job
 from causal_tracing.patching.measure import pairs_at_once
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.run_folder import (
     differences,

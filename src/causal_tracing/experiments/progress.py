@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-from causal_tracing.patching.options import Progress
+from causal_tracing.patching.options.trace import Progress
 
 BAR_AFTER, LINES_AFTER = 1.0, 2.0  # seconds of work before anything is shown
 EVERY = 0.25  # seconds between two updates of a notebook's bar: each is a message to the browser

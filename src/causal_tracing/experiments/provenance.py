@@ -12,7 +12,7 @@ from causal_tracing import __version__
 from causal_tracing.experiments.repeat import command, pair_to_dict
 from causal_tracing.models.devices import kinds_of_device
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.results.site_kinds import BLOCKS
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "xarray", "nnsight")

@@ -10,10 +10,10 @@ from typing import Any
 
 from causal_tracing.interventions.write import Write, checked_write
 from causal_tracing.models.model import Model
-from causal_tracing.patching.declare import said, specs
-from causal_tracing.patching.estimate_options import EstimateOptions
-from causal_tracing.patching.options import Options
-from causal_tracing.patching.texts import write_tensors
+from causal_tracing.patching.options.declare import said, specs
+from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.texts import write_tensors
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole

@@ -25,7 +25,7 @@ from causal_tracing.experiments.workers.crew import Crew, crew_of
 from causal_tracing.experiments.workers.dispatch import Measured, Task
 from causal_tracing.experiments.workers.work import Work, expected, require_recipe, require_sendable
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.options import Progress, RunOptions
+from causal_tracing.patching.options.trace import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair, as_pairs, named
 from causal_tracing.results.storage.places import JOBS, check_run_folder
 from causal_tracing.results.storage.run_folder import Store, begun, threads_of

@@ -24,7 +24,7 @@ from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import Job, plan_job
 from causal_tracing.patching.measure import Sink, measure
-from causal_tracing.patching.options import Options, Progress
+from causal_tracing.patching.options.trace import Options, Progress
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.measurements import Measurements
 

@@ -29,7 +29,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.job import Job as TraceJob
 from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.measure import Filled
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.report.page.text import plain, visible
 

@@ -14,11 +14,11 @@ from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Attending, Edit, From, Run
 from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.attention_options import OF_KNOCKOUT
 from causal_tracing.patching.columns import check_column, from_the_left
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers, window_labels
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.attention import OF_KNOCKOUT
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.windows import Windows, plan_windows
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column, TokenPrompt

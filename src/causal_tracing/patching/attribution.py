@@ -37,7 +37,7 @@ from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.measure import STEPS, Numbers
-from causal_tracing.patching.options import Progress
+from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread, undefined
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks

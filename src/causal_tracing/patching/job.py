@@ -15,18 +15,18 @@ from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.cells import Question
-from causal_tracing.patching.choices import BLOCKS
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
-from causal_tracing.patching.estimate_options import EstimateOptions
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import sites_on
 from causal_tracing.patching.noise import noised
-from causal_tracing.patching.option_sets import ROME_NOISE, directions_of, preset_windows
-from causal_tracing.patching.options import Options
+from causal_tracing.patching.options.choices import BLOCKS
+from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.together import ROME_NOISE, directions_of, preset_windows
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined

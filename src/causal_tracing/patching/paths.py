@@ -16,7 +16,7 @@ from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import FINAL_SCALE, IN_ATTENTION, ORDER, Site, first_behind
 from causal_tracing.models.model import Model
-from causal_tracing.patching.option_checks import asked_paths
+from causal_tracing.patching.options.checks import asked_paths
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import DIRECT_ARMS, Arm
 

@@ -18,8 +18,8 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers
 from causal_tracing.patching.named_sites import NamedSite, sites_on
-from causal_tracing.patching.options import Options
-from causal_tracing.patching.set_options import listed
+from causal_tracing.patching.options.sets import listed
+from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import MEMBERS, Arm
 from causal_tracing.results.columns import labelled

@@ -24,7 +24,7 @@ from causal_tracing.experiments.workers.dispatch import Event, Ready, Task
 from causal_tracing.experiments.workers.processes import Processes
 from causal_tracing.experiments.workers.work import Work, require_recipe
 from causal_tracing.models.model import Model
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.results.storage.run_folder import FAILED, RESULTS, Store, read_manifest
 from tiny import tiny_folder
 

@@ -13,7 +13,7 @@ from causal_tracing.experiments.filter import Kept
 from causal_tracing.experiments.workers import on_ray
 from causal_tracing.experiments.workers.work import Work
 from causal_tracing.models.recipe import Recipe
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.trace import RunOptions
 
 DRIVER = """
 import os, signal, sys, threading
@@ -70,7 +70,7 @@ def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(tmp_path:
 
 
 def test_where_ray_is_not_installed_it_is_said_with_the_options(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("causal_tracing.patching.option_checks.find_spec", lambda _: None)
+    monkeypatch.setattr("causal_tracing.patching.options.checks.find_spec", lambda _: None)
     with pytest.raises(InvalidOption, match=r"workers='ray:2' needs Ray: pip install 'causal-tracing\[ray\]'"):
         RunOptions(workers="ray:2")
 

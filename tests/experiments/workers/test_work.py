@@ -7,7 +7,7 @@ import pytest
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
 from causal_tracing.experiments.workers.work import require_sendable
-from causal_tracing.patching.options import RunOptions
+from causal_tracing.patching.options.trace import RunOptions
 
 
 def of_a_module(logits: Any, clean: Any, answers: Any, foils: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
-from causal_tracing.patching import texts
-from causal_tracing.patching.choices import METHODS, SMOOTH
-from causal_tracing.patching.declare import PATCHED, check_values, option, record, same
-from causal_tracing.patching.option_checks import one_of
-from causal_tracing.patching.options import Options, Progress
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.checks import one_of
+from causal_tracing.patching.options.choices import METHODS, SMOOTH
+from causal_tracing.patching.options.declare import PATCHED, check_values, option, record, same
+from causal_tracing.patching.options.trace import Options, Progress
 from causal_tracing.results.arms import DIRECTIONS
 
 _whole = partial(partial, validation.whole)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from causal_tracing.patching.spelling import Text
+from causal_tracing.patching.options.spelling import Text
 
 PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
 ATTENTION, CHANGES = "Attention", "Noise and ablation"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.spelling import is_a, list_of, one
+from causal_tracing.patching.options.spelling import is_a, list_of, one
 
 
 def _sites(text: str) -> list[str]:

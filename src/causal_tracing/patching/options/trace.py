@@ -12,18 +12,10 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import KINDS, Write, checked_write
-from causal_tracing.patching import texts
-from causal_tracing.patching.choices import (
-    CONTROLS,
-    ENGINES,
-    KEEP,
-    PRESETS,
-    RANKED,
-)
-from causal_tracing.patching.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
 from causal_tracing.patching.metric import Metric, check_metrics, kept
 from causal_tracing.patching.named_sites import check_named_sites
-from causal_tracing.patching.option_checks import (
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.checks import (
     FINAL_NORMS,
     asked_paths,
     check_budget,
@@ -40,9 +32,17 @@ from causal_tracing.patching.option_checks import (
     check_workers,
     one_of,
 )
-from causal_tracing.patching.option_sets import check_together
-from causal_tracing.patching.set_options import SetOptions
-from causal_tracing.patching.site_texts import SITES
+from causal_tracing.patching.options.choices import (
+    CONTROLS,
+    ENGINES,
+    KEEP,
+    PRESETS,
+    RANKED,
+)
+from causal_tracing.patching.options.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
+from causal_tracing.patching.options.sets import SetOptions
+from causal_tracing.patching.options.site_texts import SITES
+from causal_tracing.patching.options.together import check_together
 from causal_tracing.patching.windows import Window
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.tokens import Column

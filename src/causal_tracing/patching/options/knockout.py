@@ -7,9 +7,9 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching import texts
-from causal_tracing.patching.declare import ATTENTION, check_values, option, same, specs
-from causal_tracing.patching.options import Options, Progress, RunOptions
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.declare import ATTENTION, check_values, option, same, specs
+from causal_tracing.patching.options.trace import Options, Progress, RunOptions
 from causal_tracing.prompts.tokens import Column
 
 SHORTER = {f"knockout_{name}": name for name in ("query", "keys", "window", "cut", "by")}

@@ -7,12 +7,12 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import COMPONENTS
 from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
-from causal_tracing.patching.choices import BLOCKS
+from causal_tracing.patching.options.choices import BLOCKS
 from causal_tracing.patching.windows import check_widths
 from causal_tracing.results.arms import DIRECTIONS
 
 if TYPE_CHECKING:
-    from causal_tracing.patching.options import Options
+    from causal_tracing.patching.options.trace import Options
 
 ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
 ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}

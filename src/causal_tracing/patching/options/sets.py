@@ -7,11 +7,11 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching import texts
-from causal_tracing.patching.attention_options import AttentionOptions
-from causal_tracing.patching.declare import TOGETHER, option
 from causal_tracing.patching.named_sites import check_named_sites
-from causal_tracing.patching.site_texts import INTERACTIONS, SETS
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.attention import AttentionOptions
+from causal_tracing.patching.options.declare import TOGETHER, option
+from causal_tracing.patching.options.site_texts import INTERACTIONS, SETS
 
 EVERY_HEAD = "each z @ last"
 NAME = re.compile(r"[^\s=;|]([^=;|]*[^\s=;|])?")

@@ -7,8 +7,8 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching import texts
-from causal_tracing.patching.declare import ATTENTION, option
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.declare import ATTENTION, option
 from causal_tracing.prompts.tokens import Column
 
 OF_KNOCKOUT, HOW, PARTS = ("layers", "heads"), ("blocked", "zeroed"), ("q", "k", "v")

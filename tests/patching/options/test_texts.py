@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching import texts
-from causal_tracing.patching.declare import GROUPS, plain, specs
-from causal_tracing.patching.estimate_options import EstimateOptions
-from causal_tracing.patching.options import Options, RunOptions
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.declare import GROUPS, plain, specs
+from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.trace import Options, RunOptions
 
 MEANT: list[tuple[str, Any, dict[str, Any]]] = [
     ("components", ["mlp_out", "resid_mid"], {"components": "mlp_out,resid_mid"}),

@@ -12,7 +12,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
-from causal_tracing.patching.spelling import Flag, Flags, Text, is_a, itself, joined, list_of, one
+from causal_tracing.patching.options.spelling import Flag, Flags, Text, is_a, itself, joined, list_of, one
 
 DIGITS = 5  # of the number of a layer
 

@@ -140,6 +140,10 @@ class Recording:
     activations: Mapping[Place, Float[Tensor, "token width"]] = field(default_factory=dict)
     logits: Float[Tensor, "readout vocab"]
 
+    def at(self, place: Place, position: int) -> Float[Tensor, " width"]:
+        """The activation of one token."""
+        return self.activations[place][position]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:

@@ -135,14 +135,29 @@ class Edit:
             yield from ((self.site.component, donor) for donor in donors_of(self.source))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """One forward computation over `tokens` (vocabulary ids), with the edits that belong to it."""
 
     tokens: tuple[int, ...]
     edits: tuple[Edit, ...] = ()
+    _hash: int = field(init=False, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        same = isinstance(other, Run) and self._hash == other._hash
+        return same and (self.tokens, self.edits) == (other.tokens, other.edits)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Run, (self.tokens, self.edits)  # texts are hashed otherwise in every process
 
     def __post_init__(self) -> None:
+        # Made once: a donor may have an edit in every layer, and tens of thousands of worlds read from it.
+        object.__setattr__(self, "_hash", hash((self.tokens, self.edits)))
         if not self.tokens:
             raise InvalidEdit("A run needs at least one token; it got none.")
         written: dict[tuple[str, int, int], set[int | None]] = {}

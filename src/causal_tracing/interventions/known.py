@@ -9,6 +9,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from causal_tracing.interventions.edits import Attending, Edit, From, Plus, Run, Subspace, World
 from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
@@ -121,11 +122,16 @@ def _attends_as_it_does(source: Attending, site: Site, base: Run, rules: Rules) 
 
 def differing(one: Run, other: Run, positions: Iterable[int]) -> list[int]:
     """The positions at which two runs may differ: other tokens, or other edits of their own."""
-    return [position for position in positions if _at(one, position) != _at(other, position)]
+    apart = _apart(one, other)
+    return [position for position in positions if position in apart]
 
 
-def _at(run: Run, position: int) -> tuple[int, frozenset[Edit]]:
-    return run.tokens[position], frozenset(edit for edit in run.edits if edit.site.position == position)
+@lru_cache(maxsize=256)  # the worlds that read from a donor lie together
+def _apart(one: Run, other: Run) -> frozenset[int]:
+    """All positions at which two runs may differ, of those that both have."""
+    tokens = (n for n, both in enumerate(zip(one.tokens, other.tokens, strict=False)) if both[0] != both[1])
+    edited = {edit.site.position for edit in {*one.edits} ^ {*other.edits}}
+    return frozenset((*tokens, *edited))
 
 
 def is_cut(world: World, rules: Rules, layer: int | None = None) -> bool:

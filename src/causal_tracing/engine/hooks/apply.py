@@ -1,12 +1,13 @@
 """What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.backend import Place
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero
@@ -14,10 +15,21 @@ from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mea
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
 
 
+class Donor(Protocol):
+    """What is known of a run that edits read from."""
+
+    def at(self, place: Place, position: int) -> Float[Tensor, " width"]:
+        """The activation that it has at a place, of one token."""
+        ...
+
+
+Donors = Mapping[Run, Donor]
+
+
 def rewritten(
     value: Float[Tensor, "row width"],
     writes: Sequence[Write],
-    donors: Mapping[Run, Recording],
+    donors: Donors,
     *,
     parts: int = 1,
     scale: float = 1.0,
@@ -35,9 +47,7 @@ def rewritten(
     return value
 
 
-def _rewritten(
-    value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording], parts: int, scale: float
-) -> Tensor:
+def _rewritten(value: Tensor, writes: Sequence[Write], donors: Donors, parts: int, scale: float) -> Tensor:
     rows = indices([row for row, _ in writes], value.device)
     current = value[rows]
     new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
@@ -47,9 +57,7 @@ def _rewritten(
     return value.index_copy(0, rows, new)
 
 
-def _source(
-    current: Tensor, edit: Edit, donors: Mapping[Run, Recording], parts: int, scale: float
-) -> Float[Tensor, " size"]:
+def _source(current: Tensor, edit: Edit, donors: Donors, parts: int, scale: float) -> Float[Tensor, " size"]:
     site, source = edit.site, edit.source
     match source:
         case From():
@@ -71,10 +79,8 @@ def _source(
             return current + orthonormal @ (orthonormal.T @ apart)
 
 
-def _donor(
-    current: Tensor, edit: Edit, source: From, donors: Mapping[Run, Recording], parts: int
-) -> Float[Tensor, " size"]:
-    found = donors[source.run].activations[edit.site.component, edit.site.layer][source.position]
+def _donor(current: Tensor, edit: Edit, source: From, donors: Donors, parts: int) -> Float[Tensor, " size"]:
+    found = donors[source.run].at((edit.site.component, edit.site.layer), source.position)
     if edit.site.part is not None:
         found = found.view(parts, -1)[edit.site.part]
     if found.shape != current.shape:

@@ -5,7 +5,7 @@
    again by the model's eager attention from what that query is to see (`_row`), and takes the place of its own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.backend import Recording
+from causal_tracing.engine.hooks.apply import Donors
 from causal_tracing.engine.hooks.attention import Asked
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Attending, Edit, From, Run
+from causal_tracing.interventions.edits import Attending, Edit, From
 
-Donors = Mapping[Run, Recording]
 Write = tuple[int, int, Edit]  # which row of the batch, which of the queries that came along, and the edit there
 ROWS = 64  # made again at once: each has keys and values of its own
 
@@ -159,4 +158,4 @@ class _Seen:
 
     def _of(self, component: str, donor: From, size: int) -> Float[Tensor, "head size"]:
         """What another run has there."""
-        return self.donors[donor.run].activations[component, self.layer][donor.position].to(self.keys).view(-1, size)
+        return self.donors[donor.run].at((component, self.layer), donor.position).to(self.keys).view(-1, size)

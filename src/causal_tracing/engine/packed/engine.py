@@ -11,21 +11,22 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Measure, Recording, Sparing, whole
+from causal_tracing.engine.backend import Measure, Sparing, whole
 from causal_tracing.engine.checks.words import spares_words
-from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.hooks.apply import Donor, Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
-from causal_tracing.engine.memory import sizes
+from causal_tracing.engine.memory import Sizes, sizes
 from causal_tracing.engine.packed.base_runs import Tape, Tapes
+from causal_tracing.engine.packed.donors import behind_bases, recorded_behind
 from causal_tracing.engine.packed.layer_loop import Wave
-from causal_tracing.engine.packed.schedule import groups
+from causal_tracing.engine.packed.schedule import Kept, groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
@@ -49,7 +50,7 @@ class Packed:
         self.model = model
         self.worlds = worlds
         self.sizes = sizes(model, budget, call)
-        self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model))
+        self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model), self.sizes)
         _check_sight(worlds, self.tapes)
         self.furthest = (0, -1)  # as a wave has it
 
@@ -130,17 +131,30 @@ class Packed:
         return partial(rewritten, writes=writes, donors=self.donors) if writes else None
 
 
-def _recorded(model: Model, worlds: Sequence[World], known: Tapes) -> tuple[dict[Run, Tape], dict[Run, Recording]]:
+def _recorded(
+    model: Model, worlds: Sequence[World], known: Tapes, limits: Sizes
+) -> tuple[dict[Run, Tape], dict[Run, Donor]]:
     """A tape of every base run, and a recording of every donor."""
     bases = dict.fromkeys(world.base for world in worlds)
-    sources, places = {}, set()
-    for edit in (edit for world in worlds for edit in world.run.edits):
+    read: dict[Run, dict[Kept, bool]] = {}
+    _note(model, (edit for world in worlds for edit in world.run.edits), read)
+    behind = behind_bases(bases, read)
+    whole = {run: kept for run, kept in read.items() if run not in behind}
+    _note(model, (edit for world in behind.values() for edit in world.run.edits), whole)
+    for world in behind.values():  # what does not change is read of their base run
+        whole.setdefault(world.base, {}).update(read[world.run])
+    found = known.of(list(bases | whole), {kept[:2] for each in whole.values() for kept in each})
+    donors: dict[Run, Donor] = {run: found[run].recordings[run] for run in found}
+    tapes = {base: found[base] for base in bases}
+    return tapes, donors | recorded_behind(model, behind, read, tapes, donors, limits)
+
+
+def _note(model: Model, edits: Iterable[Edit], read: dict[Run, dict[Kept, bool]]) -> None:
+    """Notes what the edits read of other runs."""
+    for edit in edits:
         check_layer(model, edit)
         for component, donor in edit.reads:
-            sources[donor.run] = True
-            places.add((component, edit.site.layer))
-    found = known.of(list(bases | sources), places)
-    return {base: found[base] for base in bases}, {run: found[run].recordings[run] for run in found}
+            read.setdefault(donor.run, {})[component, edit.site.layer, donor.position] = True
 
 
 def _check_sight(worlds: Sequence[World], tapes: Mapping[Run, Tape]) -> None:

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.backend import Place, Recording
-from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.hooks.apply import Donors, rewritten
 from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
 from causal_tracing.engine.hooks.modules import attached
+from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Tape
-from causal_tracing.engine.packed.schedule import Group
-from causal_tracing.engine.packed.states import KeysValues, States, Stretch, Writes
+from causal_tracing.engine.packed.schedule import Group, Kept
+from causal_tracing.engine.packed.states import KeysValues, Marked, States, Stretch, Writes
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import CannotPack
-from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
@@ -32,17 +32,16 @@ class Wave:
     """Groups of worlds on their way through a model. The model must be at rest."""
 
     def __init__(
-        self, model: Model, order: Sequence[Tape], planned: Sequence[Group], donors: Mapping[Run, Recording], limit: int
+        self, model: Model, order: Sequence[Tape], planned: Sequence[Group], donors: Donors, limit: int
     ) -> None:
         self.model = model
         self.donors = donors
         self.limit = limit  # tokens in one call of a layer
         self.states = [States(group, order[group.tape]) for group in planned]
-        self.held = [states for states in self.states if states.group.held]
-        self.computed = [states for states in self.states if not states.group.held]
         self.arrived: list[Stretch] = []
         self.sent: Sequence[Stretch] = ()
-        self.kept: list[KeysValues] | None = None
+        self.gathered: list[KeysValues] | None = None
+        self.kept: dict[tuple[int, Kept], Tensor] = {}  # of a world by its number
         self.furthest = (0, -1)  # behind how many tokens of one call a world's last one lay at most, and its number
 
     def run(self, tick: Tick = never) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
@@ -51,16 +50,32 @@ class Wave:
         with attention_by(self.model, self._attend):
             for layer in range(last + 1):
                 tick(layer)
-                self._join(layer)
-                whole = (stretch for states in self.computed for stretch in states.whole(layer, self.limit))
-                stretches = whole if layer < last else self._read(layer, whole)
-                points = (stretch for states in self.states for stretch in states.points(layer))
-                for sent in _calls(chain(stretches, points), self.limit):
-                    self._compute(layer, sent)
-                for states in self.held:
-                    states.add(layer, self.model.layout(layer).sums)
+                self._pass(layer, last)
         self._join(last + 1)
         return _by_width(part for states in self.states for part in states.final())
+
+    def keep(self) -> dict[tuple[int, Kept], Tensor]:
+        """What is kept of each world, by its number, which go as far as the last of it."""
+        last = max((states.group.until or 0 for states in self.states), default=-1)
+        with attention_by(self.model, self._attend):
+            for layer in range(last + 1):
+                self._pass(layer, None)
+        return self.kept
+
+    def _pass(self, layer: int, last: int | None) -> None:
+        """One layer; of the last one, only what is read of it."""
+        self._join(layer)
+        passing = [states for states in self.states if states.group.passes(layer)]
+        held = [states for states in passing if states.group.held]
+        computed = (states for states in passing if not states.group.held)
+        whole = (stretch for states in computed for stretch in states.whole(layer, self.limit))
+        stretches = self._read(layer, whole) if layer == last else whole
+        asides = (stretch for states in held for stretch in states.asides(layer, self.limit))
+        points = (stretch for states in passing for stretch in states.points(layer))
+        for sent in _calls(chain(stretches, asides, points), self.limit):
+            self._compute(layer, sent)
+        for states in held:
+            states.add(layer, self.model.layout(layer).sums)
 
     def _join(self, layer: int) -> None:
         """Worlds join at this layer's input, and the edits of the stream are made."""
@@ -80,13 +95,13 @@ class Wave:
                 yield from stretch.states.read(layer, stretch, own)
 
     def _keys_and_values(self, layer: int, sent: Sequence[Stretch]) -> Sequence[KeysValues]:
-        self.kept = kept = []
+        self.gathered = gathered = []
         try:
             self._send(layer, sent)
         except _Enough:
-            return kept
+            return gathered
         finally:
-            self.kept = None
+            self.gathered = None
         raise CannotPack(f"layer {layer} does not attend.")
 
     def _compute(self, layer: int, sent: Sequence[Stretch]) -> None:
@@ -100,7 +115,7 @@ class Wave:
         self.sent = sent
         self.furthest = max(self.furthest, (sum(stretch.tokens for stretch in sent), sent[-1].last))
         hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
-        writes = _merged(sent)
+        writes, marked = _merged([(each.writes, each.tokens) for each in sent]), self._marked(sent)
         index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]
         calls = [one.tape.calls[layer] for one in index]
         args = [_gathered([call.args[number] for call in calls], index) for number in range(len(calls[0].args))]
@@ -109,15 +124,24 @@ class Wave:
             kwargs["hidden_states"] = hidden
         else:
             args = [hidden, *args]
-        places = [place for place in writes if place[0] not in SEEN]
-        with attached(self.model, places, partial(self._visit, writes), batch=1):
+        places = [place for place in {**writes, **marked} if place[0] not in SEEN]
+        with attached(self.model, places, partial(self._visit, writes, marked), batch=1):
             output = self.model.layers[layer](*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def _visit(self, writes: Writes, component: str, layer: int, value: Tensor) -> Tensor:
+    def _marked(self, sent: Sequence[Stretch]) -> Marked:
+        return _merged([(each.marked, each.tokens) for each in sent])
+
+    def _visit(self, writes: Writes, marked: Marked, component: str, layer: int, value: Tensor) -> Tensor:
+        """A place's value with the edits made; what is marked of it is kept."""
         place = component, layer
-        parts, scale = self.model.parts(component), scale_at(self.model, place)
-        return rewritten(value.flatten(0, 1), writes[place], self.donors, parts=parts, scale=scale).view(value.shape)
+        if place in writes:
+            flat, parts, scale = value.flatten(0, 1), self.model.parts(component), scale_at(self.model, place)
+            value = rewritten(flat, writes[place], self.donors, parts=parts, scale=scale).view(value.shape)
+        if place in marked:
+            rows = indices([row for row, _ in marked[place]], value.device)
+            self.kept |= zip((key for _, key in marked[place]), value.flatten(0, 1)[rows], strict=True)
+        return value
 
     def _attend(self, asked: Asked) -> tuple[Tensor, None]:
         """The model's own attention, stretch by stretch: the only place where worlds are told apart."""
@@ -128,12 +152,12 @@ class Wave:
         outputs = []
         for stretch, start in zip(self.sent, starts, strict=False):
             own = stretch.own or self._keys_and_values_of(stretch, start, asked)
-            if self.kept is None:
+            if self.gathered is None:
                 output = self._attend_stretch(stretch, start, own, asked)
                 outputs.append(output.reshape(1, stretch.tokens, *output.shape[2:]))
             else:
-                self.kept.append(own)
-        if self.kept is not None:
+                self.gathered.append(own)
+        if self.gathered is not None:
             raise _Enough
         return torch.cat(outputs, 1), None
 
@@ -165,9 +189,9 @@ class Wave:
 
     def _see(self, stretch: Stretch, layer: int, component: str, value: Tensor) -> Tensor:
         """The stretch's queries, keys or values, with the edits made."""
-        if (component, layer) not in stretch.writes:
+        if (component, layer) not in stretch.writes and (component, layer) not in stretch.marked:
             return value
-        return by_token(partial(self._visit, stretch.writes, component, layer), value)
+        return by_token(partial(self._visit, stretch.writes, stretch.marked, component, layer), value)
 
     def _see_pattern(self, stretch: Stretch, layer: int, pattern: Tensor) -> Tensor:
         """The same for patterns, which donors have of all their tokens: what lies behind `stop` is zero."""
@@ -245,14 +269,14 @@ def _calls(stretches: Iterable[Stretch], limit: int) -> Iterator[list[Stretch]]:
         yield sent
 
 
-def _merged(sent: Sequence[Stretch]) -> Writes:
-    """The stretches' edits, by their rows in the packed call."""
-    found: dict[Place, list[Write]] = {}
+def _merged(parts: Iterable[tuple[Mapping[Place, Sequence[tuple[int, Any]]], int]]) -> dict[Place, list[Any]]:
+    """What is told of the rows of some stretches, by their rows in the packed call; each with its number of tokens."""
+    found: dict[Place, list[tuple[int, Any]]] = {}
     start = 0
-    for stretch in sent:
-        for place, writes in stretch.writes.items():
-            found.setdefault(place, []).extend((start + row, edit) for row, edit in writes)
-        start += stretch.tokens
+    for told, tokens in parts:
+        for place, rows in told.items():
+            found.setdefault(place, []).extend((start + row, what) for row, what in rows)
+        start += tokens
     return found
 
 

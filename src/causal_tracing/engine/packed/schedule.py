@@ -6,17 +6,22 @@ own tokens only: those are computed alone (its *points*), and the world joins at
 
 A world that from there on overwrites all that layers add to its tokens with what its base run adds is *held*: its
 layers are not computed, for the stream behind each is the stream before it and what is recorded of the base run.
+
+Of donors, which have no readout, some activations are *kept*: they go as far as the last of these. In a layer of which
+something is kept a held one is computed too, and what the layer makes of its tokens is dropped.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from causal_tracing.engine.backend import Place
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
+
+Kept = tuple[str, int, int]  # an activation of one token: its component, layer and position
 
 PARTS, MIXER = ("attn_out", "mlp_out"), "mixer_out"  # what a layer adds: two parts, or its only one
 BETWEEN = ("embed", "resid_pre", FINAL_SCALE)  # before the layers, between them, and behind the last one
@@ -28,7 +33,7 @@ INSIDE = ("q", ATTENTION, "pattern", "z", "attn_out", "resid_mid", "neurons", "m
 class Member:
     """One world of a wave. `joins` is the layer at whose input it joins; `points` are computed in the layer before.
 
-    `held`: from there on no layer needs to be computed for it.
+    `held`: from there on no layer needs to be computed for it, but for what is `kept`.
     """
 
     number: int
@@ -39,13 +44,15 @@ class Member:
     points: tuple[int, ...]
     writes: tuple[Edit, ...]
     held: bool = False
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Worlds whose base runs share a tape and whose first edited position is the same, in the order that they join.
 
-    Each has the tokens `first` to `stop` − 1 in the wave. All of them are `held`, or none is.
+    Each has the tokens `first` to `stop` − 1 in the wave. All of them are `held`, or none is; `until` is the last layer
+    that any of them is wanted of (None: they are read behind the last one).
     """
 
     tape: int
@@ -53,6 +60,7 @@ class Group:
     stop: int
     members: Sequence[Member]
     held: bool = False
+    until: int | None = None
 
     @property
     def length(self) -> int:
@@ -77,6 +85,19 @@ class Group:
                     found.setdefault(_place(edit), []).append((index, edit))
         return found
 
+    @cached_property
+    def kept(self) -> Mapping[Place, Sequence[tuple[int, Kept]]]:
+        """At each place, the members of which something is kept there, in order, and what it is."""
+        found: dict[Place, list[tuple[int, Kept]]] = {}
+        for index, member in enumerate(self.members):
+            for each in member.kept:
+                found.setdefault(each[:2], []).append((index, each))
+        return found
+
+    def passes(self, layer: int) -> bool:
+        """Whether the layer matters to any of its worlds."""
+        return self.until is None or layer <= self.until
+
     def rows(self, layer: int, last: int) -> int:
         """How many tokens of its worlds the layer must compute, the points of the next layer's joiners included."""
         joined, joining = self.joined(layer), self.joined(layer + 1)
@@ -100,21 +121,66 @@ def groups(
     Groups of one tape lie together. `tapes` says on which tape each base run lies, `added_from` from which layer on
     each one gives the stream and what its parts add (`Anatomy`).
     """
+    members = [joining(worlds[number], number, num_layers, added_from) for number in numbers]
+    return _grouped(members, tapes, lambda member: max(member.readout), None)
+
+
+def donor_groups(
+    worlds: Sequence[World],
+    kept: Mapping[int, Collection[Kept]],
+    tapes: Mapping[Run, int],
+    num_layers: int,
+    added_from: int,
+) -> list[Group]:
+    """The worlds of which something is `kept`, by their numbers, as `groups` has them, and by how far they go."""
+    found = []
+    by_end: dict[int, list[Member]] = {}
+    for number, wanted in kept.items():
+        until = max(layer for _, layer, _ in wanted)
+        member = joining(worlds[number], number, num_layers, added_from, until=until)
+        changed = tuple(each for each in wanted if changes(member, each))
+        if changed:
+            by_end.setdefault(until, []).append(replace(member, kept=changed))
+    for until, members in by_end.items():
+        found += _grouped(members, tapes, lambda member: max(position for *_, position in member.kept), until)
+    return sorted(found, key=attrgetter("tape"))
+
+
+def changes(member: Member, kept: Kept) -> bool:
+    """Whether an activation of a world may be another than its base run's."""
+    _, layer, position = kept
+    return position >= member.first and (
+        layer >= member.joins or (layer == member.joins - 1 and position in member.points)
+    )
+
+
+def _grouped(
+    members: Iterable[Member], tapes: Mapping[Run, int], last: Callable[[Member], int], until: int | None
+) -> list[Group]:
     stops: dict[int, int] = {}
     gathered: dict[tuple[int, int, bool], list[Member]] = {}
-    for number in numbers:
-        tape = tapes[worlds[number].base]
-        member = joining(worlds[number], number, num_layers, added_from)
-        stops[tape] = max(stops.get(tape, 0), max(member.readout) + 1)
+    for member in members:
+        tape = tapes[member.base]
+        stops[tape] = max(stops.get(tape, 0), last(member) + 1)
         gathered.setdefault((tape, member.first, member.held), []).append(member)
     return [
-        Group(tape=tape, first=first, stop=stops[tape], members=sorted(members, key=attrgetter("joins")), held=held)
+        Group(
+            tape=tape,
+            first=first,
+            stop=stops[tape],
+            members=sorted(members, key=attrgetter("joins")),
+            held=held,
+            until=until,
+        )
         for (tape, first, held), members in sorted(gathered.items(), key=itemgetter(0))
     ]
 
 
-def joining(world: World, number: int, num_layers: int, added_from: int) -> Member:
-    """Where a world joins the wave. One without edits never does: it is its base run, unless it is a repeat."""
+def joining(world: World, number: int, num_layers: int, added_from: int, *, until: int | None = None) -> Member:
+    """Where a world joins the wave. One without edits never does: it is its base run, unless it is a repeat.
+
+    `until` is the last layer that it is wanted of; None: it is read behind the last one.
+    """
     if world.again and not world.edits:
         layer = (world.again - 1) % num_layers
         writes = tuple(_again(world.base.edits, 0, layer, ()))
@@ -135,7 +201,9 @@ def joining(world: World, number: int, num_layers: int, added_from: int) -> Memb
         joins=layer + inside,
         points=points,
         writes=(*_again(world.base.edits, first, layer, points), *edits),
-        held=bool(edits) and layer + inside >= added_from and _holds(world, first, range(layer + inside, num_layers)),
+        held=bool(edits)
+        and layer + inside >= added_from
+        and _holds(world, first, range(layer + inside, num_layers if until is None else until)),
     )
 
 

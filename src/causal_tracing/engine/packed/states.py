@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from causal_tracing.engine.backend import Place, Recording
-from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.hooks.apply import Donors, Write, rewritten
 from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Attended, Tape
-from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
-from causal_tracing.interventions.edits import Run
+from causal_tracing.engine.packed.schedule import INSIDE, Group, Kept, Member
 from causal_tracing.models.anatomy import Sum
 
 Writes = Mapping[Place, Sequence[Write]]
+Marked = Mapping[Place, Sequence[tuple[int, tuple[int, Kept]]]]  # rows, and of which world they are kept as what
 KeysValues = tuple[Tensor, Tensor]
 
 
@@ -37,6 +37,7 @@ class Stretch:
     hidden: Float[Tensor, "world token d_model"]
     out: Float[Tensor, "world token d_model"]
     writes: Writes
+    marked: Marked
     arrives: Int[Tensor, " row"] | None = None
     own: KeysValues | None = None
 
@@ -104,7 +105,7 @@ class States:
         if stretch.arrives is not None:
             self._flat[stretch.arrives.to(self.values.device)] = stretch.out.flatten(0, 1).to(self.values)
 
-    def write(self, layer: int, donors: Mapping[Run, Recording]) -> None:
+    def write(self, layer: int, donors: Donors) -> None:
         """Makes the edits of the stream at this layer's input."""
         edits = self.group.writes.get(("resid_pre", layer), ())
         if edits:
@@ -138,6 +139,17 @@ class States:
             members = range(start, min(start + size, joined))
             values = self.values[members.start : members.stop]
             yield self._block(layer, members, self.listed, self.positions, values, out=values)
+
+    def asides(self, layer: int, limit: int) -> Iterator[Stretch]:
+        """The tokens of held worlds of which something is kept in this layer; the layer's output is dropped."""
+        joined = self.group.joined(layer)
+        inside = (each for (_, at), each in self.group.kept.items() if at == layer)
+        members = sorted({member for each in inside for member, _ in each if member < joined})
+        size = max(1, limit // max(1, self.group.length))
+        for start in range(0, len(members) if self.group.length else 0, size):
+            some = members[start : start + size]
+            hidden = self.values[some]
+            yield self._block(layer, some, self.listed, self.positions, hidden, out=torch.empty_like(hidden))
 
     def read(self, layer: int, stretch: Stretch, own: KeysValues) -> Iterator[Stretch]:
         """The tokens of a whole stretch that are read behind the last layer; their keys and values are known."""
@@ -193,6 +205,7 @@ class States:
             hidden=hidden,
             out=torch.empty_like(hidden) if out is None else out,
             writes=self._writes(layer, members, listed),
+            marked=self._marked(layer, members, listed),
             arrives=None if arrives is None else self._row_numbers(arrives),
             own=own,
         )
@@ -207,6 +220,17 @@ class States:
                 row, column = row_of.get(member), column_of.get(edit.site.position)
                 if row is not None and column is not None:
                     found.setdefault((component, layer), []).append((row * len(positions) + column, edit))
+        return found
+
+    def _marked(self, layer: int, members: Sequence[int], positions: Sequence[int]) -> Marked:
+        """What is kept of the layer, by its rows of [member · position]."""
+        found: dict[Place, list[tuple[int, tuple[int, Kept]]]] = {}
+        row_of = {member: row for row, member in enumerate(members)} if self.group.kept else {}
+        for place, kept in self.group.kept.items():
+            for member, each in kept if place[1] == layer else ():
+                if member in row_of and each[2] in positions:
+                    row = row_of[member] * len(positions) + positions.index(each[2])
+                    found.setdefault(place, []).append((row, (self._member(member).number, each)))
         return found
 
     @property

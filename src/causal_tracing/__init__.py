@@ -22,6 +22,7 @@ __all__ = [
     "ledger",
     "load",
     "open_trace",
+    "paths",
     "preview",
     "read_pairs",
     "run",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.ledger import ledger
     from causal_tracing.experiments.load import load
     from causal_tracing.experiments.open_trace import open_trace
+    from causal_tracing.experiments.paths import paths
     from causal_tracing.experiments.run import run
     from causal_tracing.experiments.trace import estimate, trace
     from causal_tracing.experiments.trace_result import Trace
@@ -67,6 +69,7 @@ _HOMES = {
     "ledger": "experiments.ledger",
     "load": "experiments.load",
     "open_trace": "experiments.open_trace",
+    "paths": "experiments.paths",
     "preview": "patching.preview",
     "read_pairs": "prompts.files",
     "run": "experiments.run",

@@ -16,6 +16,7 @@ from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
 from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
 from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.follow import FollowRunOptions, as_paths_of_a_trace
 from causal_tracing.patching.options.knockout import KnockoutRunOptions, as_of_a_trace
 from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.prompts.example import EXAMPLE
@@ -159,6 +160,13 @@ _that_traces(
     KnockoutRunOptions,
     as_of_a_trace,
     "Attention knockout: what is lost when a query cannot see keys, by layer (or window of layers) and keys.",
+)
+_that_traces(
+    "paths",
+    FollowRunOptions,
+    as_paths_of_a_trace,
+    "Paths through the stream: what goes from each sender (head, MLP, embedding) to each receiver (q, k, v, MLP, "
+    "logits).",
 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.sites import ATTENTION, Site
@@ -135,7 +136,7 @@ class Edit:
             yield from ((self.site.component, donor) for donor in donors_of(self.source))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Run:
     """One forward computation over `tokens` (vocabulary ids), with the edits that belong to it."""
 
@@ -144,10 +145,9 @@ class Run:
     _hash: int = field(init=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        same = isinstance(other, Run) and self._hash == other._hash
-        return same and (self.tokens, self.edits) == (other.tokens, other.edits)
+        if self is other or not isinstance(other, Run):
+            return self is other
+        return self._hash == other._hash and (self.tokens, self.edits) == (other.tokens, other.edits)
 
     def __hash__(self) -> int:
         return self._hash
@@ -175,6 +175,18 @@ class Run:
                 )
             parts.add(place.part)
         _check_patterns(self.edits)
+
+
+_ONE: WeakValueDictionary[Run, Run] = WeakValueDictionary()
+
+
+def one_run(tokens: tuple[int, ...], edits: tuple[Edit, ...]) -> Run:
+    """A run that is the same object whenever it is asked for.
+
+    Where runs read from runs that read from runs, comparing two that are equal would follow every way through them.
+    """
+    made = Run(tokens, edits)
+    return _ONE.setdefault(made, made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
 from causal_tracing.patching.scoring import undefined
+from causal_tracing.patching.senders import path_grids
 from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import SiteKind
@@ -226,6 +227,7 @@ def _grids(
     return [
         *grids,
         *joint_grids(model, pairs, options, directions),
+        *path_grids(model, pairs, options, directions),
         *attention_grids(model, pairs, options, directions),
     ]
 

@@ -48,8 +48,8 @@ class NamedSite:
 
     def __str__(self) -> str:
         """The text that names it."""
-        numbers = "" if self.layers is None else " " + _ranged(self.layers)
-        parts = "" if self.parts is None else "." + _ranged(self.parts)
+        numbers = "" if self.layers is None else " " + ranged(self.layers)
+        parts = "" if self.parts is None else "." + ranged(self.parts)
         return f"{'each ' if self.each else ''}{self.component}{numbers}{parts} @ {self.tokens}"
 
     def places(self) -> Iterator[tuple[int, int | None]]:
@@ -76,7 +76,8 @@ class NamedSite:
                 yield contrast.edit(self.component, layer, slot, donor, restores=restores, part=part)
 
 
-def _ranged(numbers: Numbers) -> str:
+def ranged(numbers: Numbers) -> str:
+    """A range as it is written: 3, or 3-5."""
     first, last = numbers
     return f"{first}" if first == last else f"{first}-{last}"
 
@@ -97,14 +98,15 @@ def named_site(text: Any) -> NamedSite:
     number = validation.whole_number(tokens)
     return NamedSite(
         component=component,
-        layers=_range(text, "layers", first, last),
-        parts=_range(text, "parts", part, last_part),
+        layers=some_range(text, "layers", first, last),
+        parts=some_range(text, "parts", part, last_part),
         tokens=tokens if number is None else number,
         each=bool(each),
     )
 
 
-def _range(text: str, what: str, first: str | None, last: str | None) -> Numbers | None:
+def some_range(text: str, what: str, first: str | None, last: str | None) -> Numbers | None:
+    """The range that a text gives of layers, heads or neurons. Raises InvalidOption where it runs backwards."""
     if first is None:
         return None
     if last is not None and int(last) < int(first):

@@ -10,6 +10,7 @@ So what is patched at other tokens reaches nothing, but for keys and values, whi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
@@ -71,27 +72,33 @@ def plan_paths(model: Model, pairs: Sequence[TokenPair], direct: bool | Sequence
     asked = asked_paths(direct)
     if not asked:
         return None
-    several = next((pair.id for pair in pairs if pair.several_tokens), None)
-    if several is not None:
-        raise InvalidOption(
-            f"direct= follows what reaches the logits behind the prompt, and pair {several!r} has an answer or a foil "
-            "of several tokens, which are read further on too. Use such of one token, or leave direct= out."
-        )
-    _check_layers(model, asked)
+    check_one_token(pairs, "direct=")
+    check_layers(model, asked, "direct=")
     return Paths(asked=asked, gathers=model.rules.gathers[0], num_layers=model.num_layers, norm=norm)
 
 
-def _check_layers(model: Model, asked: Sequence[str]) -> None:
-    """Raises ComponentNotOffered where the layers have more, or less, than what would be held."""
+def check_one_token(pairs: Sequence[TokenPair], option: str) -> None:
+    """Raises InvalidOption where what comes behind a prompt is read too."""
+    several = next((pair.id for pair in pairs if pair.several_tokens), None)
+    if several is not None:
+        raise InvalidOption(
+            f"{option} follows what reaches the logits behind the prompt, and pair {several!r} has an answer or a foil "
+            f"of several tokens, which are read further on too. Use such of one token, or leave {option} out."
+        )
+
+
+def check_layers(model: Model, asked: Sequence[str], option: str) -> None:
+    """Raises ComponentNotOffered where the layers have more, or less, than what would be held for this option."""
+    refuse = partial(_refuse, model, option)
     if not model.rules.gathers:
-        _refuse(model, _more_than_held(model))
+        refuse(_more_than_held(model))
     if model.rules.gathers[0] == "mixer_out" and "mlps_live" in asked:
-        _refuse(model, 'its layers have one part each, so that no MLPs can be left live. Use direct=["mlps_frozen"].')
+        refuse('its layers have one part each, so that no MLPs can be left live. Use direct=["mlps_frozen"].')
     for layer in model.active if model.backend is None else ():
         order = [name for each in model.layout(layer).sums for name, _ in each.parts]
         parallel = len(model.layout(layer).sums) == 1
         if order == ["mlp_out", "attn_out"] and not parallel:
-            _refuse(model, f"in layer {layer} the MLP comes before attention, and it is not known what is behind it.")
+            refuse(f"in layer {layer} the MLP comes before attention, and it is not known what is behind it.")
 
 
 def _more_than_held(model: Model) -> str:
@@ -104,5 +111,5 @@ def _more_than_held(model: Model) -> str:
     return f"layer {open_} adds more to the stream than the attention and the MLP that could be held."
 
 
-def _refuse(model: Model, reason: str) -> NoReturn:
-    raise ComponentNotOffered(f"direct= is not offered on this model ({model.anatomy.family}): {reason}")
+def _refuse(model: Model, option: str, reason: str) -> NoReturn:
+    raise ComponentNotOffered(f"{option} is not offered on this model ({model.anatomy.family}): {reason}")

@@ -165,6 +165,8 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     if component is not None:
         effect = effect.sel(component=[component])
     kind = kind_of(found)
+    if kind.margin:
+        effect = effect.where(effect[kind.column] != kind.margin)
     flat = effect.stack(cell=kind.ranked_axes)
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
     flat = flat[flat.notnull().values][: 2 * count if kind.mirrored else count]  # there may be tens of thousands

@@ -24,6 +24,7 @@ class SiteKind:
     first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
     directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
     that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
+    `margin`: the column that stands beside the others for comparison, and is not ranked with them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SiteKind:
     mirrored: bool = False
     few: bool = False
     asked: str = ""
+    margin: str = ""
 
     @property
     def of_keys(self) -> bool:
@@ -181,6 +183,21 @@ INTERACTIONS = SiteKind(
     mirrored=True,
     few=True,
 )
+PATHS = SiteKind(
+    name="paths",
+    components=("path",),
+    axes=("component", "sender", "receiver"),
+    drawn=("receiver", "sender"),
+    columns="receivers",
+    called="path",
+    address="{part} → {column}",
+    named="{part} → {column}",
+    restores="restoring what it sends there brings back",
+    loses="disrupting what it sends there takes away",
+    few=True,
+    asked='senders=["each z @ last"]',
+    margin="every path",
+)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -190,6 +207,7 @@ KINDS = {
         SETS,
         GROWING,
         INTERACTIONS,
+        PATHS,
         KNOCKOUT,
         KNOCKOUT_HEADS,
         EDGES,

@@ -6,6 +6,7 @@ from functools import partial
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.forward import check_layer, forward
 from causal_tracing.engine.memory import too_large
+from causal_tracing.interventions.donors import in_levels, read_by
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
@@ -19,7 +20,12 @@ def record(model: Model, runs: Sequence[Run], places: Collection[Place] = (), *,
     Activations are the modules' own outputs: a layer's scale is not applied. Donors of the runs' own edits are
     recorded first. Raises OutOfMemory where one run alone does not fit.
     """
-    donors = donor_recordings(model, runs)
+    return _recordings(model, runs, places, keep, donor_recordings(model, runs))
+
+
+def _recordings(
+    model: Model, runs: Sequence[Run], places: Collection[Place], keep: int, donors: Mapping[Run, Recording]
+) -> dict[Run, Recording]:
     recordings: dict[Run, Recording] = {}
     by_length: dict[int, list[Run]] = {}
     for run in dict.fromkeys(runs):
@@ -46,18 +52,19 @@ def _recorded(
 
 
 def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
-    """A recording of every run that an edit of these runs reads from, at the places that are read."""
-    places: dict[Run, set[Place]] = {}
+    """A recording of every run that these runs read from, and that those read from, at the places that are read."""
+    runs = list(runs)
     for run in runs:
         for edit in run.edits:
             check_layer(model, edit)  # before the donor is recorded there
-            for component, donor in edit.reads:
-                places.setdefault(donor.run, set()).add((component, edit.site.layer))
-    alike: dict[frozenset[Place], list[Run]] = {}
+    read = read_by(runs)
+    places = {run: frozenset((component, layer) for component, layer, _ in kept) for run, kept in read.items()}
     everywhere = frozenset(place for wanted in places.values() for place in wanted)
-    for donor, wanted in places.items():  # of a few, more is kept than is read, so that they share a forward
-        alike.setdefault(everywhere if len(places) <= ROWS else frozenset(wanted), []).append(donor)
     recordings: dict[Run, Recording] = {}
-    for wanted, donors in alike.items():
-        recordings |= record(model, donors, wanted)
+    for level in in_levels(read):
+        alike: dict[frozenset[Place], list[Run]] = {}
+        for donor in level:  # of a few, more is kept than is read, so that they share a forward
+            alike.setdefault(everywhere if len(read) <= ROWS else places[donor], []).append(donor)
+        for wanted, donors in alike.items():
+            recordings |= _recordings(model, donors, wanted, 1, recordings)
     return recordings

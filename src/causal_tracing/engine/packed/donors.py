@@ -14,7 +14,8 @@ from causal_tracing.engine.hooks.apply import Donors
 from causal_tracing.engine.memory import Sizes
 from causal_tracing.engine.packed.base_runs import Tape
 from causal_tracing.engine.packed.layer_loop import Wave
-from causal_tracing.engine.packed.schedule import INSIDE, Kept, donor_groups
+from causal_tracing.engine.packed.schedule import INSIDE, donor_groups
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
@@ -50,7 +51,7 @@ def behind_bases(bases: Iterable[Run], donors: Mapping[Run, Collection[Kept]]) -
                 edits = run.edits[len(base.edits) :]
                 noised = any(edit.site.component == "embed" for edit in edits)
                 if edits and not noised and run.edits[: len(base.edits)] == base.edits:
-                    found[run] = World(base, edits, (len(run.tokens) - 1,))
+                    found[run] = World(base, edits, (max(position for *_, position in kept),))
     return found
 
 

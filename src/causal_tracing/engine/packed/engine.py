@@ -11,7 +11,7 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from jaxtyping import Float
@@ -26,9 +26,10 @@ from causal_tracing.engine.memory import Sizes, sizes
 from causal_tracing.engine.packed.base_runs import Tape, Tapes
 from causal_tracing.engine.packed.donors import behind_bases, recorded_behind
 from causal_tracing.engine.packed.layer_loop import Wave
-from causal_tracing.engine.packed.schedule import Kept, groups
+from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
+from causal_tracing.interventions.donors import in_levels, read_by
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
 from causal_tracing.interventions.sites import FINAL_SCALE
 from causal_tracing.models.model import Model
@@ -136,25 +137,22 @@ def _recorded(
 ) -> tuple[dict[Run, Tape], dict[Run, Donor]]:
     """A tape of every base run, and a recording of every donor."""
     bases = dict.fromkeys(world.base for world in worlds)
-    read: dict[Run, dict[Kept, bool]] = {}
-    _note(model, (edit for world in worlds for edit in world.run.edits), read)
+    runs = dict.fromkeys(world.run for world in worlds)
+    for edit in (edit for run in runs for edit in run.edits):
+        check_layer(model, edit)
+    read = read_by(runs)
     behind = behind_bases(bases, read)
-    whole = {run: kept for run, kept in read.items() if run not in behind}
-    _note(model, (edit for world in behind.values() for edit in world.run.edits), whole)
-    for world in behind.values():  # what does not change is read of their base run
-        whole.setdefault(world.base, {}).update(read[world.run])
-    found = known.of(list(bases | whole), {kept[:2] for each in whole.values() for kept in each})
+    places = {run: {kept[:2] for kept in wanted} for run, wanted in read.items()}
+    whole = [run for run in read if run not in behind]
+    of_whole = {place for run in whole for place in places[run]}
+    of_bases = {place for run in behind for place in places[run]}  # what their edits do not change is their base run's
+    found = known.of(list(dict.fromkeys([*bases, *whole])), of_whole | of_bases)
     donors: dict[Run, Donor] = {run: found[run].recordings[run] for run in found}
     tapes = {base: found[base] for base in bases}
-    return tapes, donors | recorded_behind(model, behind, read, tapes, donors, limits)
-
-
-def _note(model: Model, edits: Iterable[Edit], read: dict[Run, dict[Kept, bool]]) -> None:
-    """Notes what the edits read of other runs."""
-    for edit in edits:
-        check_layer(model, edit)
-        for component, donor in edit.reads:
-            read.setdefault(donor.run, {})[component, edit.site.layer, donor.position] = True
+    for level in in_levels(read):
+        some = {run: behind[run] for run in level if run in behind}
+        donors |= recorded_behind(model, some, read, tapes, donors, limits)
+    return tapes, donors
 
 
 def _check_sight(worlds: Sequence[World], tapes: Mapping[Run, Tape]) -> None:

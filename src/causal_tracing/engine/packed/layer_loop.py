@@ -18,10 +18,11 @@ from causal_tracing.engine.hooks.forward import scale_at
 from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Tape
-from causal_tracing.engine.packed.schedule import Group, Kept
+from causal_tracing.engine.packed.schedule import Group
 from causal_tracing.engine.packed.states import KeysValues, Marked, States, Stretch, Writes
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import CannotPack
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 

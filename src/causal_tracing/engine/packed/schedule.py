@@ -18,10 +18,9 @@ from functools import cached_property
 from operator import attrgetter, itemgetter
 
 from causal_tracing.engine.backend import Place
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
-
-Kept = tuple[str, int, int]  # an activation of one token: its component, layer and position
 
 PARTS, MIXER = ("attn_out", "mlp_out"), "mixer_out"  # what a layer adds: two parts, or its only one
 BETWEEN = ("embed", "resid_pre", FINAL_SCALE)  # before the layers, between them, and behind the last one

@@ -11,7 +11,8 @@ from causal_tracing.engine.backend import Place
 from causal_tracing.engine.hooks.apply import Donors, Write, rewritten
 from causal_tracing.engine.indices import indices
 from causal_tracing.engine.packed.base_runs import Attended, Tape
-from causal_tracing.engine.packed.schedule import INSIDE, Group, Kept, Member
+from causal_tracing.engine.packed.schedule import INSIDE, Group, Member
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.models.anatomy import Sum
 
 Writes = Mapping[Place, Sequence[Write]]

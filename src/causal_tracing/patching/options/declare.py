@@ -13,9 +13,9 @@ from typing import Any
 from causal_tracing.patching.options.spelling import Text
 
 PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
-ATTENTION, CHANGES = "Attention", "Noise and ablation"
+PATHS, ATTENTION, CHANGES = "Paths", "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
-GROUPS = (PAIR, PATCHED, TOGETHER, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
+GROUPS = (PAIR, PATCHED, TOGETHER, PATHS, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
 
 
 def plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The options of what is patched together: sets of sites by name, growing sets, and pairs of sites."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,16 @@ def check_sets(value: Any) -> None:
     """Names with lists of sites. Raises InvalidOption."""
     if not isinstance(value, Mapping):
         raise InvalidOption(f'sets= maps names to lists of sites, such as {{"a": ["z 3.1 @ last"]}}; it is {value!r}.')
-    for name, sites in value.items():
+    check_named_sets("sets=", value, check_named_sites)
+
+
+def check_named_sets(option: str, value: Mapping[Any, Any], check: Callable[[Any, str], None]) -> None:
+    """Names with lists that `check` takes, each with what it is called. Raises InvalidOption."""
+    for name, each in value.items():
         if not isinstance(name, str) or not NAME.fullmatch(name) or not name.isprintable():
             raise InvalidOption(f"A set's name must be one line without = ; | and outer spaces; it is {name!r}.")
-        check_named_sites(sites, f"The set {name!r}")
-        if not sites:
+        check(each, f"The set {name!r}" if option == "sets=" else f"{name!r} of {option}")
+        if not each:
             raise InvalidOption(f"The set {name!r} has no sites: its effect is 0 and says nothing. Leave it out.")
 
 

@@ -53,9 +53,15 @@ def _sets_of(path: Path) -> dict[str, list[str]]:
 
 
 SETS_EXAMPLE = '"movers = z 23.4 @ last; z 23.5 @ last | subject = resid_post 0-9 @ subject", or a file sets.toml.'
+
+
+def _sets_again(value: Any) -> str:
+    return " | ".join(f"{name} = {'; '.join(sites)}" for name, sites in value.items())
+
+
 SETS = one(
     lambda value: sets(value) if isinstance(value, str) else value,
-    lambda value: " | ".join(f"{name} = {'; '.join(sites)}" for name, sites in value.items()),
+    _sets_again,
     fits=lambda value: isinstance(value, dict) and all(map(list_of(str), value.values())),
     form='a table of lists of sites, such as {movers = ["z 3.1 @ last"]}',
     example=f"Such as {SETS_EXAMPLE}",
@@ -85,4 +91,14 @@ INTERACTIONS = one(
     ),
     form='true, a list of sites, or two of them, such as ["each z 20-23 @ last"]',
     example='Such as true, or "each z 20-23 @ last", or "z 23.4 @ last | each z @ last".',
+)
+
+NAMED = one(
+    lambda value: (
+        (sets(value) if "=" in value or value.endswith(".toml") else _sites(value)) if isinstance(value, str) else value
+    ),
+    lambda value: _sets_again(value) if isinstance(value, dict) else "; ".join(value),
+    fits=lambda value: list_of(str)(value) or (isinstance(value, dict) and all(map(list_of(str), value.values()))),
+    form='a list, such as ["each z @ last"], or a table of lists',
+    example='Such as "each z 20-29 @ last; mlp_out 25 @ last", or "movers = z 23.4 @ last; z 23.5 @ last".',
 )

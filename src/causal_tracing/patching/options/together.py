@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import COMPONENTS
-from causal_tracing.interventions.write import ABLATIONS, Write, checked_write
+from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
 from causal_tracing.patching.options.choices import BLOCKS
 from causal_tracing.patching.windows import check_widths
 from causal_tracing.results.arms import DIRECTIONS
@@ -24,6 +24,7 @@ def check_together(options: "Options") -> None:
     _check_something(options)
     _check_edges(options)
     _check_direct(options)
+    _check_paths(options)
     _check_given(options)
     directions_of(options)
     if _asked(options):
@@ -56,7 +57,7 @@ def directions_of(options: "Options") -> Sequence[str]:
 
 
 def _check_something(options: "Options") -> None:
-    others = ("heads", "neurons", "sets", "interactions", "knockout", "edges")
+    others = ("heads", "neurons", "sets", "interactions", "senders", "knockout", "edges")
     if options.components in ((), []) and not any(getattr(options, name) for name in others):
         raise InvalidOption(
             f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."
@@ -74,6 +75,15 @@ def _check_edges(options: "Options") -> None:
     write = checked_write(options.write)
     if options.edges and (write.kind != "donor" or write.alpha != 1):
         raise InvalidOption("edges= are patched with what the other run has, whole: leave write= out, or edges=.")
+
+
+def _check_paths(options: "Options") -> None:
+    if options.receivers and not options.senders:
+        raise InvalidOption("receivers= says where paths end: name the senders= that they begin at too.")
+    if options.senders and options.given:
+        raise InvalidOption("senders= are followed in the pair's own runs: leave given= out, or the senders.")
+    if options.senders and checked_write(options.write).kind in TENSORED:
+        raise InvalidOption(f"senders= cannot be patched with write={options.write!r}: leave one out.")
 
 
 def _check_given(options: "Options") -> None:

@@ -1,0 +1,71 @@
+"""The options of `paths`: those of a trace that it needs, with every sender and receiver unless said otherwise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.noise import Noise
+from causal_tracing.interventions.write import Write
+from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.declare import PATHS, check_values, option, same
+from causal_tracing.patching.options.trace import Options, Progress, RunOptions
+from causal_tracing.prompts.tokens import Column
+
+EACH_SENDER = ("each z", "each mlp_out", "resid_pre 0")
+
+
+def _check_at(value: Any) -> None:
+    """One position, role or span. Raises InvalidOption."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise InvalidOption(f'at= is one position, role or span, such as "last"; it is {value!r}.')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowOptions:
+    """The options of `paths`. Raises InvalidOption for a value that cannot be meant."""
+
+    senders: Mapping[str, Sequence[str]] | Sequence[str] | None = same(
+        Options, "senders", help="Default: every head by its z, every MLP, and the embedding, at the token at."
+    )
+    receivers: Mapping[str, Sequence[str]] | Sequence[str] | None = same(Options, "receivers")
+    at: Column = option(
+        "last",
+        help="The token whose senders are followed, where none are named: a position, a role, or a span.",
+        group=PATHS,
+        text=texts.POSITION,
+        check=_check_at,
+    )
+    directions: Sequence[str] | None = same(Options, "directions")
+    align: str = same(Options, "align")
+    metric: str | None = same(Options, "metric")
+    metrics: Sequence[str] | None = same(Options, "metrics")
+    noise: Noise | None = same(Options, "noise")  # noqa: RUF009 - a field, as the others
+    write: str | Write = same(Options, "write")  # noqa: RUF009 - a field, as the others
+    budget: int | None = same(Options, "budget")
+    engine: str = same(Options, "engine")
+    seed: int = same(Options, "seed")
+    spot_checks: int = same(Options, "spot_checks")
+    progress: bool | Progress = same(Options, "progress")  # noqa: RUF009 - a field, as the others
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowRunOptions(FollowOptions):
+    """The same for a file of pairs in a folder."""
+
+    keep: str = same(RunOptions, "keep")
+    shard: Sequence[int] = same(RunOptions, "shard")
+    workers: int | str | None = same(RunOptions, "workers")
+    retry_failed: bool = same(RunOptions, "retry_failed")
+
+
+def as_paths_of_a_trace(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a trace that these mean."""
+    left = dict(given)
+    at = left.pop("at", "last")
+    if not left.get("senders"):
+        left["senders"] = [f"{sender} @ {at}" for sender in EACH_SENDER]
+    return {"components": (), **left}

@@ -1,0 +1,101 @@
+"""Receivers by name, as texts: what reads the stream behind a sender, at the sender's own token.
+
+    q|k|v [LAYERS[.HEADS]]    q 24.4     k 24-26     v     queries, keys, values: one head's, layers', all later ones
+    mlp_out [LAYERS]          mlp_out 25
+    logits                    what the head of the model reads behind the last layer
+    each ...                  each q     each mlp_out 20-29
+
+What a text names receives jointly; after `each`, every layer and every head is a receiver of its own.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from causal_tracing import validation
+from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.patching.named_sites import Numbers, ranged, some_range
+
+if TYPE_CHECKING:  # every --help reads this: nothing heavy
+    from causal_tracing.models.model import Model
+
+LOGITS = "logits"
+IN_HEADS = ("q", "k", "v")
+RECEIVERS = (*IN_HEADS, "mlp_out", LOGITS)
+FORM = re.compile(r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*")
+EXAMPLES = '"q 24.4", "mlp_out 25", "logits", or "each q" for every head\'s query one by one'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """What one text names: a range of layers (None: all), a range of heads (None: all of them)."""
+
+    component: str
+    layers: Numbers | None = None
+    parts: Numbers | None = None
+    each: bool = False
+
+    def __str__(self) -> str:
+        """The text that names it."""
+        numbers = "" if self.layers is None else " " + ranged(self.layers)
+        parts = "" if self.parts is None else "." + ranged(self.parts)
+        return f"{'each ' if self.each else ''}{self.component}{numbers}{parts}"
+
+    def places(self, num_layers: int) -> Iterator[tuple[int, int | None]]:
+        """Its layers and heads (None: all of a layer), one by one; the logits are behind the last layer."""
+        if self.component == LOGITS:
+            yield num_layers, None
+            return
+        first, last = self.layers or (0, num_layers - 1)
+        parts = [None] if self.parts is None else range(self.parts[0], self.parts[1] + 1)
+        yield from ((layer, part) for layer in range(first, last + 1) for part in parts)
+
+
+def receiver(text: Any) -> Receiver:
+    """The receiver that a text names. Raises InvalidOption with the form that is meant."""
+    found = FORM.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise InvalidOption(f"{text!r} is no receiver. Name one such as {EXAMPLES}.")
+    each, component, first, last, part, last_part = found.groups()
+    if component not in RECEIVERS:
+        raise InvalidOption(f"{text!r}: {component!r} receives nothing. {nearest(component, RECEIVERS)}")
+    if part is not None and component not in IN_HEADS:
+        raise InvalidOption(f"{text!r}: {component} has no heads. Leave .{part} out.")
+    if component == LOGITS and (each or first is not None):
+        raise InvalidOption(f'{text!r}: the logits are behind all layers: write "logits".')
+    return Receiver(
+        component=component,
+        layers=some_range(text, "layers", first, last),
+        parts=some_range(text, "heads", part, last_part),
+        each=bool(each),
+    )
+
+
+def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
+    """The receivers that these texts name on this model, those after `each` one by one.
+
+    Raises InvalidOption or ComponentNotOffered where the model has no such layer or head.
+    """
+    found = tuple(one for text in texts for one in _single(model, receiver(text)))
+    for one in found:
+        if one.layers is not None:
+            validation.numbered("layer", [one.layers[1]], model.num_layers, model.name)
+        if one.parts is not None:
+            place = f"a layer of {model.name} ({one.component})"
+            validation.numbered("head", [one.parts[1]], model.parts(one.component), place)
+    validation.once("receiver", map(str, found))
+    return found
+
+
+def _single(model: "Model", named: Receiver) -> Iterator[Receiver]:
+    if not named.each:
+        yield named
+        return
+    parts = named.parts
+    if parts is None and named.component in IN_HEADS:
+        parts = 0, model.parts(named.component) - 1
+    layers = model.active if named.layers is None else range(named.layers[0], named.layers[1] + 1)
+    for layer in layers:
+        for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
+            yield replace(named, layers=(layer, layer), parts=part, each=False)

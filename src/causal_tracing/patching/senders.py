@@ -1,0 +1,270 @@
+"""Paths from senders to receivers: what of a patched site reaches one reader of the stream, and that reader alone.
+
+A sender is patched in a run of its own, in which all that layers behind it add at its tokens is held: so the stream
+there carries the base run's, and what the sender adds to it. What a receiver makes of that (a query, a key, a value, an
+MLP's output) is put into the base run, where all behind it is live. The logits read the stream behind the last layer.
+
+A cell with several receivers follows the live rule: each reads what the stream then is, with what the senders add. So
+all receivers of a sender together are the sender patched as ever (Goldowsky-Dill et al. 2023, arXiv 2304.05969; of one
+receiver it is path patching as in Wang et al. 2022, arXiv 2211.00593, with MLPs frozen).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import groupby, product
+from typing import Any
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.edits import Edit, From, Run, one_run
+from causal_tracing.interventions.sites import Site
+from causal_tracing.models.model import Model
+from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers
+from causal_tracing.patching.named_sites import NamedSite, sites_on
+from causal_tracing.patching.options.paths import SENDERS, Named
+from causal_tracing.patching.options.trace import Options
+from causal_tracing.patching.paths import check_layers, check_one_token
+from causal_tracing.patching.receivers import IN_HEADS, LOGITS, Receiver, receivers_on
+from causal_tracing.prompts.pairs import TokenPair
+from causal_tracing.results.arms import Arm
+from causal_tracing.results.columns import labelled
+from causal_tracing.results.site_kinds import PATHS
+
+EACH_RECEIVER = ("each q", "each k", "each v", "each mlp_out", LOGITS)
+EVERY = PATHS.margin  # as a receiver: the sender patched as ever, so that what it does in all stands beside its paths
+MOST_PATHS = 400_000  # cells: more take hours, and say little one by one
+BEHIND = -1  # as the layer of a receiver that is in none
+
+Place = tuple[int, int]  # a layer, and which of its parts: so that places are in the order of computation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """What each layer adds to the stream, in order, and how many heads it has.
+
+    `parallel` are layers whose parts read the same: none of these reads what another one adds.
+    """
+
+    parts: tuple[tuple[str, ...], ...]
+    parallel: frozenset[int]
+    heads: int
+
+    def first_behind(self, changed: Sequence[Edit]) -> Place:
+        """The first place that reads what any of these edits adds."""
+        return min(self._behind(*place) for place in {(edit.site.component, edit.site.layer) for edit in changed})
+
+    def _behind(self, component: str, layer: int) -> Place:
+        if component == "resid_pre":
+            return layer, 0
+        part = self.parts[layer].index("attn_out" if component == "z" else component)
+        last = part + 1 == len(self.parts[layer]) or layer in self.parallel
+        return (layer + 1, 0) if last else (layer, part + 1)
+
+    def has(self, component: str, layer: int) -> bool:
+        """Whether there is such a receiver in a layer; the logits are behind the last one."""
+        return component == LOGITS or _part_of(component) in self.parts[layer]
+
+    def place(self, receiver: tuple[str, int, int | None]) -> Place:
+        """Where a receiver reads: the logits at the end of all layers."""
+        component, layer, _ = receiver
+        return (layer, 0) if component == LOGITS else (layer, self.parts[layer].index(_part_of(component)))
+
+
+def _part_of(component: str) -> str:
+    """The part of a layer that a receiver belongs to."""
+    return "mlp_out" if component == "mlp_out" else "attn_out"
+
+
+def stream_of(model: Model) -> Stream:
+    """What the layers of a model add. Raises ComponentNotOffered where that is not known."""
+    check_layers(model, (), "senders=")
+    if model.backend is not None:
+        parts, parallel = (("attn_out", "mlp_out"),) * model.num_layers, frozenset[int]()
+    else:
+        sums = [model.layout(layer).sums for layer in range(model.num_layers)]
+        parts = tuple(tuple(part for each in layer for part, _ in each.parts) for layer in sums)
+        parallel = frozenset(n for n, layer in enumerate(sums) if len(layer) == 1)
+    return Stream(parts=parts, parallel=parallel, heads=model.parts("z") if model.anatomy.offers("z") else 0)
+
+
+def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until: Place) -> tuple[Edit, ...]:
+    """These edits of a base run, and all that is added behind the first of them and before a place held as in `live`.
+
+    Of a part whose heads are among the edits the other heads are held. What the base run writes itself is left to it.
+    """
+    positions = sorted({edit.site.position for edit in changed})
+    heads: dict[int, set[int | None]] = {}
+    for edit in changed:
+        if edit.site.component == "z":
+            heads.setdefault(edit.site.layer, set()).add(edit.site.part)
+    written = {(edit.site.component, edit.site.layer) for edit in changed}
+    given = {(edit.site.component, edit.site.layer, edit.site.position) for edit in base.edits}
+    first, found = stream.first_behind(changed), list(changed)
+    for layer in range(first[0], min(until[0] + 1, len(stream.parts))):
+        for number, part in enumerate(stream.parts[layer]):
+            if not first <= (layer, number) < until or (part, layer) in written:
+                continue
+            inside = part == "attn_out" and layer in heads
+            others = [head for head in range(stream.heads) if not heads[layer] & {head, None}] if inside else [None]
+            for position, head in product(positions, others):
+                site = Site("z" if inside else part, layer, position, head)
+                if (site.component, layer, position) not in given:
+                    found.append(Edit(site, From(live, position)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=512)  # the receivers of a sender lie together
+def carrying(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until: Place) -> Run:
+    """The run whose stream carries what the senders add, up to a place, and otherwise what `live` has there."""
+    return one_run(base.tokens, (*base.edits, *held(stream, base, changed, live, until)))
+
+
+def received(
+    stream: Stream, base: Run, changed: tuple[Edit, ...], receivers: Sequence[tuple[str, int, int | None]]
+) -> tuple[Edit, ...]:
+    """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
+
+    Where none of them is behind a sender these write what is there already: nothing can change.
+    """
+    first, end, last = stream.first_behind(changed), (len(stream.parts), 0), len(base.tokens) - 1
+    positions = sorted({edit.site.position for edit in changed})
+    made: list[Edit] = []
+    for place, some in groupby(sorted(receivers, key=stream.place), key=stream.place):
+        if place < first:
+            continue
+        live = one_run(base.tokens, (*base.edits, *made)) if made else base
+        if place == end:
+            if here := tuple(edit for edit in changed if edit.site.position == last):
+                return held(stream, base, here, live, end)
+            continue
+        group = list(some)
+        shared = live is base and group[0][0] in IN_HEADS  # attention is held, so that all layers' heads read one run
+        run = carrying(stream, base, changed, live, end if shared else place)
+        made += [
+            Edit(Site(component, layer, position, part), From(run, position))
+            for component, layer, part in group
+            for position in positions
+        ]
+    return tuple(made) or (Edit(changed[0].site, From(base, changed[0].site.position)),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathGrid(Grid):
+    """A cell for each sender (or set of them) with each receiver (or set of them), at the senders' tokens."""
+
+    stream: Stream
+    senders: Mapping[str, Sequence[NamedSite]]
+    receivers: Mapping[str, Sequence[Receiver]]  # none of EVERY
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The senders and receivers by name, and the layers that they begin in."""
+        senders = [min(site.layers[0] for site in sites if site.layers) for sites in self.senders.values()]
+        receivers = [min(self._places(name), default=(BEHIND,))[0] for name in self.receivers]
+        return {
+            "component": labelled(self.components),
+            "sender": labelled([*self.senders]),
+            "sender_layer": ("sender", senders),
+            "receiver": labelled([*self.receivers]),
+            "receiver_layer": ("receiver", [BEHIND if n == len(self.stream.parts) else n for n in receivers]),
+        }
+
+    @property
+    def slices(self) -> int:
+        """Its senders."""
+        return len(self.senders)
+
+    def cells(self, slices: Sequence[int] | None = None) -> Iterator[At]:
+        """Each sender with each receiver."""
+        chosen = range(self.slices) if slices is None else slices
+        yield from ((0, sender, receiver) for sender in chosen for receiver in range(len(self.receivers)))
+
+    def written(self) -> list[tuple[str, int]]:
+        """The components and layers of the senders."""
+        sites = (site for sites in self.senders.values() for site in sites)
+        return list(dict.fromkeys((site.component, layer) for site in sites for layer, _ in site.places()))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What is patched, what is held behind it, and what receives."""
+        sent = (component for component, _ in self.written())
+        parts = (part for parts in self.stream.parts for part in parts)
+        read = (one.component for each in self.receivers.values() for one in each if one.component != LOGITS)
+        return tuple(dict.fromkeys((*sent, *parts, *read)))
+
+    def count(self, pair: TokenPair) -> int:
+        """A world for each cell."""
+        return len(self.arms) * len(self.senders) * len(self.receivers)
+
+    def edits(
+        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[Edit, ...]]:
+        """One world in which the receivers of the cell alone read what its senders add."""
+        sites = [*self.senders.values()][at[1]]
+        name = [*self.receivers][at[2]]
+        changed = tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
+        if changed:
+            yield changed if name == EVERY else received(self.stream, base, changed, self._receiving(name))
+
+    def _receiving(self, name: str) -> list[tuple[str, int, int | None]]:
+        places = (
+            (one.component, layer, part)
+            for one in self.receivers[name]
+            for layer, part in one.places(len(self.stream.parts))
+        )
+        return [each for each in dict.fromkeys(places) if self.stream.has(*each[:2])]
+
+    def _places(self, name: str) -> list[Place]:
+        return [self.stream.place(each) for each in self._receiving(name)]
+
+
+def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> Iterator[Grid]:
+    """The map of paths from senders to receivers, where one is asked for.
+
+    Raises InvalidOption, InvalidPair, ComponentNotOffered.
+    """
+    if not options.senders:
+        return
+    check_one_token(pairs, "senders=")
+    stream = stream_of(model)
+    receivers = _by_name(options.receivers or EACH_RECEIVER, partial(receivers_on, model))
+    grid = PathGrid(
+        kind=PATHS,
+        components=PATHS.components,
+        layers=checked_layers(model, options.layers),
+        columns=(),
+        arms=arms_of(directions),
+        stream=stream,
+        senders=_by_name(options.senders, lambda texts: sites_on(model, texts, pairs, "senders=")),
+        receivers={**receivers, EVERY: ()},
+    )
+    _check_senders(stream, grid.senders)
+    if grid.slices * len(grid.receivers) > MOST_PATHS:
+        raise InvalidOption(
+            f"senders= and receivers= name {grid.slices:,} and {len(receivers):,}: a map of more than {MOST_PATHS:,} "
+            "cells takes hours. Name fewer."
+        )
+    yield grid
+
+
+def _by_name(asked: Named, found: Callable[[Sequence[str]], Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """What is asked for by name: sets as they are called, single ones as they are written."""
+    if isinstance(asked, Mapping):
+        return {name: found(texts) for name, texts in asked.items()}
+    return {str(each): (each,) for each in found(asked)}
+
+
+def _check_senders(stream: Stream, senders: Mapping[str, Sequence[NamedSite]]) -> None:
+    """Raises InvalidOption where what a site adds to the stream is not told apart from what comes before it."""
+    for site in dict.fromkeys(site for sites in senders.values() for site in sites):
+        valid = site.component in SENDERS and (site.component != "resid_pre" or site.layers == (0, 0))
+        if not valid:
+            raise InvalidOption(
+                f"'{site}' is no sender: heads by z, attn_out, mlp_out, mixer_out and the embedding (resid_pre 0) are "
+                "what adds to the stream."
+            )
+        for layer, _ in site.places():
+            part = "attn_out" if site.component == "z" else site.component
+            if part != "resid_pre" and part not in stream.parts[layer]:
+                raise InvalidOption(f"'{site}' is no sender: layer {layer} adds {' and '.join(stream.parts[layer])}.")

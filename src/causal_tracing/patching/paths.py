@@ -89,19 +89,20 @@ def check_one_token(pairs: Sequence[TokenPair], option: str) -> None:
 
 def check_layers(model: Model, asked: Sequence[str], option: str) -> None:
     """Raises ComponentNotOffered where the layers have more, or less, than what would be held for this option."""
-    refuse = partial(_refuse, model, option)
+    refuse_it = partial(refuse, model, option)
     if not model.rules.gathers:
-        refuse(_more_than_held(model))
+        refuse_it(more_than_held(model))
     if model.rules.gathers[0] == "mixer_out" and "mlps_live" in asked:
-        refuse('its layers have one part each, so that no MLPs can be left live. Use direct=["mlps_frozen"].')
+        refuse_it('its layers have one part each, so that no MLPs can be left live. Use direct=["mlps_frozen"].')
     for layer in model.active if model.backend is None else ():
         order = [name for each in model.layout(layer).sums for name, _ in each.parts]
         parallel = len(model.layout(layer).sums) == 1
         if order == ["mlp_out", "attn_out"] and not parallel:
-            refuse(f"in layer {layer} the MLP comes before attention, and it is not known what is behind it.")
+            refuse_it(f"in layer {layer} the MLP comes before attention, and it is not known what is behind it.")
 
 
-def _more_than_held(model: Model) -> str:
+def more_than_held(model: Model) -> str:
+    """What a model's layers do that could not be held."""
     layers = model.active if model.backend is None and model.anatomy.layouts else ()
     if len(layers) < len(model.anatomy.layouts):
         return "a prompt of text alone does not pass some of its layers."
@@ -111,5 +112,6 @@ def _more_than_held(model: Model) -> str:
     return f"layer {open_} adds more to the stream than the attention and the MLP that could be held."
 
 
-def _refuse(model: Model, option: str, reason: str) -> NoReturn:
+def refuse(model: Model, option: str, reason: str) -> NoReturn:
+    """Raises ComponentNotOffered: the option is not offered on this model."""
     raise ComponentNotOffered(f"{option} is not offered on this model ({model.anatomy.family}): {reason}")

@@ -24,7 +24,7 @@ from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers
 from causal_tracing.patching.named_sites import NamedSite, sites_on
 from causal_tracing.patching.options.paths import SENDERS, Named
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.patching.paths import check_layers, check_one_token
+from causal_tracing.patching.paths import check_layers, check_one_token, more_than_held, refuse
 from causal_tracing.patching.receivers import IN_HEADS, LOGITS, Receiver, receivers_on
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
@@ -83,6 +83,8 @@ def stream_of(model: Model) -> Stream:
         parts, parallel = (("attn_out", "mlp_out"),) * model.num_layers, frozenset[int]()
     else:
         sums = [model.layout(layer).sums for layer in range(model.num_layers)]
+        if not all(sums):
+            refuse(model, "senders=", more_than_held(model))
         parts = tuple(tuple(part for each in layer for part, _ in each.parts) for layer in sums)
         parallel = frozenset(n for n, layer in enumerate(sums) if len(layer) == 1)
     return Stream(parts=parts, parallel=parallel, heads=model.parts("z") if model.anatomy.offers("z") else 0)

@@ -16,7 +16,7 @@ from torch.nn.functional import pad, relu
 
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.interventions.sites import MEDIATORS
-from causal_tracing.models.anatomy import Anatomy, Layout
+from causal_tracing.models.anatomy import Anatomy, Layout, Sum
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.pairs import Pair
 
@@ -173,7 +173,8 @@ class ToyTokenizer:
 def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     """A network of yours and its vocabulary, as a model that can be traced."""
     # Not engine.check.accept: the parts are known, and a toy may have one that nothing depends on, which it refuses.
-    layout = Layout(attn="self_attn", mlp="mlp", mid="mlp")
+    sums = tuple(Sum(gain=1.0, parts=((part, 1.0),), plain=True) for part in ("attn_out", "mlp_out"))
+    layout = Layout(attn="self_attn", mlp="mlp", mid="mlp", sums=sums)
     whole = tuple((name, "a toy's attention and MLPs are whole.") for name in MEDIATORS)
     whole += (("mixer_out", "its layers have more than one part."),)
     anatomy = Anatomy(

@@ -1,11 +1,13 @@
 """Times maps of what is done together, and of keys that are hidden, on the demo model; prints a table.
 
-    python benchmarks/joint.py [--rounds 5] [--case knockout,knockout-long,pairs] [--from-layer 0]
+    python benchmarks/joint.py [--rounds 5] [--case knockout,knockout-long,pairs,edges] [--from-layer 0]
 
 `knockout`: every key hidden from the last token, layer by layer, against the same masks through whole forwards, one
 each (`knockout-long`: a prompt of 100 tokens; of the forwards 60 are timed, and all are extrapolated). `pairs`: all
 pairs of heads at the last token, in one direction, against the operations' bound: the layers' products at the speed of
-large ones. Numbers are compared first; both sides are timed in turn, and medians are printed.
+large ones. `edges`: all paths from heads to queries, keys and values at the last token, against the same bound, and
+against two bare forwards each (of 100, extrapolated). Numbers are compared first; both sides
+are timed in turn, and medians are printed.
 """
 
 import argparse
@@ -95,14 +97,13 @@ def knockout(model: Model, tokens: int | None, rounds: int) -> str:
     )
 
 
-def pairs_of_heads(model: Model, first: int, rounds: int) -> str:
-    """A row: all pairs of heads of these layers, and what their operations take at the speed of large products."""
+def against_bound(model: Model, what: str, asked: dict[str, Any], rounds: int) -> tuple[str, float]:
+    """A row: a map, and what its operations take at the speed of large products; and the map's seconds."""
     pair, product = pair_of(None), large_product()
-    sites = [f"each z {first}-{model.num_layers - 1} @ last"]
-    asked = {"components": [], "directions": ["restoration"], "spot_checks": 0, "progress": False}
+    asked = {"components": [], "directions": ["restoration"], "spot_checks": 0, "progress": False} | asked
 
     def sweep() -> ct.Trace:
-        return ct.trace(model, pair, interactions=sites, **asked)
+        return ct.trace(model, pair, **asked)
 
     calls = products(model, sweep)
     count = sweep().provenance["worlds"]
@@ -110,14 +111,121 @@ def pairs_of_heads(model: Model, first: int, rounds: int) -> str:
     times = [(seconds(sweep), work / statistics.median(product() for _ in range(9))) for _ in range(rounds)]
     mine, bound = (statistics.median(side) for side in zip(*times, strict=True))
     ratio = statistics.median(a / b for a, b in times)
-    return f"| pairs of heads, layers {first} on | {count:,} | {mine:.1f} | {bound:.1f} | {ratio:.2f} | |"
+    return f"| {what} | {count:,} | {mine:.1f} | {bound:.1f} | {ratio:.2f} | |", mine
+
+
+def pairs_of_heads(model: Model, first: int, rounds: int) -> str:
+    """All pairs of heads of these layers."""
+    sites = [f"each z {first}-{model.num_layers - 1} @ last"]
+    return against_bound(model, f"pairs of heads, layers {first} on", {"interactions": sites}, rounds)[0]
+
+
+def edges(model: Model, first: int, rounds: int) -> str:
+    """All paths from heads of these layers to queries, keys and values; and two bare forwards for each of 100."""
+    layers = f"{first}-{model.num_layers - 1}"
+    asked = {"senders": [f"each z {layers} @ last"], "receivers": [f"each {part} {layers}" for part in ("q", "k", "v")]}
+    row, mine = against_bound(model, f"heads to q, k, v, layers {first} on", asked, rounds)
+    trace = ct.trace(model, pair_of(None), components=[], spot_checks=0, progress=False, **asked)
+    found = trace.of("paths").squeeze(["pair", "component"]).sel(metric="logit_diff")
+    there = (
+        found.restoration.where(found.status == "ok").drop_sel(receiver="every path").stack(cell=["sender", "receiver"])
+    )
+    cells = there.dropna("cell")
+    some = cells[:: max(1, cells.size // 100)][:100]
+    by_hand = ByHand(model, pair_of(None))
+    expected, took = [], 0.0
+    for cell in some:
+        sender, receiver = map(str, cell.cell.item())
+        started = time.perf_counter()
+        expected.append(by_hand.path(sender, receiver))
+        took += time.perf_counter() - started
+    apart = float(np.abs(np.array(expected) - found.corrupt.item() - some.values).max())
+    if not apart < AGREE:
+        raise SystemExit(f"The numbers are {apart:.1e} apart: there is nothing to time.")
+    bare = took / len(some) * cells.size
+    return (
+        f"{row}\n| the same by two forwards each (from {len(some)}) | {cells.size:,} | {bare:.0f} | | "
+        f"{bare / mine:.1f} times | {apart:.0e} |"
+    )
+
+
+class ByHand:
+    """Two forwards for a path, as path patching does it: what arrives at a head with all else held, and what it does."""
+
+    def __init__(self, model: Model, pair: ct.Pair) -> None:
+        self.network: Any = model.network
+        self.layers: list[Any] = [*model.layers]
+        self.size: int = self.network.config.head_dim
+        self.clean, self.corrupt = (
+            torch.tensor([model.tokenizer(text)["input_ids"]]) for text in (pair.clean, pair.corrupt)
+        )
+        self.words = [
+            model.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in (pair.answer, pair.foil)
+        ]
+        self.given: dict[int, Any] = {}
+        self.held: dict[Any, Any] = {}
+        hooks = [
+            layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda _, args, n=n: self.given.update({n: args[0][0, -1]})
+            )
+            for n, layer in enumerate(self.layers)
+        ]
+        self._run(self.clean, hooks)
+        parts = [part for layer in self.layers for part in (layer.self_attn.o_proj, layer.mlp)]
+        self._run(
+            self.corrupt,
+            [part.register_forward_hook(lambda part, _, out: self.held.update({part: out[0, -1]})) for part in parts],
+        )
+
+    def _run(self, tokens: torch.Tensor, hooks: list[Any]) -> torch.Tensor:
+        with torch.no_grad():
+            logits = self.network(tokens, use_cache=False).logits[0, -1]
+        for hook in hooks:
+            hook.remove()
+        return logits
+
+    def path(self, sender: str, receiver: str) -> float:
+        """The corrupt run's logit difference with what one head of the clean run sends to one query, key or value."""
+        layer, head = map(int, sender.split()[1].split("."))
+        component, where = receiver.split()
+        reader, part = map(int, where.split("."))
+        mine = slice(head * self.size, (head + 1) * self.size)
+        read = slice(part * self.size, (part + 1) * self.size)
+        projection = getattr(self.layers[reader].self_attn, f"{component}_proj")
+        arrived: dict[str, Any] = {}
+
+        def send(_: Any, args: Any) -> Any:
+            value = args[0].clone()
+            value[0, -1, mine] = self.given[layer][mine]
+            return (value,)
+
+        def hold(module: Any, _: Any, out: Any) -> Any:
+            out = out.clone()
+            out[0, -1] = self.held[module]
+            return out
+
+        def keep(_: Any, __: Any, out: Any) -> None:
+            arrived["value"] = out[0, -1, read].clone()
+
+        def receive(_: Any, __: Any, out: Any) -> Any:
+            out = out.clone()
+            out[0, -1, read] = arrived["value"]
+            return out
+
+        between = [self.layers[layer].mlp]
+        between += [each for later in self.layers[layer + 1 :] for each in (later.self_attn.o_proj, later.mlp)]
+        hooks = [self.layers[layer].self_attn.o_proj.register_forward_pre_hook(send)]
+        hooks += [module.register_forward_hook(hold) for module in between]
+        self._run(self.corrupt, [*hooks, projection.register_forward_hook(keep)])
+        logits = self._run(self.corrupt, [projection.register_forward_hook(receive)])
+        return float(logits[self.words[0]] - logits[self.words[1]])
 
 
 def main() -> None:
     """Prints a row a case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--case", default="knockout,knockout-long,pairs")
+    parser.add_argument("--case", default="knockout,knockout-long,pairs,edges")
     parser.add_argument("--from-layer", type=int, default=0)
     asked = parser.parse_args()
     model = ct.load("demo", device="cpu", progress=False)
@@ -126,6 +234,7 @@ def main() -> None:
         "knockout": lambda: knockout(model, None, asked.rounds),
         "knockout-long": lambda: knockout(model, 100, asked.rounds),
         "pairs": lambda: pairs_of_heads(model, asked.from_layer, asked.rounds),
+        "edges": lambda: edges(model, asked.from_layer, asked.rounds),
     }
     for case in asked.case.split(","):
         print(cases[case](), flush=True)

@@ -150,7 +150,7 @@ def edges(model: Model, first: int, rounds: int) -> str:
 
 
 class ByHand:
-    """Two forwards for a path, as path patching does it: what arrives at a head with all else held, and what it does."""
+    """Two forwards a path, as path patching does it: what arrives at a head with all else held, and what that does."""
 
     def __init__(self, model: Model, pair: ct.Pair) -> None:
         self.network: Any = model.network

@@ -24,6 +24,8 @@ class SiteKind:
     first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
     directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
     that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
+    `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
+    `large`: a cell is patched at thousands of places.
     """
 
     name: str
@@ -41,6 +43,8 @@ class SiteKind:
     mirrored: bool = False
     few: bool = False
     asked: str = ""
+    ends: bool = False
+    large: bool = False
 
     @property
     def of_keys(self) -> bool:
@@ -181,6 +185,35 @@ INTERACTIONS = SiteKind(
     mirrored=True,
     few=True,
 )
+CIRCUITS = SiteKind(
+    name="circuits",
+    components=("nodes",),
+    axes=("component", "size"),
+    drawn=None,
+    columns="circuit_sizes",
+    called="set of nodes",
+    address="{column} nodes",
+    named="the first {column} nodes",
+    restores="restoring them brings back",
+    loses="ablating all else takes away",
+    shown="_beyond_empty",
+    asked='circuit=["z 3.1", "mlp_out 0", …]',
+    ends=True,
+    large=True,
+)
+CIRCUIT_TESTS = SiteKind(
+    name="circuit_tests",
+    components=("circuit", "model"),
+    axes=("component", "removed"),
+    drawn=None,
+    columns="circuit_tested",
+    called="{component} with nodes removed",
+    address="without {column}",
+    named="{component} without {column}",
+    loses="ablating them takes away",
+    asked="circuit_tested=10, circuit=[…]",
+    large=True,
+)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -193,6 +226,8 @@ KINDS = {
         KNOCKOUT,
         KNOCKOUT_HEADS,
         EDGES,
+        CIRCUITS,
+        CIRCUIT_TESTS,
     )
 }
 

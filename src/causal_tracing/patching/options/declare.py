@@ -13,9 +13,19 @@ from typing import Any
 from causal_tracing.patching.options.spelling import Text
 
 PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
-ATTENTION, CHANGES = "Attention", "Noise and ablation"
+CIRCUIT, ATTENTION, CHANGES = "Circuits", "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
-GROUPS = (PAIR, PATCHED, TOGETHER, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
+GROUPS = (
+    PAIR,
+    PATCHED,
+    TOGETHER,
+    CIRCUIT,
+    ATTENTION,
+    CHANGES,
+    MANY,
+    ENGINE,
+    OUTPUT,
+)  # in the order that they are shown
 
 
 def plain(value: Any) -> Any:

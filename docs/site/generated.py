@@ -17,8 +17,8 @@ from causal_tracing import errors as tree
 from causal_tracing.patching.options.declare import GROUPS, specs
 
 VERBS = (
-    "load", "check", "preview", "trace", "run", "estimate", "knockout", "circuit", "ledger", "attribute", "compare", "read_pairs",
-    "open_trace", "explore", "from_transformer_lens",
+    "load", "check", "preview", "trace", "run", "estimate", "knockout", "circuit", "ledger", "attribute", "compare",
+    "read_pairs", "open_trace", "explore", "from_transformer_lens",
 )  # fmt: skip
 VALUES = ("Pair", "Noise", "Write", "Metric")
 RESULTS = ("Trace",)

@@ -42,7 +42,7 @@ def spelled(tokens: Sequence[int]) -> str:
 
 
 def pair(clean: Sequence[int] = CLEAN, corrupt: Sequence[int] = CORRUPT, **fields: Any) -> ct.Pair:
-    given = {"answer": f" w{ANSWER}", "foil": f" w{FOIL}"} | fields
+    given: dict[str, Any] = {"answer": f" w{ANSWER}", "foil": f" w{FOIL}"} | fields
     return ct.Pair(clean=spelled(clean), corrupt=spelled(corrupt), **given)
 
 

@@ -24,10 +24,12 @@ from causal_tracing.patching.options.circuit import RANKINGS, CircuitOptions, as
 from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
+from causal_tracing.results.circuits import size_of
 from causal_tracing.results.node_ranking import NodeRanking
 from causal_tracing.results.score_files import read_scores
 
 SHARED = ("write", "align", "control", "metric", "budget", "engine", "seed", "progress")  # with a trace that ranks
+STABLE_AT = (0.02, 0.1)  # of the nodes: how stable the ranking's top is
 
 
 @Keywords(CircuitOptions)
@@ -50,23 +52,39 @@ def circuit(model: Model, pairs: Pair | Sequence[Pair], options: CircuitOptions)
         found.circuit().curve
     """
     given = {each.name: getattr(options, each.name) for each in fields(options)}
-    asked = as_of_a_trace(given) | ranked(model, pairs, given["ranking"], given)
+    asked = as_of_a_trace(given)
+    asked |= ranked(ranking_of(model, pairs, given["ranking"], given_of(asked)), by=options.by, seed=options.seed)
     with telling(options.progress) as progress:
         return Trace(measured(plan_job(model, pairs, Options(**asked)), progress))
 
 
-def ranked(model: Model, pairs: Pair | Sequence[Pair], ranking: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say which nodes come first, and in words where that comes from. Raises as `circuit`."""
-    found = ranking_of(model, pairs, ranking, given)
-    if isinstance(found, NodeRanking):
-        return {"circuit": dict(found.scores), "circuit_source": found.source}
-    return {"circuit": found}
+def ranked(found: NodeRanking | Mapping[str, float] | Sequence[str], *, by: str, seed: int = 0) -> dict[str, Any]:
+    """The options of a trace that say which nodes come first, and in words where that comes from."""
+    if not isinstance(found, NodeRanking):
+        return {"circuit": found}
+    return {"circuit": dict(found.scores), "circuit_source": f"{found.source}{_stable(found, by, seed)}"}
+
+
+def _stable(found: NodeRanking, by: str, seed: int) -> str:
+    """How stable the first nodes are, in words; nothing where that is not known."""
+    sizes = dict.fromkeys(size_of(share, len(found.scores)) for share in STABLE_AT)
+    shares = {size: found.stability(size, by=by, seed=seed) for size in sizes}
+    if any(share != share for share in shares.values()):
+        return ""
+    listed = ", ".join(f"the first {size}: {share:.2f}" for size, share in shares.items())
+    return f"; overlap of the first nodes with those of resampled pairs (mean Jaccard index): {listed}"
+
+
+def given_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of a trace, those by which its nodes are ranked too."""
+    how = asked.get("circuit_how", "kept")
+    return {"direction": direction_of_circuit(how)} | {name: asked[name] for name in SHARED if name in asked}
 
 
 def ranking_of(
     model: Model, pairs: Pair | Sequence[Pair], ranking: Any, given: Mapping[str, Any]
 ) -> NodeRanking | Mapping[str, float] | Sequence[str]:
-    """Whatever ranks the nodes of a model, as scores or names; `given` are the options that a trace shares."""
+    """Whatever ranks the nodes of a model, as scores or names; `given` are those of `given_of`."""
     require_model(model)
     if isinstance(ranking, str) and ranking in RANKINGS:
         return _of_model(model, _traced(model, pairs, ranking, given).nodes())
@@ -81,8 +99,8 @@ def ranking_of(
 def _traced(model: Model, pairs: Pair | Sequence[Pair], ranking: str, given: Mapping[str, Any]) -> Trace:
     """Every node alone, at all tokens: patched, or estimated."""
     nodes = nodes_of(model)
-    direction = direction_of_circuit(given.get("how", "kept"))
-    shared = {name: given[name] for name in SHARED if name in given}
+    shared = dict(given)
+    direction = shared.pop("direction")
     whole = list(dict.fromkeys(node.component for node in nodes if node.parts is None))
     heads = ["z"] if any(node.parts is not None for node in nodes) else []
     if ranking == "exact":

@@ -136,8 +136,8 @@ class TestGrid(NodeGrid):
         nodes = ["; ".join(map(name_of, each)) for each in self.removed.values()]
         return {
             "component": labelled(self.components),
-            "removed": labelled([*self.removed]),
-            "removed_nodes": ("removed", np.array(nodes, dtype=object)),
+            "removal": labelled([*self.removed]),
+            "removed_nodes": ("removal", np.array(nodes, dtype=object)),
         }
 
     @property

@@ -199,9 +199,9 @@ def _tested(measurements: Measurements, metric: str, seed: int) -> tuple[pd.Data
     """Completeness and minimality of the set that was tested."""
     found = _defined(measurements, metric, CIRCUIT_TESTS.name)
     codes = cluster_codes(clusters_of(measurements, found.pair.values))
-    left = (found.clean - found.disruption).transpose("pair", "component", "removed")
+    left = (found.clean - found.disruption).transpose("pair", "component", "removal")
     by_cluster = cluster_means(left.values, codes)
-    names, nodes = ([*map(str, found[name].values)] for name in ("removed", "removed_nodes"))
+    names, nodes = ([*map(str, found[name].values)] for name in ("removal", "removed_nodes"))
     whole = float(means_over_clusters(cluster_means(found.clean.values, codes)))
     return _completeness(by_cluster, names, nodes, whole, seed), _minimality(by_cluster, names, nodes, whole)
 

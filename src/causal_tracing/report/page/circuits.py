@@ -1,0 +1,117 @@
+"""The section of circuits on the page: the curve of faithfulness with its interval and both ends, and its numbers."""
+
+from collections.abc import Iterator
+from html import escape
+
+import numpy as np
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.report.labels import number
+from causal_tracing.report.page.text import visible
+from causal_tracing.report.words.circuits import share_of
+from causal_tracing.results.circuits import Circuits, circuits
+from causal_tracing.results.measurements import Measurements
+
+WIDTH, HEIGHT, EDGE = 640, 280, 40
+HEADS = ("nodes", "f [95 %]", "metric", "edges, weighted", "nodes that this size adds")
+MOST_NAMED = 12  # nodes, in a row
+
+
+def circuits_section(measurements: Measurements, shown: list[str], mean: str) -> str:
+    """The section: of the mean over pairs, whose id is `mean`, and of each pair that is shown."""
+    several = measurements.pairs.sizes["pair"] > 1
+    parts = [(None, mean, False)] if several and mean else []
+    parts += [(pair, pair, bool(parts) or n > 0) for n, pair in enumerate(shown)]
+    body = "".join(_part(measurements, pair, id, hidden=hidden) for pair, id, hidden in parts)
+    return (
+        '<section id="circuits-section" aria-labelledby="circuits-title"><h2 id="circuits-title">Circuits</h2>'
+        f"{body}</section>"
+    )
+
+
+def _part(measurements: Measurements, pair: str | None, id: str, *, hidden: bool) -> str:
+    head = f'<div data-pair="{escape(id)}"{" hidden" if hidden else ""}>'
+    try:
+        found = circuits(measurements, pair=pair)
+    except InvalidOption as error:
+        return f'{head}<p class="warning">{escape(visible(str(error)))}</p></div>'
+    return f'{head}<div class="chart">{curve(found)}</div>{_table(found)}</div>'
+
+
+def curve(found: Circuits) -> str:
+    """f upwards against the number of nodes to the right, on a logarithmic scale, as a picture without script."""
+    rows = found.curve.iloc[1:]
+    known = rows[rows.faithfulness.notna()]
+    ends = [0.0, 1.0, *known.faithfulness, *known.low.dropna(), *known.high.dropna()]
+    low, high = min(ends), max(ends)
+
+    def right(size: float) -> float:
+        return EDGE + (WIDTH - 2 * EDGE) * np.log(size) / max(np.log(found.nodes), 1e-9)
+
+    def up(value: float) -> float:
+        return HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (value - low) / (high - low)
+
+    line = " ".join(f"{right(row['size']):.1f},{up(row.faithfulness):.1f}" for _, row in known.iterrows())
+    marks = "".join(
+        f'<circle cx="{right(row["size"]):.1f}" cy="{up(row.faithfulness):.1f}" r="3.5" fill="currentColor"><title>'
+        f"{row['size']} nodes: f = {escape(share_of(row))}</title></circle>"
+        for _, row in known.iterrows()
+    )
+    said = f"Faithfulness of sets of 1 to {found.nodes} nodes, {found.how}"
+    axes = "".join(_level(up(value), text) for value, text in ((0.0, "empty set: 0"), (1.0, "all nodes: 1")))
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">{axes}{_band(found, right, up)}'
+        f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="2"/>{marks}'
+        f"{''.join(_ticks(found, right))}</svg>"
+    )
+
+
+def _level(y: float, text: str) -> str:
+    return (
+        f'<line x1="{EDGE}" x2="{WIDTH - EDGE}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" stroke-dasharray="4 4" '
+        f'opacity="0.5"/><text x="{EDGE}" y="{y - 5:.1f}" font-size="12" fill="currentColor">{text}</text>'
+    )
+
+
+def _band(found: Circuits, right, up) -> str:
+    rows = found.curve.iloc[1:]
+    known = rows[rows.low.notna()]
+    there = [f"{right(row['size']):.1f},{up(row.high):.1f}" for _, row in known.iterrows()]
+    back = [f"{right(row['size']):.1f},{up(row.low):.1f}" for _, row in known[::-1].iterrows()]
+    return f'<polygon points="{" ".join([*there, *back])}" fill="currentColor" opacity="0.15"/>' if there else ""
+
+
+def _ticks(found: Circuits, right) -> Iterator[str]:
+    last = -np.inf
+    for size in found.curve["size"].iloc[1:]:
+        if right(size) - last > 24:
+            last = right(size)
+            yield (
+                f'<text x="{last:.1f}" y="{HEIGHT - EDGE + 16}" font-size="12" text-anchor="middle" '
+                f'fill="currentColor">{size}</text>'
+            )
+    yield (
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" font-size="12" text-anchor="middle" fill="currentColor">nodes '
+        "(logarithmic)</text>"
+    )
+
+
+def _table(found: Circuits) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in HEADS)
+    rows = "".join(
+        f'<tr><th scope="row">{row["size"]}</th><td class="number">{escape(share_of(row))}</td>'
+        f'<td class="number">{number(row.metric)} {escape(found.unit)}</td>'
+        f'<td class="number">{number(row.weighted_size)}</td><td>{escape(visible(named(row.added)))}</td></tr>'
+        for _, row in found.curve.iterrows()
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table class="sites"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
+        "</table></div>"
+    )
+
+
+def named(added: str) -> str:
+    """The nodes that a size adds, the first ones by name."""
+    names = added.split("; ") if added else []
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

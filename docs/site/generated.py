@@ -27,6 +27,8 @@ GIVEN = {
     "Attribution": "experiments.attribution_result",
     "MeanMap": "results.means",
     "Comparison": "experiments.compare",
+    "Circuits": "results.circuits",
+    "NodeRanking": "results.node_ranking",
     "TraceCost": "experiments.cost",
     "Preview": "patching.preview",
     "Checkup": "engine.checks.check",

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class NodeGrid(Grid):
     """Cells that are sets of nodes: `members` says which of `nodes` are inside, and whether the embedding is too."""
 
     nodes: tuple[NamedSite, ...]
+    made: dict[Any, dict[NamedSite, tuple[Edit, ...]]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -65,7 +66,16 @@ class NodeGrid(Grid):
             sites = [node for node in self.nodes if node in inside] + ([INPUT] if embedded else [])
         else:
             sites = [node for node in self.nodes if node not in inside] + ([] if embedded else [INPUT])
-        yield tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
+        key = (contrast, donor, arm.restores)
+        if key not in self.made:
+            self.made.clear()
+            self.made[key] = {}
+        # Thousands of edits a world, and most are in most worlds of a pair: each is made once.
+        made = self.made[key]
+        for site in sites:
+            if site not in made:
+                made[site] = tuple(site.edits(pair, contrast, donor, restores=arm.restores))
+        yield tuple(edit for site in sites for edit in made[site])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

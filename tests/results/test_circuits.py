@@ -164,3 +164,20 @@ def test_weighted_sizes_by_hand() -> None:
     """Of VALUE the logits alone read; of A, attention and MLPs of two layers and the logits: 5, of which 2 are kept."""
     curve = taken_apart("and", [VALUE, A]).circuit().curve
     assert_allclose(curve.weighted_size, [0, 1 + 2 / 5, 6])
+
+
+def auroc(scores: dict[str, float], true: set[str]) -> float:
+    """How often a true node is ranked before another one; half of a tie."""
+    both = [(abs(scores[one]), abs(scores[other])) for one in true for other in {*scores} - true]
+    return float(np.mean([(one > other) + 0.5 * (one == other) for one, other in both]))
+
+
+def test_a_perfect_ranking_of_a_model_whose_circuit_is_known() -> None:
+    """Law C6: single effects find all nodes of an AND gate, and none of the inputs that stand in for one another."""
+    for gate, expected in (("and", 1.0), ("sum", 1.0), ("or", (1 + 0.5 + 0.5) / 3)):
+        model, pair = circuit(gate)
+        found = ct.circuit(model, pair, ranking="exact", spot_checks=0, progress=False)
+        scores = found.provenance["options"]["circuit"]
+        assert auroc(scores, {A, B, VALUE}) == pytest.approx(expected), gate
+    restored = ct.circuit(*circuit("or"), ranking="exact", how="restored", spot_checks=0, progress=False)
+    assert auroc(restored.provenance["options"]["circuit"], {A, B, VALUE}) == 1.0

@@ -1,9 +1,11 @@
 """The section of circuits on the page: the curve of faithfulness with its interval and both ends, and its numbers."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 
-import numpy as np
+import pandas as pd
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
@@ -12,7 +14,7 @@ from causal_tracing.report.words.circuits import share_of
 from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.measurements import Measurements
 
-WIDTH, HEIGHT, EDGE = 640, 280, 40
+WIDTH, HEIGHT, EDGE, TICK = 640, 280, 40, 24
 HEADS = ("nodes", "f [95 %]", "metric", "edges, weighted", "nodes that this size adds")
 MOST_NAMED = 12  # nodes, in a row
 
@@ -38,31 +40,43 @@ def _part(measurements: Measurements, pair: str | None, id: str, *, hidden: bool
     return f'{head}<div class="chart">{curve(found)}</div>{_table(found)}</div>'
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Picture:
+    """Where numbers of nodes are to the right, on a logarithmic scale, and what f is upwards, from `low` to `high`."""
+
+    nodes: int
+    low: float
+    high: float
+
+    def right(self, size: int) -> float:
+        return EDGE + (WIDTH - 2 * EDGE) * math.log(size) / max(math.log(self.nodes), 1e-9)
+
+    def up(self, f: float) -> float:
+        return HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (f - self.low) / (self.high - self.low)
+
+    def at(self, size: int, f: float) -> str:
+        return f"{self.right(size):.1f},{self.up(f):.1f}"
+
+
 def curve(found: Circuits) -> str:
-    """f upwards against the number of nodes to the right, on a logarithmic scale, as a picture without script."""
+    """f upwards against the number of nodes to the right, with its interval and both ends: a picture without script."""
     rows = found.curve.iloc[1:]
-    known = rows[rows.faithfulness.notna()]
-    ends = [0.0, 1.0, *known.faithfulness, *known.low.dropna(), *known.high.dropna()]
-    low, high = min(ends), max(ends)
-
-    def right(size: float) -> float:
-        return EDGE + (WIDTH - 2 * EDGE) * np.log(size) / max(np.log(found.nodes), 1e-9)
-
-    def up(value: float) -> float:
-        return HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (value - low) / (high - low)
-
-    line = " ".join(f"{right(row['size']):.1f},{up(row.faithfulness):.1f}" for _, row in known.iterrows())
+    rows = rows[rows.faithfulness.notna()]
+    told = [0.0, 1.0, *rows.faithfulness, *rows.low.dropna(), *rows.high.dropna()]
+    picture = _Picture(nodes=found.nodes, low=float(min(told)), high=float(max(told)))
+    sizes, known = [int(size) for size in rows["size"]], rows.faithfulness.tolist()
+    line = " ".join(picture.at(size, f) for size, f in zip(sizes, known, strict=True))
     marks = "".join(
-        f'<circle cx="{right(row["size"]):.1f}" cy="{up(row.faithfulness):.1f}" r="3.5" fill="currentColor"><title>'
-        f"{row['size']} nodes: f = {escape(share_of(row))}</title></circle>"
-        for _, row in known.iterrows()
+        f'<circle cx="{picture.right(size):.1f}" cy="{picture.up(f):.1f}" r="3.5" fill="currentColor"><title>'
+        f"{size} nodes: f = {escape(share_of(row))}</title></circle>"
+        for size, f, (_, row) in zip(sizes, known, rows.iterrows(), strict=True)
     )
     said = f"Faithfulness of sets of 1 to {found.nodes} nodes, {found.how}"
-    axes = "".join(_level(up(value), text) for value, text in ((0.0, "empty set: 0"), (1.0, "all nodes: 1")))
+    ends = "".join(_level(picture.up(f), text) for f, text in ((0.0, "empty set: 0"), (1.0, "all nodes: 1")))
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">{axes}{_band(found, right, up)}'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">{ends}{_band(rows, picture)}'
         f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="2"/>{marks}'
-        f"{''.join(_ticks(found, right))}</svg>"
+        f"{''.join(_ticks(sizes, picture))}</svg>"
     )
 
 
@@ -73,27 +87,23 @@ def _level(y: float, text: str) -> str:
     )
 
 
-def _band(found: Circuits, right, up) -> str:
-    rows = found.curve.iloc[1:]
+def _band(rows: pd.DataFrame, picture: _Picture) -> str:
+    """The interval, where there is one."""
     known = rows[rows.low.notna()]
-    there = [f"{right(row['size']):.1f},{up(row.high):.1f}" for _, row in known.iterrows()]
-    back = [f"{right(row['size']):.1f},{up(row.low):.1f}" for _, row in known[::-1].iterrows()]
+    sizes = [int(size) for size in known["size"]]
+    there = [picture.at(size, f) for size, f in zip(sizes, known.high.tolist(), strict=True)]
+    back = [picture.at(size, f) for size, f in zip(sizes, known.low.tolist(), strict=True)][::-1]
     return f'<polygon points="{" ".join([*there, *back])}" fill="currentColor" opacity="0.15"/>' if there else ""
 
 
-def _ticks(found: Circuits, right) -> Iterator[str]:
-    last = -np.inf
-    for size in found.curve["size"].iloc[1:]:
-        if right(size) - last > 24:
-            last = right(size)
-            yield (
-                f'<text x="{last:.1f}" y="{HEIGHT - EDGE + 16}" font-size="12" text-anchor="middle" '
-                f'fill="currentColor">{size}</text>'
-            )
-    yield (
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" font-size="12" text-anchor="middle" fill="currentColor">nodes '
-        "(logarithmic)</text>"
-    )
+def _ticks(sizes: Sequence[int], picture: _Picture) -> Iterator[str]:
+    """Numbers of nodes below the picture, as many as there is room for."""
+    style, last = 'font-size="12" text-anchor="middle" fill="currentColor"', -math.inf
+    for size in sizes:
+        if picture.right(size) - last > TICK:
+            last = picture.right(size)
+            yield f'<text x="{last:.1f}" y="{HEIGHT - EDGE + 16}" {style}>{size}</text>'
+    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" {style}>nodes (logarithmic)</text>'
 
 
 def _table(found: Circuits) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import causal_tracing
 import causal_tracing as ct
@@ -49,10 +50,21 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return asked
 
 
+def logit_diff(text: str) -> float:
+    with torch.no_grad():
+        logits = shared("llama").network(torch.tensor([WORDS(text)["input_ids"]])).logits[0, -1].double()
+    answer, foil = (WORDS(token)["input_ids"][0] for token in (" w7", " w8"))
+    return (logits[answer] - logits[foil]).item()
+
+
 def pairs(count: int, *, odd: bool = False) -> Path:
-    """A file of pairs; the last of them has one token fewer in one prompt where it is odd."""
+    """A file of pairs with total effects of one sign; where it is odd, the last one has a token fewer in one prompt."""
     told = {"answer": " w7", "foil": " w8"}
-    rows = [{"clean": CLEAN, "corrupt": f" w11 w12 w{30 + n} w14 w15", "id": f"p{n}", **told} for n in range(count)]
+    clean = logit_diff(CLEAN)
+    others = [f" w11 w12 w{n} w14 w15" for n in range(20, 90)]
+    chosen = [corrupt for corrupt in others if clean - logit_diff(corrupt) > 0.2][:count]
+    assert len(chosen) == count
+    rows = [{"clean": CLEAN, "corrupt": corrupt, "id": f"p{n}", **told} for n, corrupt in enumerate(chosen)]
     if odd:
         rows.append({"clean": CLEAN, "corrupt": " w12 w43 w14 w15", "id": "odd", **told})
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -153,6 +153,8 @@ def test_what_was_not_measured_is_said() -> None:
     found = ct.circuit(model, pair, ranking=[VALUE, A, B], sizes=[1], spot_checks=0, progress=False)
     with pytest.raises(InvalidOption, match="There is no metric 'kl'"):
         found.circuit(metric="kl")
+    with pytest.raises(InvalidOption, match="There is no pair 'x' in this trace"):
+        found.circuit(pair="x")
     assert found.circuit().tested is None
     same = ct.Pair(clean="the switch is on", corrupt="it switch is on", answer=" true", foil=" false")
     nothing = ct.circuit(model, same, ranking=[VALUE, A, B], sizes=[1], spot_checks=0, progress=False)

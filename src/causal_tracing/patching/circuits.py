@@ -129,7 +129,7 @@ class CircuitGrid(NodeGrid):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TestGrid(NodeGrid):
+class RemovalGrid(NodeGrid):
     """A cell for each K that is taken out of a set (`circuit`) and out of all nodes (`model`).
 
     `removed` holds these K by what they are called; those behind the first `of_both` are taken out of the set alone.
@@ -197,7 +197,7 @@ def circuit_grids(model: Model, pairs: Sequence[TokenPair], options: Options) ->
         removed, of_both = _removed(circuit, options.circuit_subsets, options.seed)
         kind = CIRCUIT_TESTS
         tested = {"circuit": circuit, "removed": removed, "of_both": of_both}
-        yield TestGrid(kind=kind, components=kind.components, **tested, **common)
+        yield RemovalGrid(kind=kind, components=kind.components, **tested, **common)
 
 
 def check_one_to_one(pair: TokenPair) -> None:

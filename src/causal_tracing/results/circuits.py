@@ -19,6 +19,7 @@ from causal_tracing.results.effects import FRACTIONS, OF_ENDS, effects
 from causal_tracing.results.means import LEVEL, RESAMPLES, clusters_of, require_finite
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.once import once
+from causal_tracing.results.select import known
 from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
@@ -89,6 +90,8 @@ def circuits(
     """What was measured of circuits by one metric (default: the first), of all pairs or one. Raises InvalidOption."""
     measurements.kind(CIRCUITS.name)
     measurements.kinds_by(metric)
+    if pair is not None:
+        known("pair", pair, [str(id) for id in measurements.pairs.pair.values])
     chosen = measurements if pair is None else measurements.of_pair(pair)
     return _circuits(chosen, metric or measurements.metric, seed)
 

@@ -134,7 +134,7 @@ def _complete(found: Circuits) -> str:
     row = taken.loc[taken.distance.idxmax()]
     return (
         f"Completeness of the first {found.tested} nodes: without the same nodes, {len(taken)} choices of them, the "
-        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} at most (without "
+        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is largest (without "
         f"{row.nodes}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a complete set it is "
         "about 0 everywhere."
     )

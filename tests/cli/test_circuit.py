@@ -160,7 +160,8 @@ def test_many_pairs_in_a_folder_go_on_and_say_their_interval(ask: Any) -> None:
     direct = ct.trace(shared_tiny(), ct.read_pairs(file)[:9], components=[], circuit_sizes=[2, 5], spot_checks=0,
                       circuit=found.provenance["options"]["circuit"], progress=False)  # fmt: skip
     np.testing.assert_allclose(found.of("circuits").disruption, direct.of("circuits").disruption, atol=1e-5)
-    assert ask(*asked, "--out", "run")[0] == 5  # nothing is left to do, and the same is said
+    code, _, err = ask(*asked, "--out", "run")  # nothing is left to do, and the same is said
+    assert (code, "The nodes are ranked as run was begun with." in err) == (5, True)
 
 
 def shared_tiny() -> Any:
@@ -172,6 +173,8 @@ def test_a_dry_run_counts_the_worlds(ask: Any) -> None:
     assert counted["worlds"] == 4 + 2  # 0, 1, 5 and all; and the unedited runs
     _code, out, err = ask(*CIRCUIT, "--sizes", "1,5", "--tested", "4", "--subsets", "0", "--dry-run", "--json")
     assert json.loads(out)["worlds"] == 6 + 2 * (1 + 4)
+    named = json.loads(ask(*CIRCUIT, "--ranking", NAMES, "--dry-run", "--json")[1])
+    assert named["worlds"] == 6 + 2  # of MIB's sizes those that six nodes reach (1, 2, 4), six, none and all
     assert "The ranking (exact) comes first, and is not counted here: 20 nodes, one by one." in err
 
 

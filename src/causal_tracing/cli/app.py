@@ -150,7 +150,7 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
         }  # fmt: skip
         wanted = tracing.Wanted(
             pairs=named, many=pairs is not None, model=model, loading=loading, options=meant(options),
-            finish=partial(cli_circuits.finished, scores=scores, dry_run=dry_run) if ranks else None,
+            finish=partial(cli_circuits.finished, scores=scores, out=out, dry_run=dry_run) if ranks else None,
         )  # fmt: skip
         tracing.carry_out(
             wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics

@@ -20,7 +20,13 @@ def meant(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def finished(
-    model: "Model", pairs: "list[Pair]", options: Mapping[str, Any], *, scores: Path | None, dry_run: bool
+    model: "Model",
+    pairs: "list[Pair]",
+    options: Mapping[str, Any],
+    *,
+    scores: Path | None,
+    out: Path | None,
+    dry_run: bool,
 ) -> dict[str, Any]:
     """The options of the trace with the nodes by name or score, first to last. Raises what `circuit` raises."""
     from causal_tracing.experiments.circuit import given_of, ranked, ranking_of
@@ -29,14 +35,29 @@ def finished(
     left = dict(options)
     ranking = left.pop("ranking", USUAL)
     if dry_run:  # a world takes as long whichever nodes come first
+        names = [name_of(node) for node in nodes_of(model)]
         if isinstance(ranking, str):
-            count = len(nodes_of(model))
-            console.note(f"The ranking ({ranking}) comes first, and is not counted here: {count} nodes, one by one.")
-        return left | {"circuit": [name_of(node) for node in nodes_of(model)]}
+            console.note(
+                f"The ranking ({ranking}) comes first, and is not counted here: {len(names)} nodes, one by one."
+            )
+        return left | {"circuit": names if isinstance(ranking, (str, Path)) else ranking}
+    if isinstance(ranking, str) and (kept := _begun(out)):
+        console.note(f"The nodes are ranked as {out} was begun with.")
+        return left | kept
     found = ranking_of(model, _traceable(model, pairs, left), ranking, given_of(left))
     if scores is not None:
         _write(model, found, scores, left)
     return left | ranked(found, by=left.get("circuit_by", "size"))
+
+
+def _begun(out: Path | None) -> dict[str, Any]:
+    """The ranking of a run folder that is gone on with: made again it could differ in its last bits."""
+    from causal_tracing.results.storage.run_folder import is_run_folder, read_manifest
+
+    if out is None or not is_run_folder(out):
+        return {}
+    options = read_manifest(out)["spec"]["options"]
+    return {name: options[name] for name in ("circuit", "circuit_source") if name in options}
 
 
 def _traceable(model: "Model", pairs: "list[Pair]", options: Mapping[str, Any]) -> "list[Pair]":

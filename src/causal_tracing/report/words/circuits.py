@@ -134,9 +134,9 @@ def _complete(found: Circuits) -> str:
     row = taken.loc[taken.distance.idxmax()]
     return (
         f"Completeness of the first {found.tested} nodes: without the same nodes, {len(taken)} choices of them, the "
-        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is largest (without "
-        f"{row.nodes}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a complete set it is "
-        "about 0 everywhere."
+        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is largest "
+        f"(without {row.nodes}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a complete "
+        "set it is about 0 everywhere."
     )
 
 

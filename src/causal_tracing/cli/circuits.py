@@ -78,6 +78,8 @@ def _write(model: "Model", found: Any, path: Path, options: Mapping[str, Any]) -
     from causal_tracing.results.circuits import size_of
     from causal_tracing.results.node_ranking import NodeRanking
 
+    if model.backend is not None:
+        raise InvalidOption(f"--scores needs the shape of the model, and {model.name} is elsewhere: leave it out.")
     if not isinstance(found, NodeRanking):
         raise InvalidOption("--scores writes the scores of nodes, and this ranking has names alone: rank by scores.")
     size = size_of(options.get("circuit_tested") or 1.0, len(found.scores))

@@ -126,9 +126,9 @@ def test_figures_are_drawn_between_the_ends() -> None:
     trace = ct.circuit(tiny(), one_way(9), ranking=RANKED, sizes=[2, 5], **QUIET)
     curve = trace.circuit().curve.iloc[1:]
     axes = trace.plot("mean_circuits").axes[0]
-    line = next(line for line in axes.lines if len(line.get_xdata()) == 3)
-    np.testing.assert_allclose(line.get_xdata(), [2, 5, 20])
-    np.testing.assert_allclose(line.get_ydata(), curve.faithfulness)
+    points = next(np.array(line.get_xydata()) for line in axes.lines if len(np.array(line.get_xydata())) == 3)
+    np.testing.assert_allclose(points[:, 0], [2, 5, 20])
+    np.testing.assert_allclose(points[:, 1], curve.faithfulness)
     assert len(axes.collections) == 1  # the interval
     alone = trace.plot("circuits", pair="pair-3").axes[0]
     assert len(alone.collections) == 0

@@ -122,7 +122,8 @@ def test_the_interval_of_an_area_is_that_of_a_bootstrap() -> None:
 
     def area(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
         bottom = columns[-1].mean(axis)
-        return sum(w * abs(1 - each.mean(axis) / bottom) for w, each in zip(weights, columns[:-1], strict=True))
+        ratios = np.stack([each.mean(axis) / bottom for each in columns[:-1]], axis=-1)
+        return abs(1 - ratios) @ weights
 
     expected = bootstrap(
         (*part.T, whole), area, paired=True, vectorized=True, n_resamples=9999, rng=np.random.default_rng(0)

@@ -69,6 +69,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sever": ["mlp_out", "mlp_out"]}, "The part to sever 'mlp_out' is asked for twice"),
     ({"heads": ["z", "z"]}, "The heads' component 'z' is asked for twice"),
     ({"neurons": {1: [5, 5]}}, "The neuron 5 is asked for twice"),
+    ({"circuit": "z 1.0"}, r"circuit= is a list of nodes, .*, or scores by node; it is 'z 1.0'"),
+    ({"circuit": 3}, "circuit= is a list of nodes"),
+    ({"circuit": {"z 1.0": "a"}}, "circuit= has the score 'a' for 'z 1.0', which is no finite number"),
+    ({"circuit": ["z 1.0"], "circuit_sizes": "5"}, "circuit_sizes= is a list of numbers of nodes or of shares"),
+    ({"circuit": ["z 1.0"], "circuit_sizes": [True]}, "is a number of nodes of at least 1, or a share"),
+    ({"circuit": ["z 1.0"], "circuit_subsets": -1}, "circuit_subsets= must be a whole number of at least 0; it is -1"),
+    ({"circuit_tested": 3}, "circuit_sizes= and circuit_tested= are about circuit=: name its nodes too"),
+    ({"circuit": ["z 1.0"], "noise": ct.Noise()}, "circuit= compares two prompts as they are"),
+    ({"circuit": ["z 1.0"], "directions": ["restoration"]}, "circuit_how='kept' is a disruption"),
 ]
 
 

@@ -17,7 +17,8 @@ from causal_tracing import errors as tree
 from causal_tracing.patching.options.declare import GROUPS, specs
 
 VERBS = (
-    "load", "check", "preview", "trace", "run", "estimate", "knockout", "paths", "ledger", "attribute", "compare",
+    "load", "check", "preview", "trace", "run", "estimate", "knockout", "paths", "circuit", "ledger", "attribute",
+    "compare",
     "read_pairs", "open_trace", "explore", "from_transformer_lens",
 )  # fmt: skip
 VALUES = ("Pair", "Noise", "Write", "Metric")
@@ -27,6 +28,8 @@ GIVEN = {
     "Attribution": "experiments.attribution_result",
     "MeanMap": "results.means",
     "Comparison": "experiments.compare",
+    "Circuits": "results.circuits",
+    "NodeRanking": "results.node_ranking",
     "TraceCost": "experiments.cost",
     "Preview": "patching.preview",
     "Checkup": "engine.checks.check",

@@ -14,6 +14,7 @@ __all__ = [
     "Write",
     "attribute",
     "check",
+    "circuit",
     "compare",
     "estimate",
     "explore",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from causal_tracing.engine.checks.check import check
     from causal_tracing.errors import CausalTracingError
     from causal_tracing.experiments.attribute import attribute
+    from causal_tracing.experiments.circuit import circuit
     from causal_tracing.experiments.compare import compare
     from causal_tracing.experiments.knockout import knockout
     from causal_tracing.experiments.ledger import ledger
@@ -61,6 +63,7 @@ _HOMES = {
     "Write": "interventions.write",
     "attribute": "experiments.attribute",
     "check": "engine.checks.check",
+    "circuit": "experiments.circuit",
     "compare": "experiments.compare",
     "estimate": "experiments.trace",
     "explore": "explorer.start",

@@ -1,8 +1,10 @@
 """The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +12,13 @@ import typer
 
 from causal_tracing import __version__
 from causal_tracing.cli import asked as cli_pairs
+from causal_tracing.cli import circuits as cli_circuits
 from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
-from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
+from causal_tracing.patching.options.circuit import CircuitRunOptions
+from causal_tracing.patching.options.declare import CIRCUIT, MANY, OUTPUT, PAIR
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.follow import FollowRunOptions, as_paths_of_a_trace
 from causal_tracing.patching.options.knockout import KnockoutRunOptions, as_of_a_trace
@@ -56,6 +60,11 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel
 OUT = "A folder to write: the trace, its page, and the file that makes it again. A file of pairs goes on there."
 Out = Annotated[Path | None, typer.Option(help=OUT, rich_help_panel=OUTPUT)]
 ALL_METRICS = "With --json: every metric's effects."
+SCORES = (
+    "A file to write: each node's score in the format of EAP-IG and MIB, with the nodes of --tested (default: all) in "
+    "its graph."
+)
+Scores = Annotated[Path | None, typer.Option(help=SCORES, rich_help_panel=CIRCUIT)]
 AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
 app = typer.Typer(
@@ -101,7 +110,8 @@ def demo(
 
 
 def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], dict[str, Any]], help: str) -> None:
-    """Adds a command that traces: with these options, which mean those of a trace."""
+    """Adds a command that traces: with these options, which mean those of a trace; of circuits, after a ranking."""
+    ranks = declared is CircuitRunOptions
 
     def carried_out(
         model: commands.ModelName,
@@ -128,6 +138,7 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
         overwrite: Overwrite = False,
         as_json: commands.Json = False,
         all_metrics: AllMetrics = False,
+        scores: Scores = None,
     ) -> None:
         fields = {
             "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
@@ -139,13 +150,18 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
         wanted = tracing.Wanted(
-            pairs=named, many=pairs is not None, model=model, loading=loading, options=meant(options)
-        )
+            pairs=named, many=pairs is not None, model=model, loading=loading, options=meant(options),
+            finish=partial(cli_circuits.finished, scores=scores, out=out, dry_run=dry_run) if ranks else None,
+        )  # fmt: skip
         tracing.carry_out(
             wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics
         )
 
     carried_out.__name__, carried_out.__doc__ = name, help
+    if not ranks:
+        shown = inspect.signature(carried_out)
+        others = [each for each in shown.parameters.values() if each.name != "scores"]
+        carried_out.__signature__ = shown.replace(parameters=others)  # pyright: ignore[reportFunctionMemberAccess]
     commands.command(app, declared)(carried_out)
 
 
@@ -167,6 +183,13 @@ _that_traces(
     as_paths_of_a_trace,
     "Paths through the stream: what goes from each sender (head, MLP, embedding) to each receiver (q, k, v, MLP, "
     "logits).",
+)
+
+_that_traces(
+    "circuit",
+    CircuitRunOptions,
+    cli_circuits.meant,
+    "Circuits: how much of the behaviour sets of heads and MLPs keep when all else is ablated, by size.",
 )
 
 

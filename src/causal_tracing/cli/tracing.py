@@ -1,6 +1,6 @@
 """What a command that traces does: pairs and options are checked, the model is loaded, and the result kept and said."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,22 @@ from causal_tracing.patching.options.trace import Options, RunOptions
 # What a run of many pairs has beside the options of a trace, with the defaults.
 OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
 
+Finish = Callable[[Any, list[Any], Mapping[str, Any]], dict[str, Any]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is traced: pairs (`many`: of a file), a model and how it is loaded, and options."""
+    """What is traced: pairs (`many`: of a file), a model and how it is loaded, and options.
+
+    `finish` makes the options of the model and the pairs, where these must be known first.
+    """
 
     pairs: Asked
     many: bool
     model: str
     loading: Mapping[str, Any]
     options: Mapping[str, Any]
+    finish: Finish | None = None
 
 
 def carry_out(
@@ -39,6 +45,8 @@ def carry_out(
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
     model = console.load(wanted.model, **wanted.loading)
     pairs = wanted.pairs.on(model, options, alone=alone)
+    if wanted.finish is not None:
+        options = wanted.finish(model, pairs, options)
     if dry_run:
         console.estimate(model, pairs, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
         return

@@ -10,6 +10,7 @@ from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
 from causal_tracing.patching.attending import attention_grids
+from causal_tracing.patching.circuits import check_one_to_one
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.grid import named_heads
@@ -90,6 +91,8 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
     check_length(model, found)
     write = checked_write(options.write)
     reference_runs(reference, found, write)
+    if options.circuit:
+        check_one_to_one(found)
     if "pattern" in named_heads(options.heads):
         check_patterns(write, found)
     for positions in (options.positions, options.head_positions, options.neuron_positions):

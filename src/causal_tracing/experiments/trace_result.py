@@ -12,9 +12,12 @@ import xarray as xr
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
+from causal_tracing.report.words.circuits import circuit_sentences
+from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.node_ranking import NodeRanking, node_ranking
 from causal_tracing.results.select import BESIDE, BEYOND, SiteRow, known, select, strongest
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.storage.saved import save
@@ -68,7 +71,7 @@ class Trace:
         return effects(self.measurements, "neurons")
 
     def of(self, kind: str) -> xr.Dataset:
-        """The effects of one kind of site: blocks, heads, neurons, knockout, knockout_heads, edges.
+        """The effects of one kind of site: blocks, heads, neurons, knockout, knockout_heads, edges, circuits.
 
         As `effects`, over (metric, pair, and the kind's axes). Raises InvalidOption where it was not measured.
         """
@@ -131,7 +134,28 @@ class Trace:
         first = next(iter(means.values()))
         if isinstance(first, NoMean):
             return f"There is no mean over these pairs: {first}"
-        return many_pairs.words(means, self.provenance)
+        return many_pairs.words(means, self.provenance, circuit_sentences(self.measurements, metric=metric))
+
+    def circuit(self, *, metric: str | None = None, pair: str | None = None, seed: int = 0) -> Circuits:
+        """How faithful sets of nodes are, by size: the mean over pairs, or one pair. See `results.circuits.Circuits`.
+
+        Raises InvalidOption where no circuits were measured, or no pair has the metric.
+
+        Example:
+            trace.circuit().curve[["size", "faithfulness", "low", "high"]]
+        """
+        return circuits(self.measurements, metric=metric, pair=pair, seed=seed)
+
+    def nodes(self, *, effect: str | None = None, metric: str | None = None) -> NodeRanking:
+        """Every head, MLP, attention or mixer by its effect at all tokens, the mean over pairs: what ranks circuits.
+
+        `effect` is restoration, disruption or estimated. Raises InvalidOption where nodes were not patched at all
+        tokens.
+
+        Example:
+            trace.nodes().stability(30)
+        """
+        return node_ranking(self.measurements, effect=effect, metric=metric)
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure; `kind` and the options are those of `plots.plot`.

@@ -15,6 +15,7 @@ from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
 from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.cells import Question
+from causal_tracing.patching.circuits import circuit_grids
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
@@ -229,6 +230,7 @@ def _grids(
         *joint_grids(model, pairs, options, directions),
         *path_grids(model, pairs, options, directions),
         *attention_grids(model, pairs, options, directions),
+        *circuit_grids(model, pairs, options),
     ]
 
 

@@ -154,7 +154,7 @@ class _Chunk:
         for grid in job.grids:
             metrics, apart = job.metrics_of(grid.kind), [[number] for number in self.numbers]
             scoring = whole if metrics == job.metrics else Scoring(job.backend, pairs, clean, metrics)
-            for numbers in apart if grid.kind.part else [list(self.numbers)]:
+            for numbers in apart if grid.kind.part or grid.kind.large else [list(self.numbers)]:
                 if scoring is not whole:  # the unedited runs have all metrics, and cannot ride with these cells
                     self._run_unedited(whole, [number for number in numbers if not self.rows[number]])
                 for batch in self._batches(grid, numbers, scoring):

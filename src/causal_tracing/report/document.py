@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.answers import texts_of
 from causal_tracing.report.words.method import device_sentences
+from causal_tracing.results.circuits import circuits
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
@@ -138,12 +140,34 @@ def _map_of(measurements: Measurements, kind: str, chosen: xr.Dataset | None = N
     chosen = effects(measurements, kind).sel(metric=measurements.metric) if chosen is None else chosen
     texts = {**_labels(chosen), "effects": _effects(measurements, chosen), "status": _status(chosen)}
     texts |= _windows(chosen)
+    if kind_of(chosen).ends:
+        texts |= _circuits(measurements)
+    if "removed_nodes" in chosen.coords:
+        texts["removed_nodes"] = chosen.removed_nodes.values.tolist()
     if "readers" in chosen.coords:
         names = chosen.component.values.tolist()
         texts["readers"] = {name: chosen.readers.sel(component=name).values.tolist() for name in names}
     if chosen.sizes["pair"] > 1:
         texts["evidence"] = _evidence(measurements, kind)
     return texts
+
+
+def _circuits(measurements: Measurements) -> dict[str, Any]:
+    """What all pairs say together of circuits, by the chosen metric, or why nothing can be said."""
+    try:
+        found = circuits(measurements)
+    except InvalidOption as error:
+        return {"faithful": {"reason": str(error)}}
+    tables = ("curve", "completeness", "minimality")
+    texts: dict[str, Any] = {
+        name: getattr(found, name) for name in ("how", "write", "nodes", "pairs", "clusters", "tested")
+    }
+    texts |= {name: getattr(found, name).to_dict("records") for name in tables}
+    for name in ("cmd", "cpr"):
+        area = getattr(found, name)
+        texts[name] = {part: getattr(area, part) for part in ("estimate", "low", "high", "reason", "of_mib")}
+        texts[name]["shares"] = list(area.shares)
+    return {"faithful": texts}
 
 
 def _labels(found: xr.Dataset) -> dict[str, Any]:

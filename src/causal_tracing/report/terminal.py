@@ -7,15 +7,18 @@ import xarray as xr
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
+from causal_tracing.report.words.circuits import share_of
+from causal_tracing.results.circuits import circuits
 from causal_tracing.results.columns import column_of, is_token
 from causal_tracing.results.effects import label
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_position
 from causal_tracing.results.select import select
-from causal_tracing.results.site_kinds import kind_of
+from causal_tracing.results.site_kinds import CIRCUITS, kind_of
 
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
@@ -24,7 +27,12 @@ MOST_ROWS = 100  # of a map in a terminal
 
 
 def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterator[RenderableType]:
-    """The maps of the mean over pairs, if there is one; else of the first pairs, in the first direction."""
+    """The maps of the mean over pairs, if there is one; else of the first pairs, in the first direction.
+
+    Of circuits a table of the mean, or of the first pair.
+    """
+    if CIRCUITS.name in measurements.maps:
+        yield from _circuits(measurements)
     try:
         means = mean_map(measurements)
     except NoMean:
@@ -34,6 +42,21 @@ def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterat
             yield from heat_maps(found, effect, label(effect), colour=colour)
         return
     yield from heat_maps(means, means.shown, f"mean {label(means.shown)} over {means.pairs} pairs", colour=colour)
+
+
+def _circuits(measurements: Measurements) -> Iterator[RenderableType]:
+    """Faithfulness by size."""
+    try:
+        found = circuits(measurements)
+    except InvalidOption:
+        return
+    lines = [Text(f"circuits, {found.how}: faithfulness f by the number of nodes, of {found.nodes}", style="bold")]
+    lines.append(Text(f"{'nodes':>7} {'edges, weighted':>16} {found.unit:>10}  f"))
+    for _, row in found.curve.iterrows():
+        lines.append(
+            Text(f"{row['size']:>7} {number(row.weighted_size):>16} {number(row.metric):>10}  {share_of(row)}")
+        )
+    yield Group(*lines)
 
 
 def heat_maps(

@@ -19,7 +19,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results.columns import columns_of, labelled, tokens_among
-from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
+from causal_tracing.results.effects import AVERAGED, FRACTIONS, OF_ENDS, effects
 from causal_tracing.results.means import (
     LEVEL,
     RESAMPLES,
@@ -260,7 +260,9 @@ def _cells(
             cells[f"{name}_{which}"] = (status.dims, _mean_of(cluster_means(each, codes)))
     for fraction, effect in FRACTIONS.items():
         if effect in values:
-            cells |= _fraction(fraction, values[effect], totals, codes, status.dims, seed)
+            first, second = values[effect]
+            wholes = (first[..., -1:], second[..., -1:]) if effect in OF_ENDS else totals
+            cells |= _fraction(fraction, values[effect], wholes, codes, status.dims, seed)
     held = cluster_means(values[names[0]][0], codes)
     cells["clusters"] = (status.dims, (~np.isnan(held)).sum(0))
     return xr.Dataset(cells | {"status": status}), least
@@ -280,10 +282,14 @@ def _fraction(
     dims: tuple[Any, ...],
     seed: int,
 ) -> dict[str, Any]:
-    """The difference of two ratios of means: each mean effect over the mean total effect of the pairs with the cell."""
+    """The difference of two ratios of means: each mean effect over the mean total effect of the pairs with the cell.
+
+    Of circuits it is over what all nodes have, in the place of the total effect.
+    """
     ratios = []
     for effect, total in zip(values, totals, strict=True):
-        whole = np.where(np.isnan(effect), np.nan, total.reshape(-1, *[1] * (effect.ndim - 1)))
+        each = total if total.ndim == effect.ndim else total.reshape(-1, *[1] * (effect.ndim - 1))
+        whole = np.where(np.isnan(effect), np.nan, each)
         ratios.append((cluster_means(effect, codes), cluster_means(whole, codes)))
     found = ratio_difference_interval(*ratios, level=LEVEL, resamples=RESAMPLES, seed=seed)
     parts = {"": found.estimate, "_low": found.low, "_high": found.high, "_reason": found.reason}

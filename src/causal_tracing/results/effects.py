@@ -13,6 +13,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidOption
 from causal_tracing.results.arms import DIRECT_ARMS, DIRECTIONS, MEMBERS, SEVERED, SUMS, Arm
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.units import NEED_FOIL
 
 
@@ -21,7 +22,8 @@ class Effect:
     """An effect: which measured numbers it needs beside the unedited runs', and its formula.
 
     A fraction is another effect's share of the total effect (`fraction_of`). `averaged`: it has a mean over pairs with
-    tests of its own; `switched`: a page offers it.
+    tests of its own; `switched`: a page offers it. `of_ends`: of kinds alone whose first cell is nothing and whose last
+    is everything (`SiteKind.ends`); a fraction of such an effect is its share of what everything has.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Effect:
     fraction_of: str | None = None
     averaged: bool = False
     switched: bool = False
+    of_ends: bool = False
 
 
 def _of_arm(arm: Arm, *, averaged: bool = False) -> Effect:
@@ -53,6 +56,15 @@ def _beyond_sum(arm: Arm) -> Effect:
     return Effect(name=name, needs=(arm.raw, alone.raw), formula=formula, averaged=True, switched=True)
 
 
+def _beyond_empty(arm: Arm) -> Effect:
+    """What a set of nodes has beyond the empty one: m(C) − m(empty)."""
+
+    def formula(numbers: xr.Dataset) -> xr.DataArray:
+        return numbers[arm.raw] - numbers[arm.raw].isel(size=0, drop=True)
+
+    return Effect(name=f"{arm.name}_beyond_empty", needs=(arm.raw,), formula=formula, averaged=True, of_ends=True)
+
+
 def _interaction(numbers: xr.Dataset) -> xr.DataArray:
     return (numbers.clean - numbers.disrupted) - (numbers.restored - numbers.corrupt)
 
@@ -67,11 +79,15 @@ DEFINITIONS = (
     *(_of_arm(arm) for arm in (*SUMS.values(), *MEMBERS.values(), *SEVERED.values())),
     *(_beyond_sum(arm) for arm in DIRECTIONS.values()),
     *(_of_arm(arm, averaged=True) for arm in DIRECT_ARMS.values()),
+    *(_beyond_empty(arm) for arm in DIRECTIONS.values()),
+    Effect(name="faithfulness", fraction_of="disruption_beyond_empty", of_ends=True),
+    Effect(name="faithfulness_restored", fraction_of="restoration_beyond_empty", of_ends=True),
     Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers.estimated, averaged=True),
 )
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
 FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
+OF_ENDS = frozenset(effect.name for effect in DEFINITIONS if effect.of_ends)
 DAMAGE = ("logit_diff", "log_prob", "entropy")  # by which a patch is seen to break something
 OF_TOKENS = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
 WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
@@ -124,10 +140,12 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
     uncertain = _half_interval(measurements).sel(metric=data.metric)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
-    found = xr.Dataset({"clean": data.clean, "corrupt": data.corrupt, "total_effect": total} | _differences(scored))
+    both = {"clean": data.clean, "corrupt": data.corrupt, "total_effect": total}
+    found = xr.Dataset(both | _differences(scored, ends=KINDS[of].ends))
     for fraction, effect in FRACTIONS.items():
         if effect in found:
-            found[fraction] = found[effect] / divisor
+            whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
+            found[fraction] = found[effect] / whole.where(abs(whole) > threshold)
     if "restored" in data and {*DAMAGE} <= {*everything.metric.values.tolist()}:
         found["damage_like"] = _damage_like(everything)
     found = found.assign({name: data[name] for name in ("top", "sampled") if name in data})
@@ -162,12 +180,17 @@ def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
     return data[name].isel(token=at.clip(min=0)).where(at >= 0, "")
 
 
-def _differences(scored: xr.Dataset) -> dict[str, xr.DataArray]:
+def whole_of(effect: xr.DataArray) -> xr.DataArray:
+    """What everything has, of a kind whose last cell that is."""
+    return effect.isel({effect.dims[-1]: -1}, drop=True)
+
+
+def _differences(scored: xr.Dataset, *, ends: bool) -> dict[str, xr.DataArray]:
     """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
     found = {
         effect.name: effect.formula(scored)
         for effect in DEFINITIONS
-        if effect.formula is not None and {*effect.needs} <= {*scored}
+        if effect.formula is not None and {*effect.needs} <= {*scored} and effect.of_ends <= ends
     }
     spreads = {"corrupt": "total_effect"} | {arm.raw: arm.name for arm in DIRECTIONS.values()}
     for raw, effect in spreads.items():  # the clean run is the same for every draw of noise

@@ -19,7 +19,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
 from causal_tracing.results.arms import DIRECT_ARMS
 from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
-from causal_tracing.results.effects import AVERAGED, FRACTIONS, effects
+from causal_tracing.results.effects import AVERAGED, FRACTIONS, OF_ENDS, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.once import once
 from causal_tracing.results.site_kinds import kind_of
@@ -268,13 +268,14 @@ def _fractions(
     dims: tuple[Any, ...],
     seed: int,
 ) -> dict[str, Any]:
-    """Ratios of means: the mean effect over the mean total effect of the pairs that have the cell."""
+    """Ratios of means: the mean effect over the mean total effect (or the whole's) of the pairs that have the cell."""
     cells: dict[str, Any] = {}
     for name, effect in FRACTIONS.items():
         if effect not in by_cluster:
             continue
         values = averaged[effect].values
-        whole = np.where(np.isnan(values), np.nan, totals.reshape(-1, *[1] * (values.ndim - 1)))
+        of_each = values[..., -1:] if effect in OF_ENDS else totals.reshape(-1, *[1] * (values.ndim - 1))
+        whole = np.where(np.isnan(values), np.nan, of_each)
         ratio = ratio_interval(
             by_cluster[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed
         )

@@ -23,7 +23,12 @@ BESIDE = (
     *(arm.name for arm in SEVERED.values()),
     *(arm.name for arm in DIRECT_ARMS.values()),
 )
-BEYOND = tuple(f"{name}_beyond_sum" for name in DIRECTIONS)
+# What follows from a direction, of those kinds alone that are patched together or grow from nothing to everything.
+BEYOND = (
+    *(f"{name}_beyond_{end}" for end in ("sum", "empty") for name in DIRECTIONS),
+    "faithfulness",
+    "faithfulness_restored",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,10 @@ class SiteRow:
     severed_mlp_out: float | None = None
     restoration_beyond_sum: float | None = None
     disruption_beyond_sum: float | None = None
+    restoration_beyond_empty: float | None = None
+    disruption_beyond_empty: float | None = None
+    faithfulness: float | None = None
+    faithfulness_restored: float | None = None
     direct_path_restoration: float | None = None
     direct_path_disruption: float | None = None
     direct_path_mlps_live_restoration: float | None = None

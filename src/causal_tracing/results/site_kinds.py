@@ -25,6 +25,8 @@ class SiteKind:
     directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
     that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
     `margin`: the column that stands beside the others for comparison, and is not ranked with them.
+    `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
+    `large`: a cell is patched at thousands of places.
     """
 
     name: str
@@ -43,6 +45,8 @@ class SiteKind:
     few: bool = False
     asked: str = ""
     margin: str = ""
+    ends: bool = False
+    large: bool = False
 
     @property
     def of_keys(self) -> bool:
@@ -198,6 +202,35 @@ PATHS = SiteKind(
     asked='senders=["each z @ last"]',
     margin="every path",
 )
+CIRCUITS = SiteKind(
+    name="circuits",
+    components=("nodes",),
+    axes=("component", "size"),
+    drawn=None,
+    columns="circuit_sizes",
+    called="set of nodes",
+    address="{column} nodes",
+    named="the first {column} nodes",
+    restores="restoring them brings back",
+    loses="ablating all else takes away",
+    shown="_beyond_empty",
+    asked='circuit=["z 3.1", "mlp_out 0", …]',
+    ends=True,
+    large=True,
+)
+CIRCUIT_TESTS = SiteKind(
+    name="circuit_tests",
+    components=("circuit", "model"),
+    axes=("component", "removal"),
+    drawn=None,
+    columns="circuit_tested",
+    called="{component} with nodes removed",
+    address="without {column}",
+    named="{component} without {column}",
+    loses="ablating them takes away",
+    asked="circuit_tested=10, circuit=[…]",
+    large=True,
+)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -211,6 +244,8 @@ KINDS = {
         KNOCKOUT,
         KNOCKOUT_HEADS,
         EDGES,
+        CIRCUITS,
+        CIRCUIT_TESTS,
     )
 }
 

@@ -13,9 +13,9 @@ from typing import Any
 from causal_tracing.patching.options.spelling import Text
 
 PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
-PATHS, ATTENTION, CHANGES = "Paths", "Attention", "Noise and ablation"
+PATHS, CIRCUIT, ATTENTION, CHANGES = "Paths", "Circuits", "Attention", "Noise and ablation"
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
-GROUPS = (PAIR, PATCHED, TOGETHER, PATHS, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # in the order that they are shown
+GROUPS = (PAIR, PATCHED, TOGETHER, PATHS, CIRCUIT, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # as they are shown
 
 
 def plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ def check_together(options: "Options") -> None:
     _check_direct(options)
     _check_paths(options)
     _check_given(options)
+    _check_circuit(options)
     directions_of(options)
     if _asked(options):
         check_widths(_asked(options), options.window)
@@ -57,7 +58,7 @@ def directions_of(options: "Options") -> Sequence[str]:
 
 
 def _check_something(options: "Options") -> None:
-    others = ("heads", "neurons", "sets", "interactions", "senders", "knockout", "edges")
+    others = ("heads", "neurons", "sets", "interactions", "senders", "knockout", "edges", "circuit")
     if options.components in ((), []) and not any(getattr(options, name) for name in others):
         raise InvalidOption(
             f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."
@@ -90,6 +91,37 @@ def _check_given(options: "Options") -> None:
     write = checked_write(options.write)
     if options.given and (write.kind != "donor" or options.noise is not None or options.preset is not None):
         raise InvalidOption("given= puts the other prompt's activations there: leave noise=, preset= and write= out.")
+
+
+def _check_circuit(options: "Options") -> None:
+    write = checked_write(options.write)
+    if not options.circuit:
+        if options.circuit_tested is not None or options.circuit_sizes is not None:
+            raise InvalidOption("circuit_sizes= and circuit_tested= are about circuit=: name its nodes too.")
+        return
+    if options.noise is not None or options.preset is not None or options.given:
+        raise InvalidOption("circuit= compares two prompts as they are: leave noise=, preset= and given= out.")
+    if write.kind in TENSORED or write.alpha != 1:
+        raise InvalidOption(
+            f"circuit= ablates by write='donor', 'mean', 'zero' or 'resample', whole: leave {write.kind!r} with "
+            f"alpha={write.alpha:g} out."
+        )
+    if options.circuit_how == "restored":
+        if write.kind != "donor":
+            raise InvalidOption(f"circuit_how='restored' puts clean activations there: leave write={write.kind!r} out.")
+        if options.circuit_tested is not None or not options.circuit_input:
+            raise InvalidOption(
+                "circuit_tested= and circuit_input=False are about circuit_how='kept', where the rest is ablated: "
+                "leave them out of 'restored'."
+            )
+    arm = direction_of_circuit(options.circuit_how)
+    if options.directions is not None and arm not in options.directions:
+        raise InvalidOption(f"circuit_how={options.circuit_how!r} is a {arm}: leave directions= out, or name it there.")
+
+
+def direction_of_circuit(how: str) -> str:
+    """The direction in which sets of nodes are measured."""
+    return "disruption" if how == "kept" else "restoration"
 
 
 def _check_preset(options: "Options") -> None:

@@ -40,7 +40,7 @@ from causal_tracing.patching.options.choices import (
     RANKED,
 )
 from causal_tracing.patching.options.declare import CHANGES, ENGINE, MANY, OUTPUT, PATCHED, check_values, option, record
-from causal_tracing.patching.options.paths import PathOptions
+from causal_tracing.patching.options.nodes import NodeOptions
 from causal_tracing.patching.options.site_texts import SITES
 from causal_tracing.patching.options.together import check_together
 from causal_tracing.patching.windows import Window
@@ -58,7 +58,7 @@ _PROGRESS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options(PathOptions):
+class Options(NodeOptions):
     """The options of `trace` and `estimate`. Raises InvalidOption for a value that cannot be meant.
 
     In the order in which a command line is written that makes a result again.

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.report.figures.curves import bars, lines, mlp_vs_attention
+from causal_tracing.report.figures.faithfulness import faithfulness
 from causal_tracing.report.figures.heat_map import maps
 from causal_tracing.report.figures.look import Look, drawable
 from causal_tracing.report.figures.ranks import ranks
@@ -28,7 +29,11 @@ class View:
     of_mean: bool = False
 
 
-OTHERS = {kind.name: View(kind, maps if kind.drawn else ranks) for kind in KINDS.values() if kind is not BLOCKS}
+OTHERS = {
+    kind.name: View(kind, maps if kind.drawn else faithfulness if kind.ends else ranks)
+    for kind in KINDS.values()
+    if kind is not BLOCKS
+}
 VIEWS = {
     "map": View(BLOCKS, maps),
     "layers": View(BLOCKS, bars),

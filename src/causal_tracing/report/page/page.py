@@ -18,6 +18,7 @@ import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import full_name, with_share
+from causal_tracing.report.page.circuits import circuits_section
 from causal_tracing.report.page.listed import listed
 from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
@@ -136,7 +137,13 @@ def _listed(measurements: Measurements, shown: list[str], mean: MeanPart) -> str
     """The tables of those kinds whose cells are of no one layer."""
     kinds = [kind for kind in _behind(measurements) if not kind.layered]
     id = str(mean.data["id"]) if mean.data else ""
-    return "".join(listed(measurements, kind, shown, mean.maps.get(kind.name), id) for kind in kinds)
+    sections = [
+        circuits_section(measurements, shown, id)
+        if kind.ends
+        else listed(measurements, kind, shown, mean.maps.get(kind.name), id)
+        for kind in kinds
+    ]
+    return "".join(sections)
 
 
 def _section(kind: SiteKind) -> str:

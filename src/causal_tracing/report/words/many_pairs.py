@@ -1,6 +1,6 @@
 """Evidence in words: each number with its interval, the pairs it speaks for, and the caveats that apply."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from causal_tracing.report.words.paths import through, verb_of
 from causal_tracing.results.arms import DIRECT, DIRECT_NAMES, DIRECTIONS
 from causal_tracing.results.columns import columns_of, in_words
 from causal_tracing.results.means import MeanMap, NoMean
-from causal_tracing.results.site_kinds import kind_of
+from causal_tracing.results.site_kinds import KINDS, kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
 STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
@@ -37,10 +37,10 @@ class MeanReading:
     caveats: tuple[str, ...] = CAVEATS
 
 
-def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> MeanReading:
+def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], beside: Iterable[str] = ()) -> MeanReading:
     """The means over pairs: what they speak for, the peaks with their intervals, and the caveats that apply.
 
-    Each kind of site is a map of its own; the first of `means` must have one.
+    Each kind of site is a map of its own; the first of `means` must have one. `beside` is what else is said of them.
     """
     (_, main), *others = means.items()
     assert isinstance(main, MeanMap)
@@ -52,19 +52,19 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> Me
     return MeanReading(
         title=_share(main, record),
         total=_total(main),
-        sentences=tuple(sentences),
+        sentences=(*sentences, *beside),
         warnings=(
             *control_sentences(record),
             *device_sentences(record),
             *_warnings(main),
-            *(each for one in maps for each in _of_peaks(one)),
+            *(each for one in maps if not KINDS[one.kind].large for each in _of_peaks(one)),
         ),
     )
 
 
-def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any]) -> str:
+def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], beside: Iterable[str] = ()) -> str:
     """The same as plain text."""
-    reading = read(means, record)
+    reading = read(means, record, beside)
     lines = [reading.title, reading.total, "", *reading.sentences]
     lines += [f"Warning: {warning}" for warning in reading.warnings]
     return "\n".join([*lines, "", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)])
@@ -101,7 +101,12 @@ def between(low: float, high: float) -> str:
 
 
 def _best(means: MeanMap) -> Iterator[str]:
-    """The strongest site of each component: mean, interval, fraction, test, and how far its place can be trusted."""
+    """The strongest site of each component: mean, interval, fraction, test, and how far its place can be trusted.
+
+    Circuits have no strongest one: they are told size by size (`circuits.py`).
+    """
+    if KINDS[means.kind].large:
+        return
     for component, (half, stable) in means.peaks.items():
         cell = means.peak(component)
         if cell is None:

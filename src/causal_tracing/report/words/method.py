@@ -10,6 +10,7 @@ import xarray as xr
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
+from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
 from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
@@ -126,7 +127,7 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
         cut = _preset(measurements) == "rome" or record.get("options", {}).get("knockout_cut")
         edges = EDGES_ROME if cut else EDGES
         texts.append(WINDOWED.format(sums=sums, edges=edges))
-    texts += paths_read(measurements)
+    texts += [*circuit_read(measurements), *paths_read(measurements)]
     parts = [name for part, name in PARTS.items() if SEVERED_ARMS[part].raw in measured]
     if parts:
         texts.append(SEVERED.format(parts=", or ".join(parts)))
@@ -142,6 +143,7 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     noise = measurements.provenance.get("noise")
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
     shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements), *paths_not_shown(measurements))
+    shown = (*shown, *circuit_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 

@@ -17,6 +17,7 @@ import xarray as xr
 from causal_tracing.prompts.answers import on_one_line, texts_of
 from causal_tracing.report.labels import addressed, full_name, names_of, number, percent, place, with_share
 from causal_tracing.report.words.attention import attention_sentences
+from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.method import (
     USUAL,
     Side,
@@ -81,7 +82,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
         row
         for each in (found, *parts)
         for name in each.component.values
-        for row in strongest(each, SITES_EACH, component=name)
+        for row in ([] if kind_of(each).large else strongest(each, SITES_EACH, component=name))
     )
     return Reading(
         pair=str(found.pair.item()),
@@ -92,6 +93,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *(_carried(found) if found.attrs["write"] == "donor" else ()),
             *_best(found),
             *_together(found),
+            *circuit_sentences(measurements, str(found.pair.item()), metric),
             *joint_sentences(measurements, str(found.pair.item())),
             *attention_sentences(measurements, str(found.pair.item())),
             *noise_sentences(measurements, found),
@@ -114,7 +116,8 @@ def in_words(reading: Reading) -> str:
     lines += [f"Warning: {warning}" for warning in reading.warnings]
     names = [full_name(row) for row in reading.sites]
     width = max([42, *map(len, names)]) + 2
-    lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
+    if reading.sites:
+        lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
     for name, row in zip(names, reading.sites, strict=True):
         cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
         cells.append(with_share(row.interaction, None))
@@ -129,7 +132,7 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
     lines = [f"{len(pairs)} pairs     {_run(measurements)}", "", averaged, "", "Each pair alone"]
     for pair in pairs[:PAIRS_EACH]:
         found = select(measurements, pair=pair, metric=metric)
-        rows = strongest(found, 1)
+        rows = [] if kind_of(found).large else strongest(found, 1)
         lines.append(f"{pair}: {_total(found)}")
         lines += [f"    {_site_sentence(row, found.unit.item())}" for row in rows]
         warnings = _warnings(measurements, measurements.pairs.sel(pair=pair), found)
@@ -203,8 +206,8 @@ def _range(here: xr.Dataset, unit: str) -> str:
 
 
 def _best(found: xr.Dataset) -> Iterator[str]:
-    """The strongest site of each component, with its numbers."""
-    for component in found.component.values:
+    """The strongest site of each component, with its numbers; circuits have sentences of their own."""
+    for component in [] if kind_of(found).large else found.component.values:
         rows = strongest(found, 1, component=component)
         if rows and rows[0].position != "together":
             yield _site_sentence(rows[0], found.unit.item())

@@ -180,6 +180,42 @@ def ratio_difference_interval(
     return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
 
 
+def area_interval(
+    numerator: Float[np.ndarray, "cluster point"],
+    denominator: Float[np.ndarray, " cluster"],
+    weights: Float[np.ndarray, " point"],
+    *,
+    distance: bool,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int,
+) -> Interval:
+    """Σ weight · f over points, where f = mean numerator / mean denominator; with `distance`, of |1 − f|. BCa.
+
+    All means are drawn together. The interval is NaN for fewer than 8 clusters; nothing may be missing. Raises
+    InvalidOption.
+    """
+    require_values(numerator)
+    counts = resample_counts(len(numerator), resamples, seed)
+
+    def area(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+        ratio = _divided(top, bottom[:, None])
+        return (abs(1 - ratio) if distance else ratio) @ weights
+
+    left_out = area(numerator.sum(0) - numerator, denominator.sum() - denominator)[:, None]
+    estimate = area(numerator.sum(0)[None], denominator.sum()[None])
+    low = high = np.full(1, np.nan)
+    if len(numerator) >= FEWEST:
+        drawn = np.ascontiguousarray(area(counts @ numerator, counts @ denominator)[None])
+        tie = ROUNDING * (1 + abs(estimate))
+        found = _Resampled(estimate=estimate, drawn=drawn, left_out=left_out, tie=tie)
+        low, high = _bca(found, np.ones((len(numerator), 1), dtype=bool), level)
+    reason = np.array(TOO_FEW if len(numerator) < FEWEST else "", dtype=object)
+    return Interval(
+        estimate=estimate.reshape(()), low=low.reshape(()), high=high.reshape(()), reason=reason, level=level
+    )
+
+
 def require_values(values: np.ndarray) -> None:
     """Raises InvalidOption where there are no clusters, or an infinite value."""
     if not len(values):

@@ -1,0 +1,118 @@
+"""The nodes of a model: all that writes to the residual stream, from which circuits are made.
+
+Every head by its output (attention as a whole where heads are not offered), every MLP, or the one part of a layer. The
+embedding is the input: it is no node, and is kept or ablated apart from them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from causal_tracing import validation
+from causal_tracing.errors import ComponentNotOffered, InvalidOption, nearest
+from causal_tracing.models.model import Model
+from causal_tracing.patching.named_sites import ALL, NamedSite, named_site
+
+HEADS_OR_WHOLE = ("z", "attn_out")
+ASKED = "circuit="
+
+
+def nodes_of(model: Model) -> tuple[NamedSite, ...]:
+    """All nodes of a model, in computation order. Raises ComponentNotOffered where there is more than nodes."""
+    _check_layers(model)
+    offered = [*model.anatomy.components, *model.anatomy.mediators]
+    if model.backend is not None:
+        offered = [name for name in offered if name in model.backend.describe().components]
+    attention = next((name for name in HEADS_OR_WHOLE if name in offered), None)
+    parts = [name for name in (attention, "mlp_out") if name in offered] or ["mixer_out"]
+    found = []
+    for layer in model.active:
+        for component in parts:
+            whole = NamedSite(component=component, layers=(layer, layer), parts=None, tokens=ALL)
+            count = model.parts("z") if component == "z" else 0
+            found += [replace(whole, parts=(head, head)) for head in range(count)] or [whole]
+    return tuple(found)
+
+
+def _check_layers(model: Model) -> None:
+    """Raises ComponentNotOffered where something else than nodes and the embedding reaches the logits."""
+    rules = model.rules
+    if not rules.cut or not rules.gathers:
+        raise ComponentNotOffered(
+            f"Circuits are not offered on this model ({model.anatomy.family}): it is not known that its layers read "
+            "the stream alone and add attention and an MLP to it, so that something could pass beside all nodes."
+        )
+
+
+def name_of(node: NamedSite) -> str:
+    """A node as it is named: `z 3.1`, `mlp_out 0`."""
+    return str(node).partition(" @ ")[0]
+
+
+def node_named(text: str) -> Iterator[NamedSite]:
+    """The nodes that a text names, with or without its tokens, which are all. Raises InvalidOption."""
+    site = named_site(text if not isinstance(text, str) or "@" in text else f"{text} @ {ALL}")
+    if site.tokens != ALL or site.each or site.layers is None:
+        raise InvalidOption(
+            f'{text!r} is no node: nodes are patched at all tokens. Name it without tokens, such as "z 3.1" or '
+            '"mlp_out 0".'
+        )
+    for layer, part in site.places():
+        yield replace(site, layers=(layer, layer), parts=None if part is None else (part, part))
+
+
+def ranked_nodes(
+    everything: Sequence[NamedSite], ranking: Mapping[str, float] | Sequence[str], by: str
+) -> tuple[NamedSite, ...]:
+    """The nodes of a ranking, first to last. Raises InvalidOption for what is none of `everything`.
+
+    Scores are ranked `by` "size", whatever their sign, or by "sign", the most positive first; equal ones are in
+    computation order, whatever order they were given in. Names are in the order that they were given in.
+    """
+    places = {name_of(node): number for number, node in enumerate(everything)}
+    named = [(name, text) for text in ranking for name in _known(text, places)]
+    validation.once("node", [name for name, _ in named])
+    if isinstance(ranking, Mapping):
+        scores = {name: float(ranking[text]) for name, text in named}
+        order = {name: -(abs(score) if by == "size" else score) for name, score in scores.items()}
+        named = sorted(named, key=lambda each: (order[each[0]], places[each[0]]))
+    return tuple(everything[places[name]] for name, _ in named)
+
+
+def _known(text: str, places: Mapping[str, int]) -> Iterator[str]:
+    for node in node_named(text):
+        name = name_of(node)
+        if name not in places:
+            raise InvalidOption(f"{ASKED} names {text!r}, which is no node of this model. {nearest(name, places)}")
+        yield name
+
+
+def readers_of(nodes: Sequence[NamedSite], model: Model) -> dict[str, tuple[str, ...]]:
+    """Which nodes can read what a node writes, by name: those of later layers, and behind it in its own."""
+    return {name_of(one): tuple(name_of(other) for other in nodes if _behind(one, other, model)) for one in nodes}
+
+
+def _behind(one: NamedSite, other: NamedSite, model: Model) -> bool:
+    assert one.layers is not None
+    assert other.layers is not None
+    layer, later = one.layers[0], other.layers[0]
+    return later > layer or (later == layer and one.component != other.component and _first(one, layer, model))
+
+
+def _first(one: NamedSite, layer: int, model: Model) -> bool:
+    """Whether it is added before the other part of its layer reads the stream."""
+    layouts = model.anatomy.layouts
+    sums = layouts[layer].sums if layouts else ()
+    if len(sums) == 1 and len(sums[0].parts) > 1:  # side by side
+        return False
+    order = [name for each in sums for name, _ in each.parts] or ["attn_out", "mlp_out"]
+    component = "attn_out" if one.component == "z" else one.component
+    return component == order[0]
+
+
+def weighted_size(kept: Sequence[NamedSite], readers: Mapping[str, Sequence[str]]) -> float:
+    """The weighted number of edges among nodes that are kept: of each, the share of its readers that are kept too.
+
+    The logits read every node, and are always kept.
+    """
+    names = {name_of(node) for node in kept}
+    return float(sum((1 + len(names.intersection(readers[name]))) / (1 + len(readers[name])) for name in sorted(names)))

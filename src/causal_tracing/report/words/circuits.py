@@ -1,0 +1,152 @@
+"""Circuits in words: what a set of nodes keeps, and that it is a set that does, never the circuit."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.report.labels import number
+from causal_tracing.results.circuits import Area, Circuits, circuits
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
+
+MUCH = 0.8  # of the behaviour: the smallest set that keeps so much is told
+NOT_BETTER = 1.0  # above, less is kept of what opposes
+REST = {
+    "donor": "patched from the other prompt",
+    "mean": "set to its mean over the reference prompts",
+    "zero": "set to zero",
+    "resample": "patched from prompts of the reference",
+}
+READ = {
+    "kept": "Circuits: in the clean run every node outside a set (heads and MLPs, at all tokens) is {rest}, and the "
+    "set computes live from what it gets. f = (m(C) − m(empty)) / (m(all) − m(empty)): in the empty set the embedding "
+    "is {rest} too, which the other sets {input}; means over pairs come first, then the ratio.",
+    "restored": "Circuits: into the corrupt run every node of a set (heads and MLPs, at all tokens) is put as it is in "
+    "the clean run; the embedding is with all nodes alone. f = (m(C) − m(empty)) / (m(all) − m(empty)). This is "
+    "another world than that of a set which is kept while all else is ablated.",
+}
+NOT_SHOWN = (
+    "A faithful set is one that is enough, and not the circuit: another set, even one that shares no node with it, can "
+    "be as faithful. What is ablated, and with what, decides f.",
+    "A ranking that was made on these pairs fits them: measure the set on others.",
+)
+
+
+def circuit_sentences(measurements: Measurements, pair: str | None = None, metric: str | None = None) -> Iterator[str]:
+    """What was measured of circuits, of one pair or of the mean over pairs (None)."""
+    if CIRCUITS.name not in measurements.maps or CIRCUITS.name not in measurements.kinds_by(metric):
+        return
+    try:
+        found = circuits(measurements, metric=metric, pair=pair)
+    except InvalidOption as error:
+        yield f"Nothing can be said of circuits: {error}"
+        return
+    yield _enough(found)
+    yield from _above_one(found)
+    yield from _areas(found)
+    if CIRCUIT_TESTS.name in measurements.maps:
+        yield _complete(found)
+        yield _minimal(found)
+    if source := measurements.provenance["options"].get("circuit_source"):
+        yield f"What ranks the nodes: {source}."
+    if pair is None:
+        yield NOT_SHOWN[0]
+
+
+def circuit_read(measurements: Measurements) -> tuple[str, ...]:
+    """How circuits are read."""
+    if CIRCUITS.name not in measurements.maps:
+        return ()
+    options = measurements.provenance["options"]
+    kept = "keep" if options["circuit_input"] else "do not keep either"
+    return (READ[options["circuit_how"]].format(rest=REST[measurements.write["kind"]], input=kept),)
+
+
+def circuit_not_shown(measurements: Measurements) -> tuple[str, ...]:
+    """What circuits do not show."""
+    return NOT_SHOWN if CIRCUITS.name in measurements.maps else ()
+
+
+def share_of(row: pd.Series) -> str:
+    """f with its interval, where there is one: `0.86 [0.80, 0.91]`."""
+    if np.isnan(row.faithfulness):
+        return f"undefined ({row.reason})"
+    return number(row.faithfulness) + _between(row.low, row.high)
+
+
+def _between(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
+
+
+def _enough(found: Circuits) -> str:
+    """The smallest set that keeps much, or the largest that was measured."""
+    inner = found.curve.iloc[1:-1]
+    if not len(inner) or inner.faithfulness.isna().all():
+        reason = f": {inner.reason.iloc[0]}" if len(inner) and inner.reason.iloc[0] else ""
+        return f"Of sets of nodes, none between nothing and all {found.nodes} has a faithfulness{reason}."
+    enough = inner[inner.faithfulness >= MUCH]
+    row = enough.iloc[0] if len(enough) else inner.iloc[-1]
+    which = "" if len(enough) else f" (no set that was measured keeps {MUCH:g})"
+    how = f"when all else is {REST[found.write]}" if found.how == "kept" else "when it is put into the corrupt run"
+    ends = f"{number(found.curve.metric.iloc[0])} without any and {number(found.curve.metric.iloc[-1])} with all"
+    return (
+        f"A set of {row['size']} nodes (of {found.nodes}) keeps f = {share_of(row)} of the behaviour {how}{which}: "
+        f"{number(row.metric)} {found.unit}, against {ends}."
+    )
+
+
+def _above_one(found: Circuits) -> Iterator[str]:
+    inner = found.curve.iloc[1:-1]
+    above = inner[inner.faithfulness > NOT_BETTER]
+    if len(above):
+        row = above.loc[above.faithfulness.idxmax()]
+        yield (
+            f"With {row['size']} nodes f is {share_of(row)}, above 1, which is not better: all that is left out "
+            "there, together, opposes the behaviour, and belongs to what the model does."
+        )
+
+
+def _areas(found: Circuits) -> Iterator[str]:
+    """CMD first, CPR beside it."""
+    if np.isnan(found.cmd.estimate):
+        yield f"There are no areas under the curve: {found.cmd.reason}."
+        return
+    over = "the ten sizes of MIB" if found.cmd.of_mib else (
+        f"{len(found.cmd.shares)} sizes from {found.cmd.shares[0]:.2g} of the nodes on (not those of MIB)"
+    )  # fmt: skip
+    yield (
+        f"CMD, the area between f and 1 (0 is best), is {_area(found.cmd)} over {over}; CPR, the area under f, is "
+        f"{_area(found.cpr)}. CPR has no upper end: it grows by leaving out what opposes."
+    )
+
+
+def _area(area: Area) -> str:
+    return number(area.estimate) + _between(area.low, area.high)
+
+
+def _complete(found: Circuits) -> str:
+    """How far the set and the model are apart without the same nodes."""
+    taken = found.completeness.iloc[1:]
+    if not len(taken):
+        return f"Nothing was taken out of the set of {found.tested} nodes."
+    row = taken.loc[taken.distance.idxmax()]
+    return (
+        f"Completeness of the first {found.tested} nodes: without the same nodes, {len(taken)} choices of them, the "
+        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is largest "
+        f"(without {row.nodes}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a complete "
+        "set it is about 0 everywhere."
+    )
+
+
+def _minimal(found: Circuits) -> str:
+    """How many nodes of the set move it."""
+    matters = int(found.minimality.matters.sum())
+    idle = found.minimality.node[~found.minimality.matters.astype(bool)].tolist()
+    more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
+    left = f"; of {', '.join(idle[:5])}{more} it was not seen" if idle else ""
+    return (
+        f"Minimality: {matters} of these {found.tested} nodes move the metric by at least 1 % of the model's, "
+        f"{number(found.clean)} {found.unit}, when taken out beside some set that was tried{left}."
+    )

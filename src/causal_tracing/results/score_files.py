@@ -1,0 +1,157 @@
+"""Files of scores as EAP-IG and the benchmark MIB have them: nodes and edges of a graph, with scores and what is in it.
+
+JSON with "cfg" (n_layers, n_heads, parallel_attn_mlp, d_model), "nodes" (by name: "input", "a0.h0", "m0", "logits") and
+"edges" ("a0.h0->m0", "input->a0.h0<q>"). A node is a table with in_graph and maybe a score, in older files true or
+false; an edge is a table with score and in_graph.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.results.storage.atomic import write_text
+
+ENDS = ("input", "logits")
+THEIRS = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+OURS = re.compile(r"z (\d+)\.(\d+)|mlp_out (\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What a score file says: scores by our names, which nodes are in its graph, and how the scores were found."""
+
+    layers: int
+    heads: int
+    scores: Mapping[str, float]
+    in_graph: frozenset[str]
+    source: str
+
+
+def read_scores(path: Path) -> Scored:
+    """A score file of EAP-IG or MIB. Raises InvalidOption with what is wrong.
+
+    Where nodes have no scores, a node's is the sum of the sizes of its outgoing edges' scores.
+    """
+    found = _content(path)
+    layers, heads = (_size(path, found["cfg"], name) for name in ("n_layers", "n_heads"))
+    names = {**{f"a{n}.h{m}": f"z {n}.{m}" for n in range(layers) for m in range(heads)},
+             **{f"m{n}": f"mlp_out {n}" for n in range(layers)}}  # fmt: skip
+    for name in found["nodes"]:
+        if name not in names and name not in ENDS:
+            raise InvalidOption(
+                f"{path} has a node {name!r}, which a model of {layers} layers of {heads} heads has not. Nodes are "
+                "such as 'a0.h0' and 'm0'."
+            )
+    scores = {names[name]: each for name, each in _node_scores(path, found["nodes"]) if name in names}
+    source = f"node scores of {path.name}"
+    if not scores:
+        scores = _of_edges(path, found["edges"], names)
+        source = f"scores of {path.name}: of each node the sizes of its outgoing edges' scores, added up"
+    if missing := [name for name in names.values() if name not in scores]:
+        raise InvalidOption(f"{path} has no score for {len(missing)} of {len(names)} nodes, such as {missing[0]!r}.")
+    inside = frozenset(names[name] for name, each in found["nodes"].items() if name in names and _inside(each))
+    return Scored(
+        layers=layers,
+        heads=heads,
+        scores={name: scores[name] for name in names.values()},
+        in_graph=inside,
+        source=source,
+    )
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidOption(f"{path} cannot be read as a score file: {error}") from None
+    parts = ("cfg", "nodes", "edges")
+    if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in parts):
+        raise InvalidOption(f"{path} is no score file: it must be a table with the tables cfg, nodes and edges.")
+    return found
+
+
+def _size(path: Path, cfg: Mapping[str, Any], name: str) -> int:
+    size = cfg.get(name)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InvalidOption(f"{path} is no score file: cfg must say {name}, a whole number; it says {size!r}.")
+    return size
+
+
+def _node_scores(path: Path, nodes: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, each in nodes.items():
+        if isinstance(each, dict) and each.get("score") is not None and name not in ENDS:
+            yield name, _number(path, name, each["score"])
+
+
+def _of_edges(path: Path, edges: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    found = dict.fromkeys(names.values(), 0.0) if edges else {}
+    for edge, each in edges.items():
+        sender, arrow, _ = edge.partition("->")
+        if not arrow or (sender not in names and sender not in ENDS) or not isinstance(each, dict):
+            raise InvalidOption(f"{path} has an edge {edge!r} that begins at no node. Edges are such as 'a0.h0->m0'.")
+        if sender in names:
+            found[names[sender]] += abs(_number(path, edge, each.get("score")))
+    return found
+
+
+def _number(path: Path, name: str, score: Any) -> float:
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not isfinite(score):
+        raise InvalidOption(f"{path} has the score {score!r} for {name!r}, which is no finite number.")
+    return float(score)
+
+
+def _inside(node: Any) -> bool:
+    return bool(node.get("in_graph")) if isinstance(node, dict) else bool(node)
+
+
+def write_scores(path: Path, scores: Mapping[str, float], kept: Iterable[str], *, width: int, parallel: bool) -> Path:
+    """Writes such a file; `kept` are the nodes in the graph, with all edges among them.
+
+    Raises InvalidOption, MachineError.
+    """
+    places = {name: OURS.fullmatch(name) for name in scores}
+    if not all(places.values()) or not any(name.startswith("z ") for name in scores):
+        raise InvalidOption(
+            "A score file names single heads (z) and MLPs, and these nodes are others: no such file can be written."
+        )
+    theirs = {name: _theirs(name) for name in scores}
+    inside = {*kept}
+    layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places.values() if each)
+    heads = 1 + max(int(each.group(2) or 0) for each in places.values() if each)
+    nodes = {"input": {"in_graph": True}}
+    nodes |= {theirs[name]: {"in_graph": name in inside, "score": score} for name, score in scores.items()}
+    edges = dict(
+        _edges([theirs[name] for name in scores if name in inside], {theirs[n]: s for n, s in scores.items()}, parallel)
+    )
+    cfg = {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": parallel, "d_model": width}
+    content = {"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}
+    write_text(path, json.dumps(content))
+    return path
+
+
+def _theirs(name: str) -> str:
+    component, _, place = name.partition(" ")
+    layer, _, head = place.partition(".")
+    return f"a{layer}.h{head}" if component == "z" else f"m{layer}"
+
+
+def _edges(kept: Sequence[str], scores: Mapping[str, float], parallel: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The edges among the nodes that are kept, from the input and to the logits."""
+    for sender in ("input", *kept):
+        for reader in (*kept, "logits"):
+            if reader == "logits" or sender == "input" or _reads(sender, reader, parallel):
+                for end in [f"<{each}>" for each in "qkv"] if reader.startswith("a") else [""]:
+                    yield f"{sender}->{reader}{end}", {"score": scores.get(sender, 0.0), "in_graph": True}
+
+
+def _reads(sender: str, reader: str, parallel: bool) -> bool:
+    one, other = (THEIRS.fullmatch(name) for name in (sender, reader))
+    assert one
+    assert other
+    layers = [int(each.group(1) or each.group(3) or 0) for each in (one, other)]
+    return layers[1] > layers[0] or (layers[0] == layers[1] and sender[0] == "a" and reader[0] == "m" and not parallel)

@@ -22,6 +22,7 @@ from causal_tracing.prompts.tokens import ROLES, Column
 from causal_tracing.results.columns import labelled
 from causal_tracing.results.means import LEVEL, RESAMPLES, NoMean, clusters_of
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.once import once
 from causal_tracing.results.statistics.bootstrap import cluster_codes, cluster_means, mean_interval
 
 LENS, EMBEDDING, RUNS = "lens", -1, ("clean", "corrupt")
@@ -60,7 +61,7 @@ def lens_table(measurements: Measurements) -> pd.DataFrame:
     columns = {name: xr.broadcast(found[name], found.top)[0].transpose(*order).values.reshape(-1) for name in names}
     labels = np.meshgrid(found.pair, found.run, found.layer, range(found.sizes["token"]), indexing="ij")
     named = dict(zip(("pair", "run", "layer", "position"), (each.reshape(-1) for each in labels), strict=True))
-    table = pd.DataFrame(named | columns)[rows].reset_index(drop=True)
+    table = pd.DataFrame({name: each[rows] for name, each in (named | columns).items()})
     return table.astype(dict.fromkeys(TEXTS, "category"))
 
 
@@ -74,6 +75,23 @@ def layer_from(layers: Sequence[int], holds: Sequence[bool]) -> int | None:
     return found
 
 
+def at_the_end(measurements: Measurements, pair: str) -> xr.Dataset:
+    """One pair's lens at the token that is read, each run's last one, over (run, layer). Raises InvalidOption."""
+    found, lengths = lens_of(measurements).sel(pair=pair), measurements.pairs.sel(pair=pair)
+    last = [found.sel(run=run).isel(token=int(lengths[f"{run}_length"]) - 1) for run in RUNS]
+    return xr.concat(last, "run")
+
+
+def mean_at_the_end(measurements: Measurements) -> xr.Dataset:
+    """The means over pairs there, over (run, layer). Raises as `mean_lens`."""
+    means = mean_lens(measurements)
+    lengths = [int(measurements.pairs[f"{run}_length"].values[0]) for run in RUNS]
+    ends = ["last" if "last" in means.position.values else length - 1 for length in lengths]
+    last = [means.sel(run=run, position=end) for run, end in zip(RUNS, ends, strict=True)]
+    return xr.concat([each.drop_vars("position") for each in last], "run")
+
+
+@once
 def mean_lens(measurements: Measurements, *, seed: int = 0) -> xr.Dataset:
     """Means over pairs of `logit_diff` (logits) and `answer_prob`, with 95 % intervals, over (run, layer, position).
 

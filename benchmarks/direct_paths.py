@@ -67,7 +67,7 @@ class Ours:
         self.backend = open_backend(self.model, ["z", "q", "k", "v", "attn_out", "mlp_out"])
 
     def numbers(self, sender: tuple[int, int], readers: Sequence[tuple[str, int, int]]) -> list[float]:
-        """The metric of the corrupt run with the edge from a head (layer, head) to each reader (q, k or v, layer, head)."""
+        """The corrupt run's metric with the edge from a head (layer, head) to each reader (q, k or v, layer, head)."""
         base, tokens = self.base, range(len(self.base.tokens))
         arrives = Run(base.tokens, tuple(self._held(*sender)))
         worlds = [

@@ -147,13 +147,15 @@ def show(result: "Trace", page: Path | None) -> None:
     """Words, then maps; and the page, if one is wanted."""
     from rich.console import Console
 
-    from causal_tracing.report.terminal import maps
+    from causal_tracing.report.terminal import lens, maps
 
     console = Console(highlight=False, markup=False)
     console.print(result.summary(), soft_wrap=True)
     for shown in maps(result.measurements, colour=console.color_system is not None, most_pairs=MOST_MAPS):
         console.print()
         console.print(shown, soft_wrap=True)
+    for table in lens(result.measurements, most_pairs=MOST_MAPS):
+        console.print(f"\n{table}", soft_wrap=True)
     if page is not None:
         result.to_html(page)
         wrote(page)

@@ -84,7 +84,7 @@ def report(
 def export(
     folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
     file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
-    of: Annotated[str | None, typer.Option(help="blocks, heads or neurons (default: blocks).")] = None,
+    of: Annotated[str | None, typer.Option(help="blocks, heads, neurons or lens (default: blocks).")] = None,
     hub_card: Annotated[
         bool,
         typer.Option(

@@ -8,6 +8,7 @@ from causal_tracing.engine.backend import Backend, Cost
 from causal_tracing.interventions.edits import World
 from causal_tracing.patching.cells import cells
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.lens import readouts
 from causal_tracing.patching.scoring import asked_for
 
 
@@ -49,6 +50,7 @@ def cost_of_job(job: Job) -> TraceCost:
         question = job.question(number)
         traced = [*question.unedited, *(cell.world for grid in job.grids for cell in cells(question, grid))]
         worlds = [one for world in traced for one in asked_for(question.pair, world)]
+        worlds += [each.world for each in readouts(job, number)] if job.lens else []
         asked += len(worlds)
         costs.append(_cost(job.backend, worlds))
     return TraceCost(

@@ -15,6 +15,7 @@ from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.effects import effects, require_effect
+from causal_tracing.results.lens import lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.node_ranking import NodeRanking, node_ranking
@@ -76,6 +77,26 @@ class Trace:
         As `effects`, over (metric, pair, and the kind's axes). Raises InvalidOption where it was not measured.
         """
         return effects(self.measurements, kind)
+
+    @property
+    def lens(self) -> xr.Dataset:
+        """The logit lens: what each run's stream would say behind each layer, over (pair, run, layer, token).
+
+        It is read by the model's own final norm and head, for the word after each token; layer −1 is what goes into the
+        first one. `top` and `top_prob` are the first choice, `answer_logit`, `answer_prob`, `answer_rank` (and of the
+        foil) what becomes of them, `logit_diff` is answer minus foil, in logits. A readout, and no effect. Raises
+        InvalidOption where it was not asked for (`lens=True`).
+        """
+        return lens_of(self.measurements)
+
+    def lens_means(self, *, seed: int = 0) -> pd.DataFrame:
+        """Means over pairs of the lens's `logit_diff` (logits) and `answer_prob`, with 95 % intervals.
+
+        A row for each run, layer and position: a token's where all pairs have the same roles there, else a role.
+        Pairs of one cluster count once, and an interval needs 8 clusters (NaN with fewer). Raises InvalidOption where
+        there is no lens, or no mean.
+        """
+        return mean_lens(self.measurements, seed=seed).to_dataframe().reset_index()
 
     def top(
         self,
@@ -185,7 +206,8 @@ class Trace:
     def to_dataframe(self, of: str | None = None) -> pd.DataFrame:
         """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
 
-        NaN where undefined; see `report.export.to_dataframe` for the columns. Raises InvalidOption.
+        Of "lens" a row for each pair, run, layer and token. NaN where undefined; see `report.export.to_dataframe` for
+        the columns. Raises InvalidOption.
         """
         return to_dataframe(self.measurements, of)
 

@@ -38,6 +38,7 @@ from causal_tracing.results.site_kinds import SiteKind
 from causal_tracing.results.units import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
+READ = ("resid_pre", "resid_post")  # by the logit lens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +62,11 @@ class Job:
     def question(self, number: int) -> Question:
         """One of the pairs."""
         return Question(number=number, pair=self.pairs[number], contrast=self.contrasts[number])
+
+    @property
+    def lens(self) -> bool:
+        """Whether the logit lens is read beside what is patched."""
+        return isinstance(self.options, Options) and self.options.lens
 
     @property
     def metric(self) -> str:
@@ -131,7 +137,8 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = sites_on(model, options.given, tokens, "given=")
     patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
-    backend = open_backend(model, [*patched, *severed], options.engine, options.budget, length=longest(model, tokens))
+    needed = [*patched, *severed, *(READ if options.lens else ())]
+    backend = open_backend(model, needed, options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
     contrasts, record = _contrasts(model, backend, tokens, noise, write)

@@ -8,11 +8,12 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from causal_tracing.patching.cells import Cell, cells, given_cells
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.lens import lenses
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread
@@ -137,6 +139,7 @@ class _Chunk:
         self.sums: dict[int, dict[str, Sums]] = {
             number: {grid.kind.name: _sums(job, number, grid) for grid in job.grids} for number in numbers
         }
+        self.lenses: dict[int, xr.Dataset] = {}
         self.worlds = self.worlds_run = 0
         self.furthest: Furthest | None = None
 
@@ -150,6 +153,7 @@ class _Chunk:
         previews, expected = understood(job.model, job.backend, list(pairs.values()), contrasts)
         self.previews = dict(zip(self.numbers, previews, strict=True))
         clean = dict(zip(self.numbers, expected, strict=True))
+        self._read_lenses()
         whole = Scoring(job.backend, pairs, clean, job.metrics)
         for grid in job.grids:
             metrics, apart = job.metrics_of(grid.kind), [[number] for number in self.numbers]
@@ -160,6 +164,12 @@ class _Chunk:
                 for batch in self._batches(grid, numbers, scoring):
                     self._measure(grid, scoring, batch)
         return clean
+
+    def _read_lenses(self) -> None:
+        """The pairs' logit lenses, where they are asked for; every world of them is run."""
+        if self.job.lens:
+            self.lenses, worlds = lenses(self.job, self.numbers)
+            self.worlds, self.worlds_run = self.worlds + worlds, self.worlds_run + worlds
 
     def _run_unedited(self, scoring: Scoring, numbers: Sequence[int]) -> None:
         """The unedited runs of these pairs and their repeats, by themselves."""
@@ -185,7 +195,8 @@ class _Chunk:
         unedited = np.stack(self.rows[number])
         maps = {name: each.map(unedited) for name, each in self.sums[number].items()}
         apart = spread(unedited, np.stack(self.repeats[number]))
-        return measurements_of(self.previews[number], unedited, apart, maps, self.job.metrics)
+        found = measurements_of(self.previews[number], unedited, apart, maps, self.job.metrics)
+        return replace(found, lens=self.lenses.get(number))
 
     def _batches(
         self, grid: Grid, numbers: Sequence[int], scoring: Scoring

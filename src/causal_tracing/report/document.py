@@ -13,6 +13,7 @@ from causal_tracing.report.words.method import device_sentences
 from causal_tracing.results.circuits import circuits
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
+from causal_tracing.results.lens import LENS, lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, BEYOND
@@ -40,6 +41,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         **_map_of(measurements, first, chosen),
         **{name: record[name] for name in ("spot_checks", "seconds", "worlds", "worlds_skipped")},
         **{name: _map_of(measurements, name) for name in others},
+        **({} if measurements.lens is None else {LENS: _lens(measurements)}),
     }
     if all_metrics:
         names = [str(name) for name in found.metric.values if name != "entropy"]
@@ -168,6 +170,23 @@ def _circuits(measurements: Measurements) -> dict[str, Any]:
         texts[name] = {part: getattr(area, part) for part in ("estimate", "low", "high", "reason", "of_mib")}
         texts[name]["shares"] = list(area.shares)
     return {"faithful": texts}
+
+
+def _lens(measurements: Measurements) -> dict[str, Any]:
+    """The logit lens as [pair][run][layer][token], and its means over pairs as [run][layer][position]."""
+    found = lens_of(measurements)
+    names = [name for name in found.data_vars if "layer" in found[name].dims and name != "top_id"]
+    texts: dict[str, Any] = {"runs": found.run.values.tolist(), "layers": found.layer.values.tolist()}
+    numbers = found[names].transpose("pair", "run", "layer", "token")
+    texts |= {str(name): plain(each.values.tolist()) for name, each in numbers.data_vars.items()}
+    if found.sizes["pair"] > 1:
+        try:
+            means = mean_lens(measurements)
+        except NoMean as error:
+            return texts | {"evidence": {"reason": str(error)}}
+        numbers = {str(name): plain(each.values.tolist()) for name, each in means.data_vars.items()}
+        texts["evidence"] = {"positions": means.position.values.tolist(), **numbers}
+    return texts
 
 
 def _labels(found: xr.Dataset) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidOption, MachineError
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
+from causal_tracing.results.lens import LENS, lens_of, lens_table
 from causal_tracing.results.means import clusters_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE
@@ -33,8 +34,11 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
 
     The effects are those that were measured, and the interaction; fractions and bypass follow from them and the total
     effect. NaN where undefined; `status` says why, by the first metric that the pair has. Columns of text are
-    categories. Tokens are "" where a position is a role. Raises InvalidOption where there are no heads or neurons.
+    categories. Tokens are "" where a position is a role. Of "lens" it is what the logit lens read, a row for each pair,
+    run, layer and token (`results/lens.py`). Raises InvalidOption where there are no heads or neurons, or no lens.
     """
+    if of == LENS:
+        return lens_table(measurements)
     found = effects(measurements, of)
     kind = kind_of(found)
     dims = ["pair", *kind.axes]
@@ -152,12 +156,12 @@ def _parquet(measurements: Measurements, of: str | None, path: Path) -> None:
 
 
 def _netcdf(measurements: Measurements, of: str | None, path: Path) -> None:
-    found = effects(measurements, of)
+    found = lens_of(measurements) if of == LENS else effects(measurements, of)
     texts = {name: each for name, each in found.variables.items() if each.dtype.kind in "OUT"}
     changed = {name: (each.dims, _array([_writable(str(text)) for text in each.values.flat], each.shape))
                for name, each in texts.items()}  # fmt: skip
     record = json.dumps(dict(measurements.provenance))
-    described = {"schema": SCHEMA, "table": measurements.kind(of), "provenance": record}
+    described = {"schema": SCHEMA, "table": of if of == LENS else measurements.kind(of), "provenance": record}
     found.assign(changed).assign_attrs(described).to_netcdf(path, engine="h5netcdf", format="NETCDF4")
 
 

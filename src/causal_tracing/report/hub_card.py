@@ -11,6 +11,7 @@ from pathlib import Path
 from causal_tracing import __version__
 from causal_tracing.errors import MachineError
 from causal_tracing.report.export import export
+from causal_tracing.results.lens import LENS
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.places import check_target
 
@@ -22,6 +23,11 @@ FENCE = "`" * 8  # longer than any run of backticks that a command has
 def table_of(kind: str) -> str:
     """The file of a kind's long table."""
     return TABLES.get(kind, f"{kind}.parquet")
+
+
+def _tables(measurements: Measurements) -> tuple[str, ...]:
+    """What has a table: each kind of site, and the logit lens."""
+    return (*measurements.kinds, *(() if measurements.lens is None else (LENS,)))
 
 
 def write_hub_card(measurements: Measurements, folder: str | Path, *, page: str) -> Path:
@@ -46,7 +52,7 @@ def write_hub_card(measurements: Measurements, folder: str | Path, *, page: str)
 
 
 def _fill(measurements: Measurements, folder: Path, page: str) -> None:
-    for kind in measurements.kinds:
+    for kind in _tables(measurements):
         export(measurements, folder / table_of(kind), kind)
     record = dict(measurements.provenance)
     lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in record.get("pairs", ()))
@@ -60,7 +66,7 @@ def card(measurements: Measurements) -> str:
     """The card: front matter by which a hub finds the tables, and the provenance in words."""
     record, count = measurements.provenance, measurements.pairs.sizes["pair"]
     model, command = str(record["model"]), record.get("command")
-    configs = [f"- config_name: {kind}\n  data_files: {table_of(kind)}" for kind in measurements.kinds]
+    configs = [f"- config_name: {kind}\n  data_files: {table_of(kind)}" for kind in _tables(measurements)]
     about = {
         "model": f"`{' '.join(model.replace('`', '').split())}`",
         "pairs": f"{count} (`{PAIRS}`)",

@@ -14,6 +14,7 @@ from causal_tracing.report.words.circuits import share_of
 from causal_tracing.results.circuits import circuits
 from causal_tracing.results.columns import column_of, is_token
 from causal_tracing.results.effects import label
+from causal_tracing.results.lens import EMBEDDING, RUNS, at_the_end, mean_at_the_end
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_position
@@ -24,6 +25,7 @@ from causal_tracing.results.site_kinds import CIRCUITS, kind_of
 NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
 WITHOUT_COLOUR = " ░▒▓█"
 MOST_ROWS = 100  # of a map in a terminal
+MOST_LENS_ROWS = 12
 
 
 def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterator[RenderableType]:
@@ -57,6 +59,40 @@ def _circuits(measurements: Measurements) -> Iterator[RenderableType]:
             Text(f"{row['size']:>7} {number(row.weighted_size):>16} {number(row.metric):>10}  {share_of(row)}")
         )
     yield Group(*lines)
+
+
+def lens(measurements: Measurements, *, most_pairs: int) -> Iterator[str]:
+    """What the logit lens reads at the last token, as a table of each of the first pairs; of many pairs their means."""
+    if measurements.lens is None:
+        return
+    try:
+        means = mean_at_the_end(measurements)
+    except NoMean:
+        for pair in measurements.pairs.pair.values[:most_pairs]:
+            yield _lens(at_the_end(measurements, str(pair)), f"pair {pair}")
+        return
+    yield _lens(means, f"mean over {measurements.pairs.sizes['pair']} pairs")
+
+
+def _lens(found: xr.Dataset, called: str) -> str:
+    """A row a layer, of at most so many layers: each run's first choice, p(answer), and answer minus foil."""
+    layers = found.layer.values.tolist()
+    shown = sorted({round(each) for each in np.linspace(0, len(layers) - 1, min(len(layers), MOST_LENS_ROWS))})
+    lines = [f"logit lens at the last token, {called} (a readout, no effect)"]
+    lines.append("layer " + "".join(f"  {run + ':':26}{'p(answer)':>9}{'answer-foil':>13}" for run in RUNS))
+    for n in shown:
+        cells = (_lens_cell(found.isel(layer=n).sel(run=run)) for run in RUNS)
+        lines.append(f"{'embed' if layers[n] == EMBEDDING else layers[n]:>5} {''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _lens_cell(here: xr.Dataset) -> str:
+    top = ""
+    if "top" in here and here.top.item():
+        top = f"{repr(here.top.item())[:20]} {here.top_prob.item():.2f}"
+    numbers = ((float(here[name]), width) for name, width in (("answer_prob", 9), ("logit_diff", 13)))
+    shown = (f"{number(value) if np.isfinite(value) else '–':>{width}}" for value, width in numbers)
+    return f"  {top:26}{''.join(shown)}"
 
 
 def heat_maps(

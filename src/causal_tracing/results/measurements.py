@@ -25,6 +25,8 @@ effects of them:
     structural_zero, cut, unpaired, not_patched, given  (pair, …)
     window_first, window_last        (component, layer)   the layers patched together; −1 where there is no whole window
     readers                          (component, head)    which query heads read a key or value head
+
+`lens` holds what the stream behind each layer would say (`lens.py`), where that was asked for.
 """
 
 from collections.abc import Mapping
@@ -45,6 +47,7 @@ class Measurements:
     pairs: xr.Dataset
     maps: Mapping[str, xr.Dataset]
     provenance: Mapping[str, Any]
+    lens: xr.Dataset | None = None
 
     def numbers(self, of: str | None = None) -> xr.Dataset:
         """One kind's raw numbers (default: the first kind's), with the unedited runs and tokens beside them.
@@ -66,7 +69,8 @@ class Measurements:
     def of_pair(self, pair: str) -> "Measurements":
         """One pair alone: arrays keep their axis of pairs."""
         maps = {name: each.sel(pair=[pair]) for name, each in self.maps.items()}
-        return replace(self, pairs=self.pairs.sel(pair=[pair]), maps=maps)
+        lens = None if self.lens is None else self.lens.sel(pair=[pair])
+        return replace(self, pairs=self.pairs.sel(pair=[pair]), maps=maps, lens=lens)
 
     @property
     def kinds(self) -> tuple[str, ...]:

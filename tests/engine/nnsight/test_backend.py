@@ -167,3 +167,19 @@ def test_the_package_is_not_needed_where_a_trace_runs():
         assert float(apart) < CLOSE
         assert float(moved) > 1e-2
         assert components == " ".join(COMPONENTS)
+
+
+def test_the_logit_lens_is_what_it_is_without_nnsight(both: tuple[Model, Model]):
+    pair = ct.Pair(clean="the city of Rome is", corrupt="the city of Paris is", answer=" Rome", foil=" Paris")
+    plain, traced = (
+        ct.trace(model, pair, components=["resid_post"], layers=[1], lens=True, progress=False, spot_checks=0)
+        for model in both
+    )
+    assert traced.provenance["engine"] == "nnsight"
+    here, there = plain.measurements.lens, traced.measurements.lens
+    assert here is not None
+    assert there is not None
+    for name in ("answer_logit", "foil_logit", "top_prob"):
+        assert abs(here[name] - there[name]).max() < CLOSE
+    assert (here.top == there.top).all()
+    assert abs(here.answer_logit).max() > 0.01

@@ -252,6 +252,14 @@ class Options(NodeOptions):
         check=check_measured,
         names=("all", *RANKED),
     )
+    lens: bool = option(
+        False,
+        help="The logit lens beside the map: what the stream behind each layer would say at each token of both "
+        "prompts, read by the model's own final norm and head. A readout, and no effect.",
+        group=PATCHED,
+        text=texts.SWITCH,
+        beside="lens",
+    )
     budget: int | None = option(
         None,
         help="Memory that a batch may take (default: by what is free).",

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
+from causal_tracing.report.page.lens import lens_cells, mean_lens_cells
 from causal_tracing.report.page.text import DIGITS, metrics_with_effects, plain, role_row, switched, token_row, visible
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
@@ -41,7 +42,9 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "windows": _windows(found),
         "statuses": STATUSES,
         "pairs": [
-            _pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there) for n, pair in enumerate(shown)
+            _pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there)
+            | _lens(measurements, found, pair, n)
+            for n, pair in enumerate(shown)
         ],
     }
 
@@ -73,11 +76,18 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
         **_named(means, ids),
         "rows": [role_row(position) for position in cells.position.values.tolist()],
         "metrics": {means.metric: numbers},
+        **_mean_lens(measurements, cells),
         "pairs": [str(pair) for pair in columns.pair.values],
         "values": {
             name: by_component(columns[name].transpose(..., "pair"), FEW_DIGITS) for name in measurements.directions
         },
     }
+
+
+def _mean_lens(measurements: Measurements, cells: xr.Dataset) -> dict[str, Any]:
+    if measurements.lens is None:
+        return {}
+    return {"lens": mean_lens_cells(measurements, cells.position.values.tolist(), cells.layer.values.tolist())}
 
 
 def _named(means: MeanMap, ids: Sequence[str]) -> dict[str, str]:
@@ -128,6 +138,15 @@ def _pair(
             for name in (metrics[:1] if few else metrics)
         },
     }
+
+
+def _lens(measurements: Measurements, found: xr.Dataset, pair: str, number: int) -> dict[str, Any]:
+    """What the logit lens says at the cells of one of the first pairs, where it was read."""
+    if measurements.lens is None or number >= MOST_IN_FULL or not has_map(measurements):
+        return {}
+    length = int(measurements.pairs.clean_length.sel(pair=pair))
+    columns = [each for each in columns_of(found) if not is_token(each) or each < length]
+    return {"lens": lens_cells(measurements, pair, columns, found.layer.values.tolist())}
 
 
 def _asked(data: xr.Dataset) -> str:

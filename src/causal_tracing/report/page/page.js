@@ -230,6 +230,19 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     const shares = mean.is?.() ? mean.words(state.c, layer, position) : sharesInWords(known, state.m, at);
     return `${state.c} · layer ${data.layers[layer]}${windowOf(layer)} · ${tokenOf(position).spoken}: ${shares}${why}`;
   };
+  // What the stream behind a layer would say at a token, in both runs.
+  const lensWords = (layer, position) => {
+    const said = ["clean", "corrupt"].map((run) => {
+      const [top, prob, answer, difference] = pair().lens?.[run]?.[layer]?.[position] ?? [];
+      const parts = [
+        top && prob !== null ? `${top} ${prob.toFixed(2)}` : "",
+        answer === undefined || answer === null ? "" : `p(answer) ${Number(answer.toPrecision(2))}`,
+        difference === undefined || difference === null ? "" : `answer − foil ${signed(difference)} logits`,
+      ].filter(Boolean);
+      return parts.length ? `${run} run: ${parts.join(", ")}` : "";
+    }).filter(Boolean);
+    return said.length ? `Logit lens behind layer ${data.layers[layer]}, a readout and no effect · ${said.join(" · ")}` : "";
+  };
   const drawMap = () => {
     $("map").closest("section").hidden = !data.components.length;
     if (!data.components.length) return;
@@ -283,6 +296,9 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   const read = (layer, position) => {
     const said = words(layer, position);
     if ($("readout").textContent !== said) $("readout").textContent = said; // what is read aloud is read once
+    const lens = lensWords(layer, position);
+    $("lens").hidden = !lens;
+    $("lens").textContent = lens;
   };
   listen($("map"), () => [data.layers.length, pair().rows.length], choose, read);
   const open = (id) => { state.p = id; state.cell = null; draw(); $("map-title").scrollIntoView({ block: "nearest" }); };

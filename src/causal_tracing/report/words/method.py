@@ -11,6 +11,7 @@ from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
 from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read
+from causal_tracing.report.words.lens import lens_not_shown, lens_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
 from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
@@ -131,6 +132,7 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     parts = [name for part, name in PARTS.items() if SEVERED_ARMS[part].raw in measured]
     if parts:
         texts.append(SEVERED.format(parts=", or ".join(parts)))
+    texts += lens_read(measurements)
     return tuple(texts)
 
 
@@ -144,6 +146,7 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
     shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements), *paths_not_shown(measurements))
     shown = (*shown, *circuit_not_shown(measurements))
+    shown = (*shown, *lens_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 

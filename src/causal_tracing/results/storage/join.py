@@ -9,7 +9,7 @@ import xarray as xr
 from causal_tracing.results.columns import tokens_among
 from causal_tracing.results.measurements import Measurements
 
-PAIRED = "corrupt_position"
+NOTHING: Mapping[str, Any] = {"O": "", "U": "", "i": -1, "f": np.nan}  # by the kind of type
 
 
 def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Measurements:
@@ -19,7 +19,9 @@ def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Meas
     reached = max(positions, default=-1) + 1  # by pairs that are not among these
     longest = max(reached, *(part.pairs.sizes.get("token", 0) for part in parts))
     pairs = _joined([_padded(part.pairs, longest) for part in parts])
-    return Measurements(pairs=pairs, maps=maps, provenance=provenance)
+    read = [_padded(part.lens, longest) for part in parts if part.lens is not None]
+    lens = _joined(read) if len(read) == len(parts) else None
+    return Measurements(pairs=pairs, maps=maps, provenance=provenance, lens=lens)
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -29,13 +31,14 @@ def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def _padded(part: xr.Dataset, length: int) -> xr.Dataset:
-    """A prompt's tokens and roles, "" beyond its end; paired with none there."""
+    """What is known of each token, beyond the prompt's end: no text, no token (−1), no number."""
     if part.sizes.get("token", length) == length:
         return part
-    missing, texts = (0, length - part.sizes["token"]), [name for name in part if name != PAIRED]
-    nothing: Any = ""
-    padded = part[texts].pad(token=missing, constant_values=nothing)
-    return padded.merge(part[[PAIRED]].pad(token=missing, constant_values=-1)) if PAIRED in part else padded
+    missing = (0, length - part.sizes["token"])
+    of_tokens = {name: each for name, each in part.data_vars.items() if "token" in each.dims}
+    return part.drop_dims("token").assign({
+        name: each.pad(token=missing, constant_values=NOTHING[each.dtype.kind]) for name, each in of_tokens.items()
+    })  # fmt: skip
 
 
 def _completed(part: xr.Dataset, names: Mapping[Any, xr.DataArray]) -> xr.Dataset:

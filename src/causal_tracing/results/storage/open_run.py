@@ -52,7 +52,8 @@ def _reached(found: Measurements, options: Mapping[str, Any]) -> Measurements:
         if options.get(KINDS[kind].columns) == "each":
             maps[kind] = maps[kind].isel(position=slice(longest))
     tokens = max(longest, int(found.pairs.corrupt_length.max()))
-    return replace(found, pairs=found.pairs.isel(token=slice(tokens)), maps=maps)
+    lens = None if found.lens is None else found.lens.isel(token=slice(tokens))
+    return replace(found, pairs=found.pairs.isel(token=slice(tokens)), maps=maps, lens=lens)
 
 
 def _measurements(row: Row, provenance: Mapping[str, Any]) -> Measurements:

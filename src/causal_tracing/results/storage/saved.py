@@ -19,7 +19,7 @@ from causal_tracing.results.site_kinds import BLOCKS, KINDS
 from causal_tracing.results.storage.places import TEXT, check_target, parents_of
 
 SCHEMA = 2  # 1, of version 0.1.0, had what is now "pairs" in the table "blocks"
-ARRAYS, PAIRS, ABOUT_PAIRS = "arrays.npz", "pairs.jsonl", "pairs"
+ARRAYS, PAIRS, ABOUT_PAIRS, LENS = "arrays.npz", "pairs.jsonl", "pairs", "lens"
 
 
 def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -70,7 +70,8 @@ def open_measurements(folder: str | Path) -> Measurements:
 def to_parts(measurements: Measurements) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Every table as plain values that JSON can hold, and its numbers by table and name."""
     arrays: dict[str, np.ndarray] = {}
-    tables = {ABOUT_PAIRS: measurements.pairs, **measurements.maps}
+    lens = {} if measurements.lens is None else {LENS: measurements.lens}
+    tables = {ABOUT_PAIRS: measurements.pairs, **lens, **measurements.maps}
     return {name: _described(name, data, arrays) for name, data in tables.items()}, arrays
 
 
@@ -81,7 +82,7 @@ def from_parts(
     maps = {name: _dataset(name, each, arrays) for name, each in described.items()}
     maps = {name: _with_columns(name, each, provenance) for name, each in maps.items()}
     pairs = maps.pop(ABOUT_PAIRS) if ABOUT_PAIRS in maps else _taken_apart(maps)
-    return Measurements(pairs=pairs, maps=maps, provenance=provenance)
+    return Measurements(pairs=pairs, lens=maps.pop(LENS, None), maps=maps, provenance=provenance)
 
 
 def _with_columns(name: str, data: xr.Dataset, provenance: Mapping[str, Any]) -> xr.Dataset:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place, Recording
-from causal_tracing.engine.hooks.apply import Write, rewritten
+from causal_tracing.engine.hooks.apply import Write, narrowed, rewritten
 from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
@@ -100,7 +100,7 @@ class Wave:
         self.sent = sent
         self.furthest = max(self.furthest, (sum(stretch.tokens for stretch in sent), sent[-1].last))
         hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
-        writes = _merged(sent)
+        writes, rows = narrowed(_merged(sent))
         index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]
         calls = [one.tape.calls[layer] for one in index]
         args = [_gathered([call.args[number] for call in calls], index) for number in range(len(calls[0].args))]
@@ -110,7 +110,7 @@ class Wave:
         else:
             args = [hidden, *args]
         places = [place for place in writes if place[0] not in SEEN]
-        with attached(self.model, places, partial(self._visit, writes), batch=1):
+        with attached(self.model, places, partial(self._visit, writes), batch=1, rows=rows):
             output = self.model.layers[layer](*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 

@@ -17,7 +17,7 @@ from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
-from causal_tracing.patching.grid import Grid, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.grid import Grid, plan_blocks, plan_experts, plan_heads, plan_neurons
 from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
@@ -89,5 +89,7 @@ def _grid(model: Model, pairs: Sequence[TokenPair], kind: str, components: Seque
     common = {"layers": None, "positions": "each", "directions": [direction]}
     if kind == "neurons":
         return plan_neurons(model, pairs, neurons=True, **common)
+    if kind == "experts":
+        return plan_experts(model, pairs, experts=True, **common)
     plan = plan_heads if KINDS[kind].part else plan_blocks
     return plan(model, pairs, components=components, **common)

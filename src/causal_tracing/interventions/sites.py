@@ -12,7 +12,9 @@ HEADS = ("q", "k", "v", "pattern", "z")
 MEDIATORS = (*HEADS, "neurons")
 # Of a mixture of experts: the router's weights (which experts, and how much), what the experts read (what their
 # functions make of it), and what each expert adds to their sum. The first two are whole.
-MIXTURE = ("router", "experts_in", "experts")
+ROUTED = ("router", "experts_in")
+MIXTURE = (*ROUTED, "experts")
+WHOLE = (*COMPONENTS, *ROUTED)
 PARTED = (*MEDIATORS, "experts")
 PART_WORDS = {"neurons": "neuron", "experts": "expert"}  # of all others a part is a head
 # How one query attends: which keys it sees, and whose queries, keys and values. It can be changed, not read.

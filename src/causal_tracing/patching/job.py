@@ -17,7 +17,7 @@ from causal_tracing.patching.attending import attention_grids
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
-from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_experts, plan_heads, plan_neurons
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
@@ -223,6 +223,9 @@ def _grids(
     if options.neurons:
         where = options.neuron_positions
         grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
+    if options.experts:
+        where = options.expert_positions
+        grids.append(plan_experts(model, pairs, experts=options.experts, positions=where, **common))
     return [
         *grids,
         *joint_grids(model, pairs, options, directions),

@@ -18,6 +18,7 @@ import causal_tracing as ct
 from causal_tracing.cli.app import app
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
+from causal_tracing.report.words.method import how_to_read, not_shown
 from joint import CLEAN, CORRUPT, LAST, PAIR, WORDS, others, tiny
 
 matplotlib.use("agg")
@@ -76,7 +77,8 @@ def first_layer(family: str) -> int:
 
 
 def traced(family: str = "mixtral", pairs: Any = PAIR, **options: Any) -> ct.Trace:
-    return ct.trace(tiny(family), pairs, **ASKED | {"spot_checks": 0} | options)
+    asked: dict[str, Any] = ASKED | {"spot_checks": 0} | options
+    return ct.trace(tiny(family), pairs, **asked)
 
 
 def grid(trace: ct.Trace, name: str) -> np.ndarray:
@@ -207,6 +209,17 @@ def test_all_that_is_left_of_a_trace_has_experts(tmp_path: Path) -> None:
     assert 'id="experts-section"' in page.read_text(encoding="utf-8")
     ran = ct.run(tiny("mixtral"), others(3), tmp_path / "run", **ASKED, spot_checks=0)
     assert_allclose(ran.of("experts").restoration, trace.of("experts").restoration, atol=1e-5)
+
+
+def test_the_words_say_which_of_the_three_is_exchanged() -> None:
+    trace = traced(components=["router", "experts_in"])
+    read = "\n".join(how_to_read(trace.measurements))
+    assert "router: the weights of all experts are the other run's" in read
+    assert "experts_in: what the experts read is the other run's" in read
+    assert "the token goes to in neither run is a structural zero" in read
+    assert any("How often an expert is chosen" in each for each in not_shown(trace.measurements))
+    plain = ct.trace(tiny("mixtral"), PAIR, components=["mlp_out"], progress=False).measurements
+    assert not any("expert" in each for each in (*how_to_read(plain), *not_shown(plain)))
 
 
 def test_experts_can_be_given_in_an_edited_world() -> None:

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks.gradients import gradients
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, World, Zero
@@ -282,3 +283,39 @@ def test_models_without_experts_say_so():
         evaluate(shared("llama"), [World(Run(CORRUPT), (edit("experts", 1),), (6,))], lambda each, _: each.flatten(1))
     with pytest.raises(InvalidOption, match="router has no heads, neurons or experts"):
         Site("router", 1, 0, 2)
+
+
+# Gradients, against bare autograd: what experts are called with, or what they give, is made a leaf.
+
+
+def leaf_gradient(name: str, layer: int, where: str) -> Tensor:
+    """d logit 3 behind the last token / d what is there, [token, width]; of the weights those of all experts."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Tensor) -> Tensor:
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[0]
+
+    def change(hidden: Tensor, index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if where == "router":
+            every = torch.zeros(len(CLEAN), EXPERTS, dtype=weights.dtype).scatter(1, index, weights)
+            return hidden, torch.arange(EXPERTS).expand(len(CLEAN), -1), leaf(every)
+        return (leaf(hidden) if where == "experts_in" else hidden), index, weights
+
+    with experts_called(name, layer, change, leaf if where == "experts" else None):
+        logits = model_of(name).network(input_ids=torch.tensor([CORRUPT]), use_cache=False).logits[0, -1, 3]
+    (found,) = torch.autograd.grad(logits, leaves)
+    return found.reshape(len(CLEAN), -1)
+
+
+@pytest.mark.parametrize("where", MIXTURE)
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_gradients_are_those_of_bare_autograd(name: str, where: str) -> None:
+    place, expected = (where, 1), leaf_gradient(name, 1, where)
+    found = gradients(model_of(name), [Run(CORRUPT)], [place], lambda logits: logits[:, -1, 3])[place][0]
+    if where == "experts":  # all parts go into one sum
+        for part in found.view(len(CLEAN), EXPERTS, -1).unbind(1):
+            agree(part, expected)
+    else:
+        agree(found, expected)
+    assert expected.abs().max() > 1e-3

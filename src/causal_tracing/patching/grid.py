@@ -25,7 +25,7 @@ from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.columns import labelled
-from causal_tracing.results.site_kinds import BLOCKS, SINGLE_EXPERTS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
+from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SiteKind
 
 ByLayer = bool | Mapping[int, Sequence[int]]  # True: all parts of all layers
 At = tuple[int, ...]  # a cell's place in the arrays of its map: an index along each of the kind's axes
@@ -294,46 +294,21 @@ def plan_heads(
     )
 
 
-def plan_neurons(
-    model: Model,
-    pairs: Sequence[TokenPair],
-    *,
-    neurons: ByLayer,
-    layers: Sequence[int] | None,
-    positions: str | Sequence[Column],
-    directions: Sequence[str],
-    paths: Paths | None = None,
-) -> PartGrid:
-    """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
-    columns, arms = resolved_columns(pairs, positions), arms_of(directions, paths)
-    return _plan_parts(SINGLE_NEURONS, model, neurons, layers, columns, arms, paths)
-
-
-def plan_experts(
-    model: Model,
-    pairs: Sequence[TokenPair],
-    *,
-    experts: ByLayer,
-    layers: Sequence[int] | None,
-    positions: str | Sequence[Column],
-    directions: Sequence[str],
-    paths: Paths | None = None,
-) -> PartGrid:
-    """All experts of the layers that have any, or those of a mapping from layer to experts. Raises as `plan_heads`."""
-    columns, arms = resolved_columns(pairs, positions), arms_of(directions, paths)
-    return _plan_parts(SINGLE_EXPERTS, model, experts, layers, columns, arms, paths)
-
-
-def _plan_parts(
+def plan_by_layer(
     kind: SiteKind,
     model: Model,
+    pairs: Sequence[TokenPair],
+    *,
     named: ByLayer,
     layers: Sequence[int] | None,
-    columns: tuple[Column, ...],
-    arms: tuple[Arm, ...],
-    paths: Paths | None,
+    positions: str | Sequence[Column],
+    directions: Sequence[str],
+    paths: Paths | None = None,
 ) -> PartGrid:
-    """Parts that are chosen layer by layer. Raises InvalidOption, ComponentNotOffered."""
+    """All neurons (or experts) of the layers that have any, or those of a mapping from layer to neurons (none: all).
+
+    Raises as `plan_heads`.
+    """
     (component,), count = kind.components, model.parts(kind.components[0])
     by_layer = named if isinstance(named, Mapping) else {}
     for layer in by_layer:
@@ -349,8 +324,8 @@ def _plan_parts(
         kind=kind,
         components=kind.components,
         layers=chosen,
-        columns=columns,
-        arms=arms,
+        columns=resolved_columns(pairs, positions),
+        arms=arms_of(directions, paths),
         paths=paths,
         parts={component: parts},
         counts={component: count},

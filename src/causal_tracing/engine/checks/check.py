@@ -64,12 +64,13 @@ class Checkup:
     findings: tuple[Finding, ...]
 
     def __str__(self) -> str:
-        known = self.to_dict()
+        known, anatomy = self.to_dict(), self.model.anatomy
         lines = [
             f"{known['model']}: {known['layers']} layers of {known['family']}, at {known['layers_at']}",
             f"engine      {known['engine']}" + (f": {known['engine_note']}" if known["engine_note"] else ""),
             f"components  {', '.join(known['components'])}",
             f"heads       {', '.join(f'{name} ({n})' for name, n in known['mediators'].items()) or 'none'}",
+            *([f"experts     {known['experts']}: {', '.join(anatomy.mixture)}"] if known["experts"] else []),
             *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
         ]
         if known["idle_layers"]:
@@ -96,7 +97,8 @@ class Checkup:
             "engine": "replay" if against else "packed",
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
-            "mediators": {name: anatomy.count(name) for name in anatomy.asked_for},
+            "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
+            "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],

@@ -25,7 +25,7 @@ from causal_tracing.engine.hooks.modules import first_tensor
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import MIXTURE, Site
+from causal_tracing.interventions.sites import MIXTURE, ROUTED, Site
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Model
 
@@ -133,8 +133,8 @@ def mixture_proofs(model: Model, asked: Sequence[str], clean: Run, corrupt: Run)
     """The checks that patch what is asked for of a mixture."""
     if not asked:
         return
-    added = next(name for name in ("mlp_out", "mixer_out") if name in model.anatomy.components)
-    places = [(name, layer) for name in (*MIXTURE, added, "resid_post") for layer in model.having(name)]
+    added = [name for name in ("mlp_out", "mixer_out") if name in model.anatomy.components][:1]
+    places = [(name, layer) for name in (*MIXTURE, *added, "resid_post") for layer in model.having(name)]
     keep = len(clean.tokens)
     donors = record(model, [clean, corrupt], places, keep=keep)
     donors |= record(model, [clean], places, keep=keep)  # alone, as for heads and neurons
@@ -143,21 +143,32 @@ def mixture_proofs(model: Model, asked: Sequence[str], clean: Run, corrupt: Run)
         yield from random_write(model, component, clean, donors[clean])
     layers = model.having("experts")
     some = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    both: dict[str, tuple[Sequence[str], Sequence[str], Sequence[int]]] = {
-        "router and experts_in = experts": (("router", "experts_in"), ("experts",), some)
-    }
-    alone = [layer for layer in some if model.layout(layer).experts_alone]
-    if alone:
-        both[f"experts = {added}"] = ("experts",), (added,), alone
-    for name, (parts, whole, where) in both.items():
-        runs = [
-            Run(clean.tokens, tuple(edit for one in names for edit in write_all(model, one, corrupt, layer)))
-            for names in (parts, whole)
-            for layer in where
-        ]
-        yield bounded(name, MIXTURE, _off(model, runs, donors), TWO_FORWARDS[model.dtype])
-    beside = _beside(model, added, clean, corrupt, donors, some)
-    yield bounded(f"experts change {added} alone", MIXTURE, beside, ONE_FORWARD[model.dtype])
+    yield _same(model, (clean, corrupt), donors, ROUTED, "experts", some)
+    for name in added:
+        alone = [layer for layer in some if model.layout(layer).experts_alone]
+        if alone:
+            yield _same(model, (clean, corrupt), donors, ["experts"], name, alone)
+        beside = _beside(model, name, clean, corrupt, donors, some)
+        yield bounded(f"experts change {name} alone", MIXTURE, beside, ONE_FORWARD[model.dtype])
+
+
+def _same(
+    model: Model,
+    runs: tuple[Run, Run],
+    donors: Mapping[Run, Recording],
+    parts: Sequence[str],
+    whole: str,
+    layers: Sequence[int],
+) -> Finding:
+    """Some components of the second run, at all positions of a layer of the first, are another one of it."""
+    clean, corrupt = runs
+    made = [
+        Run(clean.tokens, tuple(edit for one in names for edit in write_all(model, one, corrupt, layer)))
+        for names in (parts, [whole])
+        for layer in layers
+    ]
+    name = f"{' and '.join(parts)} = {whole}"
+    return bounded(name, MIXTURE, _off(model, made, donors), TWO_FORWARDS[model.dtype])
 
 
 def _off(model: Model, runs: Sequence[Run], donors: Mapping[Run, Recording]) -> float:

@@ -80,12 +80,13 @@ def call_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
     real = [(where, value) for where, value in given if value.is_floating_point()]
     if len(whole) != 1 or len(real) != 2:
         return None
-    (at, index), tokens = whole[0], whole[0][1].numel() // max(1, whole[0][1].shape[-1]) if whole[0][1].ndim else 0
-    (one, first), (other, second) = real
-    if first.shape == index.shape and second.shape != index.shape:
+    (at, index), (one, first), (other, second) = whole[0], *real
+    if first.shape == index.shape != second.shape:  # the weights come before the tokens
         (one, first), (other, second) = (other, second), (one, first)
-    fits = second.shape == index.shape and first.ndim > 1 and tokens and first.numel() == tokens * first.shape[-1]
-    return Call(args=tuple(args), kwargs=kwargs, places=(one, at, other)) if fits else None
+    if second.shape != index.shape or index.ndim < 2 or first.ndim < 2:
+        return None
+    alike = first.numel() // first.shape[-1] == index.numel() // index.shape[-1]
+    return Call(args=tuple(args), kwargs=kwargs, places=(one, at, other)) if alike else None
 
 
 def result(module: nn.Module, call: Call, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:

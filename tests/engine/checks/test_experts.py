@@ -14,6 +14,7 @@ from causal_tracing.interventions.sites import MIXTURE
 from causal_tracing.models.model import Model
 from families import build
 from loaded import BY_NAME, WORDS
+from model_types import recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
 Forward = Callable[..., Tensor]
@@ -161,3 +162,19 @@ def test_calls_of_experts_are_told_from_others() -> None:
     assert beyond is not None
     with pytest.raises(UnsupportedModel, match="chose an expert beyond the 1 that there are"):
         beyond.dense(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("llama4_text", "no module was found that is called with what a router chose"),
+        ("jetmoe", "no module was found that is called with what a router chose"),
+        ("granitemoeshared", r"in layer 0 \(block_sparse_moe.experts\) no MLP was found"),
+        ("nemotron_h", r"in layer 1 \(mixer.experts\) no MLP was found"),
+    ],
+)
+def test_types_whose_experts_are_not_offered_say_why(name: str, reason: str) -> None:
+    model = accept(recipes.build(name), WORDS, name=name)
+    assert model.anatomy.mixture == ()
+    with pytest.raises(ComponentNotOffered, match=rf"experts is not offered on this model .*{reason}"):
+        model.anatomy.require("experts")

@@ -9,7 +9,7 @@ import typer
 
 from causal_tracing import errors
 from causal_tracing.cli.app import app
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, MIXTURE
 from causal_tracing.results.effects import STATUSES
 from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.units import UNITS
@@ -47,7 +47,7 @@ def test_every_exit_code_is_listed():
 
 def test_every_component_is_described():
     page = (DOCS / "reference" / "sites.md").read_text(encoding="utf-8")
-    for name in (*COMPONENTS, *MEDIATORS, *(kind for kind in KINDS if kind not in ("blocks", "heads"))):
+    for name in (*COMPONENTS, *MEDIATORS, *MIXTURE, *(kind for kind in KINDS if kind not in ("blocks", "heads"))):
         assert f"`{name}`" in page, name
 
 

@@ -144,7 +144,7 @@ def test_gain_is_a_comparison(model: Model) -> None:
         ("z 1.2 @ last", "is a list of sites"),
         (["z1.2@last"], "is no site"),
         (["mlp 1 @ last"], "there is no component 'mlp'"),
-        (["mlp_out 1.2 @ last"], "mlp_out has no heads or neurons"),
+        (["mlp_out 1.2 @ last"], "mlp_out has no heads, neurons or experts"),
         (["mlp_out 3-1 @ last"], "run backwards"),
         (["mlp_out 1 @ last", "mlp_out 1 @ last"], "asked for twice"),
         (["mlp_out 9 @ last"], "There is no layer 9"),

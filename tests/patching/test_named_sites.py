@@ -100,7 +100,7 @@ def test_all_are_those_that_are_paired() -> None:
         ("z 3-1.2 @ last", "its layers run backwards. Write 1-3"),
         ("mlp_out 3-4 @ last", "There is no layer 4: tiny has layers 0 to 3"),
         ("each mlp_out 3-4 @ last", "There is no layer 4"),
-        ("mlp_out 1.2 @ last", "mlp_out has no heads or neurons. Leave .2 out"),
+        ("mlp_out 1.2 @ last", "mlp_out has no heads, neurons or experts. Leave .2 out"),
         ("mlp 1 @ last", "there is no component 'mlp'. Did you mean 'mlp_out'"),
         ("z last", "is no site"),
         ("z 1. @ last", "is no site"),

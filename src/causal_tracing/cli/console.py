@@ -228,7 +228,7 @@ def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
     from causal_tracing.patching.columns import check_columns
     from causal_tracing.prompts.pairs import check_corruption, named
 
-    for name in ("positions", "head_positions", "neuron_positions"):
+    for name in ("positions", "head_positions", "neuron_positions", "expert_positions"):
         check_columns(pairs, options.get(name, "each"))
     noise = options.get("noise") is not None or options.get("preset") is not None
     for pair in named(pairs) if alone else ():

@@ -12,7 +12,7 @@ from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS, MIXTURE
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
@@ -40,7 +40,7 @@ def open_backend(
     components = list(dict.fromkeys(name for name in components if name != FINAL_SCALE))
     for component in components:
         model.anatomy.require(component)
-    mediators = [name for name in components if name in (*MEDIATORS, ATTENTION)]
+    mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]
     if mediators:
         model = _with_proofs(model, mediators)
         for component in mediators:

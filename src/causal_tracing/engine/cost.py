@@ -9,6 +9,7 @@ from causal_tracing.engine.backend import Cost
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.memory import too_large
 from causal_tracing.engine.packed.schedule import groups
+from causal_tracing.engine.routed import silent_experts
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import plan
 from causal_tracing.models.memory import in_parts
@@ -19,7 +20,7 @@ TIMED_TOKENS = 512  # of the forward that is timed
 
 def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, seconds: float) -> Cost:
     """The cost of worlds that are evaluated together, where one token-layer takes so many `seconds`."""
-    planned = plan(worlds, model.rules).worlds
+    planned = plan(worlds, model.rules, silent=silent_experts(model, worlds)).worlds
     whole = sum(len(world.base.tokens) for world in planned) * model.num_layers
     token_layers = _packed(model, planned) if engine == "packed" else whole
     return Cost(

@@ -20,6 +20,7 @@ from causal_tracing.engine.memory import default_budget, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.engine import Packed
 from causal_tracing.engine.progress import Steps, never
+from causal_tracing.engine.routed import silent_experts
 from causal_tracing.errors import InvalidEdit, OutOfMemory
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import Plan, plan
@@ -67,7 +68,7 @@ def evaluate(
     """
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
-    planned = plan(worlds, model.rules, prune=prune)
+    planned = plan(worlds, model.rules, prune=prune, silent=silent_experts(model, worlds) if prune else None)
     told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
     budget = budget or default_budget(model)
     work = _Work(

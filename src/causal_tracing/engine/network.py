@@ -23,7 +23,7 @@ from causal_tracing.engine.hooks.record import donor_recordings, record
 from causal_tracing.engine.memory import default_budget, rows_that_fit, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.interventions.edits import Run, World
-from causal_tracing.interventions.sites import ATTENTION
+from causal_tracing.interventions.sites import ATTENTION, PARTED
 from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
@@ -62,9 +62,9 @@ class NetworkBackend:
         model, anatomy, budget = self.model, self.model.anatomy, self.budget or default_budget(self.model)
         return Description(
             engine=self.engine,
-            components=(*anatomy.components, *anatomy.mediators, *([ATTENTION] if anatomy.offers(ATTENTION) else [])),
+            components=(*anatomy.components, *anatomy.asked_for, *([ATTENTION] if anatomy.offers(ATTENTION) else [])),
             rules=model.rules,
-            counts={name: anatomy.count(name) for name in anatomy.mediators},
+            counts={name: anatomy.count(name) for name in anatomy.asked_for if name in PARTED},
             note=self.note,
             dtype=model.dtype,
             device=str(model.device),

@@ -17,11 +17,11 @@ from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
-from causal_tracing.patching.grid import Grid, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
-from causal_tracing.results.site_kinds import KINDS
+from causal_tracing.results.site_kinds import KINDS, SINGLE_EXPERTS, SINGLE_NEURONS
 
 
 @Keywords(EstimateOptions)
@@ -87,7 +87,7 @@ def _job(model: Model, asked: list[Pair], components: Sequence[str], options: Es
 
 def _grid(model: Model, pairs: Sequence[TokenPair], kind: str, components: Sequence[str], direction: str) -> Grid:
     common = {"layers": None, "positions": "each", "directions": [direction]}
-    if kind == "neurons":
-        return plan_neurons(model, pairs, neurons=True, **common)
+    if kind in (SINGLE_NEURONS.name, SINGLE_EXPERTS.name):
+        return plan_by_layer(KINDS[kind], model, pairs, named=True, **common)
     plan = plan_heads if KINDS[kind].part else plan_blocks
     return plan(model, pairs, components=components, **common)

@@ -95,7 +95,8 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
         check_one_to_one(found)
     if "pattern" in named_heads(options.heads):
         check_patterns(write, found)
-    for positions in (options.positions, options.head_positions, options.neuron_positions):
+    parts = options.head_positions, options.neuron_positions, options.expert_positions
+    for positions in (options.positions, *parts):
         with suppress(InvalidOption):  # a role that this pair lacks, and others may have
             resolved_columns([found], positions)
     with suppress(InvalidOption):

@@ -1,5 +1,7 @@
 """What is known of a world without running it, by its tokens and by what was proved of the model.
 
+(Of experts also by which of them the tokens go to: that is looked up, and handed on as `Silent`.)
+
 1. Edits that write what is already there, and edits that cannot reach the readout, are dropped: a world
    without edits is its base run, so its effect is exactly zero (method: structural zeros).
 2. Worlds that are now the same are run once (`plan`).
@@ -7,12 +9,14 @@
 4. A world through whose sites the whole difference must pass gives the donor's logits (`is_cut`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from causal_tracing.interventions.edits import Attending, Edit, From, Plus, Run, Subspace, World
+from causal_tracing.interventions.edits import Attending, Edit, From, Mean, Plus, Run, Subspace, World, Zero, donors_of
 from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
+
+Silent = Callable[[Site, Run, int], bool]  # whether a part of a site adds exactly nothing in a run, at a position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +46,31 @@ class Plan:
     structural_zero: tuple[bool, ...]
 
 
-def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True) -> Plan:
-    """Which worlds to run. With `prune=False` every world is run as it stands, even twice."""
+def plan(worlds: Sequence[World], rules: Rules, *, prune: bool = True, silent: Silent | None = None) -> Plan:
+    """Which worlds to run. With `prune=False` every world is run as it stands, even twice.
+
+    `silent` says which experts add nothing (None: that is not known).
+    """
     if not prune:
         return Plan(worlds=tuple(worlds), index=tuple(range(len(worlds))), structural_zero=(False,) * len(worlds))
     numbers: dict[World, int] = {}
     index, zero = [], []
     for world in worlds:
-        edits = effective(world, rules)
+        edits = effective(world, rules, silent)
         zero.append(bool(world.edits) and not edits)
         left = world if edits == world.edits else replace(world, edits=edits)
         index.append(numbers.setdefault(left, len(numbers)))
     return Plan(worlds=tuple(numbers), index=tuple(index), structural_zero=tuple(zero))
 
 
-def effective(world: World, rules: Rules) -> tuple[Edit, ...]:
+def effective(world: World, rules: Rules, silent: Silent | None = None) -> tuple[Edit, ...]:
     """The world's edits that can change what is read, in computation order."""
     kept: list[Edit] = []
     sealed, first = _sealed_from(world, rules), len(world.base.tokens)  # the first token that something kept is at
     for edit in sorted(world.edits, key=_computation_order):
-        there = edit.site.position < first and _writes_what_is_there(edit, world.base, rules)
+        there = edit.site.position < first and (
+            _writes_what_is_there(edit, world.base, rules) or _writes_nothing(edit, world.base, silent)
+        )
         if not there and _reaches(edit, world.readout, rules, sealed):
             kept.append(edit)
             first = min(first, edit.site.position)
@@ -107,6 +116,15 @@ def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
     if site.layer == 0 and site.component in rules.tokenwise and not differing(source.run, base, alone):
         return True
     return not differing(source.run, base, range(site.position + 1))
+
+
+def _writes_nothing(edit: Edit, base: Run, silent: Silent | None) -> bool:
+    """Whether an expert adds nothing in the base run, and nothing is written there."""
+    site, source = edit.site, edit.source
+    if silent is None or site.component != "experts" or site.part is None or not isinstance(source, From | Mean | Zero):
+        return False
+    donors = all(silent(site, donor.run, donor.position) for donor in donors_of(source))
+    return donors and silent(site, base, site.position)
 
 
 def _attends_as_it_does(source: Attending, site: Site, base: Run, rules: Rules) -> bool:

@@ -5,11 +5,18 @@ from dataclasses import dataclass
 from causal_tracing.errors import InvalidOption, nearest
 
 # Blocks: a vector of the stream's width; mixer_out is what a layer of one part adds. Heads: as attention sees them (q
-# and k after rotary embedding and norms; z is a head's output before the output projection). A part is one head, or
-# one neuron.
+# and k after rotary embedding and norms; z is a head's output before the output projection). A part is one head, one
+# neuron, or one expert.
 COMPONENTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 HEADS = ("q", "k", "v", "pattern", "z")
 MEDIATORS = (*HEADS, "neurons")
+# Of a mixture of experts: the router's weights (which experts, and how much), what the experts read (what their
+# functions make of it), and what each expert adds to their sum. The first two are whole.
+ROUTED = ("router", "experts_in")
+MIXTURE = (*ROUTED, "experts")
+WHOLE = (*COMPONENTS, *ROUTED)
+PARTED = (*MEDIATORS, "experts")
+PART_WORDS = {"neurons": "neuron", "experts": "expert"}  # of all others a part is a head
 # How one query attends: which keys it sees, and whose queries, keys and values. It can be changed, not read.
 ATTENTION = "attention"
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
@@ -21,7 +28,7 @@ IN_ATTENTION = ("q", "k", "v", ATTENTION, "pattern", "z")
 FINAL_SCALE = "final_scale"
 ORDER = (
     *("embed", "resid_pre", *IN_ATTENTION, "attn_out", "resid_mid"),
-    *("neurons", "mlp_out", "mixer_out", "resid_post", FINAL_SCALE),
+    *("neurons", *MIXTURE, "mlp_out", "mixer_out", "resid_post", FINAL_SCALE),
 )
 
 
@@ -32,7 +39,10 @@ def first_behind(component: str, layer: int, part: str) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """A component of one layer (0-based) at one token position (0-based); of heads and neurons one part, or all."""
+    """A component of one layer (0-based) at one token position (0-based).
+
+    Of heads, neurons and experts one part, or all.
+    """
 
     component: str
     layer: int
@@ -42,8 +52,8 @@ class Site:
     def __post_init__(self) -> None:
         if self.component not in ORDER:
             raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, ORDER[1:])}")
-        if self.part is not None and self.component not in (*MEDIATORS, ATTENTION):
-            raise InvalidOption(f"{self.component} has no heads or neurons: leave part={self.part} out.")
+        if self.part is not None and self.component not in (*PARTED, ATTENTION):
+            raise InvalidOption(f"{self.component} has no heads, neurons or experts: leave part={self.part} out.")
 
     @property
     def place(self) -> "Site":
@@ -53,5 +63,5 @@ class Site:
         return self
 
     def __str__(self) -> str:
-        part = "" if self.part is None else f" ({'neuron' if self.component == 'neurons' else 'head'} {self.part})"
+        part = "" if self.part is None else f" ({PART_WORDS.get(self.component, 'head')} {self.part})"
         return f"{self.component}{part} of layer {self.layer} at position {self.position}"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 
 from causal_tracing.errors import ComponentNotOffered
-from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, MEDIATORS
+from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, MEDIATORS, MIXTURE, PARTED
+
+NO_MIXTURE = "in its layers no module was found that is called with what a router chose."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,9 @@ class Layout:
     `mixer` is the only such module of a layer that has one. `mid` is the module whose input is the stream between
     attention and MLP: the layer gives back `gain` times that, plus the MLP's side. Where layers are normed after
     each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and `neurons` are the last
-    projections of attention and MLP, whose inputs are the heads' outputs and the neurons. `sums` are how the layer adds
+    projections of attention and MLP, whose inputs are the heads' outputs and the neurons. `experts` is the module that
+    a mixture calls with what is routed, and `experts_alone` says that what it gives is all that the MLP adds;
+    `mlp_mixes` that the MLP mixes tokens. `sums` are how the layer adds
     up, in order, where these parts are all that it adds, and the MLP mixes no tokens; none elsewhere.
     """
 
@@ -37,6 +41,9 @@ class Layout:
     mid_out: bool = False
     z: str | None = None
     neurons: str | None = None
+    experts: str | None = None
+    experts_alone: bool = False
+    mlp_mixes: bool = False
     attn_scale: float = 1.0
     mlp_scale: float = 1.0
     gain: float = 1.0
@@ -53,7 +60,7 @@ class Anatomy:
     components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
     token and its position alone: what was not proved is neither inside its token nor tokenwise. `gathers` are those
     through which alone a token gets anything from other tokens in a layer (`Rules`). `counts` says how
-    many heads (of queries, of keys and values) and neurons a layer has. `few_logits` says whether the model
+    many heads (of queries, of keys and values), neurons and experts a layer has. `few_logits` says whether the model
     can be asked for the last tokens' logits, and computes all tokens in its layers all the same.
     """
 
@@ -63,7 +70,7 @@ class Anatomy:
     idle: tuple[int, ...] = ()
     lanes: str | None = None
     cut: bool = True
-    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, ATTENTION)
+    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, *MIXTURE, ATTENTION)
     tokenwise: tuple[str, ...] = ()
     gathers: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
@@ -88,6 +95,20 @@ class Anatomy:
         return tuple(name for name in MEDIATORS if name not in refused)
 
     @property
+    def mixture(self) -> tuple[str, ...]:
+        """What is offered of a mixture of experts, in computation order; nothing where no layer is one."""
+        return tuple(name for name in MIXTURE if self.offers(name))
+
+    @property
+    def asked_for(self) -> tuple[str, ...]:
+        """All that is proved when it is asked for: of heads, neurons and mixtures what can be offered."""
+        return (*self.mediators, *self.mixture)
+
+    def has(self, component: str, layer: int) -> bool:
+        """Whether a layer has what the model offers: not every layer of a mixture has experts."""
+        return layer not in self.idle and (component not in MIXTURE or bool(self.layouts[layer].experts))
+
+    @property
     def added_from(self) -> int:
         """The layer from which on each one gives the stream and what its parts add to it, and nothing else is done."""
         first = len(self.layouts)
@@ -96,24 +117,30 @@ class Anatomy:
         return first
 
     def count(self, component: str) -> int:
-        """How many heads or neurons a component has in a layer; 1 where it has no such parts."""
-        if component not in (*MEDIATORS, ATTENTION):
+        """How many heads, neurons or experts a component has in a layer; 1 where it has no such parts."""
+        if component not in (*PARTED, ATTENTION):
             return 1
         self.require(component)
         return dict(self.counts)["pattern" if component == ATTENTION else component]
 
-    def require_layer(self, layer: int) -> None:
-        """Raises ComponentNotOffered for a layer that a prompt of text alone does not pass."""
+    def require_layer(self, layer: int, component: str | None = None) -> None:
+        """Raises ComponentNotOffered for a layer that a text alone does not pass, or that has not this component."""
         if layer in self.idle:
             raise ComponentNotOffered(
                 f"A prompt of text alone does not pass layer {layer} of this model ({self.family}). Leave it out."
+            )
+        if component is not None and 0 <= layer < len(self.layouts) and not self.has(component, layer):
+            having = [number for number in range(len(self.layouts)) if self.has(component, number)]
+            raise ComponentNotOffered(
+                f"{component} is not there in layer {layer} of this model ({self.family}), which has no experts. "
+                f"Layers that have: {', '.join(map(str, having))}."
             )
 
     def require(self, component: str) -> None:
         """Raises ComponentNotOffered, with the reason, for a component that this model does not have."""
         reason = self._against(component)
         if reason:
-            offered = ", ".join((*self.components, *self.mediators))
+            offered = ", ".join((*self.components, *self.asked_for))
             raise ComponentNotOffered(
                 f"{component} is not offered on this model ({self.family}): {reason} Offered: {offered}."
             )
@@ -125,6 +152,8 @@ class Anatomy:
     def _against(self, component: str) -> str | None:
         """Why it is refused; attention is told otherwise where its patterns can be."""
         refused = dict(self.refused)
+        if component in MIXTURE and not any(layout.experts for layout in self.layouts):
+            return refused.get(component, NO_MIXTURE)
         return refused.get(component) or (refused.get("pattern") if component == ATTENTION else None)
 
     def refuse(self, component: str, reason: str) -> "Anatomy":

@@ -86,6 +86,12 @@ class Model:
         """The layers that a prompt of text alone passes."""
         return tuple(layer for layer in range(self.num_layers) if layer not in self.anatomy.idle)
 
+    def having(self, component: str) -> tuple[int, ...]:
+        """The layers that have a component: all that a text passes, but of a mixture those with experts."""
+        if self.backend is not None:
+            return self.active
+        return tuple(layer for layer in self.active if self.anatomy.has(component, layer))
+
     @property
     def rules(self) -> Rules:
         """What may be concluded about its worlds without running them."""
@@ -175,7 +181,7 @@ class Model:
         return self.layers[layer].get_submodule(path)
 
     def parts(self, component: str) -> int:
-        """How many heads or neurons a layer has; 1 for the components that have no such parts.
+        """How many heads, neurons or experts a layer has; 1 for the components that have no such parts.
 
         Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered.
         """

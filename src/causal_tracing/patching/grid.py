@@ -14,7 +14,7 @@ import numpy as np
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import RESIDUAL, Site, first_behind
+from causal_tracing.interventions.sites import RESIDUAL, ROUTED, Site, first_behind
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
@@ -25,9 +25,9 @@ from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.results.arms import DIRECTIONS, SEVERED, SUMS, Arm
 from causal_tracing.results.columns import labelled
-from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SINGLE_NEURONS, SiteKind
+from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS, SiteKind
 
-Neurons = bool | Mapping[int, Sequence[int]]
+ByLayer = bool | Mapping[int, Sequence[int]]  # True: all parts of all layers
 At = tuple[int, ...]  # a cell's place in the arrays of its map: an index along each of the kind's axes
 
 
@@ -131,9 +131,18 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockGrid(Grid):
-    """Whole components: single layers, or windows of them; with what is behind a restored state severed, if asked."""
+    """Whole components: single layers, or windows of them; with what is behind a restored state severed, if asked.
+
+    `having` are the layers that each component has, where these are not all: elsewhere it has no number.
+    """
 
     windows: Windows
+    having: Mapping[str, Sequence[int]]
+
+    def around(self, component: str, layer: int) -> tuple[int, ...]:
+        """The layers that a cell patches; none where there is no whole window of layers that have the component."""
+        layers = self.windows.layers(component, layer)
+        return layers if {*layers} <= {*self.having.get(component, layers)} else ()
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -143,11 +152,11 @@ class BlockGrid(Grid):
     def written(self) -> list[tuple[str, int]]:
         """Those of all whole windows."""
         centred = product(self.components, self.layers)
-        return list(dict.fromkeys((name, one) for name, layer in centred for one in self.windows.layers(name, layer)))
+        return list(dict.fromkeys((name, one) for name, layer in centred for one in self.around(name, layer)))
 
     def added_up(self, alone: np.ndarray, joint: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Each layer of a window alone."""
-        count = np.array([[len(self.windows.layers(name, layer)) for layer in self.layers] for name in self.components])
+        count = np.array([[len(self.around(name, layer)) for layer in self.layers] for name in self.components])
         return base + count[..., None] * (alone - base)
 
     def patched(
@@ -155,7 +164,7 @@ class BlockGrid(Grid):
     ) -> Iterator[tuple[Edit, ...]]:
         """One world patches the whole window; where layers are patched alone, each has a world."""
         component = self.components[at[0]]
-        layers = self.windows.layers(component, self.layers[at[1]])
+        layers = self.around(component, self.layers[at[1]])
 
         def whole(layers: Sequence[int]) -> tuple[Edit, ...]:
             places = product(layers, slots)
@@ -175,7 +184,7 @@ class BlockGrid(Grid):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartGrid(Grid):
-    """Single heads or neurons: `parts[component][layer]` lists them, `counts` says how many a layer has.
+    """Single heads, neurons or experts: `parts[component][layer]` lists them, `counts` says how many a layer has.
 
     `readers` says which query heads read each head of keys or values.
     """
@@ -240,6 +249,8 @@ def plan_blocks(
     for component in (*components, *sever):
         model.anatomy.require(component)
     chosen = checked_layers(model, layers)
+    for component in (name for name in components if name in ROUTED):
+        _chosen(model, component, layers)
     columns = resolved_columns(pairs, positions)
     windows = plan_windows(components, window, model.num_layers, rome=rome)
     arms = arms_of(directions)
@@ -253,6 +264,7 @@ def plan_blocks(
         arms=(*arms, *sums, *severed, *(paths.arms([arm.name for arm in arms]) if paths else ())),
         paths=paths,
         windows=windows,
+        having={name: model.having(name) for name in components if name in ROUTED},
     )
 
 
@@ -282,35 +294,51 @@ def plan_heads(
     )
 
 
-def plan_neurons(
+def plan_by_layer(
+    kind: SiteKind,
     model: Model,
     pairs: Sequence[TokenPair],
     *,
-    neurons: Neurons,
+    named: ByLayer,
     layers: Sequence[int] | None,
     positions: str | Sequence[Column],
     directions: Sequence[str],
     paths: Paths | None = None,
 ) -> PartGrid:
-    """All neurons of the layers, or those of a mapping from layer to neurons (none: all). Raises as `plan_heads`."""
-    count = model.parts("neurons")
-    named = neurons if isinstance(neurons, Mapping) else {}
-    chosen = checked_layers(model, list(named) if named else layers)
+    """All neurons (or experts) of the layers that have any, or those of a mapping from layer to neurons (none: all).
+
+    Raises as `plan_heads`.
+    """
+    (component,), count = kind.components, model.parts(kind.components[0])
+    by_layer = named if isinstance(named, Mapping) else {}
+    for layer in by_layer:
+        checked_layers(model, [layer])
+        model.anatomy.require_layer(layer, component)
+    chosen = tuple(sorted(map(int, by_layer))) if by_layer else _chosen(model, component, layers)
     parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
-    for layer, listed in named.items():
+    for layer, listed in by_layer.items():
         if not hasattr(listed, "__len__") or len(listed):
-            validation.numbered("neuron", listed, count, f"layer {layer} of {model.name}")
-            parts[layer] = sorted({int(neuron) for neuron in listed})
+            validation.numbered(str(kind.part), listed, count, f"layer {layer} of {model.name}")
+            parts[layer] = sorted({int(number) for number in listed})
     return PartGrid(
-        kind=SINGLE_NEURONS,
-        components=SINGLE_NEURONS.components,
+        kind=kind,
+        components=kind.components,
         layers=chosen,
         columns=resolved_columns(pairs, positions),
         arms=arms_of(directions, paths),
         paths=paths,
-        parts={"neurons": parts},
-        counts={"neurons": count},
+        parts={component: parts},
+        counts={component: count},
     )
+
+
+def _chosen(model: Model, component: str, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Of the layers asked for those that have a component. Raises ComponentNotOffered where none has."""
+    asked = checked_layers(model, layers)
+    found = tuple(layer for layer in asked if layer in model.having(component))
+    if not found:
+        model.anatomy.require_layer(asked[0], component)
+    return found
 
 
 def checked_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from causal_tracing.patching.cells import Question
 from causal_tracing.patching.circuits import circuit_grids
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
-from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_heads, plan_neurons
+from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
@@ -34,7 +34,7 @@ from causal_tracing.patching.scoring import undefined
 from causal_tracing.patching.senders import path_grids
 from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
-from causal_tracing.results.site_kinds import SiteKind
+from causal_tracing.results.site_kinds import SINGLE_EXPERTS, SINGLE_NEURONS, SiteKind
 from causal_tracing.results.units import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
@@ -229,9 +229,12 @@ def _grids(
     common = {"layers": options.layers, "directions": directions, "paths": paths}
     if heads:
         grids.append(plan_heads(model, pairs, components=heads, positions=options.head_positions, **common))
-    if options.neurons:
-        where = options.neuron_positions
-        grids.append(plan_neurons(model, pairs, neurons=options.neurons, positions=where, **common))
+    for kind, asked, where in (
+        (SINGLE_NEURONS, options.neurons, options.neuron_positions),
+        (SINGLE_EXPERTS, options.experts, options.expert_positions),
+    ):
+        if asked:
+            grids.append(plan_by_layer(kind, model, pairs, named=asked, positions=where, **common))
     return [
         *grids,
         *joint_grids(model, pairs, options, directions),

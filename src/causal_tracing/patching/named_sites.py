@@ -3,9 +3,9 @@
     COMPONENT LAYERS[.PARTS] @ TOKENS           resid_post 0-9 @ subject     neurons 12.100-149 @ 3     mlp_out 4 @ all
     each COMPONENT [LAYERS[.PARTS]] @ TOKENS    each z 20-29 @ last          each mlp_out @ last
 
-LAYERS are one or a range, PARTS one head or neuron of each of them or a range, TOKENS a position, a role, a span,
-`subject` or `all`. What a text names is patched together; after `each`, every layer and every part is a site of its
-own, and where layers are left out these are all of the model's.
+LAYERS are one or a range, PARTS one head, neuron or expert of each of them or a range, TOKENS a position, a role, a
+span, `subject` or `all`. What a text names is patched together; after `each`, every layer and every part is a site of
+its own, and where layers are left out these are all of the model's.
 """
 
 import re
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.interventions.edits import Edit
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS, MIXTURE, PARTED
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column
@@ -91,10 +91,10 @@ def named_site(text: Any) -> NamedSite:
             'where: such as "z 23.4 @ last" or "resid_post 0-9 @ subject"; or "each z @ last" for all heads one by one.'
         )
     each, component, first, last, part, last_part, tokens = found.groups()
-    if component not in (*COMPONENTS, *MEDIATORS):
+    if component not in (*COMPONENTS, *MEDIATORS, *MIXTURE):
         raise InvalidOption(f"{text!r}: there is no component {component!r}. {nearest(component, COMPONENTS)}")
-    if part is not None and component not in MEDIATORS:
-        raise InvalidOption(f"{text!r}: {component} has no heads or neurons. Leave .{part} out.")
+    if part is not None and component not in PARTED:
+        raise InvalidOption(f"{text!r}: {component} has no heads, neurons or experts. Leave .{part} out.")
     number = validation.whole_number(tokens)
     return NamedSite(
         component=component,
@@ -136,14 +136,14 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
 
 
 def _single(model: "Model", named: NamedSite) -> Iterator[NamedSite]:
-    """A site as it is; after `each`, one for each layer and part of it (of neurons and heads: all that a layer has)."""
+    """A site as it is; after `each`, one for each layer and part of it (of heads and their like: all of a layer)."""
     if not named.each:
         yield named
         return
     parts = named.parts
-    if parts is None and named.component in MEDIATORS:
+    if parts is None and named.component in PARTED:
         parts = 0, model.parts(named.component) - 1
-    layers = model.active if named.layers is None else range(named.layers[0], named.layers[1] + 1)
+    layers = model.having(named.component) if named.layers is None else range(named.layers[0], named.layers[1] + 1)
     for layer in layers:
         for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
             yield replace(named, layers=(layer, layer), parts=part, each=False)
@@ -154,7 +154,7 @@ def _require(model: "Model", site: NamedSite) -> None:
     assert site.layers is not None
     validation.numbered("layer", [site.layers[1]], model.num_layers, model.name)
     for layer in dict.fromkeys(layer for layer, _ in site.places()):
-        model.anatomy.require_layer(layer)
+        model.anatomy.require_layer(layer, site.component)
     if site.parts is not None:
         place = f"a layer of {model.name} ({site.component})"
         validation.numbered("part", [site.parts[1]], model.parts(site.component), place)

@@ -15,14 +15,18 @@ from typing import NoReturn
 
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import FINAL_SCALE, IN_ATTENTION, ORDER, Site, first_behind
+from causal_tracing.interventions.sites import FINAL_SCALE, IN_ATTENTION, MIXTURE, ORDER, Site, first_behind
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.checks import asked_paths
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import DIRECT_ARMS, Arm
 
 # What stays live in a layer where one of these is patched: it is a part of the site, or the site of it.
-HOLDING = {"attn_out": (*IN_ATTENTION, "attn_out"), "mlp_out": ("neurons", "mlp_out"), "mixer_out": ("mixer_out",)}
+HOLDING = {
+    "attn_out": (*IN_ATTENTION, "attn_out"),
+    "mlp_out": ("neurons", *MIXTURE, "mlp_out"),
+    "mixer_out": (*MIXTURE, "mixer_out"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS
+from causal_tracing.interventions.sites import ATTENTION, HEADS, WHOLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class SiteKind:
 
     @property
     def part(self) -> str | None:
-        """The axis of a component's parts, "head" or "neuron"; None for whole components."""
+        """The axis of a component's parts, "head", "neuron" or "expert"; None for whole components."""
         return next((axis for axis in self.axes[1:-1] if axis != "layer"), None)
 
     @property
@@ -85,7 +85,7 @@ class SiteKind:
 
 BLOCKS = SiteKind(
     name="blocks",
-    components=COMPONENTS,
+    components=WHOLE,
     axes=("component", "layer", "position"),
     drawn=("position", "layer"),
     columns="positions",
@@ -113,6 +113,17 @@ SINGLE_NEURONS = SiteKind(
     called="neuron",
     address="neuron {part} of layer {layer}",
     named="neuron {part} of layer {layer}",
+    few=True,
+)
+SINGLE_EXPERTS = SiteKind(
+    name="experts",
+    components=("experts",),
+    axes=("component", "layer", "expert", "position"),
+    drawn=("expert", "layer"),
+    columns="expert_positions",
+    called="expert",
+    address="expert {part} of layer {layer}",
+    named="expert {part} of layer {layer}",
     few=True,
 )
 KNOCKOUT = SiteKind(
@@ -237,6 +248,7 @@ KINDS = {
         BLOCKS,
         SINGLE_HEADS,
         SINGLE_NEURONS,
+        SINGLE_EXPERTS,
         SETS,
         GROWING,
         INTERACTIONS,

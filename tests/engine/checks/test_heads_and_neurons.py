@@ -311,7 +311,7 @@ def test_what_cannot_be_edited_is_said():
     donor = From(Run(CLEAN), 2)
     with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: z \(head 1\) of layer 0"):
         Run(CORRUPT, (Edit(Site("z", 0, 2), donor), Edit(Site("z", 0, 2, 1), donor)))
-    with pytest.raises(InvalidOption, match="resid_pre has no heads or neurons: leave part=3 out"):
+    with pytest.raises(InvalidOption, match="resid_pre has no heads, neurons or experts: leave part=3 out"):
         Site("resid_pre", 0, 2, 3)
     with pytest.raises(InvalidEdit, match="noise belongs to its base run"):
         World(Run(CORRUPT), (Edit(Site("embed", 0, 2), Zero()),), (6,))

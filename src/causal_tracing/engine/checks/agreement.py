@@ -110,7 +110,7 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
 def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:
     """The first and the last cell that can matter, random ones, and a window at two positions."""
     length = len(one.tokens)
-    random, layers = Random(SEED), model.active
+    random, layers = Random(SEED), model.having(component)
     cells = [(layers[0], 1), (layers[-1], length - 1)]
     cells += [(layers[random.randrange(len(layers))], random.randrange(1, length)) for _ in range(random_cells)]
     written = [[cell] for cell in cells]

@@ -25,6 +25,7 @@ from causal_tracing.engine.checks.agreement import (
 from causal_tracing.engine.checks.attending import attention_proofs
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
+from causal_tracing.engine.checks.experts import mixture_proofs
 from causal_tracing.engine.checks.findings import (
     Finding,
     Law,
@@ -43,7 +44,7 @@ from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Run
-from causal_tracing.interventions.sites import ATTENTION, RESIDUAL
+from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
@@ -63,12 +64,13 @@ class Checkup:
     findings: tuple[Finding, ...]
 
     def __str__(self) -> str:
-        known = self.to_dict()
+        known, anatomy = self.to_dict(), self.model.anatomy
         lines = [
             f"{known['model']}: {known['layers']} layers of {known['family']}, at {known['layers_at']}",
             f"engine      {known['engine']}" + (f": {known['engine_note']}" if known["engine_note"] else ""),
             f"components  {', '.join(known['components'])}",
             f"heads       {', '.join(f'{name} ({n})' for name, n in known['mediators'].items()) or 'none'}",
+            *([f"experts     {known['experts']}: {', '.join(anatomy.mixture)}"] if known["experts"] else []),
             *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
         ]
         if known["idle_layers"]:
@@ -96,6 +98,7 @@ class Checkup:
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
             "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
+            "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],
@@ -113,7 +116,7 @@ def check(model: Model) -> Checkup:
     if model.backend is not None:
         raise InvalidOption(f"{model.name} is run by a backend of its own: there is no network here to be checked.")
     found = examine(model.network, model.tokenizer, name=model.name, source=dict(model.source))
-    mediators = found.model.anatomy.mediators
+    mediators = found.model.anatomy.asked_for
     asked = (*mediators, ATTENTION) if "pattern" in mediators else mediators
     model, proved = prove(found.model, asked)
     return Checkup(model=model, findings=(*found.findings, *proved))
@@ -130,15 +133,16 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 
 def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     clean, corrupt = short_prompts(model.network, model.tokenizer)
-    parts = [name for name in mediators if name != ATTENTION]
+    parts = [name for name in mediators if name not in (ATTENTION, *MIXTURE)]
     if ATTENTION in mediators and "pattern" not in parts:
         parts.append("pattern")  # by which it is judged, and what mixes tokens is told
     anatomy, found = model.anatomy, list(proofs(model, parts, clean, corrupt))
     if ATTENTION in mediators:
         found += attention_proofs(model, clean, corrupt)
+    found += mixture_proofs(model, [name for name in mediators if name in MIXTURE], clean, corrupt)
     for failed in (finding for finding in found if not finding.holds):
         for component in failed.components:
-            if component in anatomy.mediators or component == ATTENTION:
+            if component in anatomy.asked_for or component == ATTENTION:
                 anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
     offered = [name for name in dict.fromkeys((*parts, *mediators)) if anatomy.offers(name)]
     model = _with_rules(replace(model, anatomy=anatomy), offered, clean, corrupt)

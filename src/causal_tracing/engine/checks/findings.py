@@ -68,7 +68,7 @@ def bounded(name: str, components: tuple[str, ...], difference: float, bound: fl
 
 def write_all(model: Model, component: str, donor: Run, layer: int | None = None) -> tuple[Edit, ...]:
     """The donor's activations at every position of one layer, or of all."""
-    layers = model.active if layer is None else [layer]
+    layers = model.having(component) if layer is None else [layer]
     positions = range(len(donor.tokens))
     return tuple(Edit(Site(component, one, p), From(donor, p)) for one in layers for p in positions)
 
@@ -88,7 +88,7 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
 
 def _unrepeated(model: Model, component: str, run: Run) -> float:
     """How far a forward may be from the same forward, where repeats are apart at all; never more than rounding."""
-    places = [(component, layer) for layer in model.active]
+    places = [(component, layer) for layer in model.having(component)]
     found = [forward(model, [run], {}, keep=len(run.tokens), wanted=places)[0][0] for _ in range(REPEATS)]
     between = max(apart(one, other).max().item() for one, other in combinations(found, 2)) / largest(found[0])
     return min(ROOM * between, ONE_FORWARD[model.dtype])
@@ -111,7 +111,8 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
 
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before."""
-    layer, position = model.active[len(model.active) // 2], len(run.tokens) // 2
+    layers, position = model.having(component), len(run.tokens) // 2
+    layer = layers[len(layers) // 2]
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32)

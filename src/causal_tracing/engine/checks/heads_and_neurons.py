@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.bounds import PATTERN, TWO_FORWARDS
+from causal_tracing.engine.checks.experts import Calls, experts_located
 from causal_tracing.engine.checks.findings import Finding, bounded, own_activations, random_write, write_all
 from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
 from causal_tracing.engine.checks.logits import apart, largest
@@ -40,6 +41,8 @@ def counted(model: Model, run: Run) -> Anatomy:
     passing = _passing(model, run)
     heads, reason = _heads(model, passing)
     anatomy = replace(model.anatomy, layouts=tuple(passing[n].located(layout) for n, layout in _layouts(model)))
+    calls = [(each.calls, each.outputs.get(each.layout.mlp or "")) for each in passing]
+    anatomy = experts_located(replace(model, anatomy=anatomy), calls)
     counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
     if reason:
         for component in SEEN:
@@ -50,7 +53,7 @@ def counted(model: Model, run: Run) -> Anatomy:
             counts["neurons"] = width
         if not width or (component == "z" and (not heads[0] or width % heads[0])):
             anatomy = anatomy.refuse(component, missing or "its layers have different numbers of them.")
-    return replace(anatomy, counts=tuple(counts.items()))
+    return replace(anatomy, counts=(*counts.items(), *anatomy.counts))
 
 
 def _layouts(model: Model) -> Iterator[tuple[int, Layout]]:
@@ -125,8 +128,10 @@ class _Passing:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     attended: Tensor | None = None
     heads: tuple[int, int] | None = None
+    calls: Calls = field(default_factory=Calls)
 
     def note(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.calls.note(path, args, kwargs, output)
         if path not in (self.layout.attn, self.layout.mlp) and not _is_matrix(part):
             return
         given, first = stream_in(args, kwargs), first_tensor(output)

@@ -25,6 +25,7 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     attn, mlp = _told_apart(parts, mixing)
     scales = dict(parts)
     layout = Layout(attn=attn, mlp=mlp, attn_scale=scales[attn] if attn else 1.0, mlp_scale=scales[mlp] if mlp else 1.0)
+    layout = replace(layout, mlp_mixes=mlp in mixing)
     if attn and mlp and mlp not in mixing:
         layout = replace(layout, sums=_sums(found, {attn: "attn_out", mlp: "mlp_out"}))
     return _with_middle(layout, found.way)

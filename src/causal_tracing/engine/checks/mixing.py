@@ -78,7 +78,7 @@ def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> t
     asked = [name for name in components if name not in (*READ_BY_OTHERS, "resid_post")]
     found = {name for name in components if name in READ_BY_OTHERS}
     generator = torch.Generator().manual_seed(SEED)
-    wanted = {(name, layer) for name in ("resid_pre", *asked, "resid_post") for layer in model.active}
+    wanted = {(name, layer) for name in ("resid_pre", *asked, "resid_post") for layer in model.having(name)}
     behind = 1 + len(asked)  # the row that is written behind the last layer
 
     def watch(place: Place, value: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,22 @@ from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero
 
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
+LARGE = ("experts",)  # where values are large, and are made of those tokens alone that are written at
+
+
+def narrowed(
+    writes: Mapping[Place, Sequence[Write]], wanted: Collection[Place] = ()
+) -> tuple[dict[Place, Sequence[Write]], dict[Place, Sequence[int]]]:
+    """The writes with their rows among those that are shown, and which these are, at the large places.
+
+    Where a place is `wanted` whole, all are shown.
+    """
+    found, shown = dict(writes), dict[Place, Sequence[int]]()
+    for place in (place for place in writes if place[0] in LARGE and place not in wanted):
+        rows = sorted({row for row, _ in writes[place]})
+        at = {row: number for number, row in enumerate(rows)}
+        found[place], shown[place] = [(at[row], edit) for row, edit in writes[place]], rows
+    return found, shown
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.final_norm import scale_shown
-from causal_tracing.engine.hooks.apply import rewritten
+from causal_tracing.engine.hooks.apply import Write, narrowed, rewritten
 from causal_tracing.engine.hooks.attending import attended, require_sight, visible
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_shown
 from causal_tracing.engine.hooks.modules import attached
@@ -62,16 +62,20 @@ def watched(
     Gradients are as they are where it is called.
     """
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
+    length = len(runs[0].tokens)
     for row, run in enumerate(runs):
         for edit in run.edits:
             check_layer(model, edit)
             _check_shown(edit, wanted)
             edits[edit.site.component, edit.site.layer].append((row, edit))
+    writes, rows = narrowed(
+        {at: [(row * length + edit.site.position, edit) for row, edit in made] for at, made in edits.items()}, wanted
+    )
 
     def visit(component: str, layer: int, value: Tensor) -> Tensor:
         place = component, layer
         if place in edits:
-            value = _edited(model, place, value, edits[place], donors)
+            value = _edited(model, place, value, writes[place], donors)
         return watch(place, value) if place in wanted else value
 
     tokens = indices([run.tokens for run in runs], model.device)
@@ -82,7 +86,7 @@ def watched(
         layer: partial(_attended, rows, donors) for (component, layer), rows in edits.items() if component == ATTENTION
     }
     with (
-        attached(model, places - inside - behind, visit, batch=len(runs)),
+        attached(model, places - inside - behind, visit, batch=len(runs), rows=rows),
         attention_shown(model, inside, visit, changed),
         scale_shown(model, partial(visit, *behind.pop())) if behind else nullcontext(),
     ):
@@ -108,10 +112,9 @@ def _check_shown(edit: Edit, wanted: Collection[Place]) -> None:
 
 
 def _edited(
-    model: Model, place: Place, value: Tensor, edits: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording]
+    model: Model, place: Place, value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording]
 ) -> Tensor:
-    """The value with the rows' edits made."""
-    writes = [(row * value.shape[1] + edit.site.position, edit) for row, edit in edits]
+    """The value with the edits made."""
     parts, scale = model.parts(place[0]), scale_at(model, place)
     return rewritten(value.flatten(0, 1), writes, donors, parts=parts, scale=scale).view(value.shape)
 

@@ -2,7 +2,7 @@
 
 The one place that knows how a component is read and written inside a layer. Shapes are [batch, token, width] whatever
 the module's own; values are the module's own output, before the layer's scale. What only attention sees (queries,
-keys, values, patterns) is shown by `attention.py`.
+keys, values, patterns) is shown by `attention.py`; how a mixture's experts are called is known to `experts.py`.
 """
 
 from collections import Counter
@@ -17,16 +17,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
+from causal_tracing.engine.hooks.experts import on_mixture
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import UnsupportedModel
+from causal_tracing.interventions.sites import MIXTURE, ORDER
+from causal_tracing.models.anatomy import Layout
 from causal_tracing.models.model import Model
 
 Visit = Callable[[str, int, Tensor], Tensor]
 
 
 @contextmanager
-def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: int) -> Iterator[None]:
+def attached(
+    model: Model,
+    places: Collection[Place],
+    visit: Visit,
+    *,
+    batch: int,
+    rows: Mapping[Place, Sequence[int]] | None = None,
+) -> Iterator[None]:
     """Shows the value at each place to `visit(component, layer, value)` while the context is open.
+
+    Of experts, whose parts are large, `rows` names the tokens of the whole call that are shown (as one row of a batch);
+    where it names none of a place, all are.
 
     Hooks are removed on the way out, whatever happens. Raises ComponentNotOffered; UnsupportedModel where a place was
     not passed exactly once: what was read or written there would not be what it is called.
@@ -34,12 +47,13 @@ def attached(model: Model, places: Collection[Place], visit: Visit, *, batch: in
     for component, layer in places:
         if component != "embed":
             model.anatomy.require(component)
-            model.anatomy.require_layer(layer)
+            model.anatomy.require_layer(layer, component)
     passed: Counter[Place] = Counter()
     with ExitStack() as stack:
         for component, layer in sorted(places, key=_registration_order):
-            see = _Seen(visit, (component, layer), batch, model.anatomy.lanes, passed)
-            stack.enter_context(_hook(model, component, layer, see))
+            some = (rows or {}).get((component, layer))
+            see = _Seen(visit, (component, layer), batch if some is None else 1, model.anatomy.lanes, passed)
+            stack.enter_context(_hook(model, component, layer, see, some))
         yield
     for place in places:
         require_once(place, passed[place])
@@ -55,8 +69,12 @@ def require_once(place: Place, times: int) -> None:
         )
 
 
-def _hook(model: Model, component: str, layer: int, see: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
-    layout = model.layout(layer) if component != "embed" else None
+def _hook(
+    model: Model, component: str, layer: int, see: Callable[[Tensor], Tensor], rows: Sequence[int] | None
+) -> AbstractContextManager[None]:
+    layout = model.layout(layer) if component != "embed" else Layout()
+    if component in MIXTURE:
+        return on_mixture(component, model.part(layer, layout.experts or ""), model.parts("experts"), see, rows)
     match component:
         case "embed":
             return on_output(model.network.get_input_embeddings(), see)
@@ -72,9 +90,12 @@ def _hook(model: Model, component: str, layer: int, see: Callable[[Tensor], Tens
             return on_output(model.part(layer, getattr(layout, component.removesuffix("_out"))), see)
 
 
-def _registration_order(place: Place) -> tuple[bool, bool]:
-    """Hooks of one module fire as registered: the middle after the MLP's output, the layer's output last."""
-    return place[0] == "resid_post", place[0] == "resid_mid"
+def _registration_order(place: Place) -> tuple[bool, bool, int]:
+    """Hooks of one module fire as registered: as computed, the middle after the MLP's output, the layer's output last.
+
+    (A mixture may be one module with its experts.)
+    """
+    return place[0] == "resid_post", place[0] == "resid_mid", ORDER.index(place[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

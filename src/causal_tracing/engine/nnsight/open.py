@@ -16,6 +16,7 @@ from causal_tracing.engine.nnsight.here import Here
 from causal_tracing.engine.nnsight.named import anatomy_by_names
 from causal_tracing.engine.nnsight.ndif import Ndif
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
+from causal_tracing.interventions.sites import MIXTURE
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.hub import explained
 from causal_tracing.models.model import Model
@@ -26,6 +27,7 @@ NOT_SHOWN = {
     "resid_mid": "no module has the stream between attention and MLP as its input or output.",
     "mixer_out": "it is not offered through nnsight.",
     **dict.fromkeys(("q", "k", "v", "pattern"), "it is inside attention, which nnsight does not show."),
+    **dict.fromkeys(MIXTURE, "what experts are called with is not offered through nnsight."),
 }
 
 
@@ -101,6 +103,6 @@ def _with_backend(model: Model, transport: Transport, known: Known) -> Model:
 def _shown(anatomy: Anatomy) -> Anatomy:
     """The anatomy without what nnsight does not show."""
     for component, reason in NOT_SHOWN.items():
-        if component in (*anatomy.components, *anatomy.mediators):
+        if anatomy.offers(component) or component in MIXTURE:
             anatomy = anatomy.refuse(component, reason)
     return anatomy

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
-from causal_tracing.engine.hooks.apply import Donors
+from causal_tracing.engine.hooks.apply import LARGE, Donors
 from causal_tracing.engine.memory import Sizes
 from causal_tracing.engine.packed.base_runs import Tape
 from causal_tracing.engine.packed.layer_loop import Wave
@@ -20,7 +20,9 @@ from causal_tracing.interventions.edits import Run, World
 from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.model import Model
 
-KEPT = tuple(name for name in (*INSIDE, "k", "v") if name not in (ATTENTION, "pattern"))  # what can be kept of a wave
+KEPT = tuple(
+    name for name in (*INSIDE, "k", "v") if name not in (ATTENTION, "pattern", *LARGE)
+)  # what can be kept of a wave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

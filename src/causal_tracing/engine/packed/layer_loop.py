@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
-from causal_tracing.engine.hooks.apply import Donors, rewritten
+from causal_tracing.engine.hooks.apply import Donors, narrowed, rewritten
 from causal_tracing.engine.hooks.attending import attended
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by, by_token, with_patterns
 from causal_tracing.engine.hooks.forward import scale_at
@@ -116,7 +116,8 @@ class Wave:
         self.sent = sent
         self.furthest = max(self.furthest, (sum(stretch.tokens for stretch in sent), sent[-1].last))
         hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
-        writes, marked = _merged([(each.writes, each.tokens) for each in sent]), self._marked(sent)
+        writes, rows = narrowed(_merged([(each.writes, each.tokens) for each in sent]))
+        marked = _merged([(each.marked, each.tokens) for each in sent])
         index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]
         calls = [one.tape.calls[layer] for one in index]
         args = [_gathered([call.args[number] for call in calls], index) for number in range(len(calls[0].args))]
@@ -126,12 +127,9 @@ class Wave:
         else:
             args = [hidden, *args]
         places = [place for place in {**writes, **marked} if place[0] not in SEEN]
-        with attached(self.model, places, partial(self._visit, writes, marked), batch=1):
+        with attached(self.model, places, partial(self._visit, writes, marked), batch=1, rows=rows):
             output = self.model.layers[layer](*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
-
-    def _marked(self, sent: Sequence[Stretch]) -> Marked:
-        return _merged([(each.marked, each.tokens) for each in sent])
 
     def _visit(self, writes: Writes, marked: Marked, component: str, layer: int, value: Tensor) -> Tensor:
         """A place's value with the edits made; what is marked of it is kept."""

@@ -20,12 +20,12 @@ from operator import attrgetter, itemgetter
 from causal_tracing.engine.backend import Place
 from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run, World
-from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MIXTURE
 
 PARTS, MIXER = ("attn_out", "mlp_out"), "mixer_out"  # what a layer adds: two parts, or its only one
 BETWEEN = ("embed", "resid_pre", FINAL_SCALE)  # before the layers, between them, and behind the last one
 # Components whose edits change in their own layer no other token than the edited one.
-INSIDE = ("q", ATTENTION, "pattern", "z", "attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out")
+INSIDE = ("q", ATTENTION, "pattern", "z", "attn_out", "resid_mid", "neurons", *MIXTURE, "mlp_out", "mixer_out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.sites import COMPONENTS, HEADS
+from causal_tracing.interventions.sites import HEADS, WHOLE
 from causal_tracing.results.arms import DIRECT, DIRECTIONS, SEVERABLE
 from causal_tracing.results.units import METRICS
 
@@ -35,7 +35,7 @@ def check_directions(value: Any) -> None:
 def check_components(value: Any) -> None:
     """Of the components of blocks, or none: then something else must be asked for."""
     if value not in ((), []):
-        validation.names("component", value, COMPONENTS)
+        validation.names("component", value, WHOLE)
 
 
 def check_severed(value: Any) -> None:
@@ -61,13 +61,17 @@ def check_heads(value: Any) -> None:
         validation.names("heads' component", value, HEADS)
 
 
-def check_neurons(value: Any) -> None:
-    """True, False, or neurons by layer."""
-    if not isinstance(value, (bool, Mapping)) or value == {}:
-        raise InvalidOption(
-            f"neurons= is True (all neurons of the layers), or a mapping from layers to neurons, such as "
-            f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
-        )
+def by_layer(parts: str) -> Callable[[Any], None]:
+    """A check that a value is True, False, or such parts (neurons, experts) by layer."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, (bool, Mapping)) or value == {}:
+            raise InvalidOption(
+                f"{parts}= is True (all {parts} of the layers), or a mapping from layers to {parts}, such as "
+                f"{{5: [], 20: [14, 1035]}}; it is {value!r}."
+            )
+
+    return check
 
 
 def check_measured(value: Any) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from causal_tracing import validation
-from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
+from causal_tracing.interventions.sites import PARTED, WHOLE
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import one_of
 from causal_tracing.patching.options.choices import METHODS, SMOOTH
@@ -24,11 +24,11 @@ class EstimateOptions:
 
     components: Sequence[str] | None = option(
         None,
-        help="Of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post, q, k, v, pattern, z, neurons "
-        "(default: as for a trace).",
+        help="Of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post, q, k, v, pattern, z, neurons, router, "
+        "experts_in, experts (default: as for a trace).",
         group=PATCHED,
         text=texts.NAMES,
-        check=partial(validation.names, "component", valid=(*COMPONENTS, *MEDIATORS)),
+        check=partial(validation.names, "component", valid=(*WHOLE, *PARTED)),
     )
     method: str = option(
         "atp",

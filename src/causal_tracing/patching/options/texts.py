@@ -5,6 +5,7 @@ Reading and writing of each kind of value stand side by side; so does what a con
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,11 @@ def size(text: str) -> int:
 SIZE = one(size, str, fits=lambda value: is_a(value, int), form='bytes, or such as "512MB"', example="Such as 512MB.")
 
 
-def neurons(text: str) -> bool | dict[int, list[int]]:
-    """What is named: `all`, or layers with their neurons, as in 5,20:14+1035 (all of layer 5, two of layer 20).
+def by_layer(parts: str, text: str) -> bool | dict[int, list[int]]:
+    """What is named: `all`, or layers with their parts, as in 5,20:14+1035 (all of layer 5, two of layer 20).
 
-    A layer without neurons has an empty list, which means all of them. Raises InvalidOption.
+    A layer without parts has an empty list, which means all of them. `parts` are neurons or experts, as the flag is
+    called. Raises InvalidOption.
     """
     if text == "all":
         return True
@@ -134,13 +136,13 @@ def neurons(text: str) -> bool | dict[int, list[int]]:
     for part in names(text):
         layer, colon, listed = part.partition(":")
         chosen = listed.split("+") if colon else []
-        if not layer.isdecimal() or not all(neuron.isdecimal() for neuron in chosen):
-            raise InvalidOption(f"--neurons {text!r}: {part!r} names no neurons. Write all, or such as 5,20:14+1035.")
-        found.setdefault(int(layer), []).extend(int(neuron) for neuron in chosen)
+        if not layer.isdecimal() or not all(number.isdecimal() for number in chosen):
+            raise InvalidOption(f"--{parts} {text!r}: {part!r} names no {parts}. Write all, or such as 5,20:14+1035.")
+        found.setdefault(int(layer), []).extend(int(number) for number in chosen)
     return found
 
 
-def _neurons_again(value: Any) -> str:
+def _by_layer_again(value: Any) -> str:
     if value is True:
         return "all"
     return joined(
@@ -148,13 +150,17 @@ def _neurons_again(value: Any) -> str:
     )
 
 
-NEURONS = one(
-    neurons,
-    _neurons_again,
-    fits=lambda value: is_a(value, bool) or (isinstance(value, dict) and all(map(list_of(int), value.values()))),
-    form="true, or a table from layers to neurons, such as {5 = [], 20 = [14, 1035]}",
-    example="Such as all, or 5,20:14+1035.",
-)
+def _of_layers(parts: str) -> Text:
+    return one(
+        partial(by_layer, parts),
+        _by_layer_again,
+        fits=lambda value: is_a(value, bool) or (isinstance(value, dict) and all(map(list_of(int), value.values()))),
+        form=f"true, or a table from layers to {parts}, such as {{5 = [], 20 = [14, 1035]}}",
+        example="Such as all, or 5,20:14+1035.",
+    )
+
+
+NEURONS, EXPERTS = _of_layers("neurons"), _of_layers("experts")
 
 
 def window(text: str) -> int | dict[str, int]:

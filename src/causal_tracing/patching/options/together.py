@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
-from causal_tracing.interventions.sites import COMPONENTS
+from causal_tracing.interventions.sites import WHOLE
 from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
 from causal_tracing.patching.options.choices import BLOCKS
 from causal_tracing.patching.windows import check_widths
@@ -58,16 +58,20 @@ def directions_of(options: "Options") -> Sequence[str]:
 
 
 def _check_something(options: "Options") -> None:
-    others = ("heads", "neurons", "sets", "interactions", "senders", "knockout", "edges", "circuit")
+    others = (
+        *("heads", "neurons", "experts", "sets", "interactions"),
+        *("senders", "knockout", "edges", "circuit"),
+    )
     if options.components in ((), []) and not any(getattr(options, name) for name in others):
-        raise InvalidOption(
-            f"No component was asked for. Valid: {', '.join(COMPONENTS)}; or one of {', '.join(others)}."
-        )
+        raise InvalidOption(f"No component was asked for. Valid: {', '.join(WHOLE)}; or one of {', '.join(others)}.")
 
 
 def _check_direct(options: "Options") -> None:
-    if options.direct and options.components in ((), []) and not (options.heads or options.neurons):
-        raise InvalidOption("direct= follows patched components, heads or neurons: ask for some, or leave it out.")
+    parts = options.heads or options.neurons or options.experts
+    if options.direct and options.components in ((), []) and not parts:
+        raise InvalidOption(
+            "direct= follows patched components, heads, neurons or experts: ask for some, or leave it out."
+        )
     if not options.direct and options.direct_norm != "live":
         raise InvalidOption(f"direct_norm={options.direct_norm!r} is about direct paths: ask for direct=, or leave it.")
 

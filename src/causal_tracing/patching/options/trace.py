@@ -18,13 +18,13 @@ from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import (
     FINAL_NORMS,
     asked_paths,
+    by_layer,
     check_budget,
     check_components,
     check_direct,
     check_directions,
     check_heads,
     check_measured,
-    check_neurons,
     check_noise,
     check_progress,
     check_severed,
@@ -67,7 +67,7 @@ class Options(NodeOptions):
     components: Sequence[str] | None = option(
         None,
         help="Which blocks are patched: of resid_pre, attn_out, resid_mid, mlp_out, mixer_out, resid_post (default: "
-        "resid_post, attn_out, mlp_out, or what the model offers in their place).",
+        "resid_post, attn_out, mlp_out, or what the model offers in their place); of a mixture router, experts_in.",
         group=PATCHED,
         text=texts.COMPONENTS,
         check=check_components,
@@ -219,7 +219,7 @@ class Options(NodeOptions):
         python="True, or a mapping from layers to neurons, such as {5: [], 20: [14, 1035]}: none means all of a layer.",
         group=PATCHED,
         text=texts.NEURONS,
-        check=check_neurons,
+        check=by_layer("neurons"),
         beside="neurons",
     )
     neuron_positions: str | Sequence[Column] = option(
@@ -230,6 +230,25 @@ class Options(NodeOptions):
         check=_check_columns,
         always=True,
         beside="neurons",
+    )
+    experts: bool | Mapping[int, Sequence[int]] = option(
+        False,
+        help="Single experts of a mixture too, by what each adds: all of the layers, or those that are named, layer by "
+        "layer.",
+        python="True, or a mapping from layers to experts, such as {5: [], 20: [3, 17]}: none means all of a layer.",
+        group=PATCHED,
+        text=texts.EXPERTS,
+        check=by_layer("experts"),
+        beside="experts",
+    )
+    expert_positions: str | Sequence[Column] = option(
+        ("last",),
+        help="Where experts are patched; as positions.",
+        group=PATCHED,
+        text=texts.POSITIONS,
+        check=_check_columns,
+        always=True,
+        beside="experts",
     )
     metric: str | Metric | Sequence[str | Metric] | None = option(
         None,
@@ -246,7 +265,7 @@ class Options(NodeOptions):
     metrics: str | Sequence[str] | None = option(
         None,
         help="Which metrics are measured beside those that are shown: all, or names (default: of layers, sets and "
-        "knockouts all; of heads, neurons, pairs and edges none, which spares most of the vocabulary).",
+        "knockouts all; of heads, neurons, experts, pairs and edges none, which spares most of the vocabulary).",
         group=PATCHED,
         text=texts.MEASURED,
         check=check_measured,
@@ -299,7 +318,7 @@ class Options(NodeOptions):
         check_together(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is kept of them with a result, as JSON holds it; heads and neurons where they are asked for."""
+        """What is kept of them with a result, as JSON holds it; heads and their like where they are asked for."""
         return record(self)
 
 

@@ -12,6 +12,7 @@ from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
 from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read
 from causal_tracing.report.words.lens import lens_not_shown, lens_read
+from causal_tracing.report.words.mixtures import mixture_not_shown, mixture_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
 from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
@@ -123,6 +124,8 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     texts += [*joint_read(measurements), *attending]
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
+    elif measurements.write["kind"] == "donor":
+        texts += mixture_read(measurements)
     if WINDOW[0] in measured:
         sums = SUMMED if {arm.raw for arm in SUMS.values()} & measured else ""
         cut = _preset(measurements) == "rome" or record.get("options", {}).get("knockout_cut")
@@ -147,6 +150,7 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements), *paths_not_shown(measurements))
     shown = (*shown, *circuit_not_shown(measurements))
     shown = (*shown, *lens_not_shown(measurements))
+    shown = (*shown, *mixture_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 

@@ -272,7 +272,7 @@ def test_the_look_up_goes_from_mlp_to_attention_to_the_logits():
     assert sent == {("attn_out 1 @ 2", "mlp_out 2"), ("attn_out 4 @ last", "logits")}
     node = found.sel(receiver="every path")
     assert float(node.sel(sender="attn_out 1 @ 2")) == pytest.approx(
-        float(chosen.total_effect) if callable(getattr(trace, "total_effect", None)) else float(found.total_effect),
+        float(chosen.total_effect),
         abs=1e-6,
     )
 

@@ -36,6 +36,7 @@ EVERY = PATHS.margin  # as a receiver: the sender patched as ever, so that what 
 MOST_PATHS = 400_000  # cells: more take hours, and say little one by one
 BEHIND = -1  # as the layer of a receiver that is in none
 
+Reading = tuple[str, int, int | None]  # a receiver's component, its layer, and its head (None: all)
 Place = tuple[int, int]  # a layer, and which of its parts: so that places are in the order of computation
 
 
@@ -65,7 +66,12 @@ class Stream:
         """Whether there is such a receiver in a layer; the logits are behind the last one."""
         return component == LOGITS or _part_of(component) in self.parts[layer]
 
-    def place(self, receiver: tuple[str, int, int | None]) -> Place:
+    def readings(self, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
+        """What these receivers are, one by one, in the layers that have them."""
+        found = ((one.component, layer, part) for one in receivers for layer, part in one.places(len(self.parts)))
+        return tuple(each for each in dict.fromkeys(found) if self.has(*each[:2]))
+
+    def place(self, receiver: Reading) -> Place:
         """Where a receiver reads: the logits at the end of all layers."""
         component, layer, _ = receiver
         return (layer, 0) if component == LOGITS else (layer, self.parts[layer].index(_part_of(component)))
@@ -122,9 +128,7 @@ def carrying(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, un
     return one_run(base.tokens, (*base.edits, *held(stream, base, changed, live, until)))
 
 
-def received(
-    stream: Stream, base: Run, changed: tuple[Edit, ...], receivers: Sequence[tuple[str, int, int | None]]
-) -> tuple[Edit, ...]:
+def received(stream: Stream, base: Run, changed: tuple[Edit, ...], receivers: Sequence[Reading]) -> tuple[Edit, ...]:
     """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
 
     Where none of them is behind a sender these write what is there already: nothing can change.
@@ -156,19 +160,19 @@ class PathGrid(Grid):
     """A cell for each sender (or set of them) with each receiver (or set of them), at the senders' tokens."""
 
     stream: Stream
-    senders: Mapping[str, Sequence[NamedSite]]
-    receivers: Mapping[str, Sequence[Receiver]]  # none of EVERY
+    senders: tuple[tuple[str, tuple[NamedSite, ...]], ...]
+    receivers: tuple[tuple[str, tuple[Reading, ...]], ...]  # nothing is read by EVERY
 
     @property
     def labels(self) -> dict[str, Any]:
         """The senders and receivers by name, and the layers that they begin in."""
-        senders = [min(site.layers[0] for site in sites if site.layers) for sites in self.senders.values()]
-        receivers = [min(self._places(name), default=(BEHIND,))[0] for name in self.receivers]
+        senders = [min(site.layers[0] for site in sites if site.layers) for _, sites in self.senders]
+        receivers = [min((layer for _, layer, _ in places), default=BEHIND) for _, places in self.receivers]
         return {
             "component": labelled(self.components),
-            "sender": labelled([*self.senders]),
+            "sender": labelled([name for name, _ in self.senders]),
             "sender_layer": ("sender", senders),
-            "receiver": labelled([*self.receivers]),
+            "receiver": labelled([name for name, _ in self.receivers]),
             "receiver_layer": ("receiver", [BEHIND if n == len(self.stream.parts) else n for n in receivers]),
         }
 
@@ -184,7 +188,7 @@ class PathGrid(Grid):
 
     def written(self) -> list[tuple[str, int]]:
         """The components and layers of the senders."""
-        sites = (site for sites in self.senders.values() for site in sites)
+        sites = (site for _, sites in self.senders for site in sites)
         return list(dict.fromkeys((site.component, layer) for site in sites for layer, _ in site.places()))
 
     @property
@@ -192,7 +196,7 @@ class PathGrid(Grid):
         """What is patched, what is held behind it, and what receives."""
         sent = (component for component, _ in self.written())
         parts = (part for parts in self.stream.parts for part in parts)
-        read = (one.component for each in self.receivers.values() for one in each if one.component != LOGITS)
+        read = (component for _, places in self.receivers for component, *_ in places if component != LOGITS)
         return tuple(dict.fromkeys((*sent, *parts, *read)))
 
     def count(self, pair: TokenPair) -> int:
@@ -203,22 +207,10 @@ class PathGrid(Grid):
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world in which the receivers of the cell alone read what its senders add."""
-        sites = [*self.senders.values()][at[1]]
-        name = [*self.receivers][at[2]]
+        (_, sites), (name, places) = self.senders[at[1]], self.receivers[at[2]]
         changed = tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
         if changed:
-            yield changed if name == EVERY else received(self.stream, base, changed, self._receiving(name))
-
-    def _receiving(self, name: str) -> list[tuple[str, int, int | None]]:
-        places = (
-            (one.component, layer, part)
-            for one in self.receivers[name]
-            for layer, part in one.places(len(self.stream.parts))
-        )
-        return [each for each in dict.fromkeys(places) if self.stream.has(*each[:2])]
-
-    def _places(self, name: str) -> list[Place]:
-        return [self.stream.place(each) for each in self._receiving(name)]
+            yield changed if name == EVERY else received(self.stream, base, changed, places)
 
 
 def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> Iterator[Grid]:
@@ -230,7 +222,9 @@ def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, direc
         return
     check_one_token(pairs, "senders=")
     stream = stream_of(model)
-    receivers = _by_name(options.receivers or EACH_RECEIVER, partial(receivers_on, model))
+    senders = _by_name(options.senders, lambda texts: sites_on(model, texts, pairs, "senders="))
+    named = _by_name(options.receivers or EACH_RECEIVER, partial(receivers_on, model))
+    _check_senders(stream, senders)
     grid = PathGrid(
         kind=PATHS,
         components=PATHS.components,
@@ -238,13 +232,12 @@ def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, direc
         columns=(),
         arms=arms_of(directions),
         stream=stream,
-        senders=_by_name(options.senders, lambda texts: sites_on(model, texts, pairs, "senders=")),
-        receivers={**receivers, EVERY: ()},
+        senders=tuple((name, tuple(sites)) for name, sites in senders.items()),
+        receivers=(*((name, stream.readings(each)) for name, each in named.items()), (EVERY, ())),
     )
-    _check_senders(stream, grid.senders)
     if grid.slices * len(grid.receivers) > MOST_PATHS:
         raise InvalidOption(
-            f"senders= and receivers= name {grid.slices:,} and {len(receivers):,}: a map of more than {MOST_PATHS:,} "
+            f"senders= and receivers= name {grid.slices:,} and {len(named):,}: a map of more than {MOST_PATHS:,} "
             "cells takes hours. Name fewer."
         )
     yield grid

@@ -1,7 +1,7 @@
 """What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mea
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
 
 
+@runtime_checkable
 class Donor(Protocol):
     """What is known of a run that edits read from."""
 

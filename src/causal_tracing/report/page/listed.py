@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.labels import number, site_name, with_share
+from causal_tracing.report.labels import between, number, p_value, site_name, with_share
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.many_pairs import between, where_peak
+from causal_tracing.report.words.many_pairs import where_peak
+from causal_tracing.results.columns import among_others
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import ranked
@@ -42,7 +43,7 @@ def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: b
 
 def _count(found: xr.Dataset, kind: SiteKind) -> int:
     """How many cells a table could have: two sites are one, whichever comes first."""
-    there = found[shown_first(found)].where(found.status == "ok").notnull()
+    there = found[shown_first(found)].where((found.status == "ok") & among_others(found)).notnull()
     if not kind.mirrored:
         return int(there.sum())
     down, across = kind.axes[1:]
@@ -78,7 +79,7 @@ def _with_interval(cell: xr.Dataset, name: str) -> str:
     if np.isnan(value):
         return "–"
     p = float(cell[f"{name}_p_adjusted"])
-    test = "" if np.isnan(p) else f" (p {'< 0.001' if p < 0.001 else f'= {p:.2g}'})"
+    test = "" if np.isnan(p) else f" (p {p_value(p)})"
     return number(value) + between(float(cell[f"{name}_low"]), float(cell[f"{name}_high"])) + test
 
 

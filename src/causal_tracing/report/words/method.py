@@ -11,6 +11,7 @@ from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
+from causal_tracing.report.words.senders import senders_not_shown, senders_read
 from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
 from causal_tracing.results.arms import SUMS
@@ -118,9 +119,9 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     attending = attention_read(measurements)
     if attending and not any(KINDS[name].patches for name in measurements.kinds):
         texts = [HOW_TO_READ[-1]]
-    texts += [*joint_read(measurements), *attending]
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
+    texts += [*joint_read(measurements), *senders_read(measurements), *attending]
     if WINDOW[0] in measured:
         sums = SUMMED if {arm.raw for arm in SUMS.values()} & measured else ""
         cut = _preset(measurements) == "rome" or record.get("options", {}).get("knockout_cut")
@@ -141,7 +142,8 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     noise = measurements.provenance.get("noise")
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
-    shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements), *paths_not_shown(measurements))
+    shown = (*shown, *joint_not_shown(measurements), *senders_not_shown(measurements))
+    shown = (*shown, *attention_not_shown(measurements), *paths_not_shown(measurements))
     few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 

@@ -5,6 +5,8 @@ They need no script: which of them is shown follows the pair that is chosen, as 
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -31,8 +33,14 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
     of_mean = [_of_mean(measurements, kind, mean, id)] if mean is not None else []
     return (
         f'<section id="{kind.name}-section" aria-labelledby="{kind.name}-title"><h2 id="{kind.name}-title">'
-        f"{escape(kind.name.capitalize())}</h2>{''.join([*of_mean, *tables])}</section>"
+        f"{escape(kind.name.capitalize())}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
     )
+
+
+def _matrix(kind: SiteKind) -> str:
+    """What the script draws of paths; their table says the same without it."""
+    form = files("causal_tracing.report.page").joinpath("matrix.html").read_text(encoding="utf-8")
+    return Template(form).substitute(kind=kind.name, noun=kind.called) if kind.directed else ""
 
 
 def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: bool) -> str:

@@ -20,6 +20,7 @@ from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import full_name, with_share
 from causal_tracing.report.page.listed import listed
 from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
+from causal_tracing.report.page.matrices import matrix_data, matrix_mean
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.text import visible
@@ -33,6 +34,7 @@ from causal_tracing.results.units import is_function
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
+SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
 
 def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
@@ -40,7 +42,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
     mean = mean_of(measurements, shown)
-    style, script = part("page.css"), part("parts.js") + part("mean.js") + part("page.js")
+    style, script = part("page.css"), "".join(map(part, SCRIPTS))
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
@@ -59,7 +61,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
         caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
         mean_caveats=mean.caveats,
         provenance=escape(provenance_text(measurements)),
-        data=_json(page_data(measurements, shown, mean)),
+        data=_json(_with_matrices(measurements, shown, mean)),
     )
     if path is not None:
         write(Path(path), page)
@@ -220,6 +222,15 @@ def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> d
         parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
         for kind in sections(measurements)
     ]
+    return data
+
+
+def _with_matrices(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
+    """The same, with the kinds whose sections have a matrix beside their tables."""
+    data = page_data(measurements, shown, mean)
+    for kind in (kind for kind in _behind(measurements) if kind.directed):
+        of_mean = {"mean": matrix_mean(mean.maps[kind.name])} if kind.name in mean.maps else {}
+        data["parts"].append(matrix_data(measurements, kind, shown) | of_mean)
     return data
 
 

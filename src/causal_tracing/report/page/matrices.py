@@ -160,11 +160,16 @@ def _receiver(name: str, layer: int, margin: str) -> dict[str, Any]:
     found, text = RECEIVER.fullmatch(name), visible(name)
     if found:
         component, _, part = found.groups()
-        return {"name": text, "group": component, "layer": layer, "part": part or "", "node": _node(*found.groups())}
+        return {"name": text, "group": component, "layer": layer, "part": part or _whole(component, layer), "node": _node(*found.groups())}
     if layer >= 0:
         return {"name": text, "group": "named", "layer": 0, "part": text, "node": [text, text, ABOVE, "left", 0]}
     group = "beside" if name == margin else "logits"
     return {"name": text, "group": group, "layer": -1, "part": text, "node": [text, text, -1, "left", 0]}
+
+
+def _whole(component: str, layer: int) -> str:
+    """What stands over a receiver that is no single head: its layer, or that it is all heads of it."""
+    return str(layer) if component == "mlp_out" else "all"
 
 
 def _node(component: str, layer: str, part: str | None) -> list[Any]:

@@ -65,7 +65,7 @@ const matrixSection = (shared) => {
     const rows = places(labels().senders), columns = places(labels().receivers).filter((n) => n !== beside());
     return { rows: folded ? rows.filter((n) => strong().rows.has(n)) : rows, columns: [...(folded ? columns.filter((n) => strong().columns.has(n)) : columns), beside()] };
   };
-  let at = [0, 0], inSight = "", now = null;
+  let at = [0, 0], keyed = false, inSight = "", now = null;
 
   // What is written over some columns that lie together: one cell for each run of the same.
   const runs = (columns, name) => {
@@ -79,17 +79,20 @@ const matrixSection = (shared) => {
   const GROUPS = { mlp_out: "MLP", named: "", logits: "", beside: "" };
   const heads = (columns, space) => {
     const group = (one) => GROUPS[one.group] ?? one.group, layer = (one) => `${one.group} ${one.layer}`;
-    const line = (some, first) => make("tr", { role: "row" }, make("th", { scope: "col", textContent: first }), ...space(), ...some, ...space());
-    const over = (name, told) => runs(columns, name).map(({ text, count }) => make("th", { scope: "colgroup", colSpan: count, textContent: told(text) }));
+    const head = (text, properties) => make(text ? "th" : "td", { ...(text ? properties : { colSpan: properties.colSpan ?? 1 }), textContent: text });
+    const line = (some, first) => make("tr", { role: "row" }, head(first, { scope: "col" }), ...space(), ...some, ...space());
+    const over = (name, told) => runs(columns, name).map(({ text, count }) => head(told(text), { scope: "colgroup", colSpan: count }));
     const edge = make("th", { scope: "col", rowSpan: 3, className: "beside", textContent: labels().receivers[beside()].name });
     edge.ariaColIndex = String(now.columns.length + 1);
     const named = columns.map((column) => {
       const { name, part: text } = labels().receivers[column];
-      return make("th", { scope: "col", className: text.length > 2 ? "turned" : "", title: name, ariaLabel: name }, make("span", { textContent: text }));
+      return make("th", { scope: "col", className: text.length > 3 ? "turned" : "", title: name, ariaLabel: name }, make("span", { textContent: text }));
     });
     const first = line(over(group, (text) => text), "");
     first.append(edge);
-    return [first, line(over(layer, (text) => text.replace(/^(named|logits) .*/, "").split(" ").at(-1)), "layer"), line(named, "sender ↓ receiver →")];
+    const last = line(named, "sender ↓ receiver →"); // as tall whatever is in sight of it
+    if (now.columns.some((column) => column !== beside() && labels().receivers[column].part.length > 3)) last.className = "tall";
+    return [first, line(over(layer, (text) => text.replace(/^(named|logits|mlp_out) .*/, "").split(" ").at(-1)), "layer"), last];
   };
   const cellAt = (row, column, r, c) => {
     const cell = make("td", { role: "gridcell", tabIndex: at[0] === c && at[1] === r ? 0 : -1 });
@@ -141,7 +144,7 @@ const matrixSection = (shared) => {
   const current = () => node("map").querySelector('td[tabindex="0"]');
   // Only what is looked at changes: the cells in sight are made anew where others come into sight.
   const choose = (...to) => {
-    at = to;
+    [at, keyed] = [to, true];
     node("scroll").scrollIntoView({ block: "nearest" });
     reveal(at);
     build(false);
@@ -150,7 +153,10 @@ const matrixSection = (shared) => {
     cell.tabIndex = 0;
     cell.focus({ preventScroll: true });
   };
-  const read = (column, row) => { node("readout").textContent = words(now.rows[row], now.columns[column]); };
+  const read = (column, row) => { // what comes under a mouse that rests, as cells move, is not pointed at
+    if (!keyed || (column === at[0] && row === at[1])) node("readout").textContent = words(now.rows[row], now.columns[column]);
+  };
+  node("map").addEventListener("mousemove", () => { keyed = false; });
   listen(node("map"), () => [now.columns.length, now.rows.length], choose, read);
   node("scroll").addEventListener("scroll", () => { if (now) build(false); }, { passive: true });
 

@@ -160,7 +160,13 @@ def _receiver(name: str, layer: int, margin: str) -> dict[str, Any]:
     found, text = RECEIVER.fullmatch(name), visible(name)
     if found:
         component, _, part = found.groups()
-        return {"name": text, "group": component, "layer": layer, "part": part or _whole(component, layer), "node": _node(*found.groups())}
+        return {
+            "name": text,
+            "group": component,
+            "layer": layer,
+            "part": part or _whole(component, layer),
+            "node": _node(*found.groups()),
+        }
     if layer >= 0:
         return {"name": text, "group": "named", "layer": 0, "part": text, "node": [text, text, ABOVE, "left", 0]}
     group = "beside" if name == margin else "logits"

@@ -163,7 +163,8 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0"><table class="sites"><thead><tr><th>site</th>'
+        f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'
+        f'<table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
         f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

@@ -26,7 +26,7 @@ from causal_tracing.errors import (
 )
 from causal_tracing.explorer.asked import asked_of, deeper_of, name_of
 from causal_tracing.explorer.jobs import MOST_WAITING, Full, Job, said
-from causal_tracing.report.page.page import part
+from causal_tracing.report.page.page import SCRIPTS, part
 from causal_tracing.results.site_kinds import KINDS
 
 LOOK = 0.05  # seconds between two looks at what was told
@@ -34,7 +34,6 @@ QUIET = 15.0  # seconds after which a stream says that it is still there
 STATUS = {InvalidResults: 409, InputError: 422, MachineError: 503, ModelError: 501}
 SCRIPT, STYLE, PLAIN = "text/javascript; charset=utf-8", "text/css; charset=utf-8", "text/plain; charset=utf-8"
 OWN = ("explore.js", "talk.js", "ask.js", "deeper.js", "result.js")
-OF_THE_REPORT = ("parts.js", "mean.js", "page.js")
 EXPORTS = {"effects.csv": "text/csv; charset=utf-8", "effects.parquet": "application/octet-stream"}
 
 
@@ -238,7 +237,7 @@ def page() -> str:
         for kind in KINDS.values()
         if kind.part
     )
-    scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in OF_THE_REPORT)
+    scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in SCRIPTS)
     rest = part("mean.html") + part("curves.html")
     return Template(_own("explore.html")).substitute(map=part("map.html"), rest=rest, parts=parts, scripts=scripts)
 
@@ -247,7 +246,7 @@ async def _static(request: Request) -> Response:
     name = request.path_params["name"]
     if name in OWN:
         return Response(_own(name), media_type=SCRIPT)
-    if name in OF_THE_REPORT:
+    if name in SCRIPTS:
         return Response(part(name), media_type=SCRIPT)
     if name == "page.css":
         return Response(part(name) + _own("explore.css"), media_type=STYLE)

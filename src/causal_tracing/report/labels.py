@@ -1,5 +1,6 @@
 """Sites as people read them: one site's numbers as a row, its name, and what its numbers mean together."""
 
+import math
 from typing import Any
 
 from causal_tracing.results.columns import in_words
@@ -18,6 +19,16 @@ def number(value: float) -> str:
 def percent(fraction: float) -> str:
     """A fraction in per cent, with a real minus sign."""
     return f"{round(100 * fraction)} %".replace("-", "−")
+
+
+def between(low: float, high: float) -> str:
+    """An interval behind its estimate; "" where there is none."""
+    return "" if math.isnan(low) else f" [{number(low)}, {number(high)}]"
+
+
+def p_value(value: float) -> str:
+    """A p behind the letter: `= 0.03`."""
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def full_name(row: SiteRow) -> str:

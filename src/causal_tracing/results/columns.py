@@ -46,6 +46,13 @@ def column_of(found: xr.Dataset | xr.DataArray) -> str:
     return KINDS[found.kind.item()].column if "kind" in found.coords else "position"
 
 
+def among_others(found: xr.Dataset | xr.DataArray) -> xr.DataArray:
+    """For each column, whether it is ranked and tested with the others: a kind's margin stands beside them."""
+    column = found[column_of(found)]
+    margin = KINDS[found.kind.item()].margin if "kind" in found.coords else ""
+    return column != margin if margin else xr.ones_like(column, dtype=bool)
+
+
 def tokens_among(found: xr.Dataset | xr.DataArray) -> list[int]:
     """The columns that are tokens, as their positions; none where columns are something else."""
     if column_of(found) not in found.dims or column_of(found) != "position":

@@ -5,7 +5,7 @@
 2. Clusters: pairs of one cluster count once (`statistics/bootstrap.py`).
    Maps of single heads and neurons have an axis for them between layer and position, and are maps of their own.
 3. Means with intervals, sign-flip tests over the map, and the peak (`statistics/`). What is known beforehand
-   (structural zeros, cuts) is in no test, no ranking and no peak.
+   (structural zeros, cuts), and what stands beside a map (its margin), is in no test, no ranking and no peak.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ import xarray as xr
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import ROLES
 from causal_tracing.results.arms import DIRECT_ARMS
-from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
+from causal_tracing.results.columns import among_others, columns_of, is_token, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, OF_ENDS, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.once import once
@@ -245,7 +245,7 @@ def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
 
 def tested(by_cluster: Mapping[str, np.ndarray], status: xr.DataArray, seed: int) -> tuple[dict[str, Any], float]:
     """Each effect's mean, interval and tests, by name; and the smallest p that so many clusters can reach."""
-    dims, family, least = status.dims, status.values == "ok", np.nan
+    dims, family, least = status.dims, eligible_cells(status), np.nan
     cells: dict[str, Any] = {}
     for name, values in by_cluster.items():
         interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
@@ -258,6 +258,11 @@ def tested(by_cluster: Mapping[str, np.ndarray], status: xr.DataArray, seed: int
         }  # fmt: skip
         cells |= {each: (dims, numbers) for each, numbers in found.items()}
     return cells, least
+
+
+def eligible_cells(status: xr.DataArray) -> np.ndarray:
+    """The cells that are tested and ranked: those that can have an effect, and stand in no margin."""
+    return ((status == "ok") & among_others(status)).transpose(*status.dims).values
 
 
 def _fractions(
@@ -288,10 +293,11 @@ def _peaks(
     values: np.ndarray, status: xr.DataArray, seed: int
 ) -> Iterator[tuple[str, tuple[SplitHalfPeak, PeakStability]]]:
     """Of each component's map, what its peak is worth."""
+    family = eligible_cells(status)
     first = status.dims[1]  # the layers; of sites of no one layer, such that none is the next of another
     layers = status.layer.values.tolist() if first == "layer" else [2 * n for n in range(status.sizes[first])]
     for n, component in enumerate(status.component.values):
-        here, eligible = values[:, n], status.values[n] == "ok"
+        here, eligible = values[:, n], family[n]
         half = split_half_peak(here, eligible, seed=seed)
         stable = peak_stability(here, eligible, layer_axis=0, layers=layers, resamples=RESAMPLES, seed=seed)
         yield str(component), (half, stable)

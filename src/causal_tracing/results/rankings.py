@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.results.columns import all_tokens, column_of, columns_of
+from causal_tracing.results.columns import all_tokens, among_others, column_of, columns_of
 from causal_tracing.results.site_kinds import kind_of
 
 SUM = "sum"  # as a position: the sum over all of them
@@ -50,8 +50,8 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
 
 
 def ranked(found: xr.Dataset, effect: str) -> xr.DataArray:
-    """Every measured cell's effect along `cell` (the kind's `ranked_axes`), largest size first."""
-    flat = found[effect].where(found.status == "ok").stack(cell=kind_of(found).ranked_axes)
+    """Every measured cell's effect along `cell` (the kind's `ranked_axes`), largest size first; none of a margin."""
+    flat = found[effect].where((found.status == "ok") & among_others(found)).stack(cell=kind_of(found).ranked_axes)
     flat = flat[flat.notnull().values]
     return flat[np.argsort(-abs(flat.values), kind="stable")]
 

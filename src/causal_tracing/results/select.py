@@ -9,7 +9,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results.arms import DIRECT_ARMS, DIRECTIONS, MEMBERS, SEVERED, SUMS
-from causal_tracing.results.columns import is_token
+from causal_tracing.results.columns import among_others, is_token
 from causal_tracing.results.effects import WINDOW, effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import kind_of
@@ -174,9 +174,7 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     if component is not None:
         effect = effect.sel(component=[component])
     kind = kind_of(found)
-    if kind.margin:
-        effect = effect.where(effect[kind.column] != kind.margin)
-    flat = effect.stack(cell=kind.ranked_axes)
+    flat = effect.where(among_others(found)).stack(cell=kind.ranked_axes)
     flat = flat[np.argsort(-abs(flat.values), kind="stable")]
     flat = flat[flat.notnull().values][: 2 * count if kind.mirrored else count]  # there may be tens of thousands
     sites = (dict(zip(kind.ranked_axes, site, strict=True)) for site in flat.cell.values)

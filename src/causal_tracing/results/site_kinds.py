@@ -24,7 +24,8 @@ class SiteKind:
     first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
     directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
     that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
-    `margin`: the column that stands beside the others for comparison, and is not ranked with them.
+    `margin`: the column that stands beside the others for comparison, and is not ranked with them. `directed`: a cell
+    is of what goes from one site (its part) to another (its column), each in a layer of its own.
     `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
     `large`: a cell is patched at thousands of places.
     """
@@ -47,6 +48,7 @@ class SiteKind:
     margin: str = ""
     ends: bool = False
     large: bool = False
+    directed: bool = False
 
     @property
     def of_keys(self) -> bool:
@@ -212,6 +214,7 @@ PATHS = SiteKind(
     few=True,
     asked='senders=["each z @ last"]',
     margin="every path",
+    directed=True,
 )
 CIRCUITS = SiteKind(
     name="circuits",

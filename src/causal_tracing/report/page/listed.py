@@ -5,14 +5,17 @@ They need no script: which of them is shown follows the pair that is chosen, as 
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.labels import number, site_name, with_share
+from causal_tracing.report.labels import between, number, p_value, site_name, with_share
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.many_pairs import between, where_peak
+from causal_tracing.report.words.many_pairs import where_peak
+from causal_tracing.results.columns import among_others
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import ranked
@@ -30,8 +33,14 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
     of_mean = [_of_mean(measurements, kind, mean, id)] if mean is not None else []
     return (
         f'<section id="{kind.name}-section" aria-labelledby="{kind.name}-title"><h2 id="{kind.name}-title">'
-        f"{escape(kind.name.capitalize())}</h2>{''.join([*of_mean, *tables])}</section>"
+        f"{escape(kind.name.capitalize())}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
     )
+
+
+def _matrix(kind: SiteKind) -> str:
+    """What the script draws of paths; their table says the same without it."""
+    form = files("causal_tracing.report.page").joinpath("matrix.html").read_text(encoding="utf-8")
+    return Template(form).substitute(kind=kind.name, noun=kind.called) if kind.directed else ""
 
 
 def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: bool) -> str:
@@ -42,7 +51,7 @@ def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: b
 
 def _count(found: xr.Dataset, kind: SiteKind) -> int:
     """How many cells a table could have: two sites are one, whichever comes first."""
-    there = found[shown_first(found)].where(found.status == "ok").notnull()
+    there = found[shown_first(found)].where((found.status == "ok") & among_others(found)).notnull()
     if not kind.mirrored:
         return int(there.sum())
     down, across = kind.axes[1:]
@@ -78,7 +87,7 @@ def _with_interval(cell: xr.Dataset, name: str) -> str:
     if np.isnan(value):
         return "–"
     p = float(cell[f"{name}_p_adjusted"])
-    test = "" if np.isnan(p) else f" (p {'< 0.001' if p < 0.001 else f'= {p:.2g}'})"
+    test = "" if np.isnan(p) else f" (p {p_value(p)})"
     return number(value) + between(float(cell[f"{name}_low"]), float(cell[f"{name}_high"])) + test
 
 

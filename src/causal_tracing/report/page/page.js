@@ -27,10 +27,11 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     p: [...(data.mean ? [data.mean.id] : []), ...data.pairs.map((pair) => pair.id)], m: data.metrics.map((metric) => metric.name), c: data.components,
     d: data.effects, v: ["effect", "fraction"],
   };
-  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", n: "rows" };
+  const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", n: "rows", f: "senders and receivers", e: "lines" };
   // A section's own switches are named by its kind: "heads-c" is the component that is shown of heads.
   for (const part of data.parts) {
-    if (part.drawn) Object.assign(options, { [`${part.kind}-c`]: part.components, [`${part.kind}-p`]: [...new Set([...part.positions, ...(part.mean?.positions ?? [])])] });
+    if (part.matrix) Object.assign(options, { [`${part.kind}-f`]: ["strongest", "all"], [`${part.kind}-e`]: ["10", "20", "40"] });
+    else if (part.drawn) Object.assign(options, { [`${part.kind}-c`]: part.components, [`${part.kind}-p`]: [...new Set([...part.positions, ...(part.mean?.positions ?? [])])] });
     else options[`${part.kind}-n`] = ["20", "100"];
   }
   const state = Object.fromEntries(Object.keys(options).map((key) => [key, options[key][0]]));
@@ -312,7 +313,7 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     }));
     return found;
   };
-  const parts = partSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, tested, chartWidth, redraw: () => draw() });
+  const parts = partSections({ data, $, make, drawn, options, state, pair, unit, signed, percent, spoken, switches, drawLegend, drawGrid, paintCell, listen, focusOn, sharesInWords, meanInWords, tested, chartWidth, redraw: () => draw() });
   const mean = meanSection({ data, $, make, drawn, state, unit, signed, meanInWords, chartWidth, place: cellPlace, open });
   const draw = () => {
     if (!pair().metrics[state.m]) state.m = Object.keys(pair().metrics)[0];

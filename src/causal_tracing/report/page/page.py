@@ -21,6 +21,7 @@ from causal_tracing.report.labels import full_name, with_share
 from causal_tracing.report.page.circuits import circuits_section
 from causal_tracing.report.page.listed import listed
 from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
+from causal_tracing.report.page.matrices import matrix_data, matrix_mean
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.text import visible
@@ -34,6 +35,7 @@ from causal_tracing.results.units import is_function
 
 SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
+SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
 
 def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
@@ -41,7 +43,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
     mean = mean_of(measurements, shown)
-    style, script = part("page.css"), part("parts.js") + part("mean.js") + part("page.js")
+    style, script = part("page.css"), "".join(map(part, SCRIPTS))
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
@@ -60,7 +62,7 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
         caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
         mean_caveats=mean.caveats,
         provenance=escape(provenance_text(measurements)),
-        data=_json(page_data(measurements, shown, mean)),
+        data=_json(_with_matrices(measurements, shown, mean)),
     )
     if path is not None:
         write(Path(path), page)
@@ -168,7 +170,8 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f'<section><h2>Strongest sites</h2>{words}<div class="scroll"><table class="sites"><thead><tr><th>site</th>'
+        f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'
+        f'<table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
         f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -227,6 +230,15 @@ def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> d
         parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
         for kind in sections(measurements)
     ]
+    return data
+
+
+def _with_matrices(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
+    """The same, with the kinds whose sections have a matrix beside their tables."""
+    data = page_data(measurements, shown, mean)
+    for kind in (kind for kind in _behind(measurements) if kind.directed):
+        of_mean = {"mean": matrix_mean(mean.maps[kind.name])} if kind.name in mean.maps else {}
+        data["parts"].append(matrix_data(measurements, kind, shown) | of_mean)
     return data
 
 

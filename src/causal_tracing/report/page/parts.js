@@ -1,4 +1,5 @@
 "use strict";
+const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed" };
 // A section for each kind whose sites are parts of a component: a map where the kind is drawn, else a curve by rank and
 // a table. What is not measured has none. `shared` is what the map's script shares.
 const partSections = (shared) => {
@@ -31,11 +32,11 @@ const partSections = (shared) => {
       ],
     };
   };
-  const sections = data.parts.map((part) => [part, (part.drawn ? mapSection : rankSection)(of(part))]);
+  const sections = data.parts.map((part) => [part, (part.matrix ? matrixSection : part.drawn ? mapSection : rankSection)(of(part))]);
   const draw = () => {
     for (const [part, drawPart] of sections) {
       const { shown, node } = of(part);
-      node("section").hidden = !shown(); // there may be no mean over pairs
+      node(part.within ?? "section").hidden = !shown(); // there may be no mean over pairs
       if (part.metrics.length && shown()) drawPart();
     }
   };
@@ -44,7 +45,6 @@ const partSections = (shared) => {
 
 // A map of layers and parts, at one position or summed over all.
 const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, redraw, isMean, asShare, scaled, plural, shown, metric, direction, node, key, numbers, everywhere, say, instead }) => {
-  const STATUS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed" };
   const component = () => state[key("c")];
   const number = (name, one, position, layer, n) => numbers()[name]?.[one]?.[position]?.[layer]?.[n] ?? null;
   const effect = (name, ...place) => {
@@ -71,7 +71,7 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
     return Math.abs(scaled(most || 1, metric()));
   };
   const readersOf = (n) => part.readers[component()]?.[n] ?? "";
-  const status = (layer, n) => STATUS[numbers().status[component()][positionIndex()][layer][n]];
+  const status = (layer, n) => STATUS_LETTERS[numbers().status[component()][positionIndex()][layer][n]];
   const words = (layer, n) => {
     const kind = status(layer, n), why = kind === "ok" ? "" : ` · ${kind.replaceAll("_", " ")}`;
     const readers = readersOf(n) && ` (${readersOf(n)})`, place = [component(), positionIndex(), layer, n];

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.labels import number, percent
-from causal_tracing.report.words.many_pairs import SIGNIFICANT, between, p_value, where_peak, with_interval
+from causal_tracing.report.labels import between, number, p_value, percent
+from causal_tracing.report.words.many_pairs import SIGNIFICANT, where_peak, with_interval
 from causal_tracing.results.comparison import Differences
 from causal_tracing.results.effects import AVERAGED, FRACTIONS
 from causal_tracing.results.statistics.bootstrap import FEWEST, NEAR_ZERO, OF_SIDE, ZERO

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.labels import number, percent
+from causal_tracing.report.labels import between, number, p_value, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.report.words.paths import through, verb_of
+from causal_tracing.report.words.senders import NOT_SHOWN_SENDERS, mean_sender_sentences
 from causal_tracing.results.arms import DIRECT, DIRECT_NAMES, DIRECTIONS
 from causal_tracing.results.columns import columns_of, in_words
 from causal_tracing.results.means import MeanMap, NoMean
-from causal_tracing.results.site_kinds import KINDS, kind_of
+from causal_tracing.results.site_kinds import KINDS, PATHS, kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
 STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
@@ -45,10 +46,10 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], besid
     (_, main), *others = means.items()
     assert isinstance(main, MeanMap)
     maps = [main, *(found for _, found in others if isinstance(found, MeanMap))]
-    sentences = [*_best(main), *_direct(main, record), *_usual(main, record)]
+    sentences = [*_said(main, record), *_usual(main, record)]
     for name, found in others:
         lacking = f"There is no mean of {name} over these pairs: {found}"
-        sentences += [lacking] if isinstance(found, NoMean) else [*_best(found), *_direct(found, record)]
+        sentences += [lacking] if isinstance(found, NoMean) else _said(found, record)
     return MeanReading(
         title=_share(main, record),
         total=_total(main),
@@ -59,7 +60,15 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], besid
             *_warnings(main),
             *(each for one in maps if not KINDS[one.kind].large for each in _of_peaks(one)),
         ),
+        caveats=(*CAVEATS, *(NOT_SHOWN_SENDERS if PATHS.name in means else ())),
     )
+
+
+def _said(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
+    """The peaks of one map, and the paths that lead from its sites."""
+    yield from _best(means)
+    yield from _direct(means, record)
+    yield from mean_sender_sentences(means)
 
 
 def words(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], beside: Iterable[str] = ()) -> str:
@@ -93,11 +102,6 @@ def with_interval(interval: Interval) -> str:
     """One estimate and, where there is one, its interval: `1.20 [0.90, 1.50]`."""
     estimate, low, high = (float(each) for each in (interval.estimate, interval.low, interval.high))
     return number(estimate) + between(low, high)
-
-
-def between(low: float, high: float) -> str:
-    """An interval behind its estimate; "" where there is none."""
-    return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
 
 
 def _best(means: MeanMap) -> Iterator[str]:
@@ -166,11 +170,6 @@ def _effect(cell: xr.Dataset, name: str, unit: str) -> str:
     low, high = float(cell[f"{fraction}_low"]), float(cell[f"{fraction}_high"])
     interval = "" if np.isnan(low) else f" [{percent(low)}, {percent(high)}]"
     return f"{verb} {mean}, {percent(share)}{interval} of the total effect"
-
-
-def p_value(value: float) -> str:
-    """A p behind the letter: `= 0.03`."""
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def where(cell: xr.Dataset) -> str:

@@ -14,6 +14,7 @@ from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read
 from causal_tracing.report.words.lens import lens_not_shown, lens_read
 from causal_tracing.report.words.mixtures import mixture_not_shown, mixture_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
+from causal_tracing.report.words.senders import senders_not_shown, senders_read
 from causal_tracing.report.words.sets import joint_not_shown, joint_read
 from causal_tracing.results.arms import SEVERED as SEVERED_ARMS
 from causal_tracing.results.arms import SUMS
@@ -121,11 +122,11 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     attending = attention_read(measurements)
     if attending and not any(KINDS[name].patches for name in measurements.kinds):
         texts = [HOW_TO_READ[-1]]
-    texts += [*joint_read(measurements), *attending]
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     elif measurements.write["kind"] == "donor":
         texts += mixture_read(measurements)
+    texts += [*joint_read(measurements), *senders_read(measurements), *attending]
     if WINDOW[0] in measured:
         sums = SUMMED if {arm.raw for arm in SUMS.values()} & measured else ""
         cut = _preset(measurements) == "rome" or record.get("options", {}).get("knockout_cut")
@@ -147,7 +148,8 @@ def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     noise = measurements.provenance.get("noise")
     shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
-    shown = (*shown, *joint_not_shown(measurements), *attention_not_shown(measurements), *paths_not_shown(measurements))
+    shown = (*shown, *joint_not_shown(measurements), *senders_not_shown(measurements))
+    shown = (*shown, *attention_not_shown(measurements), *paths_not_shown(measurements))
     shown = (*shown, *circuit_not_shown(measurements))
     shown = (*shown, *lens_not_shown(measurements))
     shown = (*shown, *mixture_not_shown(measurements))

@@ -37,6 +37,7 @@ from causal_tracing.report.words.method import (
     write_sentences,
 )
 from causal_tracing.report.words.paths import path_sentences
+from causal_tracing.report.words.senders import sender_sentences
 from causal_tracing.report.words.sets import joint_sentences
 from causal_tracing.results.columns import all_tokens, columns_of
 from causal_tracing.results.measurements import Measurements
@@ -102,7 +103,7 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
             *convention_sentences(measurements),
             *(_usual(found, measurements.provenance) if found.attrs["write"] == "donor" else ()),
             *_of_parts(parts),
-            *(said for each in (found, *parts) for said in path_sentences(each)),
+            *(said for each in (found, *parts) for said in (*path_sentences(each), *sender_sentences(each))),
             *lens_sentences(measurements, str(found.pair.item())),
         ),
         sites=rows,

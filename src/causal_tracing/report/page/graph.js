@@ -27,7 +27,7 @@ const graphSection = (view) => {
         `${labels().senders[row].name}: ${whole === null ? "" : `in all ${signed(whole)} ${unit(metric())}`}`,
         alone === null ? "" : `to the ${labels().receivers[logits].name} directly ${signed(alone)}${undone ? ": hidden in what it does in all" : ""}`,
         undone?.length ? `the other way ${undone.map((column) => `${labels().receivers[column].name} ${amount(row, column)}`).join(", ")}` : "",
-        ...lines.filter((line) => line.row === row && line.column !== logits).map((line) => `to ${labels().receivers[line.column].name} ${amount(row, line.column)}`),
+        ...lines.filter((line) => line.row === row && line.column !== logits && !undone?.includes(line.column)).map((line) => `to ${labels().receivers[line.column].name} ${amount(row, line.column)}`),
       ].filter(Boolean).join(", ");
     });
     const got = lines.filter((line) => line.to === id).map((line) => `${labels().receivers[line.column].name} from ${labels().senders[line.row].name} ${amount(line.row, line.column)}`);

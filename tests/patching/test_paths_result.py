@@ -101,7 +101,7 @@ WRONG = [
     ({"direct": ["mlps"]}, "There is no direct path 'mlps'"),
     ({"direct": True, "direct_norm": "cold"}, "There is no final norm 'cold'"),
     ({"direct_norm": "frozen"}, "is about direct paths"),
-    ({"direct": True, "components": [], "knockout": True}, "follows patched components, heads or neurons"),
+    ({"direct": True, "components": [], "knockout": True}, "follows patched components, heads, neurons or experts"),
 ]
 
 

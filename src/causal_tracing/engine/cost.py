@@ -8,8 +8,10 @@ import torch
 from causal_tracing.engine.backend import Cost
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.memory import too_large
-from causal_tracing.engine.packed.schedule import groups
+from causal_tracing.engine.packed.donors import behind_bases
+from causal_tracing.engine.packed.schedule import donor_groups, groups
 from causal_tracing.engine.routed import silent_experts
+from causal_tracing.interventions.donors import read_by
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import plan
 from causal_tracing.models.memory import in_parts
@@ -47,12 +49,16 @@ def _forwards(model: Model, runs: Sequence[Run]) -> None:
 
 
 def _packed(model: Model, worlds: Sequence[World]) -> int:
-    """The token-layers of a wave, its recorded base runs included."""
+    """The token-layers of a wave, its recorded base runs and their edited donors included."""
     tapes = {run: len(run.tokens) for run in dict.fromkeys(world.base for world in worlds)}
     planned = groups(worlds, range(len(worlds)), tapes, model.num_layers, model.anatomy.added_from)
     last = model.num_layers - 1
     wave = sum(group.rows(layer, last) for group in planned for layer in range(model.num_layers))
-    return wave + sum(tapes.values()) * model.num_layers
+    read = read_by(world.run for world in worlds)
+    behind = behind_bases(tapes, read)
+    kept = {number: read[run] for number, run in enumerate(behind)}
+    donors = donor_groups([*behind.values()], kept, tapes, model.num_layers, model.anatomy.added_from)
+    return wave + sum(group.kept_rows() for group in donors) + sum(tapes.values()) * model.num_layers
 
 
 def _recordings(model: Model, worlds: Sequence[World]) -> int:

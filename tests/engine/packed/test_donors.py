@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from causal_tracing.engine.cost import cost_of
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.donors import Changed, behind_bases
@@ -66,6 +67,16 @@ def test_donors_of_a_base_run_are_recorded_in_waves_and_others_are_not():
     kinds = {run: type(found) is Changed for run, found in made.donors.items()}
     assert [run for run, changed in kinds.items() if changed] == [edited]
     assert OTHER in kinds
+
+
+def test_what_donors_take_is_counted():
+    """A donor that is held costs its own token, once in the layer of its sender and once where it is read."""
+    model = shared("llama")
+    donor = Run(BASE.tokens, (Edit(Site("attn_out", 0, LAST), From(OTHER, LAST)), *held_from(1, LAST)))
+    read = World(BASE, (Edit(Site("attn_out", 3, LAST), From(donor, LAST)),), (LAST,))
+    plain = World(BASE, (Edit(Site("attn_out", 3, LAST), From(OTHER, LAST)),), (LAST,))
+    takes = [cost_of(model, [world], "packed", 2**24, 1.0).token_layers for world in (read, plain)]
+    assert takes[0] - takes[1] == 2
 
 
 def test_donors_come_behind_those_that_they_read():

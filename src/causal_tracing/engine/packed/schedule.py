@@ -107,6 +107,16 @@ class Group:
             return joined * self.length + points
         return points + sum(len(self.read(member)) for member in self.members[:joined])
 
+    def kept_rows(self) -> int:
+        """How many tokens of its worlds are computed in all layers, for what is kept of them; of donors alone."""
+        assert self.until is not None
+        found = 0
+        for member in self.members:
+            kept = {layer for _, layer, _ in member.kept if layer >= member.joins}
+            layers = len(kept) if self.held else self.until - member.joins + 1
+            found += len(member.points) + self.length * max(0, layers)
+        return found
+
     def read(self, member: Member) -> tuple[int, ...]:
         """The member's readout positions that are in the wave; at those before, it is its base run."""
         return tuple(position for position in member.readout if position >= self.first)

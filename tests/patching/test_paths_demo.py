@@ -62,3 +62,19 @@ def test_a_path_that_the_map_hides_is_said(live: ct.Trace):
     assert "Hidden in the map of head by its z: head 1 of layer 23 at" in said
     assert "through the residual stream alone it brings back 1.19 logits, in all 0." in said
     assert "with later attention and later MLPs live, 0." in said
+
+
+# Of a head at all tokens: what goes to later queries, keys, values, MLPs and logits, each class jointly; and in all.
+CLASSES = ("q", "k", "v", "mlp_out", "logits")
+BY_CLASS = {4: (-0.063, 0.131, 0.353, 2.737, 3.472, 7.541), 1: (-0.642, 0.025, -0.058, 0.105, 1.187, 0.370)}
+
+
+def test_paths_to_classes_of_readers_are_those_that_bare_hooks_gave(demo: Model):
+    receivers = {name: [name] for name in CLASSES}
+    found = ct.paths(
+        demo, PAIR, senders=[f"z 23.{head} @ all" for head in BY_CLASS], receivers=receivers,
+        directions=["restoration"], spot_checks=0, progress=False,
+    ).of("paths").sel(metric="logit_diff", pair="pair-0", component="path")  # fmt: skip
+    for head, expected in BY_CLASS.items():
+        measured = found.restoration.sel(sender=f"z 23.{head} @ all")
+        np.testing.assert_allclose(measured.sel(receiver=[*CLASSES, "every path"]), expected, atol=1e-3)

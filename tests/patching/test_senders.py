@@ -251,6 +251,17 @@ def test_several_senders_are_one():
             assert float(cell) == pytest.approx(float(joint), abs=1e-5)
 
 
+def test_senders_at_different_tokens_are_held_at_each_others():
+    """Of a set each sender is one token's: at another's token its part is held, and not left to what the other does."""
+    sets = {"both": ["z 0.1 @ last", "mlp_out 1 @ 5", "z 2.0 @ 5"], "alone": ["z 0.1 @ last"]}
+    found = effects(followed(shared("llama"), sets, ["q 3", "logits"])).restoration.sel(component="path")
+    # A query of the last layer and the logits read the last token alone, and the other two senders write elsewhere.
+    for receiver in ("q 3", "logits"):
+        both, alone = (float(found.sel(receiver=receiver, sender=name)) for name in sets)
+        assert both == pytest.approx(alone, abs=1e-6)
+        assert abs(alone) > 1e-4
+
+
 def test_the_look_up_goes_from_mlp_to_attention_to_the_logits():
     """A program written by hand has one path at each token: MLP 2 sends to attention, and that to the logits."""
     model, facts = lookup()

@@ -12,7 +12,7 @@ receiver it is path patching as in Wang et al. 2022, arXiv 2211.00593, with MLPs
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import groupby, product
+from itertools import groupby
 from typing import Any
 
 from causal_tracing.errors import InvalidOption
@@ -99,27 +99,36 @@ def stream_of(model: Model) -> Stream:
 def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until: Place) -> tuple[Edit, ...]:
     """These edits of a base run, and all that is added behind the first of them and before a place held as in `live`.
 
-    Of a part whose heads are among the edits the other heads are held. What the base run writes itself is left to it.
+    That is at their tokens. Of a part whose heads are among the edits of a token the other heads are held there. What
+    the base run writes itself is left to it.
     """
-    positions = sorted({edit.site.position for edit in changed})
-    heads: dict[int, set[int | None]] = {}
-    for edit in changed:
-        if edit.site.component == "z":
-            heads.setdefault(edit.site.layer, set()).add(edit.site.part)
-    written = {(edit.site.component, edit.site.layer) for edit in changed}
-    given = {(edit.site.component, edit.site.layer, edit.site.position) for edit in base.edits}
     first, found = stream.first_behind(changed), list(changed)
-    for layer in range(first[0], min(until[0] + 1, len(stream.parts))):
-        for number, part in enumerate(stream.parts[layer]):
-            if not first <= (layer, number) < until or (part, layer) in written:
-                continue
-            inside = part == "attn_out" and layer in heads
-            others = [head for head in range(stream.heads) if not heads[layer] & {head, None}] if inside else [None]
-            for position, head in product(positions, others):
-                site = Site("z" if inside else part, layer, position, head)
-                if (site.component, layer, position) not in given:
-                    found.append(Edit(site, From(live, position)))
+    # Senders of one set may be at several tokens: what one of them writes is held where another one is.
+    parts = {edit.site.position: dict[tuple[str, int], set[int | None]]() for edit in changed}
+    for edit in (*changed, *base.edits):
+        if (site := edit.site).position in parts:
+            parts[site.position].setdefault((site.component, site.layer), set()).add(site.part)
+    places = ((layer, number, part) for layer, each in enumerate(stream.parts) for number, part in enumerate(each))
+    for layer, number, part in places:
+        if first <= (layer, number) < until:
+            for position in sorted(parts):
+                found += [
+                    Edit(site, From(live, position)) for site in _free(stream, part, layer, position, parts[position])
+                ]
     return tuple(found)
+
+
+def _free(
+    stream: Stream, part: str, layer: int, position: int, written: Mapping[tuple[str, int], set[int | None]]
+) -> Iterator[Site]:
+    """A part of a layer at one token, or the heads that it is made of, less what is written there."""
+    if (part, layer) in written:
+        return
+    heads = written.get(("z", layer), set()) if part == "attn_out" else set()
+    if not heads:
+        yield Site(part, layer, position)
+    elif None not in heads:
+        yield from (Site("z", layer, position, head) for head in range(stream.heads) if head not in heads)
 
 
 @lru_cache(maxsize=512)  # the receivers of a sender lie together

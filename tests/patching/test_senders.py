@@ -15,7 +15,7 @@ import torch
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
-from causal_tracing.errors import ComponentNotOffered, InvalidOption
+from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
 from causal_tracing.testing import lookup
 from families import FAMILIES
@@ -298,5 +298,13 @@ def test_what_cannot_be_followed_is_refused():
         ct.trace(model, pair(), receivers=["logits"], progress=False)
     with pytest.raises(InvalidOption, match="given="):
         followed(model, ["z 1.0 @ last"], ["logits"], given=["z 2.0 @ last"])
+    with pytest.raises(InvalidOption, match="twice, whole or in part"):
+        followed(model, ["z 1.0 @ last"], {"a": ["q 2", "q 2.1"]})
+    with pytest.raises(InvalidOption, match="twice, whole or in part"):
+        followed(model, ["z 1.0 @ last"], {"a": ["mlp_out 1-2", "mlp_out 2"]})
+    with pytest.raises(InvalidPair, match="one place, whole or in part"):
+        followed(model, {"a": ["z 1 @ last", "z 1.0 @ last"]}, ["logits"])
+    with pytest.raises(InvalidOption, match="leave at=3 out"):
+        ct.paths(model, pair(), senders=["z 1.0 @ last"], at=3)
     with pytest.raises(ComponentNotOffered, match="senders= is not offered"):
         followed(shared("falcon_h1"), ["attn_out 1 @ last"], ["logits"])

@@ -11,7 +11,7 @@ its own, and where layers are left out these are all of the model's.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
@@ -34,30 +34,44 @@ Numbers = tuple[int, int]  # the first and the last of a range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedSite:
-    """What one text names: a range of layers (None: all), a range of parts (None: the whole), at some tokens.
+class Named:
+    """What one text names: a range of layers (None: all), and a range of parts (None: the whole).
 
-    `each`: every layer and every part of it is a site of its own.
+    `each`: every layer and every part of it is one of its own.
     """
 
     component: str
-    layers: Numbers | None
-    parts: Numbers | None
-    tokens: Column
+    layers: Numbers | None = None
+    parts: Numbers | None = None
     each: bool = False
 
     def __str__(self) -> str:
         """The text that names it."""
         numbers = "" if self.layers is None else " " + ranged(self.layers)
         parts = "" if self.parts is None else "." + ranged(self.parts)
-        return f"{'each ' if self.each else ''}{self.component}{numbers}{parts} @ {self.tokens}"
+        return f"{'each ' if self.each else ''}{self.component}{numbers}{parts}"
+
+    def within(self, layers: Numbers) -> Iterator[tuple[int, int | None]]:
+        """Its layers and parts, one by one; of all layers those of a range."""
+        first, last = self.layers or layers
+        parts = [None] if self.parts is None else range(self.parts[0], self.parts[1] + 1)
+        yield from ((layer, part) for layer in range(first, last + 1) for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedSite(Named):
+    """A site by name: at some tokens."""
+
+    tokens: Column
+
+    def __str__(self) -> str:
+        """The text that names it."""
+        return f"{Named.__str__(self)} @ {self.tokens}"
 
     def places(self) -> Iterator[tuple[int, int | None]]:
         """Its layers and parts, one by one."""
         assert self.layers is not None, "a site of all layers is made into single ones"
-        first, last = self.layers
-        parts = [None] if self.parts is None else range(self.parts[0], self.parts[1] + 1)
-        yield from ((layer, part) for layer in range(first, last + 1) for part in parts)
+        yield from self.within(self.layers)
 
     def slots(self, pair: TokenPair) -> list[Slot]:
         """The paired tokens of a pair that it names."""
@@ -74,6 +88,9 @@ class NamedSite:
         for slot in self.slots(pair):
             for layer, part in self.places():
                 yield contrast.edit(self.component, layer, slot, donor, restores=restores, part=part)
+
+
+Some = TypeVar("Some", bound=Named)
 
 
 def ranged(numbers: Numbers) -> str:
@@ -126,7 +143,7 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
 
     Raises InvalidOption, InvalidPair or ComponentNotOffered where the model or a pair has no such site.
     """
-    found = tuple(site for text in texts for site in _single(model, named_site(text)))
+    found = tuple(site for text in texts for site in singles(model, named_site(text)))
     for site in found:
         _require(model, site)
     for site in {each.tokens: each for each in found}.values():  # hundreds of heads are at one token
@@ -135,8 +152,8 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
     return found
 
 
-def _single(model: "Model", named: NamedSite) -> Iterator[NamedSite]:
-    """A site as it is; after `each`, one for each layer and part of it (of heads and their like: all of a layer)."""
+def singles(model: "Model", named: Some) -> Iterator[Some]:
+    """What is named as it is; after `each`, one for each layer and each part of it (where none are named: all there are)."""
     if not named.each:
         yield named
         return

@@ -10,12 +10,12 @@ What a text names receives jointly; after `each`, every layer and every head is 
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, nearest
-from causal_tracing.patching.named_sites import Numbers, ranged, some_range
+from causal_tracing.patching.named_sites import Named, singles, some_range
 
 if TYPE_CHECKING:  # every --help reads this: nothing heavy
     from causal_tracing.models.model import Model
@@ -28,28 +28,15 @@ EXAMPLES = '"q 24.4", "mlp_out 25", "logits", or "each q" for every head\'s quer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receiver:
-    """What one text names: a range of layers (None: all), a range of heads (None: all of them)."""
-
-    component: str
-    layers: Numbers | None = None
-    parts: Numbers | None = None
-    each: bool = False
-
-    def __str__(self) -> str:
-        """The text that names it."""
-        numbers = "" if self.layers is None else " " + ranged(self.layers)
-        parts = "" if self.parts is None else "." + ranged(self.parts)
-        return f"{'each ' if self.each else ''}{self.component}{numbers}{parts}"
+class Receiver(Named):
+    """A receiver by name: what its text does not say of layers and heads is all of them."""
 
     def places(self, num_layers: int) -> Iterator[tuple[int, int | None]]:
         """Its layers and heads (None: all of a layer), one by one; the logits are behind the last layer."""
         if self.component == LOGITS:
             yield num_layers, None
-            return
-        first, last = self.layers or (0, num_layers - 1)
-        parts = [None] if self.parts is None else range(self.parts[0], self.parts[1] + 1)
-        yield from ((layer, part) for layer in range(first, last + 1) for part in parts)
+        else:
+            yield from self.within((0, num_layers - 1))
 
 
 def receiver(text: Any) -> Receiver:
@@ -77,7 +64,7 @@ def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
 
     Raises InvalidOption or ComponentNotOffered where the model has no such layer or head.
     """
-    found = tuple(one for text in texts for one in _single(model, receiver(text)))
+    found = tuple(one for text in texts for one in singles(model, receiver(text)))
     for one in found:
         if one.layers is not None:
             validation.numbered("layer", [one.layers[1]], model.num_layers, model.name)
@@ -86,16 +73,3 @@ def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
             validation.numbered("head", [one.parts[1]], model.parts(one.component), place)
     validation.once("receiver", map(str, found))
     return found
-
-
-def _single(model: "Model", named: Receiver) -> Iterator[Receiver]:
-    if not named.each:
-        yield named
-        return
-    parts = named.parts
-    if parts is None and named.component in IN_HEADS:
-        parts = 0, model.parts(named.component) - 1
-    layers = model.active if named.layers is None else range(named.layers[0], named.layers[1] + 1)
-    for layer in layers:
-        for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
-            yield replace(named, layers=(layer, layer), parts=part, each=False)

@@ -26,6 +26,7 @@ from causal_tracing.patching.options.paths import SENDERS, Named
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import check_layers, check_one_token, more_than_held, refuse
 from causal_tracing.patching.receivers import IN_HEADS, LOGITS, Receiver, receivers_on
+from causal_tracing.patching.sets import check_apart
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.columns import labelled
@@ -69,7 +70,7 @@ class Stream:
     def readings(self, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
         """What these receivers are, one by one, in the layers that have them."""
         found = ((one.component, layer, part) for one in receivers for layer, part in one.places(len(self.parts)))
-        return tuple(each for each in dict.fromkeys(found) if self.has(*each[:2]))
+        return tuple(each for each in found if self.has(*each[:2]))
 
     def place(self, receiver: Reading) -> Place:
         """Where a receiver reads: the logits at the end of all layers."""
@@ -234,6 +235,8 @@ def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, direc
     senders = _by_name(options.senders, lambda texts: sites_on(model, texts, pairs, "senders="))
     named = _by_name(options.receivers or EACH_RECEIVER, partial(receivers_on, model))
     _check_senders(stream, senders)
+    for name, sites in senders.items():
+        check_apart(f"the senders {name!r}", sites, pairs)
     grid = PathGrid(
         kind=PATHS,
         components=PATHS.components,
@@ -242,7 +245,7 @@ def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, direc
         arms=arms_of(directions),
         stream=stream,
         senders=tuple((name, tuple(sites)) for name, sites in senders.items()),
-        receivers=(*((name, stream.readings(each)) for name, each in named.items()), (EVERY, ())),
+        receivers=(*((name, _apart(stream, name, each)) for name, each in named.items()), (EVERY, ())),
     )
     if grid.slices * len(grid.receivers) > MOST_PATHS:
         raise InvalidOption(
@@ -257,6 +260,20 @@ def _by_name(asked: Named, found: Callable[[Sequence[str]], Sequence[Any]]) -> d
     if isinstance(asked, Mapping):
         return {name: found(texts) for name, texts in asked.items()}
     return {str(each): (each,) for each in found(asked)}
+
+
+def _apart(stream: Stream, name: str, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
+    """What receivers under one name are, one by one. Raises InvalidOption where two are one place, whole or in part."""
+    found = stream.readings(receivers)
+    parts: dict[tuple[str, int], list[int | None]] = {}
+    for component, layer, part in found:
+        parts.setdefault((component, layer), []).append(part)
+    for (component, layer), named in parts.items():
+        if len({*named}) < len(named) or (None in named and len(named) > 1):
+            raise InvalidOption(
+                f"The receivers {name!r} name {component} {layer} twice, whole or in part. Name each place once."
+            )
+    return found
 
 
 def _check_senders(stream: Stream, senders: Mapping[str, Sequence[NamedSite]]) -> None:

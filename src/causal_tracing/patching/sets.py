@@ -223,7 +223,7 @@ def joint_grids(
     }
     sets = {name: sites_on(model, sites, pairs, f"the set {name!r}") for name, sites in (options.sets or {}).items()}
     for name, sites in sets.items():
-        _check_apart(name, sites, pairs)
+        check_apart(f"the set {name!r}", sites, pairs)
     if sets:
         yield SetGrid(kind=SETS, components=SETS.components, sets=sets, **common)
     if options.growing:
@@ -258,7 +258,7 @@ def _growing(options: Options) -> Sequence[str]:
     return named
 
 
-def _check_apart(name: str, sites: Sequence[NamedSite], pairs: Sequence[TokenPair]) -> None:
+def check_apart(called: str, sites: Sequence[NamedSite], pairs: Sequence[TokenPair]) -> None:
     """Raises InvalidPair where two sites of a set are one place in a pair."""
     # Of all heads there are tens of thousands of pairs, and of a file thousands of prompts: few of the former may meet.
     close = [both for both in combinations(sites, 2) if _may_meet(*both)]
@@ -266,7 +266,7 @@ def _check_apart(name: str, sites: Sequence[NamedSite], pairs: Sequence[TokenPai
         for pair in pairs:
             if _at_one_token(one, other, pair):
                 raise InvalidPair(
-                    f"pair {pair.id!r}: of the set {name!r}, '{one}' and '{other}' are one place, whole or in part. "
+                    f"pair {pair.id!r}: of {called}, '{one}' and '{other}' are one place, whole or in part. "
                     "Name each place once."
                 )
 

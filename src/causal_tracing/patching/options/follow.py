@@ -50,6 +50,10 @@ class FollowOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.senders and self.at != "last":
+            raise InvalidOption(
+                f'senders= says itself at which tokens ("z 3.1 @ {self.at}"): leave at={self.at!r} out.'
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

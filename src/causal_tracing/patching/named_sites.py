@@ -153,7 +153,7 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
 
 
 def singles(model: "Model", named: Some) -> Iterator[Some]:
-    """What is named as it is; after `each`, one for each layer and each part of it (where none are named: all there are)."""
+    """What is named as it is; after `each`, one for each layer and part (where none are named, for all there are)."""
     if not named.each:
         yield named
         return

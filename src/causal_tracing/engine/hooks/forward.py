@@ -68,14 +68,14 @@ def watched(
             check_layer(model, edit)
             _check_shown(edit, wanted)
             edits[edit.site.component, edit.site.layer].append((row, edit))
-    writes, rows = narrowed(
-        {at: [(row * length + edit.site.position, edit) for row, edit in made] for at, made in edits.items()}, wanted
-    )
+    few, rows = narrowed({place: _writes(made, length) for place, made in edits.items()}, wanted)
 
     def visit(component: str, layer: int, value: Tensor) -> Tensor:
         place = component, layer
         if place in edits:
-            value = _edited(model, place, value, writes[place], donors)
+            # Keys and values may be more than the tokens: compressed ones stand behind them.
+            writes = few[place] if place in rows else _writes(edits[place], value.shape[1])
+            value = _edited(model, place, value, writes, donors)
         return watch(place, value) if place in wanted else value
 
     tokens = indices([run.tokens for run in runs], model.device)
@@ -92,6 +92,11 @@ def watched(
     ):
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
     return logits[:, -keep:]
+
+
+def _writes(edits: Sequence[tuple[int, Edit]], length: int) -> list[Write]:
+    """The edits of a batch with their rows where all of its runs, each of this length, lie one behind the other."""
+    return [(row * length + edit.site.position, edit) for row, edit in edits]
 
 
 def _attended(rows: Sequence[tuple[int, Edit]], donors: Mapping[Run, Recording], asked: Asked) -> tuple[Asked, Tensor]:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.interventions.known import Rules
 
@@ -222,5 +223,37 @@ class Backend(Protocol):
         In the order of the runs, as many at a time as fit the memory. `measure` makes one number a run of the logits
         at its last `keep` tokens [run, keep, vocab]. `donors` are recordings of what the runs' edits read, where they
         are there already. Raises ComponentNotOffered, also where `describe().gradients` is False.
+        """
+        ...
+
+
+@runtime_checkable
+class Donor(Protocol):
+    """What is known of a run that edits read from."""
+
+    def at(self, place: Place, position: int) -> Float[Tensor, " width"]:
+        """The activation that it has at a place, of one token."""
+        ...
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A backend that says what single parts of layers make of what they read. Estimates of paths need one."""
+
+    def read(self, base: Run, wanted: Mapping[Run, Collection[Kept]]) -> Mapping[Run, Donor]:
+        """Single activations of runs, most of them the base run with more edits. Raises as `Backend.evaluate`."""
+        ...
+
+    def pulled_back(
+        self,
+        runs: Sequence[Run],
+        slopes: Mapping[Place, Float[Tensor, "run token width"]],
+        *,
+        donors: Mapping[Run, Recording] | None = None,
+    ) -> Mapping[Place, Float[Tensor, "run token d_model"]]:
+        """Slopes at parts of layers as slopes at the stream that these read, through nothing but their own layer.
+
+        By the places of the stream: (resid_pre, layer), and (resid_mid, layer) of an MLP that reads behind attention.
+        Runs of equal length, and slopes of each. Raises ComponentNotOffered.
         """
         ...

@@ -3,10 +3,15 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from causal_tracing.engine.backend import (
     Cost,
     Description,
     Differentiable,
+    Donor,
     Evaluation,
     Linearised,
     Measure,
@@ -18,10 +23,12 @@ from causal_tracing.engine.call_size import call_tokens
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
 from causal_tracing.engine.cost import cost_of, seconds_a_token_layer
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.engine.hooks.gradients import linearised
+from causal_tracing.engine.hooks.gradients import linearised, pulled_back
 from causal_tracing.engine.hooks.record import donor_recordings, record
 from causal_tracing.engine.memory import default_budget, rows_that_fit, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
+from causal_tracing.engine.packed.engine import read
+from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.interventions.sites import ATTENTION, PARTED
 from causal_tracing.models.memory import in_parts
@@ -115,6 +122,48 @@ class NetworkBackend:
         for start in range(0, len(runs), rows):
             work = partial(linearised, model, places=places, measure=measure, donors=donors, keep=keep)
             yield from in_parts(runs[start : start + rows], work, too_large(model, len(runs[0].tokens)))
+
+    def read(self, base: Run, wanted: Mapping[Run, Collection[Kept]]) -> Mapping[Run, Donor]:
+        """Single activations of runs that are mostly the base run with more edits."""
+        if self._tapes is not None:
+            budget = self.budget or default_budget(self.model)
+            return read(self.model, base, wanted, budget, self._tapes, self.call)
+        by_places: dict[frozenset[Place], list[Run]] = {}
+        for run, kept in wanted.items():
+            by_places.setdefault(frozenset(each[:2] for each in kept), []).append(run)
+        found: dict[Run, Donor] = {}
+        for places, runs in by_places.items():
+            found |= record(self.model, runs, places)
+        return found
+
+    def pulled_back(
+        self,
+        runs: Sequence[Run],
+        slopes: Mapping[Place, Float[Tensor, "run token width"]],
+        *,
+        donors: Mapping[Run, Recording] | None = None,
+    ) -> dict[Place, Float[Tensor, "run token d_model"]]:
+        """Slopes at parts of layers as slopes at the stream that these read, as many runs at a time as fit."""
+        model, found = self.model, list[Mapping[Place, Tensor]]()
+        donors = donor_recordings(model, runs) if donors is None else donors
+        budget = (self.budget or default_budget(model)) // model.num_layers
+        rows = rows_that_fit(model, len(runs[0].tokens), 1, budget)
+        numbers = range(len(runs))
+        for start in range(0, len(runs), rows):
+            work = partial(self._pulled_back, runs=runs, slopes=slopes, donors=donors)
+            found += in_parts(numbers[start : start + rows], work, too_large(model, len(runs[0].tokens)))
+        return {place: torch.cat([each[place] for each in found]) for place in found[0]}
+
+    def _pulled_back(
+        self,
+        numbers: Sequence[int],
+        *,
+        runs: Sequence[Run],
+        slopes: Mapping[Place, Tensor],
+        donors: Mapping[Run, Recording],
+    ) -> dict[Place, Tensor]:
+        some = {place: each[list(numbers)] for place, each in slopes.items()}
+        return pulled_back(self.model, [runs[number] for number in numbers], some, donors)
 
     def _cost(self, worlds: Sequence[World], budget: int) -> Cost:
         if self._seconds is None:

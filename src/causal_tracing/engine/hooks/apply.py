@@ -1,13 +1,12 @@
 """What edits write: the donors' activations, given tensors and what is made of them, mixed with what is there."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Place
+from causal_tracing.engine.backend import Donor, Place
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero
@@ -29,15 +28,6 @@ def narrowed(
         at = {row: number for number, row in enumerate(rows)}
         found[place], shown[place] = [(at[row], edit) for row, edit in writes[place]], rows
     return found, shown
-
-
-@runtime_checkable
-class Donor(Protocol):
-    """What is known of a run that edits read from."""
-
-    def at(self, place: Place, position: int) -> Float[Tensor, " width"]:
-        """The activation that it has at a place, of one token."""
-        ...
 
 
 Donors = Mapping[Run, Donor]

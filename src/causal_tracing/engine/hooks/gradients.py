@@ -57,12 +57,62 @@ def linearised(
         values[place], probes[place] = value.detach(), torch.zeros_like(value, requires_grad=True)
         return value + probes[place]
 
-    # A caller's inference mode would make tensors that autograd refuses.
-    with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
+    with _differentiating(model):
         measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
     return Linearised(values, dict(zip(places, found, strict=True)))
+
+
+def pulled_back(
+    model: Model,
+    runs: Sequence[Run],
+    slopes: Mapping[Place, Float[Tensor, "run token width"]],
+    donors: Mapping[Run, Recording],
+) -> dict[Place, Float[Tensor, "run token d_model"]]:
+    """Slopes at parts of layers as slopes at the stream that they read, through nothing but their own layer.
+
+    The graph is cut where layers read: so a single backward holds them all, and none passes through another layer.
+    Raises ComponentNotOffered.
+    """
+    _require_products(model)
+    streams = dict.fromkeys(read_at(model, place) for place in slopes)
+    cuts: dict[Place, Tensor] = {}
+    ends: dict[Place, Tensor] = {}
+
+    def cut(place: Place, value: Tensor) -> Tensor:
+        if place in slopes:
+            ends[place] = value
+        else:
+            value = cuts[place] = value.detach().requires_grad_()
+        return value
+
+    with _differentiating(model):
+        watched(model, runs, donors, [*streams, *slopes], cut, keep=1)
+        given = [slopes[place].to(ends[place]) for place in slopes]
+        made = [ends[place] for place in slopes]
+        found = torch.autograd.grad(made, [cuts[place] for place in streams], given, materialize_grads=True)
+    return dict(zip(streams, found, strict=True))
+
+
+def read_at(model: Model, place: Place) -> Place:
+    """Where a part of a layer reads the stream: at the layer's input, or an MLP behind attention.
+
+    Raises ComponentNotOffered where that cannot be told.
+    """
+    component, layer = place
+    sums = model.layout(layer).sums
+    behind = component == "mlp_out" and len(sums) > 1 and [name for name, _ in sums[0].parts] == ["attn_out"]
+    if behind:
+        model.anatomy.require("resid_mid")
+    return "resid_mid" if behind else "resid_pre", layer
+
+
+@contextmanager
+def _differentiating(model: Model) -> Iterator[None]:
+    """The model at rest, for gradients of activations: a caller's inference mode would make tensors without any."""
+    with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _require_products(model: Model) -> None:

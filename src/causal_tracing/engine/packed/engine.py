@@ -11,15 +11,15 @@
 Layers are called as they are, with what they were called with in the base run; no model code is written again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Measure, Sparing, whole
+from causal_tracing.engine.backend import Donor, Measure, Sparing, whole
 from causal_tracing.engine.checks.words import spares_words
-from causal_tracing.engine.hooks.apply import Donor, Write, rewritten
+from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layer
 from causal_tracing.engine.memory import Sizes, sizes
@@ -29,7 +29,7 @@ from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import groups
 from causal_tracing.engine.packed.unembed import logits_of
 from causal_tracing.engine.progress import Tick, never
-from causal_tracing.interventions.donors import in_levels, read_by
+from causal_tracing.interventions.donors import Kept, in_levels, read_by
 from causal_tracing.interventions.edits import Attending, Edit, Run, World
 from causal_tracing.interventions.sites import FINAL_SCALE
 from causal_tracing.models.model import Model
@@ -51,7 +51,8 @@ class Packed:
         self.model = model
         self.worlds = worlds
         self.sizes = sizes(model, budget, call)
-        self.tapes, self.donors = _recorded(model, worlds, known or Tapes(model), self.sizes)
+        bases, runs = ([getattr(world, name) for world in worlds] for name in ("base", "run"))
+        self.tapes, self.donors = recorded(model, bases, read_by(runs), runs, known or Tapes(model), self.sizes)
         _check_sight(worlds, self.tapes)
         self.furthest = (0, -1)  # as a wave has it
 
@@ -132,26 +133,42 @@ class Packed:
         return partial(rewritten, writes=writes, donors=self.donors) if writes else None
 
 
-def _recorded(
-    model: Model, worlds: Sequence[World], known: Tapes, limits: Sizes
+def read(
+    model: Model, base: Run, wanted: Mapping[Run, Collection[Kept]], budget: int, known: Tapes, call: int | None
+) -> Mapping[Run, Donor]:
+    """Single activations of runs that are mostly the base run with more edits: what these cannot change is its own."""
+    kept = read_by(wanted)
+    for run, each in wanted.items():
+        kept[run] = kept.get(run, {}) | dict.fromkeys(each)
+    return recorded(model, [base], kept, wanted, known, sizes(model, budget, call))[1]
+
+
+def recorded(
+    model: Model,
+    bases: Collection[Run],
+    kept: Mapping[Run, Collection[Kept]],
+    runs: Collection[Run],
+    known: Tapes,
+    limits: Sizes,
 ) -> tuple[dict[Run, Tape], dict[Run, Donor]]:
-    """A tape of every base run, and a recording of every donor."""
-    bases = dict.fromkeys(world.base for world in worlds)
-    runs = dict.fromkeys(world.run for world in worlds)
-    for edit in (edit for run in runs for edit in run.edits):
+    """A tape of every base run, and what is `kept` of donors; those come behind the ones that they read themselves.
+
+    `runs` are those whose edits are made.
+    """
+    for edit in (edit for run in dict.fromkeys(runs) for edit in run.edits):
         check_layer(model, edit)
-    read = read_by(runs)
-    behind = behind_bases(bases, read)
-    places = {run: {kept[:2] for kept in wanted} for run, wanted in read.items()}
-    whole = [run for run in read if run not in behind]
+    bases = dict.fromkeys(bases)
+    behind = behind_bases(bases, kept)
+    places = {run: {each[:2] for each in wanted} for run, wanted in kept.items()}
+    whole = [run for run in kept if run not in behind]
     of_whole = {place for run in whole for place in places[run]}
     of_bases = {place for run in behind for place in places[run]}  # what their edits do not change is their base run's
     found = known.of(list(dict.fromkeys([*bases, *whole])), of_whole | of_bases)
     donors: dict[Run, Donor] = {run: found[run].recordings[run] for run in found}
     tapes = {base: found[base] for base in bases}
-    for level in in_levels(read):
+    for level in in_levels(kept):
         some = {run: behind[run] for run in level if run in behind}
-        donors |= recorded_behind(model, some, read, tapes, donors, limits)
+        donors |= recorded_behind(model, some, kept, tapes, donors, limits)
     return tapes, donors
 
 

@@ -23,7 +23,7 @@ from causal_tracing.interventions.edits import Edit, From, Plus, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching import attribution
-from causal_tracing.patching.attribution import integrated
+from causal_tracing.patching.site_estimates import integrated
 from causal_tracing.testing import circuit
 from families import FAMILIES, build
 from tokenizers_for_tests import words

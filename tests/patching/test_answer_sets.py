@@ -15,9 +15,9 @@ from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
-from causal_tracing.patching.attribution import _terms
 from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_logits, measures_of
 from causal_tracing.patching.scoring import preferences
+from causal_tracing.patching.terms import terms_of
 from causal_tracing.prompts.answers import checked_texts
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.report.document import document
@@ -249,7 +249,7 @@ def test_what_estimates_have_the_gradient_of_is_the_metric(model: Model, fields:
     one, expected = tokenize(pair(**fields), WORDS), dict(zip(SUMMED, by(model), strict=True))
     for metric in SUMMED if fields is ONE else ("prob", "prob_diff"):
         found = 0.0
-        for term in _terms(one, metric):
+        for term in terms_of(one, metric):
             with torch.no_grad():
                 logits = model.network(torch.tensor([[*one.clean.tokens, *term.behind]])).logits
             found += term.weight * term.measure(logits[:, -term.keep :]).item()

@@ -15,11 +15,15 @@ from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
 from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.attribution import Screen, screened
+from causal_tracing.patching.attribution import screened
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.follow import senders_at
+from causal_tracing.patching.options.trace import Options
+from causal_tracing.patching.screen import Screen
+from causal_tracing.patching.senders import path_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS, SINGLE_EXPERTS, SINGLE_NEURONS
 
@@ -42,7 +46,7 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     """
     require_model(model)
     asked = named(as_pairs(pairs))
-    job = _job(model, asked, usual_components(model, options.components), options)
+    job = _job(model, asked, options)
     if note := job.backend.describe().note:
         warnings.warn(note, EngineNote, stacklevel=3)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)
@@ -60,29 +64,47 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     return Attribution(replace(found.measurements, provenance=record | {"estimates": asdict(screen)}))
 
 
-def _job(model: Model, asked: list[Pair], components: Sequence[str], options: EstimateOptions) -> Job:
-    """Every site of the components, in one direction. Raises InvalidPair, InvalidOption, ComponentNotOffered."""
-    for component in components:
-        model.anatomy.require(component)
+def _job(model: Model, asked: list[Pair], options: EstimateOptions) -> Job:
+    """Every site, or every path, in one direction. Raises InvalidPair, InvalidOption, ComponentNotOffered."""
     pairs = tokenize_pairs(asked, model.tokenizer, align=options.align)
+    grids = (_paths if options.of_paths else _sites)(model, pairs, options)
+    components = list(dict.fromkeys(name for grid in grids for name in grid.needs))
     backend = open_backend(model, components, options.engine, options.budget)
     if not backend.describe().gradients:
         raise ComponentNotOffered(
             f"Estimates need gradients, and the backend of {model.name} ({backend.describe().engine!r}) has none: use "
             "trace()."
         )
-    by_kind = {kind: [name for name in components if name in KINDS[kind].components] for kind in KINDS}
     return Job(
         model=model,
         options=options,
         asked=asked,
         pairs=pairs,
         contrasts=[of_prompts(pair) for pair in pairs],
-        grids=[_grid(model, pairs, kind, names, options.direction) for kind, names in by_kind.items() if names],
+        grids=grids,
         backend=backend,
         plain=plain_backend(model),
         noise=None,
     )
+
+
+def _paths(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -> list[Grid]:
+    """Every path from the senders to the receivers; reception looks at what heads give."""
+    senders = options.senders or senders_at(options.at)
+    asked = Options(components=(), senders=senders, receivers=options.receivers)
+    (grid,) = path_grids(model, pairs, asked, [options.direction])
+    if options.method == "reception":
+        model.anatomy.require("z")
+    return [grid]
+
+
+def _sites(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -> list[Grid]:
+    """Every site of the components."""
+    components = usual_components(model, options.components)
+    for component in components:
+        model.anatomy.require(component)
+    by_kind = {kind: [name for name in components if name in KINDS[kind].components] for kind in KINDS}
+    return [_grid(model, pairs, kind, names, options.direction) for kind, names in by_kind.items() if names]
 
 
 def _grid(model: Model, pairs: Sequence[TokenPair], kind: str, components: Sequence[str], direction: str) -> Grid:

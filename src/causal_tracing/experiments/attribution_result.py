@@ -19,7 +19,7 @@ from causal_tracing.report.words import estimates as in_words
 from causal_tracing.results.arms import DIRECTIONS, Arm
 from causal_tracing.results.estimates import Checked, agreement, checked, maps_of, over_pairs
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import KINDS, SiteKind, kind_of_component
+from causal_tracing.results.site_kinds import KINDS, SiteKind, kind_of, kind_of_component
 from causal_tracing.results.storage.saved import open_measurements
 from causal_tracing.results.units import UNITS
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # What the first version did not keep: the base run is taken as 0, and repeats as equal.
 UNEDITED = {"corrupt": 0.0, "spread": 0.0}
+
+
+SITE_COLUMNS = ("component", "layer", "position", "part")
 
 
 class Attribution(Trace):
@@ -51,12 +54,14 @@ class Attribution(Trace):
     def estimates(self) -> Mapping[str, xr.DataArray]:
         """By component, what is estimated over (pair, layer, position), for heads and neurons with an axis of these.
 
-        In the metric's unit; NaN where a position is paired with none.
+        Of paths over (pair, sender, receiver). In the metric's unit; NaN where a position is paired with none.
         """
         found = {}
         for cells in self._maps:
             for name in cells.component.values:
-                here = cells.estimated.sel(component=name).transpose("pair", "layer", "position", ...)
+                kind = kind_of(cells)
+                first = ("layer", "position") if kind.layered else kind.axes[1:]
+                here = cells.estimated.sel(component=name).transpose("pair", *first, ...)
                 found[str(name)] = here.rename(f"estimated_{self.direction}")
         return found
 
@@ -67,13 +72,10 @@ class Attribution(Trace):
 
     @cached_property
     def verified(self) -> pd.DataFrame:
-        """The sites that were patched, with estimate and exact effect, strongest exact effect first."""
-        columns = ["pair", "component", "layer", "position", "part", "estimate", "exact", "why"]
-        rows = [
-            (one.pair, site.component, site.layer, site.position, site.part, one.estimate, one.exact, one.why)
-            for one in self.checked
-            for site in [one.site]
-        ]
+        """The sites or paths that were patched, with estimate and exact effect, strongest exact effect first."""
+        where = SITE_COLUMNS if any(kind_of(each).layered for each in self._maps) else kind_of(self._maps[0]).axes
+        columns = ["pair", *where, "estimate", "exact", "why"]
+        rows = [(one.pair, *_where(one), one.estimate, one.exact, one.why) for one in self.checked]
         table = pd.DataFrame(rows, columns=columns)
         return table.sort_values("exact", key=abs, ascending=False, ignore_index=True)
 
@@ -146,6 +148,13 @@ class Attribution(Trace):
         if Path(path).is_dir():
             return cls(open_measurements(path))
         return cls(_of_first_version(Path(path)))
+
+
+def _where(one: Checked) -> tuple[Any, ...]:
+    """Where something patched is, in the columns of the table."""
+    if not one.kind.layered:
+        return tuple(one.at[axis] for axis in one.kind.axes)
+    return tuple(getattr(one.site, name) for name in SITE_COLUMNS)
 
 
 def _of_first_version(path: Path) -> Measurements:

@@ -1,79 +1,39 @@
-"""Estimates by gradient, and how far they can be believed: attribution patching and integrated gradients.
+"""Estimates by gradient, and how far they can be believed.
 
 An estimate is a screen, never an effect (AtP*: Kramar et al. 2024). So the strongest estimates and a random sample of
 the rest are always patched for real, and how both agree is part of the result.
 
-- atp: (donor - base) times the metric's gradient at the base run (attribution patching, Nanda 2023): two forwards and
-  one backward for everything.
-- ig: the gradient averaged at `steps` midpoints of the straight line from the base run's activations to the donor's
-  (integrated gradients, Sundararajan et al. 2017), all positions of one layer's component together: as many forwards
-  and backwards for each layer and component as steps.
-
-1. Of each pair: what the metric is made of (`_terms`), and the estimate of every cell (`_estimates`).
+1. Of each pair the estimate of every cell: of sites (`site_estimates`), or of paths (`path_estimates`).
 2. What is known of cells beforehand (cuts, structural zeros), and which of the others are patched (`_chosen`).
 3. These are patched, and both go into the same map: `estimated` everywhere, the exact numbers where there are any.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import product
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from causal_tracing.engine.backend import Backend, Differentiable, Recording
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.known import effective
-from causal_tracing.interventions.sites import Site
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.ablation import check_patterns
 from causal_tracing.patching.arrays import Sums, measurements_of
 from causal_tracing.patching.cells import Cell, Question, worlds_of
-from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.measure import STEPS, Numbers
+from causal_tracing.patching.measure import Numbers
 from causal_tracing.patching.options.trace import Progress
+from causal_tracing.patching.path_estimates import path_estimates
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread, undefined
+from causal_tracing.patching.screen import Screen, share
+from causal_tracing.patching.senders import PathGrid
+from causal_tracing.patching.site_estimates import site_estimates
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
-from causal_tracing.prompts.alignment import Slot
+from causal_tracing.patching.terms import PROBABILITIES
 from causal_tracing.prompts.pairs import TokenPair
-from causal_tracing.prompts.scored import Behind, behind
-from causal_tracing.results.arms import Arm
+from causal_tracing.prompts.scored import behind
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.units import NEED_FOIL
-
-PROBABILITIES = ("prob", "prob_diff")  # that add up over the texts of a set
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Screen:
-    """How cells are estimated, and how many are patched of each component: the strongest, and random others."""
-
-    method: str
-    steps: int
-    verify: int
-    sample: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Term:
-    """A part of the metric: a text behind the prompt, whose tokens are read, and how much it counts."""
-
-    behind: tuple[int, ...]
-    keep: int
-    weight: float
-    measure: Differentiable
-
-    def longer(self, run: Run) -> Run:
-        """The run with the text behind it."""
-        return Run((*run.tokens, *self.behind), run.edits)
 
 
 def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numbers:
@@ -88,7 +48,7 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
         check_length(job.model, pair)
     checks, found = SpotChecks(job), []
     for number in range(len(job.pairs)):
-        found.append(_Screened(job, screen, job.question(number), _share(progress, number, len(job.pairs))))
+        found.append(_Screened(job, screen, job.question(number), share(progress, number, len(job.pairs))))
     far = max((each.furthest for each in found if each.furthest), key=lambda each: each.tokens, default=None)
     checked = checks.pairs | ({far.number} if far else set())
     clean = {number: found[number].clean for number in checked}
@@ -100,16 +60,6 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
         worlds_run=sum(each.worlds_run for each in found),
         spot_checks=checks.run(sums, unedited, clean, far),
     )
-
-
-def _share(progress: Progress | None, part: int, parts: int) -> Progress:
-    """Progress of one of several parts of the work, told as progress of the whole."""
-
-    def report(done: int, total: int) -> None:
-        if progress:
-            progress(round(STEPS * (part + done / max(1, total)) / parts), STEPS)
-
-    return report
 
 
 def _check_pair(job: Job, pair: TokenPair) -> None:
@@ -130,10 +80,9 @@ class _Screened:
     def __init__(self, job: Job, screen: Screen, question: Question, progress: Progress) -> None:
         self.job, self.question, self.progress = job, question, progress
         (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
-        self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
         number = question.number
         self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean}, job.metrics)
-        self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
+        self.estimates, self.known = self._estimated(screen, share(progress, 0, 2))
         self.chosen = [
             (grid, at, why)
             for grid in job.grids
@@ -144,10 +93,28 @@ class _Screened:
         self._patch()
         self.measurements = self._measurements(preview)
 
+    def _estimated(self, screen: Screen, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The estimates of every kind's cells, and what is known of these beforehand."""
+        job, question = self.job, self.question
+        estimates, known = {}, {}
+        for grid in job.grids:
+            name = grid.kind.name
+            if isinstance(grid, PathGrid):
+                found = path_estimates(job, screen, question, grid, self.scoring, progress)
+                estimates[name], known[name] = found
+            else:
+                known[name] = _known(self.scoring, question, grid)
+        sites = [grid for grid in job.grids if not isinstance(grid, PathGrid)]
+        return estimates | (site_estimates(job, screen, question, progress) if sites else {}), known
+
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
         """What is patched of one component: it does not depend on which others were asked for."""
         estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
-        cells = [at for at in grid.cells() if at[0] == component and not known[at] and not np.isnan(estimates[at])]
+        cells = [
+            at
+            for at in grid.cells()
+            if at[0] == component and not grid.beside(at) and not known[at] and not np.isnan(estimates[at])
+        ]
         order = np.argsort([-abs(estimates[at]) for at in cells], kind="stable")
         yield from ((cells[n], "top") for n in order[: screen.verify])
         name = grid.components[component]
@@ -162,7 +129,7 @@ class _Screened:
         ]
         unedited = self.question.unedited
         asked = [*unedited, *self.scoring.repeats(unedited), *(cell.world for _, cell in worlds)]
-        found = self.scoring.evaluate(asked, progress=_share(self.progress, 1, 2))
+        found = self.scoring.evaluate(asked, progress=share(self.progress, 1, 2))
         runs = len(asked) - len(worlds)
         self.unedited, self.repeats = found.values[: len(unedited)], found.values[len(unedited) : runs]
         self.worlds, self.worlds_run = found.worlds, found.worlds_run
@@ -216,140 +183,3 @@ def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
             for at in places:
                 found[at] = "cut" if cut and open_ else "" if open_ else "structural_zero"
     return found
-
-
-def _terms(pair: TokenPair, metric: str) -> list[_Term]:
-    """What the metric is the sum of: one prediction after the prompt, or what scores answers and foils behind it."""
-    if not pair.several_tokens:
-        firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
-        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, *firsts))]
-    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if metric in NEED_FOIL else {})
-    return [
-        _Term(
-            behind=each.tokens,
-            keep=len(each.tokens) + 1,
-            weight=weight,
-            measure=partial(_whole_text, metric in PROBABILITIES, each),
-        )
-        for weight, side in texts.items()
-        for each in behind(side)
-    ]
-
-
-def _one_token(
-    metric: str, answers: list[int], foils: list[int], logits: Float[Tensor, "run 1 vocab"]
-) -> Float[Tensor, " run"]:
-    """The metric of answers of one token, so that gradients pass."""
-    logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
-    values = logits if metric in ("logit_diff", "logit") else logits.log_softmax(-1)
-    answer, foil = values[:, answers].logsumexp(-1), values[:, foils].logsumexp(-1)
-    match metric:
-        case "logit_diff":
-            return answer - foil
-        case "logit" | "log_prob":
-            return answer
-        case "prob":
-            return answer.exp()
-        case _:
-            return answer.exp() - foil.exp()
-
-
-def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run"]:
-    """The log-probability of what stands behind the prompt and any of what may come next, or its probability."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokens = torch.tensor(text.tokens, dtype=torch.long, device=logits.device).expand(len(logits), -1)
-    log_probs = logits.log_softmax(-1)
-    given = log_probs[:, :-1].gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
-    total = given + log_probs[:, -1, list(text.lasts)].logsumexp(-1)
-    return total.exp() if probability else total
-
-
-def _estimates(job: Job, screen: Screen, question: Question, progress: Progress) -> dict[str, np.ndarray]:
-    """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
-    arm, pair = job.grids[0].arms[0], question.pair
-    slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
-    places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
-    terms = _terms(pair, job.metric)
-    moved = [
-        _moved(job.backend, screen, term, question, arm, places, list(slots.values()), _share(progress, n, len(terms)))
-        for n, term in enumerate(terms)
-    ]
-    weights = [(1.0 if arm.restores else -1.0) * term.weight for term in terms]
-    found = {}
-    for grid in job.grids:
-        found[grid.kind.name] = into = np.full(grid.shape, np.nan)
-        for (c, component), (n, layer) in product(enumerate(grid.components), enumerate(grid.layers)):
-            both = zip(weights, moved, strict=True)
-            values = np.sum([weight * each[component, layer] for weight, each in both], axis=0)  # [slot, part]
-            target = into[c, n] if grid.kind.part else into[c, n][None]  # [part, column]
-            target[: values.shape[1], list(slots)] = values.T
-    return found
-
-
-def _moved(
-    backend: Backend,
-    screen: Screen,
-    term: _Term,
-    question: Question,
-    arm: Arm,
-    places: Sequence[tuple[str, int]],
-    slots: Sequence[Slot],
-    progress: Progress,
-) -> dict[tuple[str, int], np.ndarray]:
-    """How far the term moves with what is put in at each slot [slot, part]."""
-    base, donor = map(term.longer, question.contrast.sides(0, restores=arm.restores))
-    here = [slot.corrupt if arm.restores else slot.clean for slot in slots]
-    there = [slot.clean if arm.restores else slot.corrupt for slot in slots]
-    donors = backend.record([donor], places)
-    given = donors[donor].activations
-    if screen.method == "atp":
-        (found,) = backend.gradients([base], places, term.measure, keep=term.keep)
-        held, slopes = ({place: each[place][0] for place in places} for each in found)
-    else:
-        held = backend.record([base], places)[base].activations
-        slopes = {}
-        for done, (component, layer) in enumerate(places):
-            progress(done, len(places))
-            sites = [Site(component, layer, position) for position in here]
-            mean = integrated(
-                backend, base, donor, sites, term.measure, screen.steps, there=there, donors=donors, keep=term.keep
-            )
-            slopes[component, layer] = torch.zeros_like(held[component, layer], dtype=mean.dtype)
-            slopes[component, layer][here] = mean
-    progress(1, 1)
-    described, moved = backend.describe(), {}
-    for place in places:
-        apart = (given[place][there] - held[place][here]).double() * slopes[place][here].double()
-        moved[place] = apart.unflatten(1, (described.parts(place[0]), -1)).sum(-1).cpu().numpy()
-    return moved
-
-
-def integrated(
-    backend: Backend,
-    base: Run,
-    donor: Run,
-    sites: Sequence[Site],
-    measure: Differentiable,
-    steps: int,
-    *,
-    there: Sequence[int] | None = None,
-    donors: Mapping[Run, Recording] | None = None,
-    keep: int = 1,
-) -> Float[Tensor, "site width"]:
-    """The gradient at sites of one component and layer, averaged over the way of all of them from base to donor.
-
-    All sites move together and at the same pace, to what the donor has at the positions `there` (default: the same);
-    what lies before them is the base run's, what lies behind them follows. Over them all, Σ (donor − base) · this tends
-    to metric(patched) − metric(base) as steps grow.
-    """
-    component, layer = sites[0].component, sites[0].layer
-    read = [site.position for site in sites] if there is None else there
-    both = list(zip(sites, read, strict=True))
-    runs = [
-        Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))
-        for step in range(steps)
-    ]
-    found = backend.gradients(runs, [(component, layer)], measure, donors=donors, keep=keep)
-    parts = [part.gradients[component, layer].double().sum(0) for part in found]
-    mean = torch.stack(parts).sum(0) / steps
-    return mean[[site.position for site in sites]]

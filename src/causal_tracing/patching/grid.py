@@ -79,6 +79,10 @@ class Grid:
         """The column of a cell."""
         return self.columns[at[-1]]
 
+    def beside(self, at: At) -> bool:
+        """Whether a cell is none of those that are compared, but stands beside them."""
+        return False
+
     def written(self) -> list[tuple[str, int]]:
         """The components and layers at which anything is written."""
         return list(product(self.components, self.layers))

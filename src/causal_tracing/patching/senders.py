@@ -196,6 +196,10 @@ class PathGrid(Grid):
         chosen = range(self.slices) if slices is None else slices
         yield from ((0, sender, receiver) for sender in chosen for receiver in range(len(self.receivers)))
 
+    def beside(self, at: At) -> bool:
+        """The sender patched as ever is no path."""
+        return self.receivers[at[2]][0] == EVERY
+
     def written(self) -> list[tuple[str, int]]:
         """The components and layers of the senders."""
         sites = (site for _, sites in self.senders for site in sites)
@@ -217,10 +221,15 @@ class PathGrid(Grid):
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world in which the receivers of the cell alone read what its senders add."""
-        (_, sites), (name, places) = self.senders[at[1]], self.receivers[at[2]]
-        changed = tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
+        name, places = self.receivers[at[2]]
+        changed = self.sent(at[1], pair, contrast, arm, donor)
         if changed:
             yield changed if name == EVERY else received(self.stream, base, changed, places)
+
+    def sent(self, sender: int, pair: TokenPair, contrast: Contrast, arm: Arm, donor: Run) -> tuple[Edit, ...]:
+        """What patches a sender; nothing where the pair has no such token."""
+        sites = self.senders[sender][1]
+        return tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
 
 
 def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> Iterator[Grid]:

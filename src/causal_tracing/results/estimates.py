@@ -1,6 +1,6 @@
 """Estimates beside what was patched exactly to check them, and how far both agree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from causal_tracing.interventions.sites import Site
 from causal_tracing.results.effects import effects
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import shown_first
-from causal_tracing.results.site_kinds import kind_of
+from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 CONFIDENCE = 0.95
 OF_INTEREST = 0.02  # of the total effect: below, a sign means nothing
@@ -22,13 +22,29 @@ KNOWN = ("structural_zero", "cut", "unpaired", "undefined")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """A site's estimate beside its exact effect, and why it was patched: "top" (a strong estimate) or "sample"."""
+    """A cell's estimate beside its exact effect, and why it was patched: "top" (a strong estimate) or "sample".
+
+    `at` is where it stands along each axis of its kind: the component, and layer, part and position of a site, or
+    sender and receiver of a path.
+    """
 
     pair: str
-    site: Site
+    kind: SiteKind
+    at: Mapping[str, Any]
     estimate: float
     exact: float
     why: str
+
+    @property
+    def component(self) -> str:
+        """What its agreement is told of."""
+        return str(self.at["component"])
+
+    @property
+    def site(self) -> Site:
+        """The site that it is, where its kind is one of single sites."""
+        part = self.at.get(self.kind.part) if self.kind.part else None
+        return Site(self.component, self.at["layer"], self.at["position"], part)
 
 
 def maps_of(measurements: Measurements) -> tuple[xr.Dataset, ...]:
@@ -60,10 +76,11 @@ def _of_component(found: xr.Dataset) -> Iterator[Checked]:
         if why == "top":
             places.sort(key=lambda at: -abs(values["estimated"][at]))
         for at in places:
-            layer, *part, position = (names[n] for names, n in zip(labels, at, strict=True))
+            there = {axis: names[n] for axis, names, n in zip(axes, labels, at, strict=True)}
             yield Checked(
                 pair=str(found.pair.item()),
-                site=Site(str(found.component.item()), layer, position, *part),
+                kind=kind,
+                at={"component": str(found.component.item()), **there},
                 estimate=float(values["estimated"][at]),
                 exact=float(values[direction][at]),
                 why=why,
@@ -77,7 +94,7 @@ def agreement(maps: Sequence[xr.Dataset], everything: Sequence[Checked]) -> pd.D
         for pair in found.pair.values:
             for component in found.component.values:
                 here = found.sel(pair=pair, component=component)
-                mine = [one for one in everything if (one.pair, one.site.component) == (pair, component)]
+                mine = [one for one in everything if (one.pair, one.component) == (pair, component)]
                 rows.append({"pair": str(pair), "component": str(component), **_agreement(here, mine)})
     return pd.DataFrame(rows).set_index(["pair", "component"])
 
@@ -89,7 +106,10 @@ def _agreement(found: xr.Dataset, mine: list[Checked]) -> dict[str, Any]:
     counts = abs(exact) >= OF_INTEREST * abs(found.total_effect.item())
     strongest = np.argsort(-abs(exact), kind="stable")[: int(top.sum())]
     varies = len(mine) > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
-    can_matter = int((~found.status.isin(KNOWN)).sum())
+    kind, status = kind_of(found), found.status
+    if kind.margin:  # that stands beside the paths, and is none
+        status = status.drop_sel({kind.column: kind.margin})
+    can_matter = int((~status.isin(KNOWN)).sum())
     above = 1 - (1 - CONFIDENCE) ** (1 / sampled) if sampled else np.nan
     return {
         "sites": can_matter,

@@ -1,16 +1,18 @@
 """The options of `attribute`: what is its own, and those that it has of a trace. Declared as all others are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from causal_tracing import validation
+from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import PARTED, WHOLE
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import one_of
-from causal_tracing.patching.options.choices import METHODS, SMOOTH
+from causal_tracing.patching.options.choices import METHODS, PATH_METHODS, SMOOTH
 from causal_tracing.patching.options.declare import PATCHED, check_values, option, record, same
+from causal_tracing.patching.options.follow import FollowOptions, check_senders_at
 from causal_tracing.patching.options.trace import Options, Progress
 from causal_tracing.results.arms import DIRECTIONS
 
@@ -32,7 +34,8 @@ class EstimateOptions:
     )
     method: str = option(
         "atp",
-        help="atp (attribution patching) or ig (integrated gradients).",
+        help="Of sites: atp (attribution patching) or ig (integrated gradients). Of paths from senders to receivers: "
+        "eap (edge attribution), eap-ig (over embeddings), or reception (a receiver's own arithmetic done exactly).",
         group=PATCHED,
         text=texts.WORD,
         check=partial(validation.one_of, "method", valid=METHODS),
@@ -40,7 +43,7 @@ class EstimateOptions:
     )
     steps: int = option(
         10,
-        help="Of the way from base to donor, for ig.",
+        help="Of the way from base to donor, for ig and eap-ig.",
         group=PATCHED,
         text=texts.NUMBER,
         check=_whole("steps=", least=1, most=MOST_STEPS),
@@ -75,6 +78,13 @@ class EstimateOptions:
         text=texts.NUMBER,
         check=_whole("sample= (estimates are always checked)", least=1),
     )
+    senders: Mapping[str, Sequence[str]] | Sequence[str] | None = same(
+        Options,
+        "senders",
+        help="Of paths: who sends. Default: every head by its z, every MLP, the embedding, at the token at.",
+    )
+    receivers: Mapping[str, Sequence[str]] | Sequence[str] | None = same(Options, "receivers")
+    at: int | str = same(FollowOptions, "at")
     align: str = same(Options, "align")
     budget: int | None = same(Options, "budget")
     engine: str = same(Options, "engine")
@@ -84,6 +94,22 @@ class EstimateOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.of_paths:
+            check_senders_at(self.senders, self.at)
+            if self.components is not None:
+                raise InvalidOption(
+                    f"components= are sites, and method={self.method!r} estimates paths: name senders= and receivers=."
+                )
+        elif self.senders or self.receivers or self.at != "last":
+            raise InvalidOption(
+                f"senders=, receivers= and at= are of paths, and method={self.method!r} estimates sites: use method= "
+                f"{', '.join(PATH_METHODS)}."
+            )
+
+    @property
+    def of_paths(self) -> bool:
+        """Whether paths are estimated, and not sites."""
+        return self.method in PATH_METHODS
 
     def to_dict(self) -> dict[str, Any]:
         """What is kept of them with a result, as JSON holds it."""

@@ -21,6 +21,12 @@ def _check_at(value: Any) -> None:
         raise InvalidOption(f'at= is one position, role or span, such as "last"; it is {value!r}.')
 
 
+def check_senders_at(senders: Any, at: Column) -> None:
+    """Raises InvalidOption where senders are named, and a token for those that are not."""
+    if senders and at != "last":
+        raise InvalidOption(f'senders= says itself at which tokens ("z 3.1 @ {at}"): leave at={at!r} out.')
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowOptions:
     """The options of `paths`. Raises InvalidOption for a value that cannot be meant."""
@@ -50,10 +56,7 @@ class FollowOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
-        if self.senders and self.at != "last":
-            raise InvalidOption(
-                f'senders= says itself at which tokens ("z 3.1 @ {self.at}"): leave at={self.at!r} out.'
-            )
+        check_senders_at(self.senders, self.at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +69,15 @@ class FollowRunOptions(FollowOptions):
     retry_failed: bool = same(RunOptions, "retry_failed")
 
 
+def senders_at(at: Column) -> list[str]:
+    """Every sender, at one token."""
+    return [f"{sender} @ {at}" for sender in EACH_SENDER]
+
+
 def as_paths_of_a_trace(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a trace that these mean."""
     left = dict(given)
     at = left.pop("at", "last")
     if not left.get("senders"):
-        left["senders"] = [f"{sender} @ {at}" for sender in EACH_SENDER]
+        left["senders"] = senders_at(at)
     return {"components": (), **left}

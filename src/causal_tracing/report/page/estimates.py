@@ -90,7 +90,7 @@ def _scatter(row: Mapping[str, Any], named: Sequence[tuple[Checked, str]]) -> st
     mine = [
         (one, name)
         for one, name in named
-        if one.site.component == row["component"] and np.isfinite([one.exact, one.estimate]).all()
+        if one.component == row["component"] and np.isfinite([one.exact, one.estimate]).all()
     ]
     most = max((abs(each) for one, _ in mine for each in (one.exact, one.estimate)), default=0) or 1.0
 

@@ -8,9 +8,16 @@ import pandas as pd
 from causal_tracing.report.words.method import Side, device_sentences, headline, sides
 from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import kind_of_component
+from causal_tracing.results.site_kinds import PATHS
 
 SHOWN = 10
+HOW = {
+    "atp": "attribution patching",
+    "ig": "integrated gradients, {steps} steps",
+    "eap": "edge attribution patching",
+    "eap-ig": "edge attribution with integrated gradients over embeddings, {steps} steps",
+    "reception": "exact reception, and a slope behind it",
+}
 
 
 def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence[Checked]) -> str:
@@ -51,26 +58,30 @@ def asked(measurements: Measurements) -> tuple[Side, ...]:
 def how(record: Mapping[str, Any]) -> str:
     """The method of a record."""
     screen = record["estimates"]
-    return "attribution patching" if screen["method"] == "atp" else f"integrated gradients, {screen['steps']} steps"
+    return HOW[screen["method"]].format(**screen)
 
 
 def left_out(agreement: pd.DataFrame, *, several: bool) -> Iterator[str]:
     """What is known of the sites of each component that were not patched."""
     for name, row in agreement.iterrows():
+        cells = "paths" if name in PATHS.components else "sites"
         if row.above == 0:
-            yield f"{name}: every site that can matter was patched."
+            yield f"{name}: every {cells[:-1]} that can matter was patched."
         elif row.sampled:
             each = " of each pair" if several else ""
             yield (
-                f"{name}: of {row.sampled:.0f} random sites among the rest{each}, none has an effect above "
+                f"{name}: of {row.sampled:.0f} random {cells} among the rest{each}, none has an effect above "
                 f"{row.sampled_max:.2g}; so with 95 % confidence less than {100 * row.above:.1f} % of the rest do."
             )
 
 
 def named(measurements: Measurements, one: Checked) -> str:
     """A patched site for people, with its token, and its pair where there are several."""
-    site, pairs = one.site, measurements.pairs
-    token = str(pairs.clean_token.sel(pair=one.pair).values[site.position]).strip()
+    pairs = measurements.pairs
     whose = f"{one.pair}: " if pairs.sizes["pair"] > 1 else ""
-    part = "" if site.part is None else f" {kind_of_component(site.component).part} {site.part}"
+    if not one.kind.layered:
+        return whose + one.kind.address.format(part=one.at[one.kind.part or ""], column=one.at[one.kind.column])
+    site = one.site
+    token = str(pairs.clean_token.sel(pair=one.pair).values[site.position]).strip()
+    part = "" if site.part is None else f" {one.kind.part} {site.part}"
     return f"{whose}{site.component} layer {site.layer}{part}, token {site.position} ({token})"

@@ -1,0 +1,113 @@
+"""The paths of one pair in one direction, as estimates take them: which edits send, and which single parts receive."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool
+
+from causal_tracing.engine.backend import Place
+from causal_tracing.engine.backend import Reading as ReadingBackend
+from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.known import Rules, effective
+from causal_tracing.interventions.sites import Site
+from causal_tracing.patching.cells import Question, last_of
+from causal_tracing.patching.job import Job
+from causal_tracing.patching.receivers import LOGITS
+from causal_tracing.patching.senders import PathGrid, Reading
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Followed:
+    """All paths of a grid for one pair: the runs, what each sender writes, and the receivers' single readings."""
+
+    job: Job
+    grid: PathGrid
+    question: Question
+    base: Run
+    donor: Run
+    changed: tuple[tuple[Edit, ...], ...]  # of each sender; nothing where the pair has no such token
+
+    @cached_property
+    def readings(self) -> tuple[Reading, ...]:
+        """Every part that receives anything, once."""
+        return tuple(dict.fromkeys(reading for _, each in self.grid.receivers for reading in each))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The components and layers of the readings that are in layers."""
+        return tuple(dict.fromkeys((name, layer) for name, layer, _ in self.readings if name != LOGITS))
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether the logits are among the receivers."""
+        return any(name == LOGITS for name, *_ in self.readings)
+
+    @cached_property
+    def backend(self) -> ReadingBackend:
+        """The backend, as one that can be asked what parts of layers read. Raises ComponentNotOffered."""
+        if not isinstance(self.job.backend, ReadingBackend):
+            raise ComponentNotOffered(
+                f"Estimates of paths need a backend that reads single parts of layers, and the backend of "
+                f"{self.job.model.name} ({self.job.backend.describe().engine!r}) does not: use paths()."
+            )
+        return self.job.backend
+
+    def parts(self, component: str) -> int:
+        """How many heads a component has; 1 where it has none."""
+        return self.job.model.parts(component)
+
+    @cached_property
+    def reaches(self) -> Bool[np.ndarray, "sender reading"]:
+        """Whether a sender's path to a reading can change anything."""
+        stream, last = self.grid.stream, len(self.base.tokens) - 1
+        open_: dict[tuple[Place, int], bool] = {}
+        found = np.zeros((len(self.changed), len(self.readings)), bool)
+        for sender, edits in enumerate(self.changed):
+            for position in sorted({edit.site.position for edit in edits}):
+                first = stream.first_behind([edit for edit in edits if edit.site.position == position])
+                for number, reading in enumerate(self.readings):
+                    if found[sender, number] or stream.place(reading) < first:
+                        continue
+                    place = reading[:2]
+                    if place[0] == LOGITS:
+                        found[sender, number] = position == last
+                        continue
+                    if (place, position) not in open_:
+                        open_[place, position] = self._matters(place, position)
+                    found[sender, number] = open_[place, position]
+        return found
+
+    def _matters(self, place: Place, position: int) -> bool:
+        """Whether what a part of a layer makes there can change what is read."""
+        rules: Rules = self.job.model.rules
+        edit = Edit(Site(place[0], place[1], position), From(self.donor, len(self.donor.tokens) - 1), 0.5)
+        return bool(effective(World(self.base, (edit,), last_of(self.base)), rules))
+
+    @cached_property
+    def members(self) -> Bool[np.ndarray, "reading receiver"]:
+        """Which readings each receiver is made of."""
+        number = {reading: n for n, reading in enumerate(self.readings)}
+        found = np.zeros((len(self.readings), len(self.grid.receivers)), bool)
+        for column, (_, each) in enumerate(self.grid.receivers):
+            found[[number[reading] for reading in each], column] = True
+        return found
+
+    def added_by(self, sender: int) -> Mapping[tuple[str, int, int], tuple[Edit, ...]]:
+        """A sender's edits by the part of a layer that they are in, and its layer and position."""
+        found: dict[tuple[str, int, int], list[Edit]] = {}
+        for edit in self.changed[sender]:
+            site = edit.site
+            part = "attn_out" if site.component == "z" else site.component
+            found.setdefault((part, site.layer, site.position), []).append(edit)
+        return {place: tuple(edits) for place, edits in found.items()}
+
+
+def followed(job: Job, grid: PathGrid, question: Question) -> Followed:
+    """The paths of one pair in the direction of the grid."""
+    (arm, *_), pair, contrast = grid.arms, question.pair, question.contrast
+    base, donor = contrast.sides(0, restores=arm.restores)
+    changed = tuple(grid.sent(sender, pair, contrast, arm, donor) for sender in range(grid.slices))
+    return Followed(job=job, grid=grid, question=question, base=base, donor=donor, changed=changed)

@@ -22,6 +22,7 @@ from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.trace import Options
+from causal_tracing.patching.reception import SOFTMAX
 from causal_tracing.patching.screen import Screen
 from causal_tracing.patching.senders import path_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
@@ -89,11 +90,11 @@ def _job(model: Model, asked: list[Pair], options: EstimateOptions) -> Job:
 
 
 def _paths(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -> list[Grid]:
-    """Every path from the senders to the receivers; reception looks at what heads give."""
+    """Every path from the senders to the receivers; reception by queries and keys looks at what heads give."""
     senders = options.senders or senders_at(options.at)
     asked = Options(components=(), senders=senders, receivers=options.receivers)
     (grid,) = path_grids(model, pairs, asked, [options.direction])
-    if options.method == "reception":
+    if options.method == "reception" and {*SOFTMAX} & {*grid.needs}:
         model.anatomy.require("z")
     return [grid]
 

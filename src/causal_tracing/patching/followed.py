@@ -63,9 +63,11 @@ class Followed:
     def reaches(self) -> Bool[np.ndarray, "sender reading"]:
         """Whether a sender's path to a reading can change anything."""
         stream, last = self.grid.stream, len(self.base.tokens) - 1
+        rules = self.job.backend.describe().rules  # those that were proved of what is read
         open_: dict[tuple[Place, int], bool] = {}
         found = np.zeros((len(self.changed), len(self.readings)), bool)
-        for sender, edits in enumerate(self.changed):
+        for sender, changed in enumerate(self.changed):
+            edits = effective(World(self.base, changed, last_of(self.base)), rules)
             for position in sorted({edit.site.position for edit in edits}):
                 first = stream.first_behind([edit for edit in edits if edit.site.position == position])
                 for number, reading in enumerate(self.readings):
@@ -76,13 +78,12 @@ class Followed:
                         found[sender, number] = position == last
                         continue
                     if (place, position) not in open_:
-                        open_[place, position] = self._matters(place, position)
+                        open_[place, position] = self._matters(rules, place, position)
                     found[sender, number] = open_[place, position]
         return found
 
-    def _matters(self, place: Place, position: int) -> bool:
+    def _matters(self, rules: Rules, place: Place, position: int) -> bool:
         """Whether what a part of a layer makes there can change what is read."""
-        rules: Rules = self.job.model.rules
         edit = Edit(Site(place[0], place[1], position), From(self.donor, len(self.donor.tokens) - 1), 0.5)
         return bool(effective(World(self.base, (edit,), last_of(self.base)), rules))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Differentiable, Place
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
@@ -38,8 +38,10 @@ class _Piece:
 def by_slopes(paths: Followed, measure: Differentiable, steps: int) -> Float[np.ndarray, "sender reading"]:
     """The estimate of each path, from the slopes at `steps` points of the way from base to donor (1: at the base run).
 
-    Raises InvalidOption where there is no such way: between prompts of different lengths.
+    Raises InvalidOption where there is no such way: between prompts of different lengths; ComponentNotOffered where
+    what is added does not stay as it is on its way.
     """
+    _check_stream(paths)
     slopes = _slopes(paths, measure, way(paths.base, paths.donor, steps))
     found = np.zeros((len(paths.changed), len(paths.readings)))
     stream, gains = paths.grid.stream, gains_before(paths)
@@ -54,6 +56,18 @@ def by_slopes(paths: Followed, measure: Differentiable, steps: int) -> Float[np.
             behind = [gains[place] / gains[piece.first] if place >= piece.first else 0.0 for place in places]
             found[piece.sender] += row * behind
     return found
+
+
+def _check_stream(paths: Followed) -> None:
+    """Raises ComponentNotOffered where norms stand between the sums."""
+    model = paths.job.model
+    for layer in range(model.num_layers):
+        if not all(each.plain for each in model.layout(layer).sums):
+            raise ComponentNotOffered(
+                f"Edge attribution is not offered on this model ({model.anatomy.family}): in layer {layer} the stream is "
+                "normed between the sums, so that what is added does not reach later layers as it is. Use "
+                'method="reception".'
+            )
 
 
 def way(base: Run, donor: Run, steps: int) -> list[Run]:

@@ -1,0 +1,370 @@
+"""Estimates of paths: edge attribution and exact reception, against bare modules, autograd and the exact paths.
+
+The oracle calls a llama's modules by name, with its own softmax; slopes come from hooks of its own.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+import causal_tracing as ct
+from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import open_backend
+from causal_tracing.errors import ComponentNotOffered, InvalidOption
+from causal_tracing.interventions.write import Write
+from causal_tracing.models.model import Model
+from causal_tracing.results.estimates import Checked
+from causal_tracing.testing import lookup
+from families import FAMILIES, build
+from loaded import BY_NAME, shared
+from tokenizers_for_tests import words
+
+WORDS = words(*(f" w{n}" for n in range(96)))
+CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
+PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8")
+LAYERS, LAST, AT, LAYER = 4, 5, 3, 2
+HEADS, KEYS = 4, 2
+EVERY_READER = ["each q", "each k", "each v", "each mlp_out", "logits"]
+SENDERS = ["z 0.1 @ last", "z 1.0 @ 3", "attn_out 1 @ all", "mlp_out 0 @ 2", "resid_pre 0 @ 2"]
+METHODS = ("eap", "eap-ig", "reception")
+NORMED = ("gemma2", "gemma3_text", "gemma3", "olmo2")  # a norm between heads and stream: what is put in is not added
+BETWEEN = ("opt-350m",)  # norms between the sums: what is added goes through them
+NOT_HELD = ("falcon_h1",)  # a state space adds to the stream beside attention
+READ = [
+    family.name for family in FAMILIES
+    if family.name not in (*NOT_HELD, *BETWEEN) and "mixer_out" not in BY_NAME[family.name].parts
+]  # fmt: skip
+
+
+@cache
+def exact_model(name: str) -> Model:
+    """In float64, where rounding hides nothing."""
+    network = build(next(one for one in FAMILIES if one.name == name), dtype=torch.float64)
+    return accept(network, WORDS, name=name)
+
+
+def estimated(model: Model, method: str, senders: Any = SENDERS, receivers: Any = EVERY_READER, **options: Any) -> Any:
+    few = {"verify": 1, "sample": 1, "spot_checks": 0, "progress": False}
+    return ct.attribute(model, PAIR, method=method, senders=senders, receivers=receivers, **(few | options))
+
+
+def table(found: Any) -> Any:
+    return found.estimates["path"].sel(pair="pair-0")
+
+
+def followed(model: Model, senders: Any = SENDERS, receivers: Any = EVERY_READER, **options: Any) -> Any:
+    options = {"directions": ["restoration"], "progress": False, "spot_checks": 0} | options
+    found = ct.paths(model, PAIR, senders=senders, receivers=receivers, **options)
+    return found.of("paths").sel(metric="logit_diff", pair="pair-0", component="path")
+
+
+# Laws
+
+
+@pytest.mark.parametrize("name", READ)
+def test_all_outgoing_edges_add_up_to_the_senders_own_estimate(name: str):
+    model = shared(name)
+    offered = model.anatomy.mediators
+    if not {"q", "k", "v"} <= {*offered}:
+        pytest.skip("its queries, keys and values cannot be read")
+    senders = SENDERS if "z" in offered and name not in NORMED else SENDERS[2:]
+    engine = "packed" if BY_NAME[name].packed else "replay"
+    for direction in ("restoration", "disruption"):
+        found = table(estimated(model, "eap", senders, direction=direction, engine=engine))
+        node = found.sel(receiver="every path")
+        assert_allclose(
+            found.drop_sel(receiver="every path").sum("receiver"), node, atol=2e-5 * max(1, abs(node).max())
+        )
+        assert float(abs(node).max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "granite"])
+def test_halving_what_is_written_quarters_the_error(name: str):
+    model = exact_model(name)
+    linear = table(estimated(model, "eap")).drop_sel(receiver="every path")
+    errors = []
+    for alpha in (0.04, 0.02):  # a smaller one meets the norms' rounding, which are in float32
+        exact = followed(model, write=Write(alpha=alpha)).restoration.drop_sel(receiver="every path")
+        errors.append(float(abs(exact - alpha * linear).max()))
+    size = float(abs(linear).max())
+    assert size > 1e-2
+    assert errors[1] == pytest.approx(errors[0] / 4, rel=0.15)
+
+
+def test_reception_is_exact_where_all_behind_the_reader_is_affine():
+    network = build(next(one for one in FAMILIES if one.name == "llama"), dtype=torch.float64)
+    layer = network.model.layers[LAYERS - 1]
+    layer.mlp.act_fn = nn.Identity()
+    network.model.norm = _Affine(network.model.norm.weight)
+    model = accept(network, WORDS, name="no norm behind the layers")
+    readers = [f"mlp_out {LAYERS - 1}", "logits"]
+    senders = ["z 1.0 @ last", "attn_out 2 @ last", "resid_pre 0 @ 2"]
+    exact, found = followed(model, senders, readers).restoration, table(estimated(model, "reception", senders, readers))
+    assert float(abs(exact.sel(receiver=readers[0])).max()) > 1e-3
+    assert_allclose(found.sel(receiver=readers), exact.sel(receiver=readers), atol=2e-6)
+    linear = table(estimated(model, "eap", senders, readers))
+    assert float(abs(linear - exact).sel(receiver=readers[0]).max()) > 1e-3, "the norm before it is not affine"
+
+
+class _Affine(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.weight * hidden_states
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_both_prompts_are_the_same_nothing_is_estimated(method: str):
+    found = table(estimated(shared("llama"), method, ["attn_out 1 @ 0", "z 0.1 @ 1", "mlp_out 2 @ 0"]))
+    assert float(abs(found).max()) < 2e-6
+    assert (found.drop_sel(receiver="every path") == 0).all()
+
+
+def test_of_the_look_up_program_reception_finds_the_paths():
+    program, asked = lookup()
+    common: dict[str, Any] = {"engine": "replay", "progress": False, "metric": "logit_diff"}
+    common |= {"senders": ["each attn_out @ all", "resid_pre 0 @ all"], "receivers": ["each mlp_out", "logits"]}
+    found = ct.attribute(program, asked, method="reception", **common).estimates["path"].isel(pair=0)
+    exact = ct.paths(program, asked, directions=["restoration"], **common).of("paths").restoration
+    exact = exact.sel(metric="logit_diff", component="path").isel(pair=0).drop_sel(receiver="every path")
+    assert_allclose(found.sel(receiver=exact.receiver), exact, atol=1e-5)
+    assert float(abs(exact).max()) > 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_engines_agree(method: str):
+    packed, replay = (table(estimated(shared("llama"), method, engine=engine)) for engine in ("packed", "replay"))
+    assert_allclose(packed, replay, atol=2e-5)
+    assert float(abs(packed).max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "gpt_neox"])
+def test_what_is_no_path_is_the_same_zero_as_when_it_is_patched(name: str):
+    exact = followed(shared(name), receivers=["each q", "each v", "each mlp_out", "logits"])
+    found = estimated(shared(name), "reception", receivers=["each q", "each v", "each mlp_out", "logits"])
+    map_ = found.measurements.maps["paths"].isel(pair=0, component=0)
+    one, other = ((each.drop_sel(receiver="every path")) for each in (map_.structural_zero, exact.status))
+    assert (one.values == (other == "structural_zero").values).all()
+    assert 0 < one.values.sum() < one.size
+
+
+# By hand
+
+
+class ByHand:
+    """A tiny llama's base run: what layer LAYER reads and makes, and the slopes of the logit difference there."""
+
+    def __init__(self) -> None:
+        self.network = exact_model("llama").network  # in float64 but for its norms, which llama does in float32
+        self.layer = self.network.model.layers[LAYER]
+        corrupt, clean = (torch.tensor([WORDS(text)["input_ids"]]) for text in (CORRUPT, CLEAN))
+        self.sent = self._run(clean)["sent"][0, AT - 1] - self._run(corrupt)["sent"][0, AT - 1]
+        self.seen = self._run(corrupt)
+        with torch.no_grad():
+            self.rotary = self.network.model.rotary_emb(self.seen["pre"], torch.arange(LAST + 1)[None])
+
+    def _run(self, tokens: Tensor) -> dict[str, Tensor]:
+        attention, seen = self.layer.self_attn, dict[str, Tensor]()
+        sender = self.network.model.layers[LAYER - 1].self_attn
+
+        def keep(name: str, value: Tensor) -> None:
+            if value.is_leaf:
+                value.requires_grad_(True)
+            value.retain_grad()
+            seen[name] = value
+
+        hooks = [
+            sender.register_forward_hook(lambda _, __, out: seen.update(sent=out[0].detach())),
+            self.layer.register_forward_pre_hook(lambda _, args: keep("pre", args[0])),
+            self.layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: keep("mid", args[0])),
+            attention.o_proj.register_forward_pre_hook(lambda _, args: keep("z", args[0])),
+            self.layer.mlp.register_forward_hook(lambda _, __, out: keep("mlp", out)),
+        ]
+        logits = self.network(input_ids=tokens).logits[0, -1]
+        answer, foil = (WORDS(text)["input_ids"][0] for text in (PAIR.answer, PAIR.foil))
+        for hook in hooks:
+            hook.remove()
+        (logits[answer] - logits[foil]).backward()
+        return seen
+
+    def heads(self, stream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as attention sees them: [head, token, size]."""
+        attention, normed = self.layer.self_attn, self.layer.input_layernorm(stream)
+        split = [
+            projection(normed).view(LAST + 1, -1, attention.head_dim).transpose(0, 1)[None]
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ]
+        queries, keys = apply_rotary_pos_emb(split[0], split[1], *self.rotary)
+        return queries[0], keys[0], split[2][0]
+
+    def z(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What each head gives: [head, token, size]."""
+        share = HEADS // KEYS
+        scores = queries @ keys.repeat_interleave(share, 0).transpose(1, 2) * self.layer.self_attn.scaling
+        hidden = torch.ones(LAST + 1, LAST + 1).triu(1).bool()
+        return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values.repeat_interleave(share, 0)
+
+    def changed(self, name: str) -> Tensor:
+        """The stream with what the sender adds."""
+        stream = self.seen[name][0].detach().clone()
+        stream[AT - 1] += self.sent
+        return stream
+
+
+def received_by_hand() -> dict[str, Tensor]:
+    """What reception says of each reader of layer LAYER, from the attention of the layer before, at one token."""
+    one = ByHand()
+    base, new = one.heads(one.seen["pre"][0]), one.heads(one.changed("pre"))
+    slope = one.seen["z"].grad[0].view(LAST + 1, HEADS, -1).transpose(0, 1)
+    before = one.z(*base)
+    q, k, v = (
+        ((one.z(*(new[n] if n == which else base[n] for n in range(3))) - before) * slope).sum(-1).sum(-1)
+        for which in range(3)
+    )
+    mlp = one.layer.mlp(one.layer.post_attention_layernorm(one.changed("mid")))
+    mlp_out = ((mlp - one.seen["mlp"][0]) * one.seen["mlp"].grad[0]).sum()
+    return {"q": q, "k": k.view(KEYS, -1).sum(1), "v": v.view(KEYS, -1).sum(1), "mlp_out": mlp_out[None]}
+
+
+def linear_by_hand() -> dict[str, Tensor]:
+    """The same of edge attribution: a product of the derivative at the base run with what is added."""
+    one = ByHand()
+    slope = one.seen["z"].grad[0].view(LAST + 1, HEADS, -1).transpose(0, 1)
+
+    def given(which: int, stream: Tensor) -> Tensor:
+        base = one.heads(one.seen["pre"][0].detach())
+        new = one.heads(stream)
+        return (one.z(*(new[n] if n == which else base[n] for n in range(3))) * slope).sum((-1, -2))
+
+    def mlp(stream: Tensor) -> Tensor:
+        return (one.layer.mlp(one.layer.post_attention_layernorm(stream)) * one.seen["mlp"].grad[0]).sum()[None]
+
+    added = torch.zeros_like(one.seen["pre"][0])
+    added[AT - 1] = one.sent
+    found = {}
+    for name, function, place in (
+        *((name, lambda stream, n=n: given(n, stream), "pre") for n, name in enumerate("qkv")),
+        ("mlp_out", mlp, "mid"),
+    ):
+        at = one.seen[place][0].detach().requires_grad_()
+        outputs = function(at)
+        slopes = [torch.autograd.grad(output, at, retain_graph=True)[0] for output in outputs]
+        moved = torch.stack([(each * added).sum() for each in slopes])
+        found[name] = moved.view(KEYS, -1).sum(1) if name in ("k", "v") else moved
+    return found
+
+
+@pytest.mark.parametrize(("method", "oracle"), [("reception", received_by_hand), ("eap", linear_by_hand)])
+def test_every_reader_of_a_layer_is_as_bare_modules_give_it(method: str, oracle: Any):
+    senders = [f"attn_out {LAYER - 1} @ {AT - 1}"]
+    found = table(estimated(exact_model("llama"), method, senders)).isel(sender=0)
+    expected = oracle()
+    for name, values in expected.items():
+        readers = [name + f" {LAYER}" + (f".{head}" if name != "mlp_out" else "") for head in range(len(values))]
+        assert_allclose(found.sel(receiver=readers), values.detach(), atol=2e-6)
+        assert float(values.detach().abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_way_begins_at_the_base_run_and_leaves_the_donor_out(steps: int):
+    model = exact_model("llama")
+    network, embed = model.network, model.network.get_input_embeddings()
+    clean, corrupt = (embed(torch.tensor([WORDS(text)["input_ids"]])).detach() for text in (CLEAN, CORRUPT))
+    answer, foil = (WORDS(text)["input_ids"][0] for text in (PAIR.answer, PAIR.foil))
+    mean = torch.zeros_like(clean)
+    for step in range(steps):
+        between = (corrupt + step / steps * (clean - corrupt)).requires_grad_()
+        logits = network(inputs_embeds=between).logits[0, -1]
+        mean += torch.autograd.grad(logits[answer] - logits[foil], between)[0] / steps
+    expected = ((clean - corrupt) * mean)[0, 2].sum()
+    found = table(estimated(model, "eap-ig", ["resid_pre 0 @ 2"], steps=steps)).isel(sender=0)
+    assert float(found.sel(receiver="every path")) == pytest.approx(float(expected), abs=2e-6)
+    assert float(found.drop_sel(receiver="every path").sum()) == pytest.approx(float(expected), abs=2e-6)
+
+
+# The result
+
+
+def test_what_is_patched_is_what_a_trace_of_paths_measures():
+    found = estimated(shared("llama"), "eap", verify=5, sample=7)
+    exact = followed(shared("llama")).restoration
+    assert [one.why for one in found.checked] == ["top"] * 5 + ["sample"] * 7
+    for one in found.checked:
+        at = {name: one.at[name] for name in ("sender", "receiver")}
+        assert at["receiver"] != "every path"
+        assert one.exact == pytest.approx(float(exact.sel(at)), abs=2e-5)
+        assert one.estimate == float(table(found).sel(at))
+    strongest = max(found.checked, key=_size)
+    assert f"{strongest.at['sender']} → {strongest.at['receiver']}" in found.summary()
+    assert list(found.verified.columns) == ["pair", "component", "sender", "receiver", "estimate", "exact", "why"]
+
+
+def _size(one: Checked) -> float:
+    return abs(one.exact)
+
+
+def test_estimates_of_paths_are_saved_shown_and_repeated(tmp_path: Any):
+    found = estimated(shared("llama"), "reception", verify=4, sample=4)
+    found.save(tmp_path / "saved")
+    opened = type(found).open(tmp_path / "saved")
+    assert opened.verified.equals(found.verified)
+    assert opened.summary() == found.summary()
+    page = found.to_html()
+    assert "exact reception" in page
+    assert "attn_out 1 @ all" in page
+    assert found.to_dict()["estimates"]["path"]
+    assert found.provenance["options"]["senders"] == SENDERS
+
+
+def test_all_senders_and_receivers_are_the_default():
+    found = table(estimated(shared("llama"), "eap", senders=None, receivers=None, at="all"))
+    assert found.sizes["sender"] == LAYERS * HEADS + LAYERS + 1
+    assert found.sizes["receiver"] == LAYERS * (HEADS + 2 * KEYS + 1) + 2
+
+
+def _refused(error: type[Exception], method: str, told: str, model: Any = None, **options: Any) -> None:
+    with pytest.raises(error, match=told):
+        ct.attribute(model or shared("llama"), PAIR, method=method, progress=False, **options)
+
+
+def test_what_cannot_be_meant_is_refused():
+    _refused(InvalidOption, "atp", "estimates sites", senders=["z 0.1 @ last"])
+    _refused(InvalidOption, "ig", "estimates sites", at=2)
+    _refused(InvalidOption, "eap", "components= are sites", components=["z"])
+    _refused(InvalidOption, "reception", "leave at=2 out", senders=["z 0.1 @ last"], at=2)
+    _refused(InvalidOption, "edges", "eap-ig")
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_slopes_at_a_stream_that_is_normed_between_are_refused(name: str):
+    _refused(ComponentNotOffered, "eap", 'normed .*method="reception"', model=shared(name))
+    found = table(estimated(shared(name), "reception"))
+    assert float(abs(found).max()) > 1e-3
+
+
+def test_the_way_between_prompts_of_different_lengths_is_refused():
+    pair = ct.Pair(clean=CLEAN, corrupt=" w17" + CORRUPT, answer=" w7", foil=" w8")
+    with pytest.raises(InvalidOption, match="6 and 7 tokens|7 and 6 tokens"):
+        ct.attribute(shared("llama"), pair, method="eap-ig", align="suffix", progress=False)
+
+
+class FourQuestions:
+    """A backend that answers what every backend must, and no more."""
+
+    def __init__(self, *asked: Any) -> None:
+        real = open_backend(*asked)
+        self.describe, self.record, self.evaluate, self.gradients = (
+            getattr(real, name) for name in ("describe", "record", "evaluate", "gradients")
+        )
+
+
+def test_a_backend_that_reads_no_parts_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("causal_tracing.experiments.attribute.open_backend", FourQuestions)
+    _refused(ComponentNotOffered, "eap", "reads single parts of layers")

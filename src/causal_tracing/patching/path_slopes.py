@@ -64,8 +64,8 @@ def _check_stream(paths: Followed) -> None:
     for layer in range(model.num_layers):
         if not all(each.plain for each in model.layout(layer).sums):
             raise ComponentNotOffered(
-                f"Edge attribution is not offered on this model ({model.anatomy.family}): in layer {layer} the stream is "
-                "normed between the sums, so that what is added does not reach later layers as it is. Use "
+                f"Edge attribution is not offered on this model ({model.anatomy.family}): in layer {layer} the stream "
+                "is normed between the sums, so that what is added does not reach later layers as it is. Use "
                 'method="reception".'
             )
 

@@ -1,4 +1,4 @@
-"""Estimates by gradient of every site, or of every path, checked by patching the strongest and a random sample of the rest."""
+"""Estimates by gradient of every site or path, checked by patching the strongest and a random sample of the rest."""
 
 import time
 import warnings
@@ -36,9 +36,9 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     The numbers to verify are for each component, and each pair has its own. Estimates are in the metric's unit, over
     (pair, layer, position, and head or neuron), and positive where a site supports the clean behaviour, in both
     directions (attribution patching: Nanda 2023; integrated gradients: Sundararajan et al. 2017; why estimates are
-    checked: Kramar et al. 2024). With `method` "eap", "eap-ig" or "reception" they are of paths from senders to receivers,
-    over (pair, sender, receiver): Syed et al. 2023 (arXiv 2310.10348), Hanna et al. 2024 (arXiv 2403.17806), and the
-    receiver's own arithmetic done exactly. Raises InvalidOption, InvalidPair, ComponentNotOffered.
+    checked: Kramar et al. 2024). With `method` "eap", "eap-ig" or "reception" they are of paths, over (pair, sender,
+    receiver): Syed et al. 2023 (arXiv 2310.10348), Hanna et al. 2024 (arXiv 2403.17806), and the receiver's own
+    arithmetic done exactly. Raises InvalidOption, InvalidPair, ComponentNotOffered.
 
     model: from `load`.
     pairs: one Pair or several.

@@ -115,8 +115,10 @@ def test_the_path_to_the_logits_is_the_direct_path(name: str):
 def test_what_is_not_behind_a_sender_is_exactly_zero(name: str):
     senders = ["z 2.1 @ last", "attn_out 2 @ last", "mlp_out 1 @ last", "z 1.0 @ 5"]
     readers = ["q 2.0", "k 1", "v 0-2", "mlp_out 1", "logits"]
-    found = effects(followed(shared(name), senders, readers))
+    trace = followed(shared(name), senders, readers)
+    found = effects(trace)
     zero = found.status == "structural_zero"
+    assert trace.provenance["worlds"] == 2 + 2 * (~zero).sum(), "what cannot arrive is not run, in either direction"
     parallel = BY_NAME[name].residual == "parallel"
     for sender, reader, is_zero in [
         ("z 2.1 @ last", "q 2.0", True), ("z 2.1 @ last", "v 0-2", True), ("z 2.1 @ last", "mlp_out 1", True),

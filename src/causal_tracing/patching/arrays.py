@@ -23,13 +23,22 @@ class Sums:
     """One pair's numbers on their way into a map: added up cell by cell, draw by draw.
 
     A cell of several worlds (a role of several tokens) is their mean; so are several draws, of which the standard
-    deviation is kept too. `given` says which cells are patched already, in all of the map. `metrics` are the first of
-    those that the unedited runs have.
+    deviation is kept too. `given` says which cells are patched already, in all of the map, and `unreached` which are
+    their base run because nothing arrives there: no number comes for them. `metrics` are the first of those that the
+    unedited runs have.
     """
 
-    def __init__(self, grid: Grid, draws: int, metrics: Sequence[str], given: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        draws: int,
+        metrics: Sequence[str],
+        given: np.ndarray | None = None,
+        unreached: np.ndarray | None = None,
+    ) -> None:
         self.grid = grid
         self.given = given
+        self.unreached = np.zeros(grid.shape, dtype=bool) if unreached is None else unreached
         self.draws = draws
         self.metrics = metrics
         self.numbers = {arm.name: np.zeros((len(metrics), draws, *grid.shape)) for arm in grid.arms}
@@ -51,7 +60,7 @@ class Sums:
 
     def measured(self, arm: Arm) -> np.ndarray:
         """Whether a cell has a number in this arm, by place."""
-        return self.taken[arm.name].sum(0) > 0
+        return (self.taken[arm.name].sum(0) > 0) | self.unreached
 
     def map(self, unedited: np.ndarray) -> xr.Dataset:
         """The map so far, of one pair: numbers over (metric, the kind's axes), and flags.
@@ -68,9 +77,9 @@ class Sums:
                 deviation = _deviation(drawn - _over(corrupt, drawn))
                 found[f"{arm.raw}_deviation"] = (("metric", *axes), deviation)
         counts = self.taken[self.grid.arms[0].name].sum(0)
-        found["structural_zero"] = (axes, (counts > 0) & (self.zeros == counts))
+        found["structural_zero"] = (axes, ((counts > 0) & (self.zeros == counts)) | self.unreached)
         found["cut"] = (axes, (self.cuts > 0) & (self.zeros < counts))
-        found["unpaired"] = (axes, counts == 0)
+        found["unpaired"] = (axes, (counts == 0) & ~self.unreached)
         if self.given is not None:
             found["given"] = (axes, self.given)
         return xr.Dataset(found, self.grid.labels | {"metric": _texts(self.metrics)})
@@ -79,10 +88,10 @@ class Sums:
         """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run."""
         taken = self.taken[arm.name]
         found = self.numbers[arm.name] / np.where(taken, taken, np.nan)
-        if not arm.alone:
-            return found
-        joint = next(each for each in self.grid.arms if each.is_direction and each.into == arm.into)
         base = _over(unedited[1:].T if arm.restores else unedited[:1].T, found)
+        if not arm.alone:
+            return np.where(self.unreached, base, found)
+        joint = next(each for each in self.grid.arms if each.is_direction and each.into == arm.into)
         return self.grid.added_up(found, self._drawn(joint, unedited), base)
 
 

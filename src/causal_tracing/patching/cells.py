@@ -4,7 +4,7 @@ A cell of a role is the mean over one world for each of the role's tokens; where
 every cell has a world for each draw.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,20 +43,25 @@ class Cell:
 
 
 def cells(question: Question, grid: Grid, slices: Sequence[int] | None = None) -> Iterator[Cell]:
-    """Every world of the pair's map, or of some of its layers (by index)."""
-    for draw in range(question.contrast.draws):
+    """Every world of the pair's map, or of some of its layers (by index); none where nothing arrives."""
+    unreached, contrast = grid.unreached(question.pair), question.contrast
+    places = [at for at in grid.cells(slices) if unreached is None or not unreached[at]]
+    for draw in range(contrast.draws):
         for arm in grid.arms:
-            for at in grid.cells(slices):
-                for world in worlds_of(question, grid, arm, draw, at):
+            base, donor = contrast.sides(draw, restores=arm.restores)
+            for at, made in grid.sweep(places, question.pair, contrast, arm, base, donor):
+                for world in _worlds(question, base, made):
                     yield Cell(arm=arm, draw=draw, at=at, world=world)
 
 
 def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> Iterator[World]:
     """The worlds that measure one cell in one draw: their mean is its number."""
-    contrast = question.contrast
-    base, donor = contrast.sides(draw, restores=arm.restores)
-    made = grid.edits(at, question.pair, contrast, arm, base, donor)
-    if contrast.donors:
+    base, donor = question.contrast.sides(draw, restores=arm.restores)
+    yield from _worlds(question, base, grid.edits(at, question.pair, question.contrast, arm, base, donor))
+
+
+def _worlds(question: Question, base: Run, made: Iterable[tuple[Edit, ...]]) -> Iterator[World]:
+    if question.contrast.donors:
         made = list(made)
         if any(written_twice(base, edits) for edits in made):
             return  # what is given already has no effect of its own there: it is undefined, and not zero

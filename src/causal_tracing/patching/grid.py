@@ -4,12 +4,13 @@ A grid's cells are its components x layers x parts (heads or neurons, where the 
 is a grid of its own: it says which parts a layer has and which edits make a cell; all else is the same for all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
@@ -71,6 +72,10 @@ class Grid:
         for component, layer, column in product(range(len(self.components)), chosen, range(len(self.columns))):
             yield from self.places(component, layer, column)
 
+    def unreached(self, pair: TokenPair) -> Bool[np.ndarray, "..."] | None:
+        """Where nothing arrives of what is patched: exactly zero, and never run. None: no such place is known."""
+        return None
+
     def places(self, component: int, layer: int, column: int) -> Iterator[At]:
         """The places of one component, layer and column: as many as there are parts."""
         yield component, layer, column
@@ -125,6 +130,12 @@ class Grid:
             for made in self.patched(at, slots, contrast, arm, base, donor):
                 held = self.paths.behind(arm.direct, base, made) if self.paths and arm.direct else ()
                 yield (*made, *held)
+
+    def sweep(
+        self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:
+        """Cells one after the other, each with what `edits` gives of it: what they share need be made once."""
+        yield from ((at, self.edits(at, pair, contrast, arm, base, donor)) for at in places)
 
     def patched(
         self, at: At, slots: Sequence[Slot], contrast: Contrast, arm: Arm, base: Run, donor: Run

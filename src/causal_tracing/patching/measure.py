@@ -43,7 +43,8 @@ STEPS = 1000  # in which progress is told
 class Filled:
     """What is known of one pair so far: its measurements, NaN where nothing was run yet, and what is new in them.
 
-    `new` are places in the arrays of the map of `kind`; there are none when the unedited runs alone are known.
+    `new` are places in the arrays of the map of `kind`; there are none when the unedited runs alone are known. Zeros
+    that are known without a run are in the measurements from the first, and never new.
     """
 
     kind: str
@@ -263,7 +264,9 @@ class _Chunk:
 
 def _sums(job: Job, number: int, grid: Grid) -> Sums:
     names = [metric.name for metric in job.metrics_of(grid.kind)]
-    return Sums(grid, job.contrasts[number].draws, names, given_cells(job.question(number), grid))
+    question = job.question(number)
+    given, unreached = given_cells(question, grid), grid.unreached(question.pair)
+    return Sums(grid, question.contrast.draws, names, given, unreached)
 
 
 def coarse_to_fine(count: int) -> Iterator[list[int]]:

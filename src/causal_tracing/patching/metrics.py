@@ -15,6 +15,7 @@ from causal_tracing.patching.metric import LOG_PROBS, Asked, Metric, listed, nam
 from causal_tracing.results.units import METRICS, UNITS
 
 ROWS = 16  # at once: what more of them take is fetched from the system anew each time
+NUMBERS = 1 << 19  # as many logits may be at once where a row has few of them
 NO_TOKEN = -1
 
 
@@ -54,8 +55,9 @@ def measure_logits(logits: Tensor, measures: tuple, answers: Tensor, foils: Tens
     """
     counts = torch.stack([(tokens != NO_TOKEN).sum(-1) for tokens in (answers, foils)], -1)
     values = torch.empty((len(logits), len(measures)), dtype=torch.float64, device=logits.device)
+    at_once = max(ROWS, NUMBERS // logits.shape[-1])
     for count in counts.unique(dim=0).tolist():
-        for rows in (counts == torch.tensor(count)).all(-1).nonzero().squeeze(-1).split(ROWS):
+        for rows in (counts == torch.tensor(count)).all(-1).nonzero().squeeze(-1).split(at_once):
             here = rows.to(logits.device)
             mine, theirs = (
                 tokens[rows, :n].to(logits.device) for tokens, n in zip((answers, foils), count, strict=True)

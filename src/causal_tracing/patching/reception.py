@@ -1,6 +1,6 @@
 """Exact reception: a receiver's own arithmetic on the stream with what a sender adds, and a slope behind it.
 
-1. Each sender's stream is carried to its receivers as for the path itself (`senders.carrying`), and what they make of
+1. Each sender's stream is carried to its receivers as for the path itself (`Sending.carried`), and what they make of
    it is read: values, MLPs.
 2. Queries and keys are written into the base run, all of a layer's heads at once, and what each head then gives is
    read: so its softmax is done, over the other keys as they are. Of keys that is at every query that sees them.
@@ -27,7 +27,7 @@ from causal_tracing.patching.followed import Followed
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.receivers import LOGITS
 from causal_tracing.patching.scoring import Scoring
-from causal_tracing.patching.senders import carrying, received
+from causal_tracing.patching.senders import sending
 
 SENDERS = 64  # that are read at once: what is kept of them is held together
 SOFTMAX = ("q", "k")  # what is received there changes a pattern
@@ -76,14 +76,14 @@ def _reads(paths: Followed, sender: int) -> Iterator[_Read]:
     changed = paths.changed[sender]
     if not changed:
         return
-    stream, base = paths.grid.stream, paths.base
-    positions = tuple(sorted({edit.site.position for edit in changed}))
-    first, end, tokens = stream.first_behind(changed), (len(stream.parts), 0), range(len(base.tokens))
+    stream, base, tokens = paths.grid.stream, paths.base, range(len(paths.base.tokens))
+    sent = sending(stream, base, changed)
+    positions = tuple(sent.positions)
     for component, layer in paths.places:
         at = stream.place((component, layer, None))
-        if at < first:
+        if at < sent.first:
             continue
-        run = carrying(stream, base, changed, base, at if component == "mlp_out" else end)
+        run = sent.carried(base, at if component == "mlp_out" else stream.end)
         place, seen = (component, layer), positions
         if component in SOFTMAX:
             edits = (Edit(Site(component, layer, position), From(run, position)) for position in positions)
@@ -122,7 +122,7 @@ def _at_the_logits(paths: Followed, scoring: Scoring) -> Float[np.ndarray, " sen
     stream, base, pair = paths.grid.stream, paths.base, paths.question.number
     logits = [(LOGITS, len(stream.parts), None)]
     sent = [n for n, changed in enumerate(paths.changed) if changed]
-    edits = [received(stream, base, paths.changed[n], logits) for n in sent]
+    edits = [sending(stream, base, paths.changed[n]).received(logits) for n in sent]
     worlds = [World(base, each, last_of(base), pair) for each in [(), *edits]]
     values = scoring.evaluate(worlds).values[:, 0]
     found = np.zeros(len(paths.changed))

@@ -149,18 +149,27 @@ class _Numbers:
         The numbers of a world with a text behind the prompt are of that text alone: its `pair` is negative.
         """
         numbers = [_number(world) for world in worlds]
-        pairs = [self.pairs[number] for number in numbers]
-        same = numbers[:1] if len(set(numbers)) == 1 else numbers
+        many, one = len(worlds), len(set(numbers)) == 1  # of one pair its tokens are told once, and repeated
+        pairs = [self.pairs[number] for number in (numbers[:1] if one else numbers)]
+        plain = all(world.pair >= 0 for world in worlds)
         none = Behind(tokens=(NO_TOKEN,) * (len(worlds[0].readout) - 1), lasts=())
-        texts = [none if world.pair >= 0 else _text(pair, world) for pair, world in zip(pairs, worlds, strict=True)]
+        texts = [none] if plain else [self._text(world) or none for world in worlds]
+        answers = _padded([[tokens[0] for tokens in pair.answers] for pair in pairs])
+        foils = _padded([[tokens[0] for tokens in pair.foils] if _single(pair.foils) else [] for pair in pairs])
+        behind = torch.tensor([each.tokens for each in texts], dtype=torch.long)
+        lasts = _padded([each.lasts for each in texts])
         return (
             measures_of(self.metrics),
-            _padded([[tokens[0] for tokens in pair.answers] for pair in pairs]),
-            _padded([[tokens[0] for tokens in pair.foils] if _single(pair.foils) else [] for pair in pairs]),
-            torch.stack([self.clean[number] for number in same]),
-            torch.tensor([each.tokens for each in texts], dtype=torch.long),
-            _padded([each.lasts for each in texts]),
+            answers.repeat(many if one else 1, 1),
+            foils.repeat(many if one else 1, 1),
+            torch.stack([self.clean[number] for number in (numbers[:1] if one else numbers)]),
+            behind.repeat(many if plain else 1, 1),
+            lasts.repeat(many if plain else 1, 1),
         )
+
+    def _text(self, world: World) -> Behind | None:
+        """What stands behind a world's prompt, if anything does."""
+        return None if world.pair >= 0 else _text(self.pairs[_number(world)], world)
 
 
 def _padded(tokens: Sequence[Sequence[int]]) -> Int[Tensor, "world most"]:

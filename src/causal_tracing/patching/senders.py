@@ -9,11 +9,15 @@ all receivers of a sender together are the sender patched as ever (Goldowsky-Dil
 receiver it is path patching as in Wang et al. 2022, arXiv 2211.00593, with MLPs frozen).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run, one_run
@@ -54,14 +58,20 @@ class Stream:
 
     def first_behind(self, changed: Sequence[Edit]) -> Place:
         """The first place that reads what any of these edits adds."""
-        return min(self._behind(*place) for place in {(edit.site.component, edit.site.layer) for edit in changed})
+        return min(self.behind(*place) for place in {(edit.site.component, edit.site.layer) for edit in changed})
 
-    def _behind(self, component: str, layer: int) -> Place:
+    def behind(self, component: str, layer: int) -> Place:
+        """The first place that reads what a component of a layer adds."""
         if component == "resid_pre":
             return layer, 0
         part = self.parts[layer].index("attn_out" if component == "z" else component)
         last = part + 1 == len(self.parts[layer]) or layer in self.parallel
         return (layer + 1, 0) if last else (layer, part + 1)
+
+    @property
+    def end(self) -> Place:
+        """Where the logits read: behind all layers."""
+        return len(self.parts), 0
 
     def has(self, component: str, layer: int) -> bool:
         """Whether there is such a receiver in a layer; the logits are behind the last one."""
@@ -132,37 +142,66 @@ def _free(
         yield from (Site("z", layer, position, head) for head in range(stream.heads) if head not in heads)
 
 
-@lru_cache(maxsize=512)  # the receivers of a sender lie together
-def carrying(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until: Place) -> Run:
-    """The run whose stream carries what the senders add, up to a place, and otherwise what `live` has there."""
-    return one_run(base.tokens, (*base.edits, *held(stream, base, changed, live, until)))
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sending:
+    """What some senders add to the stream of a base run, as all of their receivers read it.
 
-
-def received(stream: Stream, base: Run, changed: tuple[Edit, ...], receivers: Sequence[Reading]) -> tuple[Edit, ...]:
-    """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
-
-    Where none of them is behind a sender these write what is there already: nothing can change.
+    `first` is the first place behind any of them. The runs that carry it are made once: of each live run, and of each
+    place that it is held up to.
     """
-    first, end, last = stream.first_behind(changed), (len(stream.parts), 0), len(base.tokens) - 1
-    positions = sorted({edit.site.position for edit in changed})
-    made: list[Edit] = []
-    for place, some in groupby(sorted(receivers, key=stream.place), key=stream.place):
-        if place < first:
-            continue
-        live = one_run(base.tokens, (*base.edits, *made)) if made else base
-        if place == end:
-            if here := tuple(edit for edit in changed if edit.site.position == last):
-                return held(stream, base, here, live, end)
-            continue
-        group = list(some)
-        shared = live is base and group[0][0] in IN_HEADS  # attention is held, so that all layers' heads read one run
-        run = carrying(stream, base, changed, live, end if shared else place)
-        made += [
-            Edit(Site(component, layer, position, part), From(run, position))
-            for component, layer, part in group
-            for position in positions
-        ]
-    return tuple(made) or (Edit(changed[0].site, From(base, changed[0].site.position)),)
+
+    stream: Stream
+    base: Run
+    changed: tuple[Edit, ...]
+    first: Place
+    runs: dict[tuple[Run, Place], Run] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> list[int]:
+        """The tokens that are written at: each receiver reads there."""
+        return sorted({edit.site.position for edit in self.changed})
+
+    def carried(self, live: Run, until: Place) -> Run:
+        """The run whose stream carries what the senders add, up to a place, and otherwise what `live` has there."""
+        if (live, until) not in self.runs:
+            edits = held(self.stream, self.base, self.changed, live, until)
+            self.runs[live, until] = one_run(self.base.tokens, (*self.base.edits, *edits))
+        return self.runs[live, until]
+
+    def received(self, receivers: Sequence[Reading]) -> tuple[Edit, ...]:
+        """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
+
+        Where none of them is behind a sender these write what is there already: nothing can change.
+        """
+        made: list[Edit] = []
+        for place, some in groupby(sorted(receivers, key=self.stream.place), key=self.stream.place):
+            if place < self.first:
+                continue
+            live = one_run(self.base.tokens, (*self.base.edits, *made)) if made else self.base
+            if place == self.stream.end:
+                if here := self._at_the_end:
+                    return held(self.stream, self.base, here, live, self.stream.end)
+                continue
+            made += self._read(list(some), live, place)
+        return tuple(made) or (Edit(self.changed[0].site, From(self.base, self.changed[0].site.position)),)
+
+    @property
+    def _at_the_end(self) -> tuple[Edit, ...]:
+        """What is written at the last token, which alone the logits read."""
+        return tuple(edit for edit in self.changed if edit.site.position == len(self.base.tokens) - 1)
+
+    def _read(self, group: Sequence[Reading], live: Run, place: Place) -> Iterator[Edit]:
+        """What these receivers of one place make of what is carried to it."""
+        shared = live is self.base and group[0][0] in IN_HEADS  # attention is held: all layers' heads read one run
+        run = self.carried(live, self.stream.end if shared else place)
+        for component, layer, part in group:
+            for position in self.positions:
+                yield Edit(Site(component, layer, position, part), From(run, position))
+
+
+def sending(stream: Stream, base: Run, changed: tuple[Edit, ...]) -> Sending:
+    """What these edits of a base run send; there is at least one."""
+    return Sending(stream=stream, base=base, changed=changed, first=stream.first_behind(changed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,18 +252,41 @@ class PathGrid(Grid):
         read = (component for _, places in self.receivers for component, *_ in places if component != LOGITS)
         return tuple(dict.fromkeys((*sent, *parts, *read)))
 
+    def unreached(self, pair: TokenPair) -> Bool[np.ndarray, "..."]:
+        """Where no receiver is behind a sender: layers in front of it, or the logits, which read the last token."""
+        last = {len(pair.clean.tokens) - 1, len(pair.corrupt.tokens) - 1}
+        read = [[self.stream.place(each) for each in places] for _, places in self.receivers]
+        behind, end = [max(places, default=self.stream.end) for places in read], self.stream.end
+        only_end = np.array([bool(places) and {*places} == {end} for places in read])
+        found = np.zeros(self.shape, dtype=bool)
+        for number, (_, sites) in enumerate(self.senders):
+            first = min(self.stream.behind(site.component, layer) for site in sites for layer, _ in site.places())
+            found[0, number] = [place < first for place in behind]
+            if not any(last & {*slot} for site in sites for slot in site.slots(pair)):
+                found[0, number] |= only_end
+        return found
+
     def count(self, pair: TokenPair) -> int:
-        """A world for each cell."""
-        return len(self.arms) * len(self.senders) * len(self.receivers)
+        """A world for each cell that something can arrive at."""
+        return len(self.arms) * int((~self.unreached(pair)).sum())
 
     def edits(
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world in which the receivers of the cell alone read what its senders add."""
-        name, places = self.receivers[at[2]]
-        changed = self.sent(at[1], pair, contrast, arm, donor)
-        if changed:
-            yield changed if name == EVERY else received(self.stream, base, changed, places)
+        for _, made in self.sweep([at], pair, contrast, arm, base, donor):
+            yield from made
+
+    def sweep(
+        self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:
+        """The cells of a sender lie together, and what it sends is made out once for all of them."""
+        for sender, cells in groupby(places, key=itemgetter(1)):
+            changed = self.sent(sender, pair, contrast, arm, donor)
+            sent = sending(self.stream, base, changed) if changed else None
+            for at in cells:
+                name, receivers = self.receivers[at[2]]
+                yield at, (changed if name == EVERY else sent.received(receivers),) if sent else ()
 
     def sent(self, sender: int, pair: TokenPair, contrast: Contrast, arm: Arm, donor: Run) -> tuple[Edit, ...]:
         """What patches a sender; nothing where the pair has no such token."""

@@ -27,6 +27,7 @@ from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
 ROWS = 16  # runs that are recorded at once
+AS_WIDE = ("q", "k", "v", "z")  # parts of a layer that hold no more than its stream does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +79,8 @@ class Tapes:
         wanted = {place for place in places if place[0] not in ("resid_pre", "resid_post")}
         if not (self.known.keys() >= {*runs} and wanted <= self.recorded):
             self.known = {}  # before others are recorded, so that they are not held together
-            self.recorded = self.places | wanted
+            heads = {name for name, _ in wanted} & {*AS_WIDE}  # of some layers: batches that follow are of others
+            self.recorded = self.places | wanted | {(name, n) for name in heads for n in self.model.having(name)}
             self.known = tapes(self.model, runs, self.recorded)
         return {run: self.known[run] for run in runs}
 

@@ -68,8 +68,9 @@ class Stretch:
         """The keys or values that the worlds attend to."""
         if not self.first:
             return own
-        before = base[:, :, : self.first]
-        before = before.expand(len(self.rows), -1, -1, -1) if len(base) == 1 else before[self.rows]
+        one = self.states.one_row
+        before = (base if one is None else base[one : one + 1])[:, :, : self.first]
+        before = before.expand(len(self.rows), -1, -1, -1) if len(before) == 1 else before[self.rows]
         return before if self.first == self.stop else torch.cat([before, own], 2)
 
     def mask(self, attended: Attended) -> Tensor:
@@ -85,7 +86,9 @@ class States:
         self.group = group
         self.tape = tape
         stream = tape.streams[0]
-        self.rows = indices([tape.rows[member.base] for member in group.members], stream.device)
+        rows = [tape.rows[member.base] for member in group.members]
+        self.rows = indices(rows, stream.device)
+        self.one_row = rows[0] if len({*rows}) == 1 else None  # of worlds with one base run no keys are gathered
         self.listed = range(group.first, group.first + group.length)
         self.positions = torch.arange(group.first, group.first + group.length, device=stream.device)
         self.values = stream.new_empty(len(group.members), group.length, stream.shape[-1])

@@ -200,7 +200,8 @@ class Model:
 def at_rest(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode without gradients; every module's own mode is put back afterwards."""
     training = [module for module in network.modules() if module.training]
-    network.eval()
+    if training:
+        network.eval()
     try:
         with torch.no_grad():
             yield

@@ -179,11 +179,9 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     order = np.argsort(-abs(cells.values), axis=None, kind="stable")
     order = order[~np.isnan(cells.values.ravel()[order])]
     order = order[: 2 * count if kind.mirrored else count]  # there may be tens of thousands
-    labels = [cells[axis].values for axis in kind.ranked_axes]
+    labels = [cells[axis].values.tolist() for axis in kind.ranked_axes]
     places = zip(*np.unravel_index(order, cells.shape), strict=True)
-    sites = (
-        {axis: each[n] for axis, each, n in zip(kind.ranked_axes, labels, place, strict=True)} for place in places
-    )
+    sites = ({axis: each[n] for axis, each, n in zip(kind.ranked_axes, labels, place, strict=True)} for place in places)
     once = {frozenset(site.values()) if kind.mirrored else n: site for n, site in enumerate(sites)}
     return [_row_at(found, site) for site in [*once.values()][:count]]
 

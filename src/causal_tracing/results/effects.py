@@ -6,6 +6,8 @@ Y(a, m) is the metric when the input is clean (1) or corrupt (0) and the compone
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -208,7 +210,7 @@ def whole_of(effect: xr.Variable) -> xr.Variable:
 
 def _differences(scored: Unlabelled, *, ends: bool) -> dict[Hashable, xr.Variable]:
     """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
-    found = {
+    found: dict[Hashable, xr.Variable] = {
         effect.name: effect.formula(scored)
         for effect in DEFINITIONS
         if effect.formula is not None and {*effect.needs} <= {*scored} and effect.of_ends <= ends
@@ -243,8 +245,8 @@ def label(name: str, vocabulary: str | None = None) -> str:
 def _status(numbers: Unlabelled, found: Unlabelled) -> xr.Variable:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
     measured = [found[name] for name in DIRECTIONS if name in found]
-    missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
-    status = xr.full_like(missing, "ok", dtype=object)
+    missing = reduce(or_, (array.isnull() for array in measured))
+    status: Any = xr.full_like(missing, "ok", dtype=object)
     status = status.where(~missing, "failed")
     status = status.where(~found["total_effect"].isnull(), "undefined")
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):

@@ -4,6 +4,8 @@
 2. Ranked kinds: every measured cell, ranked; what is zero by construction or was not measured is left out.
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -41,7 +43,8 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
 
     Positions that one of the prompts does not have are left out; NaN where a cell failed, or where none is left.
     """
-    said, values = found.status.variable, found[effect].variable  # without labels, which are the same
+    said: Any = found.status.variable  # without labels, which are the same
+    values: Any = found[effect].variable
     missing = said == "unpaired"
     value = values.where(~missing, 0.0).sum("position", skipna=False).where(~missing.all("position"))
     zero = ((said == "structural_zero") | missing).all("position")

@@ -1,5 +1,7 @@
 """What more than one test file needs."""
 
+import os
+
 import jaxtyping
 import pytest
 import torch
@@ -13,6 +15,7 @@ import causal_tracing  # noqa: E402
 from causal_tracing.models.model import Model  # noqa: E402
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes that tests start
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.checks.check import Checkup, accept, examine
 from causal_tracing.models.model import Model
 from causal_tracing.testing import ToyTokenizer
 from families import FAMILIES, Family, build
@@ -33,9 +33,10 @@ def fresh(name: str, attention: str | None = None, *, dtype: torch.dtype = torch
 
 def shared(name: str, attention: str | None = None) -> Model:
     """The same for all tests of a process: whoever changes it makes one of their own."""
-    return _shared(name, attention or BY_NAME[name].attention[0])
+    return examined(name, attention or BY_NAME[name].attention[0]).model
 
 
 @cache
-def _shared(name: str, attention: str) -> Model:
-    return fresh(name, attention)
+def examined(name: str, attention: str) -> Checkup:
+    """The shared model, and what was found when it was accepted."""
+    return examine(build(BY_NAME[name], attention), WORDS, name=name)

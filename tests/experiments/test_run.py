@@ -157,12 +157,13 @@ import causal_tracing as ct
 model = accept(build(next(family for family in FAMILIES if family.name == "llama")), test_run.WORDS, name="tiny")
 folder, seed = sys.argv[1], int(sys.argv[2])
 started = time.time()
-ct.run(model, test_run.PAIRS, folder + "-whole")
+few = {"components": ["mlp_out"], "spot_checks": 1}  # short, so that most kills fall between beginning and end
+ct.run(model, test_run.PAIRS, folder + "-whole", **few)
 length, wait, kills = time.time() - started, random.Random(seed), 0
 while True:
     child = os.fork()
     if not child:
-        ct.run(model, test_run.PAIRS, folder)
+        ct.run(model, test_run.PAIRS, folder, **few)
         os._exit(0)
     time.sleep(wait.uniform(0.05, 0.6) * length)
     if kills < 20:

@@ -45,7 +45,7 @@ class ByHand:
     def run(self, hooks: Sequence[tuple[Any, Callable[..., Any]]]) -> float:
         """The mean probability of the answer over the rows."""
         with hooked(hooks), torch.no_grad():
-            probs = self.network(self.ids).logits[:, -1].softmax(-1)[:, self.answer]
+            probs = self.network(self.ids, logits_to_keep=1).logits[:, -1].softmax(-1)[:, self.answer]
         return probs.double().mean().item()
 
     def restored(self, component: str, layers: Sequence[int], position: int) -> float:

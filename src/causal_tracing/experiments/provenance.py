@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -74,6 +75,7 @@ def _options(job: Job) -> dict[str, Any]:
     return found | made | {"directions": directions, "sever": severed}
 
 
+@cache  # each is a file of metadata
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:

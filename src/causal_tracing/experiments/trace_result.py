@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,36 +46,40 @@ class Trace:
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
+        self._effects: dict[str, xr.Dataset] = {}  # by kind, as they were asked for
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Where the numbers come from: model, versions, options, prompts, and the command that makes them again."""
         return self.measurements.provenance
 
-    @cached_property
+    @property
     def effects(self) -> xr.Dataset:
         """Every effect over (metric, pair, component, layer, position), in the metric's unit, with `status`."""
-        return effects(self.measurements)
+        return self.of(self.measurements.kinds[0])
 
-    @cached_property
+    @property
     def heads(self) -> xr.Dataset:
         """The same for single heads, over (metric, pair, component, layer, head, position).
 
         `readers` names the query heads that read a key or value head. Raises InvalidOption where none were measured.
         """
-        return effects(self.measurements, "heads")
+        return self.of("heads")
 
-    @cached_property
+    @property
     def neurons(self) -> xr.Dataset:
         """The same for single neurons, over (metric, pair, component, layer, neuron, position). Raises as `heads`."""
-        return effects(self.measurements, "neurons")
+        return self.of("neurons")
 
     def of(self, kind: str) -> xr.Dataset:
         """The effects of one kind of site: blocks, heads, neurons, knockout, knockout_heads, edges, circuits.
 
-        As `effects`, over (metric, pair, and the kind's axes). Raises InvalidOption where it was not measured.
+        As `effects`, over (metric, pair, and the kind's axes), made when first asked for. Raises InvalidOption where it
+        was not measured.
         """
-        return effects(self.measurements, kind)
+        if kind not in self._effects:
+            self._effects[kind] = effects(self.measurements, kind)
+        return self._effects[kind]
 
     @property
     def lens(self) -> xr.Dataset:

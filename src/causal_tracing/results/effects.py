@@ -4,8 +4,11 @@ Y(a, m) is the metric when the input is clean (1) or corrupt (0) and the compone
 (Vig et al. 2020; Pearl 2001; Robins & Greenland 1992; the names of ROME and others: `VOCABULARIES`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,6 +18,10 @@ from causal_tracing.results.arms import DIRECT_ARMS, DIRECTIONS, MEMBERS, SEVERE
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.units import NEED_FOIL
+
+# Arrays whose axes have names and no labels: of one dataset, whose labels are the same, they need not be compared each
+# time that two of them are added up, which took twenty times as long.
+Unlabelled = Mapping[Hashable, xr.Variable]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +35,7 @@ class Effect:
 
     name: str
     needs: tuple[str, ...] = ()
-    formula: Callable[[xr.Dataset], xr.DataArray] | None = None
+    formula: Callable[[Unlabelled], xr.Variable] | None = None
     fraction_of: str | None = None
     averaged: bool = False
     switched: bool = False
@@ -38,8 +45,8 @@ class Effect:
 def _of_arm(arm: Arm, *, averaged: bool = False) -> Effect:
     """What an arm brings back, or what it loses."""
 
-    def formula(numbers: xr.Dataset) -> xr.DataArray:
-        return numbers[arm.raw] - numbers.corrupt if arm.restores else numbers.clean - numbers[arm.raw]
+    def formula(numbers: Unlabelled) -> xr.Variable:
+        return numbers[arm.raw] - numbers["corrupt"] if arm.restores else numbers["clean"] - numbers[arm.raw]
 
     return Effect(name=arm.name, needs=(arm.raw,), formula=formula, averaged=averaged, switched=True)
 
@@ -48,7 +55,7 @@ def _beyond_sum(arm: Arm) -> Effect:
     """What sites do together beyond what each does alone: e(AB) − e(A) − e(B) of two."""
     alone = MEMBERS[arm.name]
 
-    def formula(numbers: xr.Dataset) -> xr.DataArray:
+    def formula(numbers: Unlabelled) -> xr.Variable:
         beyond = numbers[arm.raw] - numbers[alone.raw]
         return beyond if arm.restores else -beyond
 
@@ -59,21 +66,25 @@ def _beyond_sum(arm: Arm) -> Effect:
 def _beyond_empty(arm: Arm) -> Effect:
     """What a set of nodes has beyond the empty one: m(C) − m(empty)."""
 
-    def formula(numbers: xr.Dataset) -> xr.DataArray:
-        return numbers[arm.raw] - numbers[arm.raw].isel(size=0, drop=True)
+    def formula(numbers: Unlabelled) -> xr.Variable:
+        return numbers[arm.raw] - numbers[arm.raw].isel(size=0)
 
     return Effect(name=f"{arm.name}_beyond_empty", needs=(arm.raw,), formula=formula, averaged=True, of_ends=True)
 
 
-def _interaction(numbers: xr.Dataset) -> xr.DataArray:
-    return (numbers.clean - numbers.disrupted) - (numbers.restored - numbers.corrupt)
+def _interaction(numbers: Unlabelled) -> xr.Variable:
+    return (numbers["clean"] - numbers["disrupted"]) - (numbers["restored"] - numbers["corrupt"])
 
 
 DEFINITIONS = (
     *(_of_arm(arm, averaged=True) for arm in DIRECTIONS.values()),
     Effect(name="interaction", needs=("restored", "disrupted"), formula=_interaction, averaged=True, switched=True),
-    Effect(name="bypass", needs=("disrupted",), formula=lambda numbers: numbers.disrupted - numbers.corrupt),
-    Effect(name="bypass_given_restored", needs=("restored",), formula=lambda numbers: numbers.clean - numbers.restored),
+    Effect(name="bypass", needs=("disrupted",), formula=lambda numbers: numbers["disrupted"] - numbers["corrupt"]),
+    Effect(
+        name="bypass_given_restored",
+        needs=("restored",),
+        formula=lambda numbers: numbers["clean"] - numbers["restored"],
+    ),
     Effect(name="restored_fraction", fraction_of="restoration"),
     Effect(name="lost_fraction", fraction_of="disruption"),
     *(_of_arm(arm) for arm in (*SUMS.values(), *MEMBERS.values(), *SEVERED.values())),
@@ -82,7 +93,7 @@ DEFINITIONS = (
     *(_beyond_empty(arm) for arm in DIRECTIONS.values()),
     Effect(name="faithfulness", fraction_of="disruption_beyond_empty", of_ends=True),
     Effect(name="faithfulness_restored", fraction_of="restoration_beyond_empty", of_ends=True),
-    Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers.estimated, averaged=True),
+    Effect(name="estimated", needs=("estimated",), formula=lambda numbers: numbers["estimated"], averaged=True),
 )
 EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
@@ -121,6 +132,8 @@ attention at the token that is read is held as in the unedited run, and with it 
 FRACTION_PRECISION = 0.01
 STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched", "given")
 
+NO_FOIL = "the pair has no foil"
+
 
 def effects(measurements: Measurements, of: str | None = None, *, metrics: Sequence[str] | None = None) -> xr.Dataset:
     """Every effect that follows from the directions measured, in the metric's unit, with a status for each cell.
@@ -135,30 +148,40 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     of = measurements.kind(of)
     everything = measurements.numbers(of)
     data = everything if metrics is None else everything.sel(metric=_measured(everything, metrics, of))
-    scored = data[[name for name in data.data_vars if "metric" in data[name].dims]].where(data.metric != "entropy")
-    total = scored.clean - scored.corrupt
-    threshold = data.spread * np.sqrt(2) / FRACTION_PRECISION
-    uncertain = _half_interval(measurements).sel(metric=data.metric)
+    numbers = data.variables
+    not_entropy = numbers["metric"] != "entropy"
+    scored = {name: numbers[name].where(not_entropy) for name in data.data_vars if "metric" in numbers[name].dims}
+    total = scored["clean"] - scored["corrupt"]
+    threshold = numbers["spread"] * np.sqrt(2) / FRACTION_PRECISION
+    uncertain = _half_interval(numbers, measurements.provenance)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
-    both = {"clean": data.clean, "corrupt": data.corrupt, "total_effect": total}
-    found = xr.Dataset(both | _differences(scored, ends=KINDS[of].ends))
+    found = {"clean": numbers["clean"], "corrupt": numbers["corrupt"], "total_effect": total}
+    found |= _differences(scored, ends=KINDS[of].ends)
     for fraction, effect in FRACTIONS.items():
         if effect in found:
             whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
             found[fraction] = found[effect] / whole.where(abs(whole) > threshold)
     if "restored" in data and {*DAMAGE} <= {*everything.metric.values.tolist()}:
         found["damage_like"] = _damage_like(everything)
-    found = found.assign({name: data[name] for name in ("top", "sampled") if name in data})
-    found = found.assign_coords({name: data[name] for name in WINDOW if name in data})
-    found["status"] = _status(data, found)
+    found |= {name: numbers[name] for name in ("top", "sampled") if name in data}
+    found["status"] = _status(numbers, found)
     found["reason"] = _reason(data, total)
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
+    return _labelled(found, data, measurements, of)
+
+
+def _labelled(found: Unlabelled, data: xr.Dataset, measurements: Measurements, of: str) -> xr.Dataset:
+    """The effects with the labels of their axes, of tokens and of windows, and with what was written."""
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
-    found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
+    attrs = {"write": kind if alpha == 1 else f"{kind} {alpha:g}"}
     if {arm.name for arm in DIRECT_ARMS.values()} & {*found}:
-        found.attrs["direct_norm"] = measurements.direct_norm
-    labels = (*OF_TOKENS, "readers", "site_layer", "partner_layer")
-    return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
+        attrs["direct_norm"] = measurements.direct_norm
+    of_pairs = {name: each for name, each in data.coords.items() if {*each.dims} <= {"metric", "pair"}}
+    axes = {axis for each in found.values() for axis in each.dims}
+    of_axes = of_pairs | {name: each for name, each in data.coords.items() if {*each.dims} <= axes}
+    labels = (*WINDOW, *OF_TOKENS, "readers", "site_layer", "partner_layer")
+    of_sites = {name: _by_clean_token(data, name) for name in labels if name in data}
+    return xr.Dataset(coords=of_axes, attrs=attrs).assign(found).assign_coords(of_sites | {"kind": of})
 
 
 def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
@@ -180,14 +203,14 @@ def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
     return data[name].isel(token=at.clip(min=0)).where(at >= 0, "")
 
 
-def whole_of(effect: xr.DataArray) -> xr.DataArray:
+def whole_of(effect: xr.Variable) -> xr.Variable:
     """What everything has, of a kind whose last cell that is."""
-    return effect.isel({effect.dims[-1]: -1}, drop=True)
+    return effect.isel({effect.dims[-1]: -1})
 
 
-def _differences(scored: xr.Dataset, *, ends: bool) -> dict[str, xr.DataArray]:
+def _differences(scored: Unlabelled, *, ends: bool) -> dict[Hashable, xr.Variable]:
     """Every effect that is a difference of two numbers that were measured, and the spread of those over draws."""
-    found = {
+    found: dict[Hashable, xr.Variable] = {
         effect.name: effect.formula(scored)
         for effect in DEFINITIONS
         if effect.formula is not None and {*effect.needs} <= {*scored} and effect.of_ends <= ends
@@ -219,55 +242,53 @@ def label(name: str, vocabulary: str | None = None) -> str:
     return f"{name.replace('_', ' ')} ({other})" if other else name.replace("_", " ")
 
 
-def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
+def _status(numbers: Unlabelled, found: Unlabelled) -> xr.Variable:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
     measured = [found[name] for name in DIRECTIONS if name in found]
-    missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
-    status = xr.full_like(missing, "ok", dtype=object)
+    missing = reduce(or_, (array.isnull() for array in measured))
+    status: Any = xr.full_like(missing, "ok", dtype=object)
     status = status.where(~missing, "failed")
-    status = status.where(~found.total_effect.isnull(), "undefined")
+    status = status.where(~found["total_effect"].isnull(), "undefined")
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):
-        if name in data:
-            status = status.where(~data[name] | (status == "undefined"), name)
-    status = status.where(~data.unpaired, "unpaired")
-    status = status.where(~data.given, "given") if "given" in data else status
-    return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
+        if name in numbers:
+            status = status.where(~numbers[name] | (status == "undefined"), name)
+    status = status.where(~numbers["unpaired"], "unpaired")
+    status = status.where(~numbers["given"], "given") if "given" in numbers else status
+    return status.where(numbers["window_first"] >= 0, "no_window") if "window_first" in numbers else status
 
 
-def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
+def _reason(data: xr.Dataset, total: xr.Variable) -> xr.Variable:
     """Why a metric has no effects for a pair; empty where it has."""
     reasons = xr.full_like(total, "", dtype=object)
-    for metric in data.metric.values:
-        for pair in data.pair.values:
-            at = {"metric": metric, "pair": pair}
-            if metric == "entropy":
-                reasons.loc[at] = "entropy is shown raw: more of it is neither cleaner nor less clean"
-            elif "lacks" in data and data.lacks.loc[at].item():
-                lacks = data.lacks.loc[at].item()
-                reasons.loc[at] = "the pair has no foil" if lacks == "it needs a foil" else lacks
-            elif metric in NEED_FOIL and not data.foil.loc[{"pair": pair}].item():
-                reasons.loc[at] = "the pair has no foil"
-            elif metric in ("logit", "neg_rank") and data.answer_length.loc[{"pair": pair}].item() > 1:
-                reasons.loc[at] = (
-                    f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
-                )
-            elif np.isnan(total.loc[at].item()):
-                reasons.loc[at] = "an unedited run's logits are not finite"
+    lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(total.shape, "", object)
+    foils, lengths = data.foil.values, data.answer_length.values
+    for index in np.ndindex(*total.shape):
+        metric, pair = data.metric.values[index[0]], index[1]
+        if metric == "entropy":
+            reasons.values[index] = "entropy is shown raw: more of it is neither cleaner nor less clean"
+        elif lacks[index]:
+            reasons.values[index] = NO_FOIL if lacks[index] == "it needs a foil" else lacks[index]
+        elif metric in NEED_FOIL and not foils[pair]:
+            reasons.values[index] = NO_FOIL
+        elif metric in ("logit", "neg_rank") and lengths[pair] > 1:
+            single = "logit" if metric == "logit" else "rank"
+            reasons.values[index] = f"an answer of several tokens has no single {single}"
+        elif np.isnan(total.values[index]):
+            reasons.values[index] = "an unedited run's logits are not finite"
     return reasons
 
 
-def _half_interval(measurements: Measurements) -> xr.DataArray:
+def _half_interval(numbers: Unlabelled, provenance: Mapping[str, Any]) -> xr.Variable:
     """Half of the total effect's 95 % interval over draws of noise (Student's t); 0 where nothing was drawn."""
-    data = measurements.pairs
-    if "corrupt_deviation" not in data:
-        return xr.zeros_like(data.clean)
+    if "corrupt_deviation" not in numbers:
+        return xr.zeros_like(numbers["clean"])
     from scipy import stats
 
-    draws = measurements.provenance["noise"]["draws"]
-    return data.corrupt_deviation / draws**0.5 * float(stats.t.ppf(0.975, draws - 1))
+    draws = provenance["noise"]["draws"]
+    return numbers["corrupt_deviation"] / draws**0.5 * float(stats.t.ppf(0.975, draws - 1))
 
 
-def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray, uncertain: xr.DataArray) -> xr.DataArray:
+def _fraction_reason(total: xr.Variable, threshold: xr.Variable, uncertain: xr.Variable) -> xr.Variable:
     reasons = xr.full_like(total, "", dtype=object)
     for index in np.ndindex(*total.shape):
         effect, bound, half = (array.values[index] for array in (total, threshold, uncertain))
@@ -284,7 +305,7 @@ def _fraction_reason(total: xr.DataArray, threshold: xr.DataArray, uncertain: xr
     return reasons
 
 
-def _damage_like(data: xr.Dataset) -> xr.DataArray:
-    both = ((name, data[["restored", "corrupt"]].sel(metric=name, drop=True)) for name in DAMAGE)
-    by = {name: each.restored - each.corrupt for name, each in both}
+def _damage_like(data: xr.Dataset) -> xr.Variable:
+    at, numbers = {name: list(data.metric.values).index(name) for name in DAMAGE}, data.variables
+    by = {name: numbers["restored"].isel(metric=n) - numbers["corrupt"].isel(metric=n) for name, n in at.items()}
     return (by["logit_diff"] > 0) & (by["log_prob"] <= 0) & (by["entropy"] > 0)

@@ -4,6 +4,8 @@
 2. Ranked kinds: every measured cell, ranked; what is zero by construction or was not measured is left out.
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -41,12 +43,15 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
 
     Positions that one of the prompts does not have are left out; NaN where a cell failed, or where none is left.
     """
-    missing = found.status == "unpaired"
-    value = found[effect].where(~missing, 0.0).sum("position", skipna=False).where(~missing.all("position"))
-    zero = ((found.status == "structural_zero") | missing).all("position")
-    status = xr.where(missing.all("position"), "unpaired", xr.where(zero, "structural_zero", "ok"))
-    status = xr.where((found.status == "failed").any("position"), "failed", status)
-    return xr.Dataset({effect: value, "status": status}).transpose(*value.dims)
+    said: Any = found.status.variable  # without labels, which are the same
+    values: Any = found[effect].variable
+    missing = said == "unpaired"
+    value = values.where(~missing, 0.0).sum("position", skipna=False).where(~missing.all("position"))
+    zero = ((said == "structural_zero") | missing).all("position")
+    status = xr.full_like(zero, "ok", dtype=object).where(~zero, "structural_zero")
+    status = status.where(~missing.all("position"), "unpaired").where(~(said == "failed").any("position"), "failed")
+    here = found[[effect, "status"]].isel(position=0, drop=True)
+    return here.assign({effect: value, "status": status}).transpose(*value.dims)
 
 
 def ranked(found: xr.Dataset, effect: str) -> xr.DataArray:

@@ -119,7 +119,8 @@ def site_row(
     cell = found.sel({axis: at[axis] for axis in kind.axes})
 
     def value(name: str) -> float | None:
-        return float(cell[name]) if name in cell and np.isfinite(cell[name].item()) else None
+        number = float(cell.variables[name].values) if name in cell else np.nan
+        return number if np.isfinite(number) else None
 
     position = int(position) if is_token(position) else str(position)
     tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
@@ -174,10 +175,13 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     if component is not None:
         effect = effect.sel(component=[component])
     kind = kind_of(found)
-    flat = effect.where(among_others(found)).stack(cell=kind.ranked_axes)
-    flat = flat[np.argsort(-abs(flat.values), kind="stable")]
-    flat = flat[flat.notnull().values][: 2 * count if kind.mirrored else count]  # there may be tens of thousands
-    sites = (dict(zip(kind.ranked_axes, site, strict=True)) for site in flat.cell.values)
+    cells = effect.where(among_others(found)).transpose(*kind.ranked_axes)
+    order = np.argsort(-abs(cells.values), axis=None, kind="stable")
+    order = order[~np.isnan(cells.values.ravel()[order])]
+    order = order[: 2 * count if kind.mirrored else count]  # there may be tens of thousands
+    labels = [cells[axis].values.tolist() for axis in kind.ranked_axes]
+    places = zip(*np.unravel_index(order, cells.shape), strict=True)
+    sites = ({axis: each[n] for axis, each, n in zip(kind.ranked_axes, labels, place, strict=True)} for place in places)
     once = {frozenset(site.values()) if kind.mirrored else n: site for n, site in enumerate(sites)}
     return [_row_at(found, site) for site in [*once.values()][:count]]
 

@@ -19,8 +19,8 @@ from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
 from causal_tracing.testing import Copy, Neuron, Neurons, ToyLayer, ToyNetwork, ToyTokenizer, circuit, lookup
 from families import FAMILIES, build
+from loaded import BY_NAME, shared
 
-BY_NAME = {family.name: family for family in FAMILIES}
 WHOLE = BY_NAME["llama"].components
 TOKENIZER = ToyTokenizer([f"w{n}" for n in range(97)])
 CLEAN, CORRUPT = Run((5, 17, 42, 11, 60)), Run((5, 17, 42, 13, 60))
@@ -57,7 +57,7 @@ def test_memory_that_runs_out_while_heads_are_proved_is_no_refusal(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_each_family_offers_what_it_has(family):
     for attention in family.attention:
-        model = accept(build(family, attention), TOKENIZER, name=family.name)
+        model = shared(family.name, attention)
         assert model.anatomy.components == family.components
         assert model.anatomy.cut
         assert model.num_layers == 4
@@ -105,7 +105,7 @@ FOUND = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_layers_and_their_parts_are_found_by_what_they_do(name):
-    found = load(name).anatomy
+    found = shared(name).anatomy
     assert len({*found.layouts}) == 1
     layout = found.layouts[0]
     assert (found.layers, layout.attn, layout.mlp, layout.mid, layout.z, layout.neurons) == FOUND[name]
@@ -133,23 +133,23 @@ def test_names_do_not_decide():
 
 
 def test_parts_may_differ_from_layer_to_layer():
-    found = load("qwen3_next").anatomy
+    found = shared("qwen3_next").anatomy
     assert [layout.attn for layout in found.layouts] == ["linear_attn", "self_attn"] * 2
 
 
 def test_a_layer_of_one_part_is_a_mixer():
-    found = load("mamba").anatomy
+    found = shared("mamba").anatomy
     assert [layout.mixer for layout in found.layouts] == ["mixer"] * 4
     message = (
         r"attn_out is not offered on this model \(mamba\): its layers have one part each: mixer_out is what it adds\. "
         r"Offered: resid_pre, mixer_out, resid_post\."
     )
     with pytest.raises(ComponentNotOffered, match=message):
-        patched(load("mamba"), "attn_out", [3])
+        patched(shared("mamba"), "attn_out", [3])
 
 
 def test_of_two_parts_that_mix_the_one_that_is_called_attention_is_it():
-    layout = load("falcon_h1").anatomy.layouts[0]
+    layout = shared("falcon_h1").anatomy.layouts[0]
     assert (layout.attn, layout.mlp, layout.mid) == ("self_attn", "feed_forward", "pre_ff_layernorm")
 
 
@@ -172,12 +172,12 @@ def test_parallel_layers_have_no_middle():
         r"\(parallel layers\)\. Offered: resid_pre, attn_out, mlp_out, resid_post, q, k, v, pattern, z, neurons\."
     )
     with pytest.raises(ComponentNotOffered, match=message):
-        patched(load("gpt_neox"), "resid_mid", [3])
+        patched(shared("gpt_neox"), "resid_mid", [3])
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "mamba", "falcon_h1"])
 def test_whole_layers_work_where_their_parts_cannot_be_told(name):
-    model = load(name)
+    model = shared(name)
     donor = evaluate(model, [World(CLEAN, (), (4,))], lambda logits, _: logits.flatten(1)).values[0]
     found = patched(model, "resid_post", [3, 4])
     torch.testing.assert_close(torch.tensor(found), torch.tensor(donor), rtol=0, atol=1e-4)
@@ -189,7 +189,7 @@ def patched(model: Model, component: str, positions: list[int]):
 
 
 def test_the_layers_scale_is_found():
-    layout = load("granite").anatomy.layouts[0]
+    layout = shared("granite").anatomy.layouts[0]
     assert (layout.attn_scale, layout.mlp_scale, layout.gain) == (0.5, 0.5, 1.0)
 
 

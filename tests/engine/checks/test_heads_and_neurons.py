@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from bare_hooks import Change, attention_written_out
 from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import check, prove
+from causal_tracing.engine.checks.check import prove
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.engine.memory import sizes
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
-from causal_tracing.interventions.sites import MEDIATORS, Site
+from causal_tracing.interventions.sites import ATTENTION, MEDIATORS, Site
 from causal_tracing.models.model import Model
-from loaded import SOME, ids, shared
+from loaded import SOME, examined, ids, shared
 
 LAYERS, LENGTH, D_HEAD = 4, 7, 8
 CLEAN = (5, 17, 42, 11, 60, 33, 8)
@@ -49,19 +49,21 @@ def world(site: Site, source: Source | None = None, readout: tuple[int, ...] = (
 
 @pytest.mark.parametrize(("family", "attention"), SOME, ids=ids(SOME))
 def test_heads_and_neurons_are_what_they_are_parts_of(family, attention):
-    checkup = check(shared(family.name, attention))
-    offered = set(checkup.model.anatomy.mediators)
+    found = examined(family.name, attention)
+    asked = found.model.anatomy.asked_for
+    model, proved = prove(found.model, (*asked, ATTENTION) if "pattern" in asked else asked)
+    offered, findings = set(model.anatomy.mediators), (*found.findings, *proved)
     own_attention = not family.packed
     expected = set(MEDIATORS)
     expected -= {"q", "k", "v", "pattern"} if own_attention else set()
     expected -= {"z"} if family.name in NO_Z else set()
     expected -= {"neurons"} if family.name in NO_NEURONS else set()
     assert offered == expected
-    assert all(finding.holds for finding in checkup.findings if finding.name != "packed = replay")
-    names = {finding.name for finding in checkup.findings}
+    assert all(finding.holds for finding in findings if finding.name != "packed = replay")
+    names = {finding.name for finding in findings}
     assert ("q and k = pattern" in names) == ("pattern" in offered)
     assert ("pattern and v = z" in names) == ({"pattern", "z"} <= offered)
-    assert ("z = attn_out" in names) == ({"z", "attn_out"} <= {*offered, *checkup.model.anatomy.components})
+    assert ("z = attn_out" in names) == ({"z", "attn_out"} <= {*offered, *model.anatomy.components})
     assert ("neurons = mlp_out" in names) == ("neurons" in offered)
 
 

@@ -13,7 +13,7 @@ from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from families import build
-from loaded import BY_NAME, WORDS, fresh
+from loaded import BY_NAME, WORDS, fresh, shared
 from model_types.recipes import build as build_type
 
 CLEAN, CORRUPT = (5, 17, 32, 11, 40, 33, 8), (5, 23, 32, 11, 45, 33, 8)  # differ at 1 and 4
@@ -43,7 +43,7 @@ def shifts_tokens(model: Model) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "bloom"])
 def test_in_a_plain_decoder_only_attention_mixes(name):
-    model, _ = prove(fresh(name), fresh(name).anatomy.mediators)
+    model, _ = prove(shared(name), shared(name).anatomy.mediators)
     offered = {*model.anatomy.components, *model.anatomy.mediators}
     assert offered & {*model.anatomy.mixing} == offered & {"resid_pre", "k", "v"}
     assert {*model.anatomy.tokenwise} == offered & {"resid_pre", "q", "k", "v"}

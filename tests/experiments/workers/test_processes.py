@@ -1,5 +1,6 @@
 """Workers that are processes: killed at random, their driver too; the rows are those of one process, to the byte."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, MachineError
 from causal_tracing.experiments.chunks import Order
 from causal_tracing.experiments.filter import traceable_pairs
-from causal_tracing.experiments.workers import crew
+from causal_tracing.experiments.workers import crew, processes
 from causal_tracing.experiments.workers.dispatch import Event, Ready, Task
 from causal_tracing.experiments.workers.processes import Processes
 from causal_tracing.experiments.workers.work import Work, require_recipe
@@ -66,6 +67,15 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forks of a process that has imported all they need: for tests of what follows, as importing takes
+    most of a worker's time; how workers begin is tested without it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([processes.__name__, "transformers.models.llama.modeling_llama"])
+    monkeypatch.setattr(processes, "SPAWN", context)
+
+
 def arrays(folder: Path) -> dict[str, tuple[Any, ...]]:
     """What is in the rows, to the byte."""
     with sqlite3.connect(folder / RESULTS) as connection:
@@ -95,6 +105,7 @@ class Hunted(Processes):
             threading.Timer(Hunted.random.uniform(0, 0.05), process.kill).start()
 
 
+@pytest.mark.usefixtures("forked")
 def test_twenty_killed_workers_lose_nothing_and_double_nothing(model: Model, whole: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(crew, "Processes", Hunted)
     monkeypatch.setattr("causal_tracing.experiments.workers.dispatch.TRIES", 100)  # it is not the pairs' fault
@@ -113,6 +124,7 @@ class Poisoned(Processes):
             self.running[worker][0].kill()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_pair_that_kills_is_marked_the_rest_is_done_and_it_can_be_tried_again(
     model: Model, whole: Path, tmp_path: Path, monkeypatch
 ):

@@ -38,8 +38,8 @@ class EngineChoice:
     note: str | None = None
 
 
-# What was compared at the length of prompts, by network, without a reference to it.
-_AT_LENGTH: MutableMapping[nn.Module, dict[Hashable, Agreement]] = WeakKeyDictionary()
+# What was compared at the length of prompts, by network (without a reference to it), circumstances and component.
+_AT_LENGTH: MutableMapping[nn.Module, dict[Hashable, dict[str, Agreement]]] = WeakKeyDictionary()
 
 
 def choose(model: Model, components: Sequence[str], asked: str = "auto", length: int = LENGTH) -> EngineChoice:
@@ -69,14 +69,13 @@ def _against_at(model: Model, components: Sequence[str], length: int) -> str | N
     """What speaks against the packed engine on prompts of this length: compared once for a length and longer ones."""
     if length <= LENGTH:
         return None
-    known = _AT_LENGTH.setdefault(model.network, {})
-    key = (model.circumstances, frozenset(components))
-    found = known.get(key)
-    if found is None or found.length < length:
+    known = _AT_LENGTH.setdefault(model.network, {}).setdefault(model.circumstances, {})
+    missing = [name for name in components if name not in known or known[name].length < length]
+    if missing:
         with room_for_checks(model.name):
             prompts = random_prompts(model.network, model.tokenizer, length)
-            found = known[key] = compare(model, components, *prompts, cells=CELLS_AT_LENGTH)
-    return found.against(components)
+            known |= dict.fromkeys(missing, compare(model, missing, *prompts, cells=CELLS_AT_LENGTH))
+    return next(filter(None, (known[name].against([name]) for name in components)), None)
 
 
 def room_for_checks(name: str) -> AbstractContextManager[None]:

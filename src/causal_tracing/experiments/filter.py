@@ -9,10 +9,11 @@ from causal_tracing.errors import InvalidOption, InvalidPair, OutOfMemory
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
-from causal_tracing.patching.attending import attention_grids
+from causal_tracing.patching.attending import knockout_grids
 from causal_tracing.patching.circuits import check_one_to_one
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
+from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import named_heads
 from causal_tracing.patching.options.together import directions_of
 from causal_tracing.patching.options.trace import Options
@@ -100,7 +101,9 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
         with suppress(InvalidOption):  # a role that this pair lacks, and others may have
             resolved_columns([found], positions)
     with suppress(InvalidOption):
-        attention_grids(model, [found], options, directions_of(options))
+        knockout_grids(model, [found], options)
+    with suppress(InvalidOption):
+        list(edge_grids(model, [found], options, directions_of(options)))
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:

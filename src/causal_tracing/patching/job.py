@@ -13,11 +13,12 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
-from causal_tracing.patching.attending import attention_grids
+from causal_tracing.patching.attending import knockout_grids
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.circuits import circuit_grids
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
+from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
@@ -239,7 +240,8 @@ def _grids(
         *grids,
         *joint_grids(model, pairs, options, directions),
         *path_grids(model, pairs, options, directions),
-        *attention_grids(model, pairs, options, directions),
+        *knockout_grids(model, pairs, options),
+        *edge_grids(model, pairs, options, directions),
         *circuit_grids(model, pairs, options),
     ]
 

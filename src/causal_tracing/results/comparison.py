@@ -33,7 +33,7 @@ from causal_tracing.results.means import (
     tested,
 )
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import KINDS, kind_of
+from causal_tracing.results.site_kinds import KINDS, kind_of, plural
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_codes,
@@ -211,7 +211,7 @@ def _shared_cells(
     first: xr.Dataset, second: xr.Dataset
 ) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
-    dims = {f"{axis}s": axis for axis in kind_of(first).ranked_axes}
+    dims = {plural(axis): axis for axis in kind_of(first).ranked_axes}
     labels = tuple(
         {kind: _measured(found, dim) for kind, dim in dims.items()}
         | {"effects": [name for name in AVERAGED if name in found]}

@@ -177,12 +177,27 @@ def by_column(found: xr.Dataset) -> xr.Dataset:
 
 def roles_differ(found: xr.Dataset) -> bool:
     """Whether columns are token positions, and the same position has another role in another pair."""
+    return bool(tokens_among(found)) and not _same_roles(found)
+
+
+def _same_roles(found: xr.Dataset) -> bool:
     roles = found.clean_role.transpose("pair", "token").values
-    return bool(tokens_among(found)) and not (roles == roles[:1]).all()
+    return bool((roles == roles[:1]).all())
+
+
+def check_queries(found: xr.Dataset) -> None:
+    """Raises NoMean where tokens that attend are named by position, and a position is another role in another pair."""
+    numbers = [each for each in found["query"].values.tolist() if is_token(each)] if kind_of(found).by_query else []
+    if numbers and not _same_roles(found):
+        raise NoMean(
+            "These prompts have other roles at the same positions: no query means the same in each of them. Name "
+            'queries by roles, such as edge_query=["subject_last", "last"].'
+        )
 
 
 def by_position(found: xr.Dataset) -> xr.Dataset:
     """The effects with the columns that were measured."""
+    check_queries(found)
     names = [name for name in AVERAGED if name in found]
     kept = found[[*names, "status"]].transpose("pair", *kind_of(found).axes)
     # Where some pairs alone were patched, it was for their strong estimates: their mean would speak for no others.

@@ -4,6 +4,8 @@
 2. Ranked kinds: every measured cell, ranked; what is zero by construction or was not measured is left out.
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -29,6 +31,15 @@ def strongest_position(found: xr.Dataset, effect: str) -> Column:
     column = column_of(found)
     largest = size.max([name for name in size.dims if name != column])
     return columns_of(found)[int(largest.fillna(-1).argmax(column))]
+
+
+def strongest_place(found: xr.Dataset, effect: str) -> dict[str, Any]:
+    """Where the largest single effect is along the axes that a picture has no room for: a position, or a head."""
+    kind = kind_of(found)
+    size = abs(found[effect].where(found.status == "ok")).fillna(-1)
+    left = [axis for axis in kind.axes if axis not in ("component", *(kind.drawn or ())) and axis in size.dims]
+    most = {axis: size.max([name for name in size.dims if name != axis]) for axis in left}
+    return {axis: found[axis].values.tolist()[int(most[axis].argmax(axis))] for axis in left}
 
 
 def has_sum(found: xr.Dataset) -> bool:

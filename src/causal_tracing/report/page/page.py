@@ -24,6 +24,7 @@ from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
 from causal_tracing.report.page.matrices import matrix_data, matrix_mean
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
+from causal_tracing.report.page.queries import query_maps
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.method import Side
 from causal_tracing.report.words.one_pair import Reading, read
@@ -127,7 +128,7 @@ def prompt(side: Side) -> str:
 
 def sections(measurements: Measurements) -> list[SiteKind]:
     """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
-    return [kind for kind in _behind(measurements) if kind.part and kind.layered]
+    return [kind for kind in _behind(measurements) if kind.of_parts]
 
 
 def _behind(measurements: Measurements) -> list[SiteKind]:
@@ -137,7 +138,7 @@ def _behind(measurements: Measurements) -> list[SiteKind]:
 
 def _listed(measurements: Measurements, shown: list[str], mean: MeanPart) -> str:
     """The tables of those kinds whose cells are of no one layer."""
-    kinds = [kind for kind in _behind(measurements) if not kind.layered]
+    kinds = [kind for kind in _behind(measurements) if not (kind.layered or kind.of_parts)]
     id = str(mean.data["id"]) if mean.data else ""
     sections = [
         circuits_section(measurements, shown, id)
@@ -227,7 +228,8 @@ def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> d
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
     data["parts"] = [
-        parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
+        (query_maps if kind.by_query else parts_data)(measurements, kind, shown)
+        | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
         for kind in sections(measurements)
     ]
     return data

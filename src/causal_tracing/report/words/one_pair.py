@@ -251,7 +251,7 @@ def _together(found: xr.Dataset) -> Iterator[str]:
 def _of_parts(parts: Sequence[xr.Dataset]) -> Iterator[str]:
     """The strongest site of each other kind's components."""
     for found in parts:
-        if not kind_of(found).layered:  # what is patched together has its own sentences
+        if not (kind_of(found).layered or kind_of(found).by_query):  # what is patched together has its own sentences
             continue
         for component in found.component.values:
             for row in strongest(found, 1, component=component):

@@ -15,7 +15,8 @@ from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
 from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import named_heads
-from causal_tracing.patching.options.together import directions_of
+from causal_tracing.patching.options.declare import values_of
+from causal_tracing.patching.options.together import clean_alone, directions_of
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.patching.scoring import preferences
@@ -55,7 +56,8 @@ def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep:
     if keep == "all" or not pairs:
         return Kept(pairs=pairs, failed={}, dropped={})
     noise = options.noise is not None or options.preset is not None
-    tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise) for pair in pairs]
+    alone = clean_alone(values_of(options))
+    tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone) for pair in pairs]
     try:
         dropped = _dropped(model, tokens, keep)
         return Kept(pairs=[pair for pair in pairs if pair.id not in dropped], failed={}, dropped=dropped)
@@ -88,7 +90,8 @@ def _together(parts: Sequence[Kept]) -> Kept:
 def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> None:
     """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
     noise = options.noise is not None or options.preset is not None
-    found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
+    alone = clean_alone(values_of(options))
+    found = tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone)
     check_length(model, found)
     write = checked_write(options.write)
     reference_runs(reference, found, write)

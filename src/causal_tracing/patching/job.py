@@ -26,8 +26,9 @@ from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.options.choices import BLOCKS
+from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.estimate import EstimateOptions
-from causal_tracing.patching.options.together import ROME_NOISE, directions_of, preset_windows
+from causal_tracing.patching.options.together import ROME_NOISE, clean_alone, directions_of, preset_windows
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
@@ -129,7 +130,9 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     directions = directions_of(options)
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
-    tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
+    tokens = tokenize_pairs(
+        traced, model.tokenizer, align=options.align, noise=noise is not None, alone=clean_alone(values_of(options))
+    )
     for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
         check_measure(metric, tokens[0], model.vocabulary)
         check_metric(metric, tokens)

@@ -151,9 +151,9 @@ def _ids(found: xr.Dataset) -> list[str]:
 
 
 def _shared_pairs(first: xr.Dataset, second: xr.Dataset) -> tuple[list[str], list[str]]:
-    """The ids of pairs that both have, with a total effect and without one, in their order. Raises InvalidOption."""
+    """The ids of pairs that both have, with effects and without any, in their order. Raises InvalidOption."""
     shared = sorted({*_ids(first)} & {*_ids(second)})
-    there = [id for id in shared if all(found.total_effect.sel(pair=id).notnull() for found in (first, second))]
+    there = [id for id in shared if all(found.reason.sel(pair=id) == "" for found in (first, second))]
     undefined = [id for id in shared if id not in there]
     if len(there) < 2:
         without = f" Without a number by the metric: {_listed(undefined)}." if undefined else ""

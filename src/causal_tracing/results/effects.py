@@ -88,6 +88,7 @@ EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
 FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
 OF_ENDS = frozenset(effect.name for effect in DEFINITIONS if effect.of_ends)
+NO_TOTAL = "there is no corrupt prompt, and so no total effect that it could be a share of"
 DAMAGE = ("logit_diff", "log_prob", "entropy")  # by which a patch is seen to break something
 OF_TOKENS = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
 WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
@@ -142,6 +143,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
     both = {"clean": data.clean, "corrupt": data.corrupt, "total_effect": total}
     found = xr.Dataset(both | _differences(scored, ends=KINDS[of].ends))
+    there = scored.clean.where(without_corrupt(data), total).notnull()  # the pair has effects by this metric
     for fraction, effect in FRACTIONS.items():
         if effect in found:
             whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
@@ -150,15 +152,21 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
         found["damage_like"] = _damage_like(everything)
     found = found.assign({name: data[name] for name in ("top", "sampled") if name in data})
     found = found.assign_coords({name: data[name] for name in WINDOW if name in data})
-    found["status"] = _status(data, found)
-    found["reason"] = _reason(data, total)
+    found["status"] = _status(data, found, there)
+    found["reason"] = _reason(data, there)
     found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
+    found["fraction_reason"] = found.fraction_reason.where(~(without_corrupt(data) & there), NO_TOTAL)
     kind, alpha = measurements.write["kind"], measurements.write["alpha"]
     found.attrs["write"] = kind if alpha == 1 else f"{kind} {alpha:g}"
     if {arm.name for arm in DIRECT_ARMS.values()} & {*found}:
         found.attrs["direct_norm"] = measurements.direct_norm
     labels = (*OF_TOKENS, "readers", "site_layer", "partner_layer")
     return found.assign_coords({name: _by_clean_token(data, name) for name in labels if name in data} | {"kind": of})
+
+
+def without_corrupt(pairs: xr.Dataset) -> xr.DataArray:
+    """Which pairs have a clean prompt alone."""
+    return pairs.corrupt_prompt == ""
 
 
 def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
@@ -219,13 +227,13 @@ def label(name: str, vocabulary: str | None = None) -> str:
     return f"{name.replace('_', ' ')} ({other})" if other else name.replace("_", " ")
 
 
-def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
+def _status(data: xr.Dataset, found: xr.Dataset, there: xr.DataArray) -> xr.DataArray:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
     measured = [found[name] for name in DIRECTIONS if name in found]
     missing = sum((array.isnull() for array in measured[1:]), start=measured[0].isnull()) > 0
     status = xr.full_like(missing, "ok", dtype=object)
     status = status.where(~missing, "failed")
-    status = status.where(~found.total_effect.isnull(), "undefined")
+    status = status.where(there, "undefined")
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):
         if name in data:
             status = status.where(~data[name] | (status == "undefined"), name)
@@ -234,9 +242,9 @@ def _status(data: xr.Dataset, found: xr.Dataset) -> xr.DataArray:
     return status.where(data.window_first >= 0, "no_window") if "window_first" in data else status
 
 
-def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
+def _reason(data: xr.Dataset, there: xr.DataArray) -> xr.DataArray:
     """Why a metric has no effects for a pair; empty where it has."""
-    reasons = xr.full_like(total, "", dtype=object)
+    reasons = xr.full_like(there, "", dtype=object)
     for metric in data.metric.values:
         for pair in data.pair.values:
             at = {"metric": metric, "pair": pair}
@@ -251,7 +259,7 @@ def _reason(data: xr.Dataset, total: xr.DataArray) -> xr.DataArray:
                 reasons.loc[at] = (
                     f"an answer of several tokens has no single {'logit' if metric == 'logit' else 'rank'}"
                 )
-            elif np.isnan(total.loc[at].item()):
+            elif not there.loc[at].item():
                 reasons.loc[at] = "an unedited run's logits are not finite"
     return reasons
 

@@ -144,10 +144,10 @@ def mean_maps(measurements: Measurements, *, metric: str | None = None, seed: in
 
 
 def defined(chosen: xr.Dataset) -> xr.Dataset:
-    """The pairs that have a total effect by this metric. Raises NoMean where fewer than two do, or one is infinite."""
+    """The pairs that have effects by this metric. Raises NoMean where fewer than two do, or one is infinite."""
     if chosen.sizes["pair"] < 2:
         raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
-    kept = chosen.sel(pair=chosen.total_effect.notnull())
+    kept = chosen.sel(pair=chosen.reason == "")
     if kept.sizes["pair"] < 2:
         raise NoMean(f"fewer than two pairs have {chosen.metric.item()}: {chosen.reason.values[0] or 'not measured'}.")
     require_finite(kept)

@@ -26,7 +26,7 @@ from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
 from causal_tracing.report.page.queries import query_maps
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.method import Side
+from causal_tracing.report.words.method import Side, sides
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
@@ -34,7 +34,6 @@ from causal_tracing.results.site_kinds import KINDS, SiteKind
 from causal_tracing.results.storage.atomic import write_text
 from causal_tracing.results.units import is_function
 
-SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
 SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
@@ -113,7 +112,7 @@ def _story(reading: Reading, *, hidden: bool) -> str:
 def _short_story(measurements: Measurements, pair: str) -> str:
     """A pair that is one of many: what is asked, and nothing more."""
     data = measurements.pairs.sel(pair=pair)
-    asked = [Side(data[f"{name}_prompt"].item(), data[text].item()) for name, text in SIDES]
+    asked = sides(measurements, data)
     return (
         f'<div class="story" data-pair="{escape(pair)}" hidden>'
         f"<h1>{prompt(asked[0])}<small>against {prompt(asked[1])}</small></h1></div>"
@@ -168,7 +167,9 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     rows = "".join(_site(row) for row in reading.sites)
     words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
     noised = bool(measurements.provenance.get("noise"))
-    choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
+    choices = _choices(data, "clean", "clean")
+    if data.corrupt_prompt.item():
+        choices += _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
         f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'

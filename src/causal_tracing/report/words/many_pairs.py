@@ -95,6 +95,8 @@ def _share(means: MeanMap, record: Mapping[str, Any]) -> str:
 
 
 def _total(means: MeanMap) -> str:
+    if np.isnan(float(means.total.estimate)):
+        return "there are no corrupt prompts, and so no total effect"
     return f"total effect {with_interval(means.total)} {means.unit}"
 
 

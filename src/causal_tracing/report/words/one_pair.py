@@ -152,6 +152,8 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
 
 def _total(found: xr.Dataset) -> str:
     clean, corrupt, total = (found[name].item() for name in ("clean", "corrupt", "total_effect"))
+    if np.isnan(total) and not found.reason.item():
+        return f"clean {number(clean)} {found.unit.item()} (there is no corrupt prompt, and so no total effect)"
     if np.isnan(total):
         return f"total effect undefined: {found.reason.item()}"
     return f"total effect {number(total)} {found.unit.item()} (clean {number(clean)}, corrupt {number(corrupt)})"

@@ -19,6 +19,8 @@ from causal_tracing.patching.attribution import Screen, screened
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.job import Job, usual_components
+from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metric_checks import check_gradient, check_measure
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS, SINGLE_EXPERTS, SINGLE_NEURONS
@@ -65,6 +67,9 @@ def _job(model: Model, asked: list[Pair], components: Sequence[str], options: Es
     for component in components:
         model.anatomy.require(component)
     pairs = tokenize_pairs(asked, model.tokenizer, align=options.align)
+    if isinstance(options.metric, Metric):
+        check_measure(options.metric, pairs[0], model.vocabulary)
+        check_gradient(options.metric, pairs[0], model.vocabulary)
     backend = open_backend(model, components, options.engine, options.budget)
     if not backend.describe().gradients:
         raise ComponentNotOffered(

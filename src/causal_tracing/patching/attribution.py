@@ -37,6 +37,8 @@ from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.measure import STEPS, Numbers
+from causal_tracing.patching.metric import LOG_PROBS, Metric
+from causal_tracing.patching.metrics import BUILT_IN
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
 from causal_tracing.patching.scoring import Scoring, spread, undefined
@@ -120,6 +122,11 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
             f"pair {pair.id!r} has a set of texts of several tokens, and no estimate of {job.metric}: only their "
             "probabilities add up. Use metric='prob' or 'prob_diff', or texts of one token."
         )
+    if pair.several_tokens and job.metrics[0] is not BUILT_IN.get(job.metric):
+        raise InvalidOption(
+            f"pair {pair.id!r} has texts of several tokens, and no estimate of {job.metric}: no gradient passes what "
+            "its function gets of such texts. Use texts of one token, or trace()."
+        )
     if any("pattern" in grid.components for grid in job.grids):
         check_patterns(Write(), pair)
 
@@ -130,7 +137,8 @@ class _Screened:
     def __init__(self, job: Job, screen: Screen, question: Question, progress: Progress) -> None:
         self.job, self.question, self.progress = job, question, progress
         (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
-        self.estimates = _estimates(job, screen, question, _share(progress, 0, 2))
+        terms = _terms(question.pair, job.metrics[0], self.clean)
+        self.estimates = _estimates(job, screen, question, terms, _share(progress, 0, 2))
         number = question.number
         self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean}, job.metrics)
         self.known = {grid.kind.name: _known(self.scoring, question, grid) for grid in job.grids}
@@ -218,18 +226,22 @@ def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:
     return found
 
 
-def _terms(pair: TokenPair, metric: str) -> list[_Term]:
+def _terms(pair: TokenPair, metric: Metric, clean: Float[Tensor, " vocab"]) -> list[_Term]:
     """What the metric is the sum of: one prediction after the prompt, or what scores answers and foils behind it."""
+    name = metric.name
     if not pair.several_tokens:
         firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
-        return [_Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, *firsts))]
-    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if metric in NEED_FOIL else {})
+        measure = partial(_one_token, name, *firsts)
+        if metric is not BUILT_IN.get(name):
+            measure = partial(_by_function, metric, clean, *firsts)
+        return [_Term(behind=(), keep=1, weight=1.0, measure=measure)]
+    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if name in NEED_FOIL else {})
     return [
         _Term(
             behind=each.tokens,
             keep=len(each.tokens) + 1,
             weight=weight,
-            measure=partial(_whole_text, metric in PROBABILITIES, each),
+            measure=partial(_whole_text, name in PROBABILITIES, each),
         )
         for weight, side in texts.items()
         for each in behind(side)
@@ -254,6 +266,21 @@ def _one_token(
             return answer.exp() - foil.exp()
 
 
+def _by_function(
+    metric: Metric,
+    clean: Float[Tensor, " vocab"],
+    answers: list[int],
+    foils: list[int],
+    logits: Float[Tensor, "run 1 vocab"],
+) -> Float[Tensor, " run"]:
+    """A metric of the user's own, so that gradients pass its function."""
+    logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+    tokens = (torch.tensor([each], dtype=torch.long, device=logits.device) for each in (answers, foils))
+    mine, theirs = (each.expand(len(logits), -1) for each in tokens)
+    values = logits.log_softmax(-1) if metric.takes == LOG_PROBS else logits
+    return metric.measure(values, clean[None].to(logits), mine, theirs)
+
+
 def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run"]:
     """The log-probability of what stands behind the prompt and any of what may come next, or its probability."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -264,12 +291,13 @@ def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run toke
     return total.exp() if probability else total
 
 
-def _estimates(job: Job, screen: Screen, question: Question, progress: Progress) -> dict[str, np.ndarray]:
+def _estimates(
+    job: Job, screen: Screen, question: Question, terms: Sequence[_Term], progress: Progress
+) -> dict[str, np.ndarray]:
     """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
     arm, pair = job.grids[0].arms[0], question.pair
     slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
     places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
-    terms = _terms(pair, job.metric)
     moved = [
         _moved(job.backend, screen, term, question, arm, places, list(slots.values()), _share(progress, n, len(terms)))
         for n, term in enumerate(terms)

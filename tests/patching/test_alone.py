@@ -30,8 +30,8 @@ def without(pairs: list[ct.Pair]) -> list[ct.Pair]:
 # To the bit where both run in forwards of their own; in one batch the corrupt run changes its shape, and the last bits.
 @pytest.mark.parametrize(("engine", "apart"), [("replay", 0.0), ("packed", 1e-6)])
 def test_all_but_shares_is_the_same(engine: str, apart: float) -> None:
-    alone_in_a_batch = {"budget": 1} if engine == "replay" else {}
-    asked = GEVA | {"window": 9, "engine": engine} | alone_in_a_batch
+    alone_in_a_batch: dict[str, Any] = {"budget": 1} if engine == "replay" else {}
+    asked: dict[str, Any] = GEVA | {"window": 9, "engine": engine} | alone_in_a_batch
     both, alone = (ct.knockout(tiny(), pair, **asked) for pair in (PAIR, ALONE))
     for kind in KINDS:
         first, second = both.of(kind), alone.of(kind)
@@ -112,11 +112,16 @@ def test_many_pairs_in_a_folder_need_none(tmp_path: Path) -> None:
         )
     assert kept.tolist() == ["pair-0", "pair-1", "pair-2"]
     with pytest.raises(InvalidResults, match="the clean run's first choice is"):  # asked of each by itself
-        ct.run(tiny(), without(others(3)), tmp_path / "kept", keep="first_choice", **options | {"knockout_keys": [1]})
+        ct.run(tiny(), without(others(3)), tmp_path / "kept", keep="first_choice", **options)
 
 
 def test_what_compares_two_prompts_still_needs_one() -> None:
-    for options in ({"components": ["mlp_out"]}, {"components": [], "edges": ["v"]}, {"components": [], "lens": True}):
+    asked: list[dict[str, Any]] = [
+        {"components": ["mlp_out"]},
+        {"components": [], "edges": ["v"]},
+        {"components": [], "lens": True},
+    ]
+    for options in asked:
         with pytest.raises(InvalidPair, match=r"has no corrupt prompt\. .* Attention knockout alone needs none"):
             ct.trace(tiny(), ALONE, knockout=True, **options, progress=False)
 

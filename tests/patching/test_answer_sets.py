@@ -247,9 +247,10 @@ def test_what_does_not_prefer_any_answer_and_what_no_answer_is(model: Model):
 )
 def test_what_estimates_have_the_gradient_of_is_the_metric(model: Model, fields: dict[str, Any], by: Any):
     one, expected = tokenize(pair(**fields), WORDS), dict(zip(SUMMED, by(model), strict=True))
+    clean = bare(model, CLEAN)[-1].float().log_softmax(-1)
     for metric in SUMMED if fields is ONE else ("prob", "prob_diff"):
         found = 0.0
-        for term in terms_of(one, metric):
+        for term in terms_of(one, BUILT_IN[metric], clean):
             with torch.no_grad():
                 logits = model.network(torch.tensor([[*one.clean.tokens, *term.behind]])).logits
             found += term.weight * term.measure(logits[:, -term.keep :]).item()

@@ -11,7 +11,10 @@ from torch import nn
 
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
+from causal_tracing.engine.choose import open_backend
 from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.edits import Edit, From, Run, World
+from causal_tracing.interventions.sites import FINAL_SCALE, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.sets import check_interactions
 from causal_tracing.testing import (
@@ -27,7 +30,7 @@ from causal_tracing.testing import (
     toy_model,
 )
 from families import FAMILIES, build
-from joint import LAST, PAIR, WORDS, ByHand, others, tiny
+from joint import CLEAN, CORRUPT, LAST, PAIR, WORDS, ByHand, others, tiny
 
 DIRECTIONS = ("restoration", "disruption")
 SITES = ["z 1.2 @ last", "z 3.3 @ -2", "mlp_out 0 @ 2", "neurons 2.10-40 @ last"]
@@ -170,6 +173,39 @@ def test_heads_of_a_last_layer_add_up_where_nothing_follows(frozen: bool) -> Non
         assert (abs(found[direction].where(apart)) > 1e-2).any()
         assert (interaction.max() < 1e-5) == frozen
         assert frozen or interaction.max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+def test_heads_of_a_last_layer_add_up_where_mlp_and_norm_are_held(family: str) -> None:
+    """Law S8 on whole models, the MLP and the final norm frozen: I = 0, but for rounding, which float64 makes small.
+
+    Not where the heads' sum passes a norm of its own (olmo2), nor with either of the two live.
+    """
+    network = build(next(each for each in FAMILIES if each.name == family), dtype=torch.float64)
+    model = accept(network, WORDS, name=family)
+    backend = open_backend(model, ["z", "mlp_out", FINAL_SCALE], "replay", None, length=LAST + 1)
+    base, donor = (Run(tuple(WORDS(text)["input_ids"])) for text in (CLEAN, CORRUPT))
+    heads = [Edit(Site("z", 3, LAST, part), From(donor, LAST)) for part in (0, 2)]
+    held = {part: Edit(Site(part, 3, LAST), From(base, LAST)) for part in ("mlp_out", FINAL_SCALE)}
+    answer, foil = (WORDS(token)["input_ids"][0] for token in (" w7", " w8"))
+
+    def interaction(*kept: str) -> tuple[float, float]:
+        """I(A, B) of the two heads, and the size of the larger of their effects."""
+        sets = ((), heads[:1], heads[1:], heads)
+        worlds = [World(base, (*some, *(held[part] for part in kept)), (LAST,)) for some in sets]
+        found = backend.evaluate(worlds, lambda logits, _: logits[:, 0, [answer]] - logits[:, 0, [foil]]).values[:, 0]
+        lost = found[0] - found
+        return abs(lost[3] - lost[1] - lost[2]), abs(lost[1:3]).max()
+
+    beyond, size = interaction("mlp_out", FINAL_SCALE)
+    assert size > 1e-3
+    if family == "olmo2":
+        assert beyond > 1e-6
+        return
+    rounding = 1e-6 if family == "llama" else 1e-12  # its norm computes in float32 whatever the type
+    assert beyond < rounding
+    for part in ("mlp_out", FINAL_SCALE):
+        assert interaction(part)[0] > 10 * rounding
 
 
 @pytest.mark.parametrize(

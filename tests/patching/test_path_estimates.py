@@ -26,7 +26,8 @@ from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
-PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8")
+ANSWER, FOIL = " w7", " w8"
+PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=ANSWER, foil=FOIL)
 LAYERS, LAST, AT, LAYER = 4, 5, 3, 2
 HEADS, KEYS = 4, 2
 EVERY_READER = ["each q", "each k", "each v", "each mlp_out", "logits"]
@@ -158,6 +159,12 @@ def test_what_is_no_path_is_the_same_zero_as_when_it_is_patched(name: str):
 # By hand
 
 
+def slope_at(value: Tensor) -> Tensor:
+    """What the backward left there."""
+    assert value.grad is not None
+    return value.grad[0]
+
+
 class ByHand:
     """A tiny llama's base run: what layer LAYER reads and makes, and the slopes of the logit difference there."""
 
@@ -188,7 +195,7 @@ class ByHand:
             self.layer.mlp.register_forward_hook(lambda _, __, out: keep("mlp", out)),
         ]
         logits = self.network(input_ids=tokens).logits[0, -1]
-        answer, foil = (WORDS(text)["input_ids"][0] for text in (PAIR.answer, PAIR.foil))
+        answer, foil = (WORDS(text)["input_ids"][0] for text in (ANSWER, FOIL))
         for hook in hooks:
             hook.remove()
         (logits[answer] - logits[foil]).backward()
@@ -222,21 +229,21 @@ def received_by_hand() -> dict[str, Tensor]:
     """What reception says of each reader of layer LAYER, from the attention of the layer before, at one token."""
     one = ByHand()
     base, new = one.heads(one.seen["pre"][0]), one.heads(one.changed("pre"))
-    slope = one.seen["z"].grad[0].view(LAST + 1, HEADS, -1).transpose(0, 1)
+    slope = slope_at(one.seen["z"]).view(LAST + 1, HEADS, -1).transpose(0, 1)
     before = one.z(*base)
     q, k, v = (
         ((one.z(*(new[n] if n == which else base[n] for n in range(3))) - before) * slope).sum(-1).sum(-1)
         for which in range(3)
     )
     mlp = one.layer.mlp(one.layer.post_attention_layernorm(one.changed("mid")))
-    mlp_out = ((mlp - one.seen["mlp"][0]) * one.seen["mlp"].grad[0]).sum()
+    mlp_out = ((mlp - one.seen["mlp"][0]) * slope_at(one.seen["mlp"])).sum()
     return {"q": q, "k": k.view(KEYS, -1).sum(1), "v": v.view(KEYS, -1).sum(1), "mlp_out": mlp_out[None]}
 
 
 def linear_by_hand() -> dict[str, Tensor]:
     """The same of edge attribution: a product of the derivative at the base run with what is added."""
     one = ByHand()
-    slope = one.seen["z"].grad[0].view(LAST + 1, HEADS, -1).transpose(0, 1)
+    slope = slope_at(one.seen["z"]).view(LAST + 1, HEADS, -1).transpose(0, 1)
 
     def given(which: int, stream: Tensor) -> Tensor:
         base = one.heads(one.seen["pre"][0].detach())
@@ -244,7 +251,7 @@ def linear_by_hand() -> dict[str, Tensor]:
         return (one.z(*(new[n] if n == which else base[n] for n in range(3))) * slope).sum((-1, -2))
 
     def mlp(stream: Tensor) -> Tensor:
-        return (one.layer.mlp(one.layer.post_attention_layernorm(stream)) * one.seen["mlp"].grad[0]).sum()[None]
+        return (one.layer.mlp(one.layer.post_attention_layernorm(stream)) * slope_at(one.seen["mlp"])).sum()[None]
 
     added = torch.zeros_like(one.seen["pre"][0])
     added[AT - 1] = one.sent
@@ -277,7 +284,7 @@ def test_the_way_begins_at_the_base_run_and_leaves_the_donor_out(steps: int):
     model = exact_model("llama")
     network, embed = model.network, model.network.get_input_embeddings()
     clean, corrupt = (embed(torch.tensor([WORDS(text)["input_ids"]])).detach() for text in (CLEAN, CORRUPT))
-    answer, foil = (WORDS(text)["input_ids"][0] for text in (PAIR.answer, PAIR.foil))
+    answer, foil = (WORDS(text)["input_ids"][0] for text in (ANSWER, FOIL))
     mean = torch.zeros_like(clean)
     for step in range(steps):
         between = (corrupt + step / steps * (clean - corrupt)).requires_grad_()

@@ -42,9 +42,10 @@ def traced(model: "Model", pairs: "list[Pair]", **options: Any) -> "Trace":
     from causal_tracing import preview
     from causal_tracing import trace as run
     from causal_tracing.experiments.progress import telling
+    from causal_tracing.patching.options.together import clean_alone
 
     noise = options.get("noise") or options.get("preset")
-    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise):
+    for shown in preview(model, pairs, align=options.get("align", "strict"), noise=noise, alone=clean_alone(options)):
         note(str(shown))
     with telling(True, at_once=True) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # said below, as a note
@@ -226,10 +227,11 @@ def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
     Where pairs are not traced `alone`, one that cannot be traced fails by itself.
     """
     from causal_tracing.patching.columns import check_columns
+    from causal_tracing.patching.options.together import clean_alone
     from causal_tracing.prompts.pairs import check_corruption, named
 
     for name in ("positions", "head_positions", "neuron_positions", "expert_positions"):
         check_columns(pairs, options.get(name, "each"))
     noise = options.get("noise") is not None or options.get("preset") is not None
     for pair in named(pairs) if alone else ():
-        check_corruption(pair, noise=noise)
+        check_corruption(pair, noise=noise, alone=clean_alone(options))

@@ -19,6 +19,8 @@ from causal_tracing.patching.attribution import screened
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.job import Job, usual_components
+from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metric_checks import check_gradient, check_measure
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.trace import Options
@@ -70,6 +72,9 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
 def _job(model: Model, asked: list[Pair], options: EstimateOptions) -> Job:
     """Every site, or every path, in one direction. Raises InvalidPair, InvalidOption, ComponentNotOffered."""
     pairs = tokenize_pairs(asked, model.tokenizer, align=options.align)
+    if isinstance(options.metric, Metric):
+        check_measure(options.metric, pairs[0], model.vocabulary)
+        check_gradient(options.metric, pairs[0], model.vocabulary)
     grids = (_paths if options.of_paths else _sites)(model, pairs, options)
     components = list(dict.fromkeys(name for grid in grids for name in grid.needs))
     backend = open_backend(model, components, options.engine, options.budget)

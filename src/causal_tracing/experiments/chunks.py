@@ -133,7 +133,8 @@ def _row(found: Measurements, number: int) -> Row:
     """One pair of a chunk."""
     id = str(found.pairs.pair.values[number])
     one = found.of_pair(id)
-    unedited = one.pairs[["clean", "corrupt"]].sel(metric="log_prob").to_array()
+    runs = ["clean", "corrupt"] if one.pairs.corrupt_prompt.item() else ["clean"]
+    unedited = one.pairs[runs].sel(metric="log_prob").to_array()
     if not np.isfinite(unedited.values).all():
         return Row(pair=id, status=FAILED, reason=NOT_FINITE)
     tables, arrays = to_parts(one)

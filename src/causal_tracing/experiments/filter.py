@@ -9,12 +9,14 @@ from causal_tracing.errors import InvalidOption, InvalidPair, OutOfMemory
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
-from causal_tracing.patching.attending import attention_grids
+from causal_tracing.patching.attending import knockout_grids
 from causal_tracing.patching.circuits import check_one_to_one
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
+from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import named_heads
-from causal_tracing.patching.options.together import directions_of
+from causal_tracing.patching.options.declare import values_of
+from causal_tracing.patching.options.together import clean_alone, directions_of
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.patching.scoring import preferences
@@ -54,7 +56,8 @@ def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep:
     if keep == "all" or not pairs:
         return Kept(pairs=pairs, failed={}, dropped={})
     noise = options.noise is not None or options.preset is not None
-    tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise) for pair in pairs]
+    alone = clean_alone(values_of(options))
+    tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone) for pair in pairs]
     try:
         dropped = _dropped(model, tokens, keep)
         return Kept(pairs=[pair for pair in pairs if pair.id not in dropped], failed={}, dropped=dropped)
@@ -87,7 +90,8 @@ def _together(parts: Sequence[Kept]) -> Kept:
 def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> None:
     """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
     noise = options.noise is not None or options.preset is not None
-    found = tokenize(pair, model.tokenizer, align=options.align, noise=noise)
+    alone = clean_alone(values_of(options))
+    found = tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone)
     check_length(model, found)
     write = checked_write(options.write)
     reference_runs(reference, found, write)
@@ -100,7 +104,9 @@ def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tupl
         with suppress(InvalidOption):  # a role that this pair lacks, and others may have
             resolved_columns([found], positions)
     with suppress(InvalidOption):
-        attention_grids(model, [found], options, directions_of(options))
+        knockout_grids(model, [found], options)
+    with suppress(InvalidOption):
+        list(edge_grids(model, [found], options, directions_of(options)))
 
 
 def _dropped(model: Model, pairs: Sequence[TokenPair], keep: str) -> dict[str, str]:

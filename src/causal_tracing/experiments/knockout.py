@@ -1,7 +1,6 @@
 """Attention knockout: which keys a query needs. A trace whose cells hide keys, instead of patching activations."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
@@ -9,6 +8,7 @@ from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import plan_job
+from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.knockout import KnockoutOptions, as_of_a_trace
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
@@ -25,14 +25,16 @@ def knockout(model: Model, pairs: Pair | Sequence[Pair], options: KnockoutOption
     of the probability is −disruption / clean by the metric prob. Keys behind the query are structural zeros.
 
     model: from `load`.
-    pairs: a Pair or several, each with a corrupt prompt, which says what the shares are of.
+    pairs: a Pair or several. A corrupt prompt says what the shares are of; without one there are no shares, and
+        all else is the same.
 
     Raises InputError (pairs, options; a query that would see nothing), ModelError, MachineError.
 
     Example:
+        pair = ct.Pair(clean="The Colosseum is located in the city of", answer=" Rome", subject="The Colosseum")
         found = ct.knockout(model, pair, preset="geva")
-        found.effects.disruption.sel(metric="logit_diff", position="subject")
+        found.effects.disruption.sel(metric="prob", position="subject")
     """
-    given = {each.name: getattr(options, each.name) for each in fields(options)}
+    given = values_of(options)
     with telling(options.progress) as progress:
         return Trace(measured(plan_job(model, pairs, Options(**as_of_a_trace(given))), progress))

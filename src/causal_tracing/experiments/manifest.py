@@ -41,6 +41,13 @@ def begin_or_resume(folder: Path, job: Job, pairs: Sequence[Pair], options: RunO
     spec = _spec(job, pairs, options, threads_of(found))
     if "threads" not in found["spec"]:  # 0.1.0 had them beside it
         del spec["threads"]
+    began, now = (each["versions"]["causal-tracing"] for each in (found["spec"], spec))
+    if began != now:
+        raise InvalidResults(
+            f"{folder} was begun by causal-tracing {began}, and this is {now}, which measures otherwise: a run is of "
+            "one version. open_trace reads what is done; give --out another name to measure all of it, or install "
+            f"causal-tracing=={began} to go on."
+        )
     differ = [
         *differences(found["spec"], json.loads(json.dumps(spec))),
         *differences(found["shard"], list(options.shard), "shard"),

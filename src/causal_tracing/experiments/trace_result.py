@@ -72,7 +72,7 @@ class Trace:
         return self.of("neurons")
 
     def of(self, kind: str) -> xr.Dataset:
-        """The effects of one kind of site: blocks, heads, neurons, knockout, knockout_heads, edges, circuits.
+        """The effects of one kind of site: blocks, heads, neurons, knockout, edges, edges_by_query, circuits, …
 
         As `effects`, over (metric, pair, and the kind's axes), made when first asked for. Raises InvalidOption where it
         was not measured.
@@ -123,6 +123,7 @@ class Trace:
         table = pd.DataFrame(rows, columns=[name for name in SiteRow.__dataclass_fields__ if name != "kind"])
         table = table.drop(columns=[name for name in (*BESIDE, *BEYOND) if name not in found])
         kind = kind_of(found)
+        table = table if kind.by_query else table.drop(columns=["query", "query_token"])
         return table if kind.layered else table.drop(columns=["layer"]).rename(columns={"position": kind.column})
 
     def curve(

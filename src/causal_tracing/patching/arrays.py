@@ -114,6 +114,8 @@ def measurements_of(
 ) -> Measurements:
     """One pair's numbers with their names: its unedited runs [run, metric], clean first, and its maps by kind."""
     clean, corrupt = unedited[0], unedited[1:].T
+    if not corrupt.shape[1]:  # the clean run alone
+        corrupt = np.full((len(clean), 1), np.nan)
     numbers = {"clean": clean, "corrupt": corrupt.mean(1), "corrupt_deviation": _deviation(corrupt), "spread": spread}
     if not np.isfinite(numbers["corrupt_deviation"]).any():
         del numbers["corrupt_deviation"]
@@ -162,8 +164,8 @@ def _first_token(preview: Preview) -> int:
 
 
 def _own(pair: TokenPair, name: str) -> str:
-    """A prompt as the user wrote it, without a chat template; noise corrupts the clean one."""
-    return getattr(pair.pair, name) or pair.pair.clean
+    """A prompt as the user wrote it, without a chat template; noise corrupts the clean one. "" where there is none."""
+    return getattr(pair.pair, name) or ("" if pair.alone else pair.pair.clean)
 
 
 def _paired_with(pair: TokenPair, length: int) -> np.ndarray:

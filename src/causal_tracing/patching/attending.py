@@ -1,29 +1,29 @@
-"""What is done to how queries attend: keys hidden from them, and single edges of attention patched.
+"""Keys that are hidden from a query, in windows of layers or single heads; and how sets of keys are named.
 
 A cell is a set of keys, in a layer (or a window of layers), of all heads together or of one. Unlike other sites, the
 tokens of a role are taken together: single keys stand in for one another, so that a mean over them says little.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from causal_tracing.errors import InvalidOption, InvalidPair
-from causal_tracing.interventions.edits import Attending, Edit, From, Run
+from causal_tracing.interventions.edits import Attending, Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import check_column, from_the_left
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers, window_labels
+from causal_tracing.patching.grid import At, Grid, checked_layers, window_labels
 from causal_tracing.patching.options.attention import OF_KNOCKOUT
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.windows import Windows, plan_windows
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.tokens import Column, TokenPrompt
 from causal_tracing.results.arms import DIRECTIONS, Arm
-from causal_tracing.results.site_kinds import EDGES, KNOCKOUT, KNOCKOUT_HEADS
+from causal_tracing.results.site_kinds import KNOCKOUT, KNOCKOUT_HEADS
 
 # Keys that are named beside roles and spans. The first token is often a sink: most of the weight goes there, and
 # hiding it changes how much all others get (docs/attention.md).
@@ -32,9 +32,8 @@ KEY_SETS = ("subject", "subject_but_first", "non_subject", "first")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyGrid(Grid):
-    """Sets of keys (`columns`) as one query sees them; `heads` in a layer, or 0 where all are taken together."""
+    """Sets of keys (`columns`) as a query sees them; `heads` in a layer, or 0 where all are taken together."""
 
-    query: Column
     heads: int = 0
 
     @property
@@ -69,6 +68,7 @@ class KeyGrid(Grid):
 class KnockoutGrid(KeyGrid):
     """Keys that a query of the clean run cannot see, in windows of layers; `zeroed`: their weight is taken instead."""
 
+    query: Column
     windows: Windows
     zeroed: bool = False
 
@@ -90,26 +90,6 @@ class KnockoutGrid(KeyGrid):
         ]
         if keys and sites:
             yield tuple(Edit(site, how) for site in sites)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeGrid(KeyGrid):
-    """Keys, values, or the query's scores with these keys, as the donor has them, for this query and one head alone."""
-
-    def edits(
-        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
-    ) -> Iterator[tuple[Edit, ...]]:
-        """One world, in which the query sees what the donor has at all of these keys."""
-        part = self.components[at[0]].removesuffix("_edge")
-        keys = _paired(pair, keys_of(pair.clean, self.columns[at[-1]]), arm)
-        queries = _paired(pair, queries_of(pair.clean, self.query), arm)
-        edits = []
-        for query, query_there in queries:
-            seen = tuple((key, From(donor, query_there if part == "q" else there)) for key, there in keys)
-            how = replace(Attending(), **{part: seen})
-            edits.append(Edit(Site(ATTENTION, self.layers[at[1]], query, self.head(at)), how))
-        if keys and edits:
-            yield tuple(edits)
 
 
 def keys_of(prompt: TokenPrompt, column: Column) -> tuple[int, ...]:
@@ -137,24 +117,19 @@ def queries_of(prompt: TokenPrompt, query: Column) -> tuple[int, ...]:
     return prompt.positions(query)
 
 
-def attention_grids(
-    model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]
-) -> list[Grid]:
-    """What is done to how queries attend, kind by kind. Raises InvalidOption, InvalidPair, ComponentNotOffered."""
-    if not (options.knockout or options.edges):
+def knockout_grids(model: Model, pairs: Sequence[TokenPair], options: Options) -> list[Grid]:
+    """What is hidden from queries, kind by kind. Raises InvalidOption, InvalidPair, ComponentNotOffered."""
+    if not options.knockout:
         return []
     model.anatomy.require(ATTENTION)
-    kinds = ("layers",) if options.knockout is True else tuple(options.knockout or ())
-    found: list[Grid] = [
-        _knockout(model, pairs, options, heads=kind == "heads") for kind in OF_KNOCKOUT if kind in kinds
-    ]
-    return [*found, _edges(model, pairs, options, directions)] if options.edges else found
+    kinds = ("layers",) if options.knockout is True else tuple(options.knockout)
+    return [_knockout(model, pairs, options, heads=kind == "heads") for kind in OF_KNOCKOUT if kind in kinds]
 
 
 def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, heads: bool) -> KnockoutGrid:
-    columns, zeroed = _columns(pairs, options.knockout_keys), options.knockout_by == "zeroed"
+    columns, zeroed = columns_named(pairs, options.knockout_keys), options.knockout_by == "zeroed"
     for pair in pairs:
-        _check_query(pair, options.knockout_query)
+        check_query(pair, options.knockout_query)
         if not zeroed:
             _check_sight(pair, options.knockout_query, columns)
     width = 1 if heads else options.knockout_window
@@ -171,38 +146,26 @@ def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, hea
     )
 
 
-def _edges(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> EdgeGrid:
-    for pair in pairs:
-        _check_query(pair, options.edge_query)
-    parts = ("v",) if options.edges is True else tuple(options.edges or ())
-    return EdgeGrid(
-        kind=EDGES,
-        components=tuple(f"{part}_edge" for part in parts),
-        layers=checked_layers(model, options.layers),
-        columns=_columns(pairs, options.edge_keys),
-        arms=arms_of(directions),
-        query=options.edge_query,
-        heads=model.parts(ATTENTION),
-    )
-
-
-def _columns(pairs: Sequence[TokenPair], keys: str | Sequence[Column]) -> tuple[Column, ...]:
-    """The keys that are asked for, as positions from the left and names. Raises InvalidOption."""
+def columns_named(
+    pairs: Sequence[TokenPair], named: Column | Sequence[Column], *, what: str = "keys", more: Sequence[str] = KEY_SETS
+) -> tuple[Column, ...]:
+    """The keys (or queries) that are asked for, as positions from the left and names. Raises InvalidOption."""
     longest = max(len(pair.clean.tokens) for pair in pairs)
-    if isinstance(keys, str) and keys == "each":
+    if isinstance(named, str) and named == "each":
         return tuple(range(longest))
-    asked = (keys,) if isinstance(keys, (str, int)) else tuple(keys)
+    asked = (named,) if isinstance(named, (str, int)) else tuple(named)
     alike = len({len(pair.clean.tokens) for pair in pairs}) == 1
     columns = tuple(from_the_left(column, longest) if alike else column for column in asked)
     for column in columns:
-        if not any(keys_of(pair.clean, column) for pair in pairs):
-            check_column(pairs, column, KEY_SETS)
+        if not any(keys_of(pair.clean, column) if more else queries_of(pair.clean, column) for pair in pairs):
+            check_column(pairs, column, more)
     if len({str(column) for column in columns}) < len(columns):
-        raise InvalidOption(f"The keys {', '.join(map(str, asked))} name one place twice. Name each once.")
+        raise InvalidOption(f"The {what} {', '.join(map(str, asked))} name one place twice. Name each once.")
     return columns
 
 
-def _check_query(pair: TokenPair, query: Column) -> None:
+def check_query(pair: TokenPair, query: Column) -> None:
+    """Raises InvalidPair where a pair has no such token."""
     if not queries_of(pair.clean, query):
         raise InvalidPair(
             f"pair {pair.id!r} has no token {query!r} that could attend: its clean prompt has {len(pair.clean.tokens)} "
@@ -221,9 +184,3 @@ def _check_sight(pair: TokenPair, query: Column, columns: Sequence[Column]) -> N
                     f"(positions 0 to {position}), and one must be left. Name fewer keys, a later query, or "
                     'knockout_by="zeroed", which takes their weight away and gives it to no other.'
                 )
-
-
-def _paired(pair: TokenPair, positions: Sequence[int], arm: Arm) -> list[tuple[int, int]]:
-    """Positions of the clean prompt as those of the base run and of the donor, where they are paired."""
-    slots = [slot for slot in pair.slots if slot.clean in positions]
-    return [(slot.corrupt, slot.clean) if arm.restores else (slot.clean, slot.corrupt) for slot in slots]

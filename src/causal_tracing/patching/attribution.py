@@ -21,6 +21,7 @@ from causal_tracing.patching.cells import Cell, Question, worlds_of
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.measure import Numbers
+from causal_tracing.patching.metrics import BUILT_IN
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.path_estimates import path_estimates
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
@@ -29,7 +30,7 @@ from causal_tracing.patching.screen import Screen, share
 from causal_tracing.patching.senders import PathGrid
 from causal_tracing.patching.site_estimates import site_estimates
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
-from causal_tracing.patching.terms import PROBABILITIES
+from causal_tracing.patching.terms import PROBABILITIES, terms_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import behind
 from causal_tracing.results.measurements import Measurements
@@ -70,6 +71,11 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
             f"pair {pair.id!r} has a set of texts of several tokens, and no estimate of {job.metric}: only their "
             "probabilities add up. Use metric='prob' or 'prob_diff', or texts of one token."
         )
+    if pair.several_tokens and job.metrics[0] is not BUILT_IN.get(job.metric):
+        raise InvalidOption(
+            f"pair {pair.id!r} has texts of several tokens, and no estimate of {job.metric}: no gradient passes what "
+            "its function gets of such texts. Use texts of one token, or trace()."
+        )
     if any("pattern" in grid.components for grid in job.grids):
         check_patterns(Write(), pair)
 
@@ -96,16 +102,17 @@ class _Screened:
     def _estimated(self, screen: Screen, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The estimates of every kind's cells, and what is known of these beforehand."""
         job, question = self.job, self.question
+        terms = terms_of(question.pair, job.metrics[0], self.clean)
         estimates, known = {}, {}
         for grid in job.grids:
             name = grid.kind.name
             if isinstance(grid, PathGrid):
-                found = path_estimates(job, screen, question, grid, self.scoring, progress)
+                found = path_estimates(job, screen, question, grid, terms[0], self.scoring, progress)
                 estimates[name], known[name] = found
             else:
                 known[name] = _known(self.scoring, question, grid)
         sites = [grid for grid in job.grids if not isinstance(grid, PathGrid)]
-        return estimates | (site_estimates(job, screen, question, progress) if sites else {}), known
+        return estimates | (site_estimates(job, screen, question, terms, progress) if sites else {}), known
 
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
         """What is patched of one component: it does not depend on which others were asked for."""

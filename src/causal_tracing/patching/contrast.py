@@ -14,7 +14,7 @@ from causal_tracing.prompts.pairs import TokenPair
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contrast:
-    """A pair's clean run, and its corrupt runs: one, or one a draw where noise corrupts.
+    """A pair's clean run, and its corrupt runs: one, one a draw where noise corrupts, or none (`TokenPair.alone`).
 
     `write` is what patched sites get, and `reference` the runs that it is read from where it is not the other run.
     `donors` are the clean run and the corrupt one that activations are read from, where what is compared is edited
@@ -30,11 +30,11 @@ class Contrast:
     @property
     def draws(self) -> int:
         """How many worlds measure one cell, whose mean it is."""
-        return len(self.reference) if self.write.kind == "resample" else len(self.corrupt)
+        return len(self.reference) if self.write.kind == "resample" else max(1, len(self.corrupt))
 
     def sides(self, draw: int, *, restores: bool) -> tuple[Run, Run]:
         """The base run and the donor of one draw."""
-        corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0]
+        corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0] if self.corrupt else self.clean
         if self.donors:
             return (corrupt, self.donors[0]) if restores else (self.clean, self.donors[1])
         if restores:
@@ -72,5 +72,5 @@ def of_clean(pair: TokenPair) -> Run:
 
 
 def of_prompts(pair: TokenPair) -> Contrast:
-    """The runs of the pair's own two prompts."""
-    return Contrast(clean=Run(pair.clean.tokens), corrupt=(Run(pair.corrupt.tokens),))
+    """The runs of the pair's own prompts."""
+    return Contrast(clean=of_clean(pair), corrupt=() if pair.alone else (Run(pair.corrupt.tokens),))

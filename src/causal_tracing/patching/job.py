@@ -13,11 +13,12 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
-from causal_tracing.patching.attending import attention_grids
+from causal_tracing.patching.attending import knockout_grids
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.circuits import circuit_grids
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
+from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
@@ -25,8 +26,9 @@ from causal_tracing.patching.metrics import measured_metrics
 from causal_tracing.patching.named_sites import sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.options.choices import BLOCKS
+from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.estimate import EstimateOptions
-from causal_tracing.patching.options.together import ROME_NOISE, directions_of, preset_windows
+from causal_tracing.patching.options.together import ROME_NOISE, clean_alone, directions_of, preset_windows
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
@@ -128,7 +130,9 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     directions = directions_of(options)
     asked = named(as_pairs(pairs))
     model, traced = _controlled(model, asked, options)
-    tokens = tokenize_pairs(traced, model.tokenizer, align=options.align, noise=noise is not None)
+    tokens = tokenize_pairs(
+        traced, model.tokenizer, align=options.align, noise=noise is not None, alone=clean_alone(values_of(options))
+    )
     for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
         check_measure(metric, tokens[0], model.vocabulary)
         check_metric(metric, tokens)
@@ -239,7 +243,8 @@ def _grids(
         *grids,
         *joint_grids(model, pairs, options, directions),
         *path_grids(model, pairs, options, directions),
-        *attention_grids(model, pairs, options, directions),
+        *knockout_grids(model, pairs, options),
+        *edge_grids(model, pairs, options, directions),
         *circuit_grids(model, pairs, options),
     ]
 

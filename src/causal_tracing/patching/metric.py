@@ -17,7 +17,7 @@ LOGITS, LOG_PROBS = "logits", "log_probs"
 PLAIN = (str, bytes, int, float, complex, bool, type(None))  # whose repr says all of them
 # What a table's other columns are called, so that no metric's may be.
 TAKEN = (
-    "pair", "cluster", "component", "layer", "head", "neuron", "expert", "position", "role", "clean_token",
+    "pair", "cluster", "component", "layer", "head", "neuron", "expert", "query", "position", "role", "clean_token",
     "corrupt_token", "effect", "status", "metric", "unit",
 )  # fmt: skip
 

@@ -10,18 +10,18 @@ from causal_tracing.prompts.pairs import TokenPair
 
 WORLDS = 3  # that are made up, and measured together and alone
 APART = 1e-4  # in shares of the largest number: rounding is less
+STEP, BESIDE = 1e-5, 1e-3  # of central differences, and in what share they and a gradient may differ
+NO_GRADIENT = (
+    "Estimates follow gradients: let the function be torch all the way from its logits (no numpy, item or detach, no "
+    "ranks or counts), or use trace(), which needs none."
+)
 
 
 def check_measure(metric: Metric, pair: TokenPair, vocabulary: int | None) -> None:
     """Raises InvalidOption where a metric's function does not make one number a world of made-up logits."""
     if metric is BUILT_IN.get(metric.name):
         return
-    words = vocabulary or 1 + max(token for text in (*pair.answers, *pair.foils) for token in text)
-    logits, clean = torch.randn(2, WORLDS, words, generator=torch.Generator().manual_seed(0)).unbind()
-    answers = torch.tensor([[tokens[0] for tokens in pair.answers]]).expand(WORLDS, -1)
-    made_up = [0] if metric.needs_foil else []  # it is not asked where there is no foil
-    foils = torch.tensor([[tokens[0] for tokens in pair.foils] or made_up], dtype=torch.long).expand(WORLDS, -1)
-    given = [logits, answers, foils, clean.log_softmax(-1)]
+    given = _made_up(metric, pair, vocabulary)
     whole = _measured(metric, *given)
     alone = torch.cat([_measured(metric, *(each[n : n + 1] for each in given)) for n in range(WORLDS)])
     apart = (whole - alone).abs().max().item()
@@ -29,6 +29,46 @@ def check_measure(metric: Metric, pair: TokenPair, vocabulary: int | None) -> No
         raise InvalidOption(
             f"metric {metric.name}: a world's number depends on the worlds beside it (by {apart:.2g} on made-up "
             "logits). Reduce over the last axis alone: dim=-1."
+        )
+
+
+def _made_up(metric: Metric, pair: TokenPair, vocabulary: int | None) -> list[Tensor]:
+    """Logits, answers, foils, and the clean run's log-probabilities, of a few worlds."""
+    words = vocabulary or 1 + max(token for text in (*pair.answers, *pair.foils) for token in text)
+    logits, clean = torch.randn(2, WORLDS, words, generator=torch.Generator().manual_seed(0)).unbind()
+    answers = torch.tensor([[tokens[0] for tokens in pair.answers]]).expand(WORLDS, -1)
+    made_up = [0] if metric.needs_foil else []  # it is not asked where there is no foil
+    foils = torch.tensor([[tokens[0] for tokens in pair.foils] or made_up], dtype=torch.long).expand(WORLDS, -1)
+    return [logits, answers, foils, clean.log_softmax(-1)]
+
+
+def check_gradient(metric: Metric, pair: TokenPair, vocabulary: int | None) -> None:
+    """Raises InvalidOption where a metric's function has no gradient, or another one than its numbers have.
+
+    Made-up logits are moved a little each way (central differences, in float64).
+    """
+    if metric is BUILT_IN.get(metric.name):
+        return
+    logits, *others = (
+        each.double() if each.is_floating_point() else each for each in _made_up(metric, pair, vocabulary)
+    )
+    moved = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.inference_mode(False), torch.enable_grad():
+        given = logits.clone().requires_grad_()
+        try:
+            values = _measured(metric, given, *others)
+            (slope,) = torch.autograd.grad(values.sum(), given) if values.requires_grad else (torch.zeros_like(given),)
+        except (InvalidOption, RuntimeError) as error:
+            raise InvalidOption(f"metric {metric.name} has no gradient: {error} {NO_GRADIENT}") from error
+    if not slope.isfinite().all() or not slope.any():
+        what = "zero" if not slope.any() else "not finite"
+        raise InvalidOption(f"metric {metric.name} has no gradient: of made-up logits it is {what}. {NO_GRADIENT}")
+    up, down = (_measured(metric, logits + sign * STEP * moved, *others) for sign in (1, -1))
+    expected, found = (up - down) / (2 * STEP), (slope * moved).sum(-1)
+    if (expected - found).abs().max() > BESIDE * max(1e-9, expected.abs().max().item(), found.abs().max().item()):
+        raise InvalidOption(
+            f"metric {metric.name}: its numbers move by {expected[0]:.3g} where its gradient says {found[0]:.3g}: some "
+            f"of it is cut off from its logits (detach, item). {NO_GRADIENT}"
         )
 
 

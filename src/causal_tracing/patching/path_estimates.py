@@ -25,18 +25,17 @@ from causal_tracing.patching.reception import by_reception
 from causal_tracing.patching.scoring import Scoring
 from causal_tracing.patching.screen import Screen
 from causal_tracing.patching.senders import EVERY, PathGrid
-from causal_tracing.patching.terms import terms_of
+from causal_tracing.patching.terms import Term
 
 
 def path_estimates(
-    job: Job, screen: Screen, question: Question, grid: PathGrid, scoring: Scoring, progress: Progress
+    job: Job, screen: Screen, question: Question, grid: PathGrid, term: Term, scoring: Scoring, progress: Progress
 ) -> tuple[Float[np.ndarray, "component sender receiver"], np.ndarray]:
     """The estimated effects of all paths, and what is known of each beforehand: as `_Screened` has it of any map.
 
     Raises InvalidOption, ComponentNotOffered.
     """
     paths, steps = followed(job, grid, question), screen.steps if screen.method == "eap-ig" else 1
-    (term,) = terms_of(question.pair, job.metric)
     if screen.method == "reception":
         found = by_reception(paths, term.measure, scoring, progress)
     else:

@@ -43,7 +43,7 @@ class Preview:
 
     def __str__(self) -> str:
         lines = [f"pair {self.pair.id}"]
-        for name in ("clean",) if self.pair.noised else ("clean", "corrupt"):
+        for name in ("clean",) if self.pair.noised or self.pair.alone else ("clean", "corrupt"):
             prompt, top = getattr(self.pair, name), getattr(self, f"{name}_top")
             shown = "|".join(token.replace("\n", "\\n") for token in prompt.strings)
             lines.append(f"  {name:8}{len(prompt.tokens)} tokens  {shown}")
@@ -52,7 +52,7 @@ class Preview:
             strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
             where = "position" if len(strings) == 1 else "positions"
             return "\n".join([*lines, f"  noise   at {where} {', '.join(strings)}", *self._warned])
-        return "\n".join([*lines, *self._paired, *self._warned])
+        return "\n".join([*lines, *([] if self.pair.alone else self._paired), *self._warned])
 
     @property
     def _paired(self) -> list[str]:
@@ -72,14 +72,14 @@ class Preview:
 
 
 def preview(
-    model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None
+    model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None, alone: bool = False
 ) -> list[Preview]:
     """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair.
 
-    With noise, only the clean prompt is run.
+    With noise, only the clean prompt is run; so it is of pairs `alone`, which may lack a corrupt one.
     """
     require_model(model)
-    tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None)
+    tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None, alone=alone)
     return preview_tokens(model, plain_backend(model), tokens)
 
 
@@ -177,7 +177,7 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | No
             f"the clean run's first choice is {said!r}, not {_called(pair, 'answer')} "
             f"(choice {rank}): what is traced is not what the model would say."
         )
-    if pair.same_tokens and not pair.noised:
+    if pair.same_tokens and not (pair.noised or pair.alone):
         warnings.append("the two prompts have the same tokens: every effect is zero.")
     # With noise there is no other prompt whose answer the foil would be.
     if corrupt is None or pair.noised or not pair.foils or pair.several_tokens:

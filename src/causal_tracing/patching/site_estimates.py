@@ -23,17 +23,18 @@ from causal_tracing.patching.columns import patched_together
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.screen import Screen, share
-from causal_tracing.patching.terms import Term, terms_of
+from causal_tracing.patching.terms import Term
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.results.arms import Arm
 
 
-def site_estimates(job: Job, screen: Screen, question: Question, progress: Progress) -> dict[str, np.ndarray]:
+def site_estimates(
+    job: Job, screen: Screen, question: Question, terms: Sequence[Term], progress: Progress
+) -> dict[str, np.ndarray]:
     """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
     arm, pair = job.grids[0].arms[0], question.pair
     slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
     places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
-    terms = terms_of(pair, job.metric)
     moved = [
         _moved(job.backend, screen, term, question, arm, places, list(slots.values()), share(progress, n, len(terms)))
         for n, term in enumerate(terms)

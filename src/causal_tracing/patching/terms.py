@@ -9,6 +9,8 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Differentiable
 from causal_tracing.interventions.edits import Run
+from causal_tracing.patching.metric import LOG_PROBS, Metric
+from causal_tracing.patching.metrics import BUILT_IN
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind
 from causal_tracing.results.units import NEED_FOIL
@@ -30,18 +32,22 @@ class Term:
         return Run((*run.tokens, *self.behind), run.edits)
 
 
-def terms_of(pair: TokenPair, metric: str) -> list[Term]:
+def terms_of(pair: TokenPair, metric: Metric, clean: Float[Tensor, " vocab"]) -> list[Term]:
     """What the metric is the sum of: one prediction after the prompt, or what scores answers and foils behind it."""
+    name = metric.name
     if not pair.several_tokens:
         firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
-        return [Term(behind=(), keep=1, weight=1.0, measure=partial(_one_token, metric, *firsts))]
-    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if metric in NEED_FOIL else {})
+        measure = partial(_one_token, name, *firsts)
+        if metric is not BUILT_IN.get(name):
+            measure = partial(_by_function, metric, clean, *firsts)
+        return [Term(behind=(), keep=1, weight=1.0, measure=measure)]
+    texts = {1.0: pair.answers} | ({-1.0: pair.foils} if name in NEED_FOIL else {})
     return [
         Term(
             behind=each.tokens,
             keep=len(each.tokens) + 1,
             weight=weight,
-            measure=partial(_whole_text, metric in PROBABILITIES, each),
+            measure=partial(_whole_text, name in PROBABILITIES, each),
         )
         for weight, side in texts.items()
         for each in behind(side)
@@ -64,6 +70,21 @@ def _one_token(
             return answer.exp()
         case _:
             return answer.exp() - foil.exp()
+
+
+def _by_function(
+    metric: Metric,
+    clean: Float[Tensor, " vocab"],
+    answers: list[int],
+    foils: list[int],
+    logits: Float[Tensor, "run 1 vocab"],
+) -> Float[Tensor, " run"]:
+    """A metric of the user's own, so that gradients pass its function."""
+    logits = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
+    tokens = (torch.tensor([each], dtype=torch.long, device=logits.device) for each in (answers, foils))
+    mine, theirs = (each.expand(len(logits), -1) for each in tokens)
+    values = logits.log_softmax(-1) if metric.takes == LOG_PROBS else logits
+    return metric.measure(values, clean[None].to(logits), mine, theirs)
 
 
 def _whole_text(probability: bool, text: Behind, logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run"]:

@@ -132,6 +132,11 @@ class TokenPair:
     noised: tuple[int, ...] = ()  # positions, where noise corrupts; the corrupt prompt is then the clean one
 
     @property
+    def alone(self) -> bool:
+        """Whether nothing corrupts it, so that only its clean run is measured; the corrupt prompt is the clean one."""
+        return self.pair.corrupt is None and not self.noised
+
+    @property
     def answer(self) -> int:
         """The first token of the (first) answer."""
         return self.answers[0][0]
@@ -163,11 +168,12 @@ class TokenPair:
 
 
 def tokenize(
-    pair: Pair, tokenizer: Any, *, align: str = "strict", noise: bool = False, id: str = "pair-0"
+    pair: Pair, tokenizer: Any, *, align: str = "strict", noise: bool = False, alone: bool = False, id: str = "pair-0"
 ) -> TokenPair:
     """The pair's tokens, spans, roles, and the ids of answer and foil.
 
     `align` is "strict" (token by token), "suffix" (the right part that both prompts share) or "spans" (equal roles).
+    `alone`: the corrupt prompt may be missing.
     Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
     (prompts that do not match in this way), UnsupportedTokenizer (no offsets, no chat template).
     """
@@ -175,7 +181,7 @@ def tokenize(
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
-    check_corruption(pair, noise=noise)
+    check_corruption(pair, noise=noise, alone=alone)
     clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
     if pair.corrupt is not None:
         corrupt_subject = pair.corrupt_subject
@@ -207,8 +213,8 @@ def tokenize(
     )
 
 
-def check_corruption(pair: Pair, *, noise: bool) -> None:
-    """Raises InvalidPair where a pair lacks what corrupts it, or has two such things."""
+def check_corruption(pair: Pair, *, noise: bool, alone: bool = False) -> None:
+    """Raises InvalidPair where a pair lacks what corrupts it (unless nothing need: `alone`), or has two such things."""
     if noise and not pair.subject:
         raise InvalidPair(f"pair {pair.id!r} has no subject. Noise is added to the subject's tokens: give subject=.")
     if noise and pair.corrupt is not None:
@@ -216,10 +222,10 @@ def check_corruption(pair: Pair, *, noise: bool) -> None:
             f"pair {pair.id!r} has a corrupt prompt, and noise was asked for: only one of them can corrupt. "
             "Leave out corrupt=, or the noise."
         )
-    if not noise and pair.corrupt is None:
+    if not (noise or alone) and pair.corrupt is None:
         raise InvalidPair(
             f"pair {pair.id!r} has no corrupt prompt. Give corrupt= (and foil=), or corrupt the clean prompt by "
-            "noise on its subject (subject= and noise=)."
+            "noise on its subject (subject= and noise=). Attention knockout alone needs none."
         )
 
 
@@ -249,12 +255,12 @@ def named(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False
+    pairs: Sequence[Pair], tokenizer: Any, *, align: str = "strict", noise: bool = False, alone: bool = False
 ) -> list[TokenPair]:
     """Each pair tokenised; a pair without an id is named by its place. Raises InvalidPair where two share an id."""
     if not pairs:
         raise InvalidPair("There is no pair to trace: the list is empty.")
-    return [tokenize(pair, tokenizer, align=align, noise=noise) for pair in named(pairs)]
+    return [tokenize(pair, tokenizer, align=align, noise=noise, alone=alone) for pair in named(pairs)]
 
 
 def _tokenize_prompt(

@@ -17,7 +17,7 @@ from causal_tracing.results.lens import LENS, lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import BESIDE, BEYOND
-from causal_tracing.results.site_kinds import kind_of
+from causal_tracing.results.site_kinds import kind_of, plural
 from causal_tracing.results.statistics.bootstrap import Interval
 
 SCHEMA = 1
@@ -192,7 +192,7 @@ def _lens(measurements: Measurements) -> dict[str, Any]:
 def _labels(found: xr.Dataset) -> dict[str, Any]:
     kind = kind_of(found)
     axes = kind.axes if not kind.layered else ("component", "layer", "position")
-    return {f"{axis}s": found[axis].values.tolist() for axis in axes}
+    return {plural(axis): found[axis].values.tolist() for axis in axes}
 
 
 def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:

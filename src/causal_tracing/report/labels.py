@@ -45,7 +45,21 @@ def addressed(row: SiteRow) -> str:
 
 def names_of(row: SiteRow) -> dict[str, Any]:
     """What a kind's texts may name of a site."""
-    return {"component": row.component, "layer": row.layer, "part": row.part, "column": row.position}
+    query = "" if row.query is None else asking(row.query, row.query_token)
+    return {
+        "component": row.component,
+        "layer": row.layer,
+        "part": row.part,
+        "column": row.position,
+        "query": query,
+    }
+
+
+def asking(query: int | str, token: str = "") -> str:
+    """The token that attends, for people: `token 7 (in)`, or by its role."""
+    if isinstance(query, str):
+        return in_words(query)
+    return f"token {query}" + (f" ({token.strip() or repr(token)})" if token else "")
 
 
 def place(row: SiteRow) -> str:

@@ -11,10 +11,9 @@ from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.many_pairs import MeanReading
 from causal_tracing.report.words.one_pair import Reading
-from causal_tracing.results.columns import column_of
 from causal_tracing.results.means import NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import strongest_position
+from causal_tracing.results.rankings import strongest_place
 from causal_tracing.results.select import select
 from causal_tracing.results.site_kinds import kind_of
 
@@ -73,13 +72,14 @@ def _map(found: xr.Dataset, effect: str) -> str:
     drawn, component = kind_of(found).drawn, str(found.component.values[0])
     if drawn is None:
         return ""
-    if column_of(found) not in drawn:
-        found = found.sel({column_of(found): strongest_position(found, effect)})
-    return _svg(found.sel(component=component)[effect].transpose(*drawn[::-1]).values, f"{component}: {effect}")
+    place = strongest_place(found, effect)
+    title = f"{component}: {effect}" + (f", head {place['head']}" if kind_of(found).by_query else "")
+    axes = "keys down, queries across" if kind_of(found).by_query else "tokens down, layers across"
+    return _svg(found.sel(component=component, **place)[effect].transpose(*drawn[::-1]).values, title, axes)
 
 
-def _svg(values: np.ndarray, title: str) -> str:
-    """Layers left to right, tokens down; undefined cells are left empty. What is too large is not drawn."""
+def _svg(values: np.ndarray, title: str, axes: str) -> str:
+    """Tokens down, layers or queries across; undefined cells are left empty. What is too large is not drawn."""
     largest = float(np.nanmax(abs(values), initial=0)) or 1.0
     cells: dict[str, str] = {}  # by colour, each a path of all its cells: a third of what so many rectangles take
     for (layer, position), value in np.ndenumerate(values):
@@ -91,7 +91,7 @@ def _svg(values: np.ndarray, title: str) -> str:
         return f"<p>{escape(title)}: {values.size:,} cells, too many for a notebook's file. .show() has them.</p>"
     layers, tokens = values.shape
     return (
-        f"<p>{escape(title)} ({number(-largest)} to {number(largest)}; tokens down, layers across)</p>"
+        f"<p>{escape(title)} ({number(-largest)} to {number(largest)}; {axes})</p>"
         f'<svg width="{SIZE * layers}" height="{SIZE * tokens}" viewBox="0 0 {layers} {tokens}" '
         f'shape-rendering="crispEdges" role="img" aria-label="{escape(title)}">{drawn}</svg>'
     )

@@ -12,12 +12,12 @@ from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
 from causal_tracing.report.words.circuits import share_of
 from causal_tracing.results.circuits import circuits
-from causal_tracing.results.columns import column_of, is_token
+from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import label
 from causal_tracing.results.lens import EMBEDDING, RUNS, at_the_end, mean_at_the_end
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import strongest_position
+from causal_tracing.results.rankings import strongest_place
 from causal_tracing.results.select import select
 from causal_tracing.results.site_kinds import CIRCUITS, kind_of
 
@@ -108,9 +108,9 @@ def heat_maps(
         return
     if cells.sizes[drawn[0]] > MOST_ROWS:
         return
-    if column_of(cells) not in drawn:
-        position = strongest_position(cells, effect)
-        cells, called = cells.sel(position=position), f"{called}, {_label(cells, position)}"
+    for axis, at in strongest_place(cells, effect).items():
+        name = _label(cells, at) if axis == "position" else f"{axis} {at}"
+        cells, called = cells.sel({axis: at}), f"{called}, {name}"
     largest = float(np.nanmax(abs(cells[effect].values), initial=0)) or 1.0
     of_tokens = drawn[0] == "position"
     labels = [_label(cells, each) if of_tokens else str(each) for each in cells[drawn[0]].values.tolist()]

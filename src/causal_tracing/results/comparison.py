@@ -33,7 +33,7 @@ from causal_tracing.results.means import (
     tested,
 )
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import KINDS, kind_of
+from causal_tracing.results.site_kinds import KINDS, kind_of, plural
 from causal_tracing.results.statistics.bootstrap import (
     Interval,
     cluster_codes,
@@ -151,9 +151,9 @@ def _ids(found: xr.Dataset) -> list[str]:
 
 
 def _shared_pairs(first: xr.Dataset, second: xr.Dataset) -> tuple[list[str], list[str]]:
-    """The ids of pairs that both have, with a total effect and without one, in their order. Raises InvalidOption."""
+    """The ids of pairs that both have, with effects and without any, in their order. Raises InvalidOption."""
     shared = sorted({*_ids(first)} & {*_ids(second)})
-    there = [id for id in shared if all(found.total_effect.sel(pair=id).notnull() for found in (first, second))]
+    there = [id for id in shared if all(found.reason.sel(pair=id) == "" for found in (first, second))]
     undefined = [id for id in shared if id not in there]
     if len(there) < 2:
         without = f" Without a number by the metric: {_listed(undefined)}." if undefined else ""
@@ -211,7 +211,7 @@ def _shared_cells(
     first: xr.Dataset, second: xr.Dataset
 ) -> tuple[tuple[xr.Dataset, xr.Dataset], tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Both on the cells and effects that both have; and what each has, by kind. Raises InvalidOption without any."""
-    dims = {f"{axis}s": axis for axis in kind_of(first).ranked_axes}
+    dims = {plural(axis): axis for axis in kind_of(first).ranked_axes}
     labels = tuple(
         {kind: _measured(found, dim) for kind, dim in dims.items()}
         | {"effects": [name for name in AVERAGED if name in found]}

@@ -99,6 +99,7 @@ EFFECTS = tuple(effect.name for effect in DEFINITIONS)
 AVERAGED = tuple(effect.name for effect in DEFINITIONS if effect.averaged)
 FRACTIONS = {effect.name: effect.fraction_of for effect in DEFINITIONS if effect.fraction_of}
 OF_ENDS = frozenset(effect.name for effect in DEFINITIONS if effect.of_ends)
+NO_TOTAL = "there is no corrupt prompt, and so no total effect that it could be a share of"
 DAMAGE = ("logit_diff", "log_prob", "entropy")  # by which a patch is seen to break something
 OF_TOKENS = ("clean_token", "corrupt_token", "clean_role", "corrupt_role")
 WINDOW = ("window_first", "window_last")  # the layers that a cell patches together
@@ -157,6 +158,8 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
     found = {"clean": numbers["clean"], "corrupt": numbers["corrupt"], "total_effect": total}
     found |= _differences(scored, ends=KINDS[of].ends)
+    alone = numbers["corrupt_prompt"] == ""
+    there = scored["clean"].where(alone, total).notnull()  # the pair has effects by this metric
     for fraction, effect in FRACTIONS.items():
         if effect in found:
             whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
@@ -164,9 +167,10 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     if "restored" in data and {*DAMAGE} <= {*everything.metric.values.tolist()}:
         found["damage_like"] = _damage_like(everything)
     found |= {name: numbers[name] for name in ("top", "sampled") if name in data}
-    found["status"] = _status(numbers, found)
-    found["reason"] = _reason(data, total)
-    found["fraction_reason"] = _fraction_reason(total, threshold, uncertain)
+    found["status"] = _status(numbers, found, there)
+    found["reason"] = _reason(data, there)
+    why: Any = _fraction_reason(total, threshold, uncertain)
+    found["fraction_reason"] = why.where(~(there & alone), NO_TOTAL)
     return _labelled(found, data, measurements, of)
 
 
@@ -182,6 +186,11 @@ def _labelled(found: Unlabelled, data: xr.Dataset, measurements: Measurements, o
     labels = (*WINDOW, *OF_TOKENS, "readers", "site_layer", "partner_layer")
     of_sites = {name: _by_clean_token(data, name) for name in labels if name in data}
     return xr.Dataset(coords=of_axes, attrs=attrs).assign(found).assign_coords(of_sites | {"kind": of})
+
+
+def without_corrupt(pairs: xr.Dataset) -> xr.DataArray:
+    """Which pairs have a clean prompt alone."""
+    return pairs.corrupt_prompt == ""
 
 
 def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
@@ -242,13 +251,13 @@ def label(name: str, vocabulary: str | None = None) -> str:
     return f"{name.replace('_', ' ')} ({other})" if other else name.replace("_", " ")
 
 
-def _status(numbers: Unlabelled, found: Unlabelled) -> xr.Variable:
+def _status(numbers: Unlabelled, found: Unlabelled, there: xr.Variable) -> xr.Variable:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
     measured = [found[name] for name in DIRECTIONS if name in found]
     missing = reduce(or_, (array.isnull() for array in measured))
     status: Any = xr.full_like(missing, "ok", dtype=object)
     status = status.where(~missing, "failed")
-    status = status.where(~found["total_effect"].isnull(), "undefined")
+    status = status.where(there, "undefined")
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):
         if name in numbers:
             status = status.where(~numbers[name] | (status == "undefined"), name)
@@ -257,12 +266,12 @@ def _status(numbers: Unlabelled, found: Unlabelled) -> xr.Variable:
     return status.where(numbers["window_first"] >= 0, "no_window") if "window_first" in numbers else status
 
 
-def _reason(data: xr.Dataset, total: xr.Variable) -> xr.Variable:
+def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
     """Why a metric has no effects for a pair; empty where it has."""
-    reasons = xr.full_like(total, "", dtype=object)
-    lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(total.shape, "", object)
+    reasons = xr.full_like(there, "", dtype=object)
+    lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(there.shape, "", object)
     foils, lengths = data.foil.values, data.answer_length.values
-    for index in np.ndindex(*total.shape):
+    for index in np.ndindex(*there.shape):
         metric, pair = data.metric.values[index[0]], index[1]
         if metric == "entropy":
             reasons.values[index] = "entropy is shown raw: more of it is neither cleaner nor less clean"
@@ -273,7 +282,7 @@ def _reason(data: xr.Dataset, total: xr.Variable) -> xr.Variable:
         elif metric in ("logit", "neg_rank") and lengths[pair] > 1:
             single = "logit" if metric == "logit" else "rank"
             reasons.values[index] = f"an answer of several tokens has no single {single}"
-        elif np.isnan(total.values[index]):
+        elif not there.values[index]:
             reasons.values[index] = "an unedited run's logits are not finite"
     return reasons
 

@@ -144,10 +144,10 @@ def mean_maps(measurements: Measurements, *, metric: str | None = None, seed: in
 
 
 def defined(chosen: xr.Dataset) -> xr.Dataset:
-    """The pairs that have a total effect by this metric. Raises NoMean where fewer than two do, or one is infinite."""
+    """The pairs that have effects by this metric. Raises NoMean where fewer than two do, or one is infinite."""
     if chosen.sizes["pair"] < 2:
         raise NoMean("One pair has no mean over pairs: ask for its own numbers.")
-    kept = chosen.sel(pair=chosen.total_effect.notnull())
+    kept = chosen.sel(pair=chosen.reason == "")
     if kept.sizes["pair"] < 2:
         raise NoMean(f"fewer than two pairs have {chosen.metric.item()}: {chosen.reason.values[0] or 'not measured'}.")
     require_finite(kept)
@@ -177,12 +177,27 @@ def by_column(found: xr.Dataset) -> xr.Dataset:
 
 def roles_differ(found: xr.Dataset) -> bool:
     """Whether columns are token positions, and the same position has another role in another pair."""
+    return bool(tokens_among(found)) and not _same_roles(found)
+
+
+def _same_roles(found: xr.Dataset) -> bool:
     roles = found.clean_role.transpose("pair", "token").values
-    return bool(tokens_among(found)) and not (roles == roles[:1]).all()
+    return bool((roles == roles[:1]).all())
+
+
+def check_queries(found: xr.Dataset) -> None:
+    """Raises NoMean where tokens that attend are named by position, and a position is another role in another pair."""
+    numbers = [each for each in found["query"].values.tolist() if is_token(each)] if kind_of(found).by_query else []
+    if numbers and not _same_roles(found):
+        raise NoMean(
+            "These prompts have other roles at the same positions: no query means the same in each of them. Name "
+            'queries by roles, such as edge_query=["subject_last", "last"].'
+        )
 
 
 def by_position(found: xr.Dataset) -> xr.Dataset:
     """The effects with the columns that were measured."""
+    check_queries(found)
     names = [name for name in AVERAGED if name in found]
     kept = found[[*names, "status"]].transpose("pair", *kind_of(found).axes)
     # Where some pairs alone were patched, it was for their strong estimates: their mean would speak for no others.

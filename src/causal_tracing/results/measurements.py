@@ -3,7 +3,7 @@
 `pairs` holds what is known of each pair, whatever was patched:
 
     unit                   (metric)            the unit of each metric's numbers
-    clean, corrupt         (metric, pair)      the unedited runs
+    clean, corrupt         (metric, pair)      the unedited runs; NaN where a pair has no corrupt prompt ("")
     lacks                  (metric, pair)      why a pair has no such metric, "" where it has; since 0.2.0
     spread                 (metric, pair)      standard deviation over repeats of the unedited runs
     corrupt_deviation      (metric, pair)      standard deviation of the corrupt runs over draws of noise

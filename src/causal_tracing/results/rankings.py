@@ -33,6 +33,15 @@ def strongest_position(found: xr.Dataset, effect: str) -> Column:
     return columns_of(found)[int(largest.fillna(-1).argmax(column))]
 
 
+def strongest_place(found: xr.Dataset, effect: str) -> dict[str, Any]:
+    """Where the largest single effect is along the axes that a picture has no room for: a position, or a head."""
+    kind = kind_of(found)
+    size = abs(found[effect].where(found.status == "ok")).fillna(-1)
+    left = [axis for axis in kind.axes if axis not in ("component", *(kind.drawn or ())) and axis in size.dims]
+    most = {axis: size.max([name for name in size.dims if name != axis]) for axis in left}
+    return {axis: found[axis].values.tolist()[int(most[axis].argmax(axis))] for axis in left}
+
+
 def has_sum(found: xr.Dataset) -> bool:
     """Whether a sum over positions means something: several, each one token of its own."""
     return len(columns_of(found)) > 1 and all_tokens(found)

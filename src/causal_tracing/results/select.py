@@ -36,7 +36,8 @@ class SiteRow:
     """One site's numbers, in the metric's unit and as fractions of the total effect (None where undefined).
 
     `position` is its column, whatever its kind has in the place of a position; `layer` is None where it is of no one
-    layer. Those with a default belong to windows, sets, noise and severing (`BESIDE`): None where not asked for.
+    layer, `query` where not one of several tokens attends. Those with a default behind these belong to windows, sets,
+    noise and severing (`BESIDE`): None where not asked for.
     """
 
     kind: str
@@ -53,6 +54,8 @@ class SiteRow:
     restored_fraction: float | None
     lost_fraction: float | None
     pattern: str
+    query: int | str | None = None
+    query_token: str = ""
     window_first: int | None = None
     window_last: int | None = None
     restoration_sum: float | None = None
@@ -111,11 +114,16 @@ def shown_first(found: xr.Dataset) -> str:
 
 
 def site_row(
-    found: xr.Dataset, component: str, layer: int | None, position: int | str, part: int | str | None = None
+    found: xr.Dataset,
+    component: str,
+    layer: int | None,
+    position: int | str,
+    part: int | str | None = None,
+    query: int | str | None = None,
 ) -> SiteRow:
     """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
     kind = kind_of(found)
-    at = {"component": component, "layer": layer, kind.part: part, kind.column: position}
+    at = {"component": component, "layer": layer, kind.part: part, "query": query, kind.column: position}
     cell = found.sel({axis: at[axis] for axis in kind.axes})
 
     def value(name: str) -> float | None:
@@ -142,6 +150,8 @@ def site_row(
         restored_fraction=restored,
         lost_fraction=lost,
         pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
+        query=int(query) if is_token(query) else query,
+        query_token=str(found.clean_token.values[query]) if is_token(query) else "",
         **{name: value(name) for name in (*BESIDE, *BEYOND) if name not in WINDOW},
         **{name: int(cell[name]) for name in WINDOW if name in cell},
     )
@@ -189,4 +199,4 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
 def _row_at(found: xr.Dataset, site: Mapping[str, Any]) -> SiteRow:
     kind = kind_of(found)
     part = site[kind.part] if kind.part else None
-    return site_row(found, site["component"], site.get("layer"), site[kind.column], part)
+    return site_row(found, site["component"], site.get("layer"), site[kind.column], part, site.get("query"))

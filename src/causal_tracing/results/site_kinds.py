@@ -20,12 +20,12 @@ class SiteKind:
     or what takes its place). `drawn` are the axes that go down and across in a picture; where there is none, the cells
     are ranked. `columns` is the option that says which columns there are. `called`, `address` and `named` are how a
     strongest cell, its place and a row of a table are called, with {component}, {layer}, {part} (along the kind's own
-    axis) and {column}; `restores` and `loses` say what its effects do. `shown` ends the names of the effects that come
-    first, where those of a direction alone do not. `patches`: something of another run is put there, so that both
-    directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics
-    that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its name.
-    `margin`: the column that stands beside the others for comparison, and is not ranked with them. `directed`: a cell
-    is of what goes from one site (its part) to another (its column), each in a layer of its own.
+    axis), {query} and {column}; `restores` and `loses` say what its effects do. `shown` ends the names of the effects
+    that come first, where those of a direction alone do not. `patches`: something of another run is put there, so that
+    both directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the
+    metrics that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its
+    name. `margin`: the column that stands beside the others for comparison, and is not ranked with them. `directed`: a
+    cell is of what goes from one site (its part) to another (its column), each in a layer of its own.
     `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
     `large`: a cell is patched at thousands of places.
     """
@@ -81,8 +81,18 @@ class SiteKind:
 
     @property
     def layered(self) -> bool:
-        """Whether a cell is of one layer."""
+        """Whether a cell is of one layer, and layers are an axis."""
         return "layer" in self.axes
+
+    @property
+    def by_query(self) -> bool:
+        """Whether each part has a map of its own, of the tokens that attend by those that they see."""
+        return "query" in self.axes
+
+    @property
+    def of_parts(self) -> bool:
+        """Whether a cell is a part of one layer, which may be told by itself."""
+        return self.part is not None and (self.layered or self.by_query)
 
 
 BLOCKS = SiteKind(
@@ -152,6 +162,18 @@ KNOCKOUT_HEADS = SiteKind(
     named="{component} layer {layer} head {part}",
     loses="hiding it takes away",
     patches=False,
+)
+EDGES_BY_QUERY = SiteKind(
+    name="edges_by_query",
+    components=("q_edge", "k_edge", "v_edge"),
+    axes=("component", "head", "query", "position"),
+    drawn=("position", "query"),
+    columns="edge_keys",
+    called="{component} of a head",
+    address="head {part}, from {query}, key",
+    named="{component} head {part}, from {query}, key",
+    asked='edges=["v"], edge_query="each"',
+    few=True,
 )
 EDGES = SiteKind(
     name="edges",
@@ -259,10 +281,17 @@ KINDS = {
         KNOCKOUT,
         KNOCKOUT_HEADS,
         EDGES,
+        EDGES_BY_QUERY,
         CIRCUITS,
         CIRCUIT_TESTS,
     )
 }
+PLURALS = {"query": "queries"}
+
+
+def plural(axis: str) -> str:
+    """What the labels along an axis are called."""
+    return PLURALS.get(axis, f"{axis}s")
 
 
 def kind_named(name: str) -> SiteKind:

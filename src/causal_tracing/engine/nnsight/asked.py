@@ -57,5 +57,17 @@ def _flat(value: Any) -> Iterator[bytes]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _flat(each)
+    elif inspect.isfunction(value):
+        yield from _of_function(value)
     else:
-        yield (inspect.getsource(value) if callable(value) else repr(value)).encode()
+        yield (value.__name__ if callable(value) or inspect.ismodule(value) else repr(value)).encode()
+
+
+def _of_function(value: Any) -> Iterator[bytes]:
+    """Its source, and what it uses from outside: two functions made by one may differ in that alone."""
+    yield inspect.getsource(value).encode()
+    used = inspect.getclosurevars(value)
+    for name, held in sorted({**used.globals, **used.nonlocals}.items()):
+        yield name.encode()
+        if held is not value:  # a function may call itself
+            yield from _flat(held)

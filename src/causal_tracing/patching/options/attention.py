@@ -1,5 +1,6 @@
 """The options of attention: keys that are hidden from a query, and single edges of it. Declared as all others are."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,11 +8,13 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.named_sites import Numbers, some_range
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import ATTENTION, option
 from causal_tracing.prompts.tokens import Column
 
 OF_KNOCKOUT, HOW, PARTS = ("layers", "heads"), ("blocked", "zeroed"), ("q", "k", "v")
+HEADS_OF_LAYERS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:\.(\d{1,6})(?:-(\d{1,6}))?)?")
 
 
 def _check_listed(what: str, valid: Sequence[str], value: Any) -> None:
@@ -24,6 +27,43 @@ def _check_query(name: str, value: Any) -> None:
     """One position, role or span. Raises InvalidOption."""
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise InvalidOption(f'{name}= is one position, role or span, such as "last"; it is {value!r}.')
+
+
+def _check_queries(name: str, value: Any) -> None:
+    """One such, or a list of them. Raises InvalidOption."""
+    if isinstance(value, str):
+        return
+    if not isinstance(value, Sequence):
+        _check_query(name, value)
+        return
+    validation.columns(f"{name}=", value)
+    if not value:
+        raise InvalidOption(f'{name}= is empty. Use "each", or a position, a role or a span, or several.')
+
+
+def heads_named(text: Any) -> tuple[Numbers, Numbers | None]:
+    """The layers and the heads of each (None: all) that a text such as `23`, `23.4` or `20-23.0-2` names.
+
+    Raises InvalidOption with the form that is meant.
+    """
+    found = HEADS_OF_LAYERS.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise InvalidOption(
+            f'edge_heads= names {text!r}. Name layers, or heads of them, such as "23", "23.4", "20-23.0-2".'
+        )
+    first, last, head, last_head = found.groups()
+    layers = some_range(text, "layers", first, last)
+    assert layers is not None
+    return layers, some_range(text, "heads", head, last_head)
+
+
+def _check_edge_heads(values: Any) -> None:
+    """A list of layers and heads, or none. Raises InvalidOption."""
+    validation.texts("edge_heads=", values)
+    if not values:
+        raise InvalidOption("edge_heads= is empty: leave it out for all heads of the layers.")
+    for value in values:
+        heads_named(value)
 
 
 def _query(name: str, beside: str) -> Any:
@@ -104,5 +144,23 @@ class AttentionOptions:
         kept=lambda value: ["v"] if value is True else value,
         beside="edges",
     )
-    edge_query: Column = _query("edge_query", "edges")  # noqa: RUF009 - a field, as the others
+    edge_query: Column | Sequence[Column] = option(
+        "last",
+        help='Which token attends: a position, a role or a span (all of its tokens). Several, or "each": a map of '
+        "queries by keys for every head.",
+        group=ATTENTION,
+        text=texts.QUERIES,
+        check=partial(_check_queries, "edge_query"),
+        always=True,
+        beside="edges",
+    )
+    edge_heads: Sequence[str] | None = option(
+        None,
+        help="Which heads, by layer, such as 23 (all of it), 23.4, 20-23.0-2 (default: all of the layers).",
+        python='A list, such as ["23.4", "24"].',
+        group=ATTENTION,
+        text=texts.NAMES,
+        check=_check_edge_heads,
+        beside="edges",
+    )
     edge_keys: str | Sequence[Column] = _keys("edge_keys", "edges")

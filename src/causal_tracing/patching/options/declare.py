@@ -108,6 +108,11 @@ def check_values(options: Any) -> None:
             spec.check(value)
 
 
+def values_of(options: Any) -> dict[str, Any]:
+    """The options by name, as they are."""
+    return {each.name: getattr(options, each.name) for each in fields(options)}
+
+
 def record(options: Any) -> dict[str, Any]:
     """The options as JSON holds them: what belongs to others only beside those."""
     return {

@@ -8,6 +8,7 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import PARTED, WHOLE
+from causal_tracing.patching.metric import Metric, check_metrics, kept
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import one_of
 from causal_tracing.patching.options.choices import METHODS, PATH_METHODS, SMOOTH
@@ -17,7 +18,18 @@ from causal_tracing.patching.options.trace import Options, Progress
 from causal_tracing.results.arms import DIRECTIONS
 
 _whole = partial(partial, validation.whole)
+_named = one_of("metric", SMOOTH, " that has a gradient")
 MOST_STEPS = 100_000  # of a gradient: more is a slip of the finger
+
+
+def _check_metric(value: Any) -> None:
+    """A name of those that have a gradient, or a Metric; whether its function has one is tried with the pairs."""
+    if value is not None and not isinstance(value, (str, Metric)):
+        raise InvalidOption(f"metric= of estimates is one name or one Metric; it is {value!r}.")
+    if isinstance(value, Metric):
+        check_metrics(value, SMOOTH)
+    else:
+        _named(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +68,15 @@ class EstimateOptions:
         check=partial(validation.one_of, "direction", valid=tuple(DIRECTIONS)),
         names=tuple(DIRECTIONS),
     )
-    metric: str | None = option(
+    metric: str | Metric | None = option(
         None,
         help="logit_diff (default), log_prob (default without a foil), logit, prob or prob_diff.",
+        python="One of these names, or a ct.Metric whose function is differentiable.",
         group=PATCHED,
         text=texts.WORD,
-        check=one_of("metric", SMOOTH, " that has a gradient"),
+        check=_check_metric,
         names=SMOOTH,
+        kept=kept,
     )
     verify: int = option(
         30,

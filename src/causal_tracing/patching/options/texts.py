@@ -91,6 +91,13 @@ def _position(value: int | str) -> int | str:
 
 
 POSITION = one(_position, str, fits=lambda value: is_a(value, int, str), form='a position or a role, such as "last"')
+QUERIES = one(
+    lambda value: positions(value) if isinstance(value, str) and "," in value else _position(value),
+    lambda value: joined(value) if isinstance(value, list) else str(value),
+    fits=lambda value: is_a(value, int, str) or list_of(int, str)(value),
+    form='a position or a role, such as "last", or a list of such',
+    example="Such as last, each, or 3,subject_last.",
+)
 
 
 def layers(text: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Options against each other: what one of them makes of the others, and which cannot be asked for together."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 ROME_NOISE = Noise(scale=3.0, draws=10, seed=1, rome=True)
 ROME_WINDOWS = {"attn_out": 10, "mlp_out": 10}
+# What can be asked for in place of components; and what else needs two runs that are compared.
+OTHERS = (
+    *("heads", "neurons", "experts", "sets", "interactions"),
+    *("senders", "knockout", "edges", "circuit"),
+)
+COMPARE = ("noise", "preset", "given", "lens")
 
 
 def check_together(options: "Options") -> None:
@@ -58,12 +64,15 @@ def directions_of(options: "Options") -> Sequence[str]:
 
 
 def _check_something(options: "Options") -> None:
-    others = (
-        *("heads", "neurons", "experts", "sets", "interactions"),
-        *("senders", "knockout", "edges", "circuit"),
-    )
-    if options.components in ((), []) and not any(getattr(options, name) for name in others):
-        raise InvalidOption(f"No component was asked for. Valid: {', '.join(WHOLE)}; or one of {', '.join(others)}.")
+    if options.components in ((), []) and not any(getattr(options, name) for name in OTHERS):
+        raise InvalidOption(f"No component was asked for. Valid: {', '.join(WHOLE)}; or one of {', '.join(OTHERS)}.")
+
+
+def clean_alone(options: Mapping[str, Any]) -> bool:
+    """Whether these options measure the clean run alone, so that pairs need no corrupt prompt: knockouts do."""
+    compare = [name for name in (*OTHERS, *COMPARE) if name != "knockout"]
+    nothing_else = options.get("components") in ((), []) and not any(options.get(name) for name in compare)
+    return bool(options.get("knockout")) and nothing_else
 
 
 def _check_direct(options: "Options") -> None:

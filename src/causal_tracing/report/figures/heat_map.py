@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from causal_tracing.errors import InvalidOption
+from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.figures.look import Look, number_ticks, unit_label, where
 from causal_tracing.results.columns import column_of
 from causal_tracing.results.effects import label
@@ -26,6 +27,7 @@ NOT_TOLD = 0.05  # adjusted p from which a mean is marked
 ROW_HEIGHTS = {"position": 0.26}  # inches; tokens need more than numbers do
 NUMBERS_HEIGHT = 0.16
 MOST_NAMED = 60  # rows that have room for names
+MOST_PANELS = 9  # beside each other, of maps by query
 
 
 def maps(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
@@ -36,22 +38,34 @@ def maps(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
         found = found.sel({axis: found[shown[0]].notnull().any([n for n in found[shown[0]].dims if n != axis])
                            for axis in drawn})  # fmt: skip
     parts, place = _drawn_part(found, shown, drawn, look)
-    components, rows, columns = found.component.values, *(found.sizes[axis] for axis in drawn)
-    wide, high = (columns, rows) if look.orient == "layers_right" else (rows, columns)
+    columns, (rows, across) = _panels(found, shown[0]), (found.sizes[axis] for axis in drawn)
+    wide, high = (across, rows) if look.orient == "layers_right" else (rows, across)
     height = ROW_HEIGHTS.get(drawn[0], NUMBERS_HEIGHT)
-    size = (1.2 + len(components) * max(2.6, 0.13 * wide), 1.1 + len(shown) * max(1.6, height * high))
+    size = (1.2 + len(columns) * max(2.6, 0.13 * wide), 1.1 + len(shown) * max(1.6, height * high))
     figure, panels = plt.subplots(
-        len(shown), len(components), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
+        len(shown), len(columns), figsize=size, squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
     largest, images = largest_size([parts[effect][effect] for effect in shown]), []
     for row, effect in zip(panels, shown, strict=True):
-        for axes, component in zip(row, components, strict=True):
-            images.append(_map(axes, parts[effect].sel(component=component), effect, drawn, look, largest))
-            title = f"{component}: {label(effect, look.vocabulary)}"
+        for axes, (name, at) in zip(row, columns.items(), strict=True):
+            images.append(_map(axes, parts[effect].sel(at), effect, drawn, look, largest))
+            title = f"{name}: {label(effect, look.vocabulary)}"
             axes.set_title(f"{title}, {place}" if place else title, fontsize=9)
             axes.label_outer()
     figure.colorbar(images[0], ax=panels, label=unit_label(found), shrink=0.8)
     return figure
+
+
+def _panels(found: xr.Dataset, effect: str) -> dict[str, dict[str, Any]]:
+    """What each column of panels shows, by name: a component; of maps by query one of its heads, the strongest ones."""
+    components = [str(name) for name in found.component.values]
+    if not kind_of(found).by_query:
+        return {name: {"component": name} for name in components}
+    sizes = abs(found[effect].where(found.status == "ok")).max(["query", "position"]).fillna(-1)
+    count = max(1, MOST_PANELS // len(components))
+    strongest = {*np.argsort(-sizes.max("component").values, kind="stable")[:count]}
+    heads = [str(name) for n, name in enumerate(found["head"].values) if n in strongest]
+    return {f"{name} {head}": {"component": name, "head": head} for name in components for head in heads}
 
 
 def _drawn_part(
@@ -80,8 +94,8 @@ def _map(axes: Axes, found: xr.Dataset, effect: str, drawn: tuple[str, str], loo
         (down, axes.set_yticks, axes.set_ylabel, 0),
         (across, axes.set_xticks, axes.set_xlabel, 90),
     ):
-        if axis == "position":
-            _token_ticks(found, set_ticks, turned)
+        if axis == "position" or (axis == "query" and found.sizes[axis] <= MOST_NAMED):
+            _token_ticks(found[axis].values.tolist(), found, set_ticks, turned)
         elif found[axis].dtype.kind == "O" and found.sizes[axis] <= MOST_NAMED:
             set_ticks(range(found.sizes[axis]), found[axis].values, fontsize=6, rotation=turned)
         else:
@@ -91,8 +105,8 @@ def _map(axes: Axes, found: xr.Dataset, effect: str, drawn: tuple[str, str], loo
     return image
 
 
-def _token_ticks(found: xr.Dataset, set_ticks: Callable[..., Any], turned: int) -> None:
-    names = [where(found, position) for position in found.position.values.tolist()]
+def _token_ticks(columns: Sequence[Column], found: xr.Dataset, set_ticks: Callable[..., Any], turned: int) -> None:
+    names = [where(found, position) for position in columns]
     set_ticks(range(len(names)), names, fontsize=7, rotation=turned)
 
 

@@ -12,7 +12,7 @@ from causal_tracing.report.figures.faithfulness import faithfulness
 from causal_tracing.report.figures.heat_map import maps
 from causal_tracing.report.figures.look import Look, drawable
 from causal_tracing.report.figures.ranks import ranks
-from causal_tracing.report.words.method import WITH_NOISE
+from causal_tracing.report.words.method import ITSELF, WITH_NOISE
 from causal_tracing.results.effects import require_effect
 from causal_tracing.results.means import mean_map
 from causal_tracing.results.measurements import Measurements
@@ -92,5 +92,5 @@ def plot(
 def _against(measurements: Measurements, pair: str) -> str:
     """A pair's two prompts."""
     data = measurements.pairs.sel(pair=pair)
-    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item()
+    corrupt = WITH_NOISE if measurements.provenance.get("noise") else data.corrupt_prompt.item() or ITSELF
     return f"{drawable(data.clean_prompt.item())}   against   {drawable(corrupt)}"

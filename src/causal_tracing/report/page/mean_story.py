@@ -7,6 +7,7 @@ from typing import Any
 
 from causal_tracing.report.page.maps import mean_data
 from causal_tracing.report.page.parts import parts_mean
+from causal_tracing.report.page.queries import query_mean
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.many_pairs import read
@@ -51,7 +52,11 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
     )
     caveats = f'<div data-pair="{escape(data["id"])}">{_list(said.caveats)}</div>'
     maps = {name: each for name, each in means.items() if isinstance(each, MeanMap)}
-    parts = {name: parts_mean(each) for name, each in maps.items() if KINDS[name].part and KINDS[name].layered}
+    parts = {
+        name: (query_mean if KINDS[name].by_query else parts_mean)(each)
+        for name, each in maps.items()
+        if KINDS[name].of_parts
+    }
     return MeanPart(title=said.title, story=story, caveats=caveats, data=data, parts=parts, maps=maps)
 
 

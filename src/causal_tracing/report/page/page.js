@@ -162,10 +162,10 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     node.style.backgroundColor = found !== null && kind !== "structural_zero" ? colour(found / most) : "";
     if (faint && found !== null) node.classList.add("faint");
   };
-  const buildGrid = (table, { corner, columns, rows, choose }) => {
+  const buildGrid = (table, { corner, columns, across = "layer", rows, choose }) => {
     const head = make("tr", { role: "row" }, make("th", { textContent: corner }));
     const every = Math.max(1, Math.ceil(columns.length / 16));
-    columns.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `layer ${layer}` })));
+    columns.forEach((layer, n) => head.append(make("th", { scope: "col", textContent: n % every ? "" : layer, ariaLabel: `${across} ${layer}` })));
     const body = make("tbody");
     rows.forEach(({ label, differs, title = label }, r) => {
       const row = make("tr", { role: "row" });

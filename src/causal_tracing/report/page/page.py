@@ -24,8 +24,9 @@ from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
 from causal_tracing.report.page.matrices import matrix_data, matrix_mean
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
 from causal_tracing.report.page.parts import parts_data
+from causal_tracing.report.page.queries import query_maps
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.method import Side
+from causal_tracing.report.words.method import Side, sides
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
@@ -33,7 +34,6 @@ from causal_tracing.results.site_kinds import KINDS, SiteKind
 from causal_tracing.results.storage.atomic import write_text
 from causal_tracing.results.units import is_function
 
-SIDES = (("clean", "answer"), ("corrupt", "foil"))
 MOST_PAIRS = 250  # whose maps go into a page
 SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
@@ -112,7 +112,7 @@ def _story(reading: Reading, *, hidden: bool) -> str:
 def _short_story(measurements: Measurements, pair: str) -> str:
     """A pair that is one of many: what is asked, and nothing more."""
     data = measurements.pairs.sel(pair=pair)
-    asked = [Side(data[f"{name}_prompt"].item(), data[text].item()) for name, text in SIDES]
+    asked = sides(measurements, data)
     return (
         f'<div class="story" data-pair="{escape(pair)}" hidden>'
         f"<h1>{prompt(asked[0])}<small>against {prompt(asked[1])}</small></h1></div>"
@@ -127,7 +127,7 @@ def prompt(side: Side) -> str:
 
 def sections(measurements: Measurements) -> list[SiteKind]:
     """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
-    return [kind for kind in _behind(measurements) if kind.part and kind.layered]
+    return [kind for kind in _behind(measurements) if kind.of_parts]
 
 
 def _behind(measurements: Measurements) -> list[SiteKind]:
@@ -137,7 +137,7 @@ def _behind(measurements: Measurements) -> list[SiteKind]:
 
 def _listed(measurements: Measurements, shown: list[str], mean: MeanPart) -> str:
     """The tables of those kinds whose cells are of no one layer."""
-    kinds = [kind for kind in _behind(measurements) if not kind.layered]
+    kinds = [kind for kind in _behind(measurements) if not (kind.layered or kind.of_parts)]
     id = str(mean.data["id"]) if mean.data else ""
     sections = [
         circuits_section(measurements, shown, id)
@@ -167,7 +167,9 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
     rows = "".join(_site(row) for row in reading.sites)
     words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
     noised = bool(measurements.provenance.get("noise"))
-    choices = _choices(data, "clean", "clean") + _choices(data, "corrupt", "with noise" if noised else "corrupt")
+    choices = _choices(data, "clean", "clean")
+    if data.corrupt_prompt.item():
+        choices += _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
         f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'
@@ -227,7 +229,8 @@ def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> d
     """All that the script draws from."""
     data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
     data["parts"] = [
-        parts_data(measurements, kind, shown) | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
+        (query_maps if kind.by_query else parts_data)(measurements, kind, shown)
+        | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
         for kind in sections(measurements)
     ]
     return data

@@ -23,7 +23,7 @@ const partSections = (shared) => {
       node: (name) => $(`${part.kind}-${name}`),
       key: (name) => `${part.kind}-${name}`,
       numbers: () => shown().metrics[metric()],
-      everywhere: () => (isMean() ? `trace.evidence("${part.kind}")` : `trace.${part.kind}`),
+      everywhere: () => (isMean() ? `trace.evidence("${part.kind}")` : part.chosen ? `trace.of("${part.kind}")` : `trace.${part.kind}`),
       say: (node, sentences) => { node.textContent = sentences.filter(Boolean).join(" "); },
       instead: () => [
         part.metrics.includes(state.m) ? "" : `They are on this page by ${part.metrics[0]} only.`,
@@ -45,6 +45,7 @@ const partSections = (shared) => {
 
 // A map of layers and parts, at one position or summed over all.
 const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, drawGrid, listen, focusOn, sharesInWords, meanInWords, redraw, isMean, asShare, scaled, plural, shown, metric, direction, node, key, numbers, everywhere, say, instead }) => {
+  const { chosen = "position", across = "layer" } = part; // of edges by query a head is chosen, and queries go across
   const component = () => state[key("c")];
   const number = (name, one, position, layer, n) => numbers()[name]?.[one]?.[position]?.[layer]?.[n] ?? null;
   const effect = (name, ...place) => {
@@ -65,11 +66,12 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
     placed().positions.forEach((name, at) => {
       if ((name === "sum") !== isSum()) return;
       for (const one of part.effects) for (const whole of part.components) part.layers.forEach((_, layer) => {
-        for (let n = 0; n < part.counts[whole]; n++) most = Math.max(most, Math.abs(effect(one, whole, at, layer, n) ?? 0));
+        for (let n = 0; n < (shown().lines?.length ?? part.counts[whole]); n++) most = Math.max(most, Math.abs(effect(one, whole, at, layer, n) ?? 0));
       });
     });
     return Math.abs(scaled(most || 1, metric()));
   };
+  const count = () => shown().lines?.length ?? part.counts[component()]; // the mean may be by role
   const readersOf = (n) => part.readers[component()]?.[n] ?? "";
   const status = (layer, n) => STATUS_LETTERS[numbers().status[component()][positionIndex()][layer][n]];
   const words = (layer, n) => {
@@ -78,7 +80,8 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
     const tested = (name) => ["low", "high", "p_adjusted"].map((end) => number(`${name}_${end}`, ...place));
     const shares = isMean() ? meanInWords(part.effects, (name) => effect(name, ...place), tested, number("clusters", ...place))
       : sharesInWords(part.effects, metric(), (name) => effect(name, ...place));
-    return `${component()} · layer ${part.layers[layer]} · ${part.noun} ${n}${readers} · ${row().spoken}: ${shares}${why}`;
+    const { queries, lines } = shown(), here = lines && `${component()} · ${row().spoken} · from ${queries[layer].spoken} · key at ${lines[n].spoken}`;
+    return `${here ?? `${component()} · layer ${part.layers[layer]} · ${part.noun} ${n}${readers} · ${row().spoken}`}: ${shares}${why}`;
   };
   const positionChooser = () => {
     const select = make("select", { name: key("p") });
@@ -87,32 +90,38 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
       select.append(make("option", { value: name, textContent: number + label, selected: name === position() }));
     });
     select.addEventListener("change", () => { state[key("p")] = select.value; redraw(); });
-    return make("fieldset", {}, make("label", { className: "choice" }, make("span", { className: "name", textContent: "position" }), select));
+    return make("fieldset", {}, make("label", { className: "choice" }, make("span", { className: "name", textContent: chosen }), select));
   };
   const choose = (...at) => { state[key("at")] = at; redraw(); focusOn(node("map"), at); };
   const read = (layer, n) => { node("readout").textContent = words(layer, n); };
-  listen(node("map"), () => [part.layers.length, part.counts[component()]], choose, read);
+  listen(node("map"), () => [part.layers.length, count()], choose, read);
+  const named = (n) => shown().lines?.[n] ?? { label: `${part.noun} ${n}`, title: readersOf(n) || `${part.noun} ${n}` };
+  const lead = () => {
+    if (part.chosen) return `What each query (across) sees at each key (down) alone, as the other run has it: ${row().spoken}.`;
+    return isSum() ? `The effects of ${plural(placed().measured, "position")}, patched one at a time and added up: not the effect of patching a ${part.noun} at all of them together.` : `Each ${part.noun} patched alone, at ${row().spoken}.`;
+  };
+  if (part.title) node("title").textContent = part.title;
   return () => {
-    const count = part.counts[component()], most = largest(), at = state[key("at")];
+    const most = largest(), at = state[key("at")];
     const kept = placed().positions.filter((name) => name !== "sum").length, { measured } = placed();
-    if (at && at[1] >= count) state[key("at")] = [at[0], count - 1];
+    if (at && at[1] >= count()) state[key("at")] = [at[0], count() - 1];
     switches(node("switches"), isMean() ? ["d", key("c")] : ["d", key("c"), "v"], `${part.kind}-`);
     if (placed().positions.length > 1) node("switches").append(positionChooser());
     say(node("note"), [
-      isSum() ? `The effects of ${plural(measured, "position")}, patched one at a time and added up: not the effect of patching a ${part.noun} at all of them together.` : `Each ${part.noun} patched alone, at ${row().spoken}.`,
-      kept < measured ? `On this page are the ${kept} of ${measured} positions with the strongest ${part.kind}; ${everywhere()} has all.` : "",
+      lead(),
+      kept < measured ? `On this page are the ${kept} of ${measured} ${chosen}s with the strongest ${part.chosen ? "edges" : part.kind}; ${everywhere()} has all.` : "",
       ...instead(),
     ]);
     drawLegend(node("legend"), most, [...(isMean() ? ["faint"] : []), "zero", "none"], unit(metric()), asShare());
     drawGrid(node("map"), {
-      corner: `${part.noun} ↓ layer →`, columns: part.layers, most, at: state[key("at")], choose,
-      rows: Array.from({ length: count }, (_, n) => ({ label: `${part.noun} ${n}`, title: readersOf(n) || `${part.noun} ${n}` })),
+      corner: `${part.noun} ↓ ${across} →`, columns: part.layers, across, most, at: state[key("at")], choose,
+      rows: Array.from({ length: count() }, (_, n) => named(n)),
       cell: (layer, n) => ({
         value: scaled(effect(direction(), component(), positionIndex(), layer, n), metric()), status: status(layer, n), words: words(layer, n),
         faint: isMean() && (number(`${direction()}_p_adjusted`, component(), positionIndex(), layer, n) ?? 0) >= 0.05,
       }),
     });
-    node("map").setAttribute("aria-label", `${spoken("d", direction())} of ${component()} by ${part.noun} and layer, ${row().spoken}`);
+    node("map").setAttribute("aria-label", `${spoken("d", direction())} of ${component()} by ${part.noun} and ${across}, ${row().spoken}`);
     if (state[key("at")]) read(...state[key("at")]);
   };
 };

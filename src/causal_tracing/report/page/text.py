@@ -9,7 +9,7 @@ import xarray as xr
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED
 from causal_tracing.results.columns import in_words, is_token
-from causal_tracing.results.effects import DEFINITIONS
+from causal_tracing.results.effects import DEFINITIONS, without_corrupt
 
 DIGITS = 7
 
@@ -56,9 +56,9 @@ def plain(value: Any, digits: int = DIGITS) -> Any:
 
 def metrics_with_effects(pairs: xr.Dataset) -> list[str]:
     """The metrics that have effects for some pair, in the trace's order: by the numbers of the unedited runs."""
-    total = pairs.clean - pairs.corrupt
+    there = pairs.clean.where(without_corrupt(pairs), pairs.clean - pairs.corrupt).notnull()
     names = [str(name) for name in pairs.metric.values if name != "entropy"]
-    return [name for name in names if total.sel(metric=name).notnull().any()]
+    return [name for name in names if there.sel(metric=name).any()]
 
 
 def switched(found: xr.Dataset) -> list[str]:

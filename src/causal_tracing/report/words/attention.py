@@ -9,7 +9,7 @@ import xarray as xr
 from causal_tracing.report.labels import number, percent, place
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import select, site_row
-from causal_tracing.results.site_kinds import EDGES, KNOCKOUT, KNOCKOUT_HEADS
+from causal_tracing.results.site_kinds import EDGES, EDGES_BY_QUERY, KNOCKOUT, KNOCKOUT_HEADS
 
 MOST_KEYS = 8  # that are told one by one
 HIDDEN = {
@@ -30,6 +30,12 @@ NOT_SHOWN_KNOCKOUT = (
 READ_EDGES = (
     "An edge of attention: what {query} sees at a key, of one head, as the other run has it (v_edge: the value, "
     "k_edge: the key, q_edge: the score with the other run's query). All else that is read there is the run's own."
+)
+
+
+READ_BY_QUERY = (
+    "Each head has a map of queries by keys. A query before the last token acts only through what later tokens read of "
+    "it; keys behind a query are zeros by construction."
 )
 
 
@@ -72,6 +78,8 @@ def attention_read(measurements: Measurements) -> tuple[str, ...]:
         found.append(READ_KNOCKOUT.format(query=_query(options.get("knockout_query", "last")), hidden=hidden))
     if EDGES.name in measurements.maps:
         found.append(READ_EDGES.format(query=_query(options.get("edge_query", "last"))))
+    if EDGES_BY_QUERY.name in measurements.maps:
+        found += [READ_EDGES.format(query="one query"), READ_BY_QUERY]
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.labels import between, number, p_value, percent
+from causal_tracing.report.labels import asking, between, number, p_value, percent
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.report.words.paths import through, verb_of
 from causal_tracing.report.words.senders import NOT_SHOWN_SENDERS, mean_sender_sentences
@@ -95,6 +95,8 @@ def _share(means: MeanMap, record: Mapping[str, Any]) -> str:
 
 
 def _total(means: MeanMap) -> str:
+    if np.isnan(float(means.total.estimate)):
+        return "there are no corrupt prompts, and so no total effect"
     return f"total effect {with_interval(means.total)} {means.unit}"
 
 
@@ -122,7 +124,8 @@ def _best(means: MeanMap) -> Iterator[str]:
             low, high = float(cell[f"{means.shown}_low"]), float(cell[f"{means.shown}_high"])
             size = f"{number(float(cell[means.shown]))}{between(low, high)} {means.unit}"
             parts.append(f"beyond the sum of what each does alone {size}")
-        what = f"{component} site" if kind_of(cell).layered else kind_of(cell).called
+        kind = kind_of(cell)
+        what = f"{component} site" if kind.layered else kind.called.format(component=component)
         said = f"Strongest {what}: {where_peak(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(means, half.held_out, stable.within_one_layer)
 
@@ -155,7 +158,9 @@ def where_peak(cell: xr.Dataset) -> str:
     kind = kind_of(cell)
     if not kind.layered:
         part = cell[kind.part].item() if kind.part else None
-        return kind.address.format(part=part, column=cell[kind.column].item())
+        query = asking(cell["query"].item()) if kind.by_query else ""
+        address = kind.address.format(part=part, column=cell[kind.column].item(), query=query)
+        return f"{address} at {where(cell)}" if kind.column == "position" else address
     part = f", {kind.part} {int(cell[kind.part])}" if kind.part else ""
     return f"layer {int(cell.layer)}{part} at {where(cell)}"
 

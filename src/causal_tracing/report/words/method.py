@@ -24,6 +24,7 @@ from causal_tracing.results.select import SiteRow
 from causal_tracing.results.site_kinds import KINDS
 
 WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
+ITSELF = "the same with keys hidden"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,8 @@ def sides(measurements: Measurements, data: xr.Dataset) -> tuple[Side, Side]:
     clean, foil = Side(data.clean_prompt.item(), data.answer.item()), data.foil.item()
     if measurements.provenance.get("noise"):
         return clean, Side(WITH_NOISE + (f" (foil{on_one_line(foil)})" if foil else ""))
+    if not data.corrupt_prompt.item():
+        return clean, Side(ITSELF + (f" (foil{on_one_line(foil)})" if foil else ""))
     return clean, Side(data.corrupt_prompt.item(), foil)
 
 

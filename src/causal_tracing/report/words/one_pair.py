@@ -152,6 +152,8 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
 
 def _total(found: xr.Dataset) -> str:
     clean, corrupt, total = (found[name].item() for name in ("clean", "corrupt", "total_effect"))
+    if np.isnan(total) and not found.reason.item():
+        return f"clean {number(clean)} {found.unit.item()} (there is no corrupt prompt, and so no total effect)"
     if np.isnan(total):
         return f"total effect undefined: {found.reason.item()}"
     return f"total effect {number(total)} {found.unit.item()} (clean {number(clean)}, corrupt {number(corrupt)})"
@@ -251,7 +253,7 @@ def _together(found: xr.Dataset) -> Iterator[str]:
 def _of_parts(parts: Sequence[xr.Dataset]) -> Iterator[str]:
     """The strongest site of each other kind's components."""
     for found in parts:
-        if not kind_of(found).layered:  # what is patched together has its own sentences
+        if not (kind_of(found).layered or kind_of(found).by_query):  # what is patched together has its own sentences
             continue
         for component in found.component.values:
             for row in strongest(found, 1, component=component):

@@ -1,7 +1,7 @@
 """The explorer's page in a real browser: what is typed, what fills, by keyboard, and after a reload."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,12 @@ import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Dialog, Page
 
+import causal_tracing as ct
+from causal_tracing.explorer.jobs import Full, Job
+from causal_tracing.models.model import Model
 from explorers import Client, asked, explorer, small_model, toy_model
 from pages import launched, needs_browser
+from tiny import tiny_folder
 
 CLEAN, CORRUPT = "Mary went to the store", "John went to the store"
 HIDE = (
@@ -19,6 +23,7 @@ HIDE = (
     "document.dispatchEvent(new Event('visibilitychange'))"
 )
 FINISHED = "document.getElementById('state').textContent.startsWith('Finished')"
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
 EVIL = "<img/src=x/onerror=alert(1)>"
 LOOKS = {
     "light": {},
@@ -277,19 +282,108 @@ def test_who_listens_is_told_quarters_and_the_end(browser: Browser):
 
 @needs_browser
 def test_a_server_that_has_gone_is_said_to_be(browser: Browser):
-    with launched_page(browser) as (page, end):
-        end()
+    with launched_page(browser) as (page, client):
+        client.serving.close()
         page.locator("#clean").fill("the cat sat")
         page.locator("#corrupt").fill("the dog sat")
         wait(page, "document.getElementById('wrong').textContent.includes('Start it again in the terminal')")
 
 
+@needs_browser
+def test_what_is_said_of_a_trace_that_was_not_begun_stays(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    with launched_page(browser) as (page, client):
+
+        def full(job: Job) -> Job:
+            raise Full
+
+        monkeypatch.setattr(client.serving.session.worker, "submit", full)
+        begun(page)
+        wait(page, "document.querySelector('#clean-tokens .differs')")  # it was understood, after it was entered
+        assert "traces wait already" in page.locator("#wrong").inner_text()
+        page.locator("#clean").press_sequentially(" far")
+        wait(page, "!document.getElementById('wrong').textContent.includes('wait already')")
+
+
+@needs_browser
+def test_ways_to_pair_are_offered_for_prompts_that_were_entered_at_once(browser: Browser):
+    with launched_page(browser, toy_model(0.004)) as (page, client):
+        before = client.start(asked(tab="other"))  # it is under way, and so the preview comes before the error
+        begun(page, "the cat ran", "the dog ran far")
+        wait(page, "document.querySelector('#wrong button')")
+        client.send("DELETE", f"/api/traces/{before}")
+        (id,) = [job["id"] for job in client.get("traces") if job["id"] != before]
+        assert client.last(id)[1] == "error"
+        wait(page, "document.getElementById('history').textContent.includes('failed')")
+        assert page.get_by_role("button", name="pair them by suffix").is_visible()
+        assert page.locator("#wrong").inner_text().count("They part at position") == 1
+
+
 @contextmanager
-def launched_page(browser: Browser) -> Iterator[tuple[Page, Callable[[], None]]]:
-    """A page whose server can be ended under it."""
-    with explorer(toy_model(layers=3)) as client:
+def launched_page(browser: Browser, model: Model | None = None) -> Iterator[tuple[Page, Client]]:
+    """A page that may complain, and its server, which can be ended under it."""
+    with explorer(model or toy_model(layers=3)) as client:
         page = browser.new_page()
         page.goto(client.serving.url)
         wait(page, "document.getElementById('model').textContent")
-        yield page, client.serving.close
+        yield page, client
         page.close()
+
+
+@needs_browser
+def test_a_trace_under_way_is_found_again_and_can_still_be_stopped(browser: Browser):
+    with explorer(toy_model(0.01)) as client, opened(browser, client) as page:
+        begun(page)
+        wait(page, "document.querySelector('#map td.waiting')")
+        page.reload()
+        wait(page, "document.querySelector('#map td.waiting')")
+        assert page.locator("#clean").input_value() == "the cat ran"
+        (id,) = [job["id"] for job in client.get("traces")]
+        page.locator("#clean").press_sequentially(" far")
+        assert client.last(id)[1] == "cancelled"
+
+
+@needs_browser
+def test_the_map_fills_the_screen_and_goes_back(browser: Browser):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        traced(page)
+        page.locator("#full-screen").click()
+        wait(page, "document.fullscreenElement?.id === 'full'")
+        page.locator('#map td[data-at="0,1"]').focus()
+        page.keyboard.press("ArrowRight")
+        assert "layer 1 · position 1" in page.locator("#full #readout").inner_text()
+        page.locator("#full #full-screen").click()
+        wait(page, "document.fullscreenElement === null")
+
+
+@needs_browser
+def test_what_is_downloaded_and_copied_is_the_trace_that_is_shown(browser: Browser, tmp_path: Path):
+    tiny_folder(tmp_path)
+    model = ct.load(str(tmp_path), device="cpu", progress=False)
+    with explorer(model) as client, opened(browser, client, permissions=CLIPBOARD) as page:
+        traced(page)
+        id = client.get("traces")[-1]["id"]
+        for get, name in (("page", "report.html"), ("effects.csv",) * 2, ("effects.parquet",) * 2):
+            with page.expect_download() as download:
+                page.locator(f'[data-get="{get}"]').click()
+            assert download.value.suggested_filename == name
+            assert Path(download.value.path()).read_bytes() == client.send("GET", f"/api/traces/{id}/{get}").content
+        view = client.get(f"traces/{id}/view")["document"]
+        for what in ("command", "python"):
+            page.locator("#copied-it").evaluate("node => { node.textContent = ''; }")
+            page.locator(f"#copy-{what}").click()
+            wait(page, "document.getElementById('copied-it').textContent === 'copied'")
+            assert page.evaluate("navigator.clipboard.readText()") == view[what]
+            assert CLEAN in view[what]
+        page.evaluate("void (navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')))")
+        page.locator("#copy-python").click()
+        wait(page, "document.getElementById('copied-it').textContent.startsWith('import causal_tracing')")
+
+
+@needs_browser
+def test_nothing_moves_for_those_who_do_not_want_it(browser: Browser):
+    for wish, seconds in (("reduce", "0s"), ("no-preference", "0.25s")):
+        with explorer(small_model()) as client, opened(browser, client, reduced_motion=wish) as page:
+            traced(page)
+            moving = "[...document.querySelectorAll('*')].map((node) => getComputedStyle(node).transitionDuration)"
+            assert set(page.evaluate(moving)) - {"0s"} == {seconds} - {"0s"}
+            assert page.evaluate("document.getAnimations().length") == 0 or wish == "no-preference"

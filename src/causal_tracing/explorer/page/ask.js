@@ -1,7 +1,7 @@
 // What is typed: both prompts, what follows them, the subject; what is understood of it, and what its trace will take.
 import { ask } from "/static/talk.js";
 
-const WAIT = 250, LONG = 30; // milliseconds after a key; seconds that are long
+const WAIT = 120, LONG = 30; // milliseconds after a key; seconds that are long
 const SIDES = { clean: ["answer", "subject", "the model's choices"], corrupt: ["foil", "corrupt_subject", "the model's choices"] };
 const $ = (id) => document.getElementById(id);
 const button = (text, press) => {
@@ -23,6 +23,7 @@ export const form = ({ tab, changed, start }) => {
   const request = () => ({ pair: pair(), options: options(), tab });
 
   const wrong = (said, offers = []) => {
+    if (said && !offers.length && $("wrong").firstChild?.textContent === said.message) return; // with offers behind it
     $("wrong").replaceChildren();
     for (const field of ["clean", "corrupt", "answer", "foil"]) $(field).removeAttribute("aria-invalid");
     if (!said) return;
@@ -53,7 +54,7 @@ export const form = ({ tab, changed, start }) => {
     });
     $(`${side}-choices`).replaceChildren(...offers);
   };
-  const show = (found) => {
+  const show = (found, entered) => {
     understood = found;
     for (const name of ["answer", "foil"]) if (!chosen[name] && found[name]) $(name).value = found[name];
     for (const side of Object.keys(SIDES)) {
@@ -61,7 +62,7 @@ export const form = ({ tab, changed, start }) => {
       if (mine) { tokensOf(side, mine); choicesOf(side, mine); } else { $(`${side}-tokens`).replaceChildren(); $(`${side}-choices`).replaceChildren(); }
     }
     $("warned").replaceChildren(...found.warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-    wrong(found.error, found.offers);
+    if (found.error || !entered) wrong(found.error, found.offers); // what was said of a trace that was entered stays
     $("go").disabled = !found.pairing;
   };
   const cost = (found) => {
@@ -80,7 +81,7 @@ export const form = ({ tab, changed, start }) => {
     try {
       const found = await (await ask("preview", { method: "POST", body: request(), signal: mine.signal })).json();
       if (mine.signal.aborted) return;
-      show(found);
+      show(found, !priced);
       if (!found.pairing || !priced) { $("cost").textContent = ""; return; }
       const taken = await (await ask("estimate", { method: "POST", body: request(), signal: mine.signal })).json();
       if (!mine.signal.aborted) cost(taken);

@@ -66,17 +66,23 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto", length:
 
 
 def _against_at(model: Model, components: Sequence[str], length: int) -> str | None:
-    """What speaks against the packed engine on prompts of this length: compared once for a length and longer ones."""
+    """What speaks against the packed engine on prompts of this length.
+
+    Each component is compared once for a length and shorter ones, whatever others it is traced with.
+    """
     if length <= LENGTH:
         return None
     known = _AT_LENGTH.setdefault(model.network, {})
-    key = (model.circumstances, frozenset(components))
-    found = known.get(key)
-    if found is None or found.length < length:
-        with room_for_checks(model.name):
-            prompts = random_prompts(model.network, model.tokenizer, length)
-            found = known[key] = compare(model, components, *prompts, cells=CELLS_AT_LENGTH)
-    return found.against(components)
+    for component in dict.fromkeys(components):
+        key = (model.circumstances, component)
+        found = known.get(key)
+        if found is None or found.length < length:
+            with room_for_checks(model.name):
+                prompts = random_prompts(model.network, model.tokenizer, length)
+                found = known[key] = compare(model, [component], *prompts, cells=CELLS_AT_LENGTH)
+        if against := found.against([component]):
+            return against
+    return None
 
 
 def room_for_checks(name: str) -> AbstractContextManager[None]:

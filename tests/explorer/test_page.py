@@ -2,28 +2,22 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import Browser, Dialog, Page
+from playwright.sync_api import Browser, Page
 
-import causal_tracing as ct
 from causal_tracing.explorer.jobs import Full, Job
-from causal_tracing.models.model import Model
-from explorers import Client, asked, explorer, small_model, toy_model
+from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, launched_page, opened, traced, wait
+from explorers import asked, explorer, small_model, toy_model
 from pages import launched, needs_browser
-from tiny import tiny_folder
 
-CLEAN, CORRUPT = "Mary went to the store", "John went to the store"
 HIDE = (
     "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }});"
     "document.dispatchEvent(new Event('visibilitychange'))"
 )
-FINISHED = "document.getElementById('state').textContent.startsWith('Finished')"
-CLIPBOARD = ["clipboard-read", "clipboard-write"]
 EVIL = "<img/src=x/onerror=alert(1)>"
 LOOKS = {
     "light": {},
@@ -36,55 +30,6 @@ LOOKS = {
 def browser() -> Iterator[Browser]:
     with launched() as browser:
         yield browser
-
-
-@contextmanager
-def opened(browser: Browser, client: Client, **look: Any) -> Iterator[Page]:
-    """The page; a request off the host, a message in the console or a dialog fails the test."""
-    context = browser.new_context(**look)
-    page, requested, complaints = context.new_page(), [], []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-
-    def refused(dialog: Dialog) -> None:
-        complaints.append(dialog.message)
-        dialog.dismiss()
-
-    page.on("dialog", refused)
-    page.goto(client.serving.url)
-    yield page
-    here = f"http://127.0.0.1:{client.serving.port}/"
-    assert all(url.startswith((here, f"blob:{here}")) for url in requested)
-    assert complaints == []
-    assert client.serving.token not in page.url
-    assert not any(client.serving.token in url.partition("#")[0] for url in requested)
-    context.close()
-
-
-def wait(page: Page, script: str) -> Any:
-    """What a script gives, as soon as it gives something: no wait_for_function, for the page forbids eval."""
-    for _ in range(600):
-        if found := page.evaluate(script):
-            return found
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{script}: {page.locator('#state').inner_text()} {page.locator('#wrong').inner_text()}")
-
-
-def begun(page: Page, clean: str = "the cat ran", corrupt: str = "the dog ran") -> None:
-    """Types a pair of the toy's words, and presses Enter."""
-    for name, text in (("clean", clean), ("corrupt", corrupt), ("answer", " cat"), ("foil", " dog")):
-        page.locator(f"#{name}").fill(text)
-    page.locator("#corrupt").press("Enter")
-
-
-def traced(page: Page, clean: str = CLEAN, corrupt: str = CORRUPT) -> None:
-    """Types two prompts, presses Enter, and waits for the whole map."""
-    page.locator("#clean").fill(clean)
-    page.locator("#corrupt").fill(corrupt)
-    page.locator("#corrupt").press("Enter")
-    wait(page, "!document.getElementById('state').textContent.startsWith('Finished')")
-    wait(page, FINISHED)
 
 
 @needs_browser
@@ -318,17 +263,6 @@ def test_ways_to_pair_are_offered_for_prompts_that_were_entered_at_once(browser:
         assert page.locator("#wrong").inner_text().count("They part at position") == 1
 
 
-@contextmanager
-def launched_page(browser: Browser, model: Model | None = None) -> Iterator[tuple[Page, Client]]:
-    """A page that may complain, and its server, which can be ended under it."""
-    with explorer(model or toy_model(layers=3)) as client:
-        page = browser.new_page()
-        page.goto(client.serving.url)
-        wait(page, "document.getElementById('model').textContent")
-        yield page, client
-        page.close()
-
-
 @needs_browser
 def test_a_trace_under_way_is_found_again_and_can_still_be_stopped(browser: Browser):
     with explorer(toy_model(0.01)) as client, opened(browser, client) as page:
@@ -340,50 +274,3 @@ def test_a_trace_under_way_is_found_again_and_can_still_be_stopped(browser: Brow
         (id,) = [job["id"] for job in client.get("traces")]
         page.locator("#clean").press_sequentially(" far")
         assert client.last(id)[1] == "cancelled"
-
-
-@needs_browser
-def test_the_map_fills_the_screen_and_goes_back(browser: Browser):
-    with explorer(small_model()) as client, opened(browser, client) as page:
-        traced(page)
-        page.locator("#full-screen").click()
-        wait(page, "document.fullscreenElement?.id === 'full'")
-        page.locator('#map td[data-at="0,1"]').focus()
-        page.keyboard.press("ArrowRight")
-        assert "layer 1 · position 1" in page.locator("#full #readout").inner_text()
-        page.locator("#full #full-screen").click()
-        wait(page, "document.fullscreenElement === null")
-
-
-@needs_browser
-def test_what_is_downloaded_and_copied_is_the_trace_that_is_shown(browser: Browser, tmp_path: Path):
-    tiny_folder(tmp_path)
-    model = ct.load(str(tmp_path), device="cpu", progress=False)
-    with explorer(model) as client, opened(browser, client, permissions=CLIPBOARD) as page:
-        traced(page)
-        id = client.get("traces")[-1]["id"]
-        for get, name in (("page", "report.html"), ("effects.csv",) * 2, ("effects.parquet",) * 2):
-            with page.expect_download() as download:
-                page.locator(f'[data-get="{get}"]').click()
-            assert download.value.suggested_filename == name
-            assert Path(download.value.path()).read_bytes() == client.send("GET", f"/api/traces/{id}/{get}").content
-        view = client.get(f"traces/{id}/view")["document"]
-        for what in ("command", "python"):
-            page.locator("#copied-it").evaluate("node => { node.textContent = ''; }")
-            page.locator(f"#copy-{what}").click()
-            wait(page, "document.getElementById('copied-it').textContent === 'copied'")
-            assert page.evaluate("navigator.clipboard.readText()") == view[what]
-            assert CLEAN in view[what]
-        page.evaluate("void (navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')))")
-        page.locator("#copy-python").click()
-        wait(page, "document.getElementById('copied-it').textContent.startsWith('import causal_tracing')")
-
-
-@needs_browser
-def test_nothing_moves_for_those_who_do_not_want_it(browser: Browser):
-    for wish, seconds in (("reduce", "0s"), ("no-preference", "0.25s")):
-        with explorer(small_model()) as client, opened(browser, client, reduced_motion=wish) as page:
-            traced(page)
-            moving = "[...document.querySelectorAll('*')].map((node) => getComputedStyle(node).transitionDuration)"
-            assert set(page.evaluate(moving)) - {"0s"} == {seconds} - {"0s"}
-            assert page.evaluate("document.getAnimations().length") == 0 or wish == "no-preference"

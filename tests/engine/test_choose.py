@@ -173,7 +173,8 @@ def test_a_layer_that_does_other_things_with_a_long_prompt_is_noticed():
         changed[:, 8:] *= 1 + torch.arange(changed.shape[1])[8:, None] / 9
         return changed
 
-    handle = model.layers[1].mlp.register_forward_hook(far_token)
+    mlp: Any = model.layers[1].mlp
+    handle = mlp.register_forward_hook(far_token)
     try:
         assert open_backend(model, ["resid_post"], length=6).describe().engine == "packed"
         assert "12 tokens" in (open_backend(model, ["mlp_out"], length=12).describe().note or "")

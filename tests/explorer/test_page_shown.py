@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
@@ -71,7 +72,7 @@ def test_the_logit_lens_is_read_where_it_is_wished(browser: Browser):
         wait(page, FINISHED)
         assert page.locator("#with-lens").is_checked()
     assert shown["python"].endswith("trace = ct.trace(model, pair, lens=True)\n")
-    scope = {"model": model}
+    scope: dict[str, Any] = {"model": model}
     exec(shown["python"], scope)
     lens = scope["trace"].lens
     for run in ("clean", "corrupt"):

@@ -31,7 +31,7 @@ def opened(browser: Browser, client: Client, **look: Any) -> Iterator[Page]:
     yield page
     here = f"http://127.0.0.1:{client.serving.port}/"
     assert all(url.startswith((here, f"blob:{here}")) for url in requested)
-    assert complaints == []
+    assert complaints == [], complaints
     assert client.serving.token not in page.url
     assert not any(client.serving.token in url.partition("#")[0] for url in requested)
     context.close()

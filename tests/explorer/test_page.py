@@ -1,7 +1,8 @@
 """The explorer's page in a real browser: what is typed, what fills, by keyboard, and after a reload."""
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Page
 
+from causal_tracing.explorer.asked import Asked
 from causal_tracing.explorer.jobs import Full, Job
 from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, launched_page, opened, traced, wait
 from explorers import asked, explorer, small_model, toy_model
@@ -135,6 +137,33 @@ def test_what_is_entered_at_once_is_understood_too(browser: Browser):
         wait(page, "document.getElementById('clean-tokens').textContent === 'Mary gave the drink'")
         assert page.locator("#answer").input_value()
         assert page.locator("#corrupt-tokens .differs").all_inner_texts() == ["John"]
+
+
+@needs_browser
+def test_what_comes_of_an_older_text_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        session, begun, go, priced = client.serving.session, threading.Event(), threading.Event(), []
+        preview, estimate = session.preview, session.estimate
+
+        def held(asked: Asked) -> Callable[[], Any]:
+            begun.set()
+            return lambda: (go.wait(10), preview(asked)())[1]
+
+        def counted(asked: Asked) -> Callable[[], Any]:
+            priced.append(asked.pair["clean"])
+            return estimate(asked)
+
+        page.locator("#corrupt").fill(CORRUPT)
+        page.wait_for_timeout(500)
+        monkeypatch.setattr(session, "preview", held)
+        monkeypatch.setattr(session, "estimate", counted)
+        page.locator("#clean").fill("Mary went to the")
+        assert begun.wait(10)
+        page.locator("#clean").fill(CLEAN)
+        go.set()  # what was held is of the older text, and comes before the newer one is asked for
+        wait(page, "document.getElementById('cost').textContent.includes('worlds')")
+        assert page.locator("#clean-tokens").inner_text().split() == CLEAN.split()
+        assert priced == [CLEAN]
 
 
 @needs_browser

@@ -39,6 +39,18 @@ def test_there_are_sections_of_what_was_measured_and_of_nothing_else(browser: Br
 
 
 @needs_browser
+def test_a_trace_that_is_opened_again_is_seen(browser: Browser):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        traced(page)
+        traced(page, "Mary gave the drink", "John gave the drink")
+        page.locator("#history button", has_text="open").last.click()
+        wait(page, f"document.querySelector('#stories h1')?.textContent.startsWith('{CLEAN}')")
+        wait(page, FINISHED)
+        assert page.locator("#clean").input_value() == CLEAN
+        assert page.locator("#map-title").evaluate("node => node.getBoundingClientRect().top >= 0")
+
+
+@needs_browser
 def test_a_saved_trace_shows_its_heads_and_says_what_it_cannot_show(browser: Browser, tmp_path: Path):
     sets = {"two": ["z 1.0 @ last", "z 2.1 @ last"]}
     trace = ct.trace(small_model(), PAIR, components=["resid_post"], heads=["z"], sets=sets, progress=False)

@@ -94,7 +94,7 @@ export const form = ({ tab, changed, start }) => {
       wrong(error.said ?? { message: String(error) });
     }
   };
-  const look = (wait = WAIT) => { $("ask").classList.add("behind"); clearTimeout(timer); timer = setTimeout(understand, wait); };
+  const look = (wait = WAIT) => { pending?.abort(); $("ask").classList.add("behind"); clearTimeout(timer); timer = setTimeout(understand, wait); };
 
   // A stretch of the text that is selected may be the subject.
   const selection = (side) => {

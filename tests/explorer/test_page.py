@@ -159,6 +159,7 @@ def test_what_comes_of_an_older_text_is_dropped(browser: Browser, monkeypatch: p
         monkeypatch.setattr(session, "estimate", counted)
         page.locator("#clean").fill("Mary went to the")
         assert begun.wait(10)
+        page.evaluate("() => { const now = setTimeout; window.setTimeout = (work, wait) => now(work, wait + 2000); }")
         page.locator("#clean").fill(CLEAN)
         go.set()  # what was held is of the older text, and comes before the newer one is asked for
         wait(page, "document.getElementById('cost').textContent.includes('worlds')")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from causal_tracing.engine import choose
 from causal_tracing.engine.backend import Backend
+from causal_tracing.engine.checks import agreement
 from causal_tracing.engine.checks import check as checks
 from causal_tracing.engine.checks.check import check, prove
 from causal_tracing.engine.choose import open_backend, plain_backend, within
@@ -142,6 +143,43 @@ def test_what_worlds_would_take_is_counted():
     recorded = 2 * 4 * 4 * 9 * 32 * 4  # two runs, tokens, layers, nine vectors of the stream's width in float32
     assert open_backend(shared("llama"), [], budget=1000).describe(WORLDS).cost.memory == 1000 + recorded  # pyright: ignore[reportOptionalMemberAccess]
     assert cost.seconds > 0
+
+
+def test_a_component_is_compared_once_for_a_length_and_shorter_ones(monkeypatch: pytest.MonkeyPatch):
+    model, compared = fresh("llama"), []
+    through = agreement.compare
+
+    def counted(model: Model, components: Sequence[str], one: Run, *more: Any, **options: Any) -> Any:
+        compared.extend((component, len(one.tokens)) for component in components)
+        return through(model, components, one, *more, **options)
+
+    monkeypatch.setattr(agreement, "compare", counted)
+    for components, length in (
+        (["resid_post"], 6),  # as long as when it was loaded
+        (["resid_post"], 12),
+        (["resid_post", "mlp_out"], 9),  # the first is known
+        (["mlp_out", "resid_post"], 14),
+        (["resid_post"], 13),
+    ):
+        assert open_backend(model, components, length=length).describe().engine == "packed"
+    assert compared == [("resid_post", 12), ("mlp_out", 9), ("mlp_out", 14), ("resid_post", 14)]
+
+
+def test_a_layer_that_does_other_things_with_a_long_prompt_is_noticed():
+    model = fresh("llama")
+
+    def far_token(_: Any, __: Any, output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[:, 8:] *= 1 + torch.arange(changed.shape[1])[8:, None] / 9
+        return changed
+
+    mlp: Any = model.layers[1].mlp
+    handle = mlp.register_forward_hook(far_token)
+    try:
+        assert open_backend(model, ["resid_post"], length=6).describe().engine == "packed"
+        assert "12 tokens" in (open_backend(model, ["mlp_out"], length=12).describe().note or "")
+    finally:
+        handle.remove()
 
 
 # Backends that a model brings along.

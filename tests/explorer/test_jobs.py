@@ -169,3 +169,51 @@ def test_closing_stops_what_runs_and_what_waits():
     worker.close()
     assert (one.state, two.state) == ("cancelled", "cancelled")
     assert not worker._thread.is_alive()
+
+
+def test_what_will_be_wanted_is_done_while_nothing_is_asked_for():
+    done, more = [], threading.Event()
+
+    def spare() -> Iterator[None]:
+        for number in range(3):
+            done.append(number)
+            more.wait(5 if number == 1 else 0)
+            yield
+        raise ZeroDivisionError  # nobody asked for it: the thread goes on
+
+    worker = Worker(spare())
+    held = worker.submit(job(lambda _: done.append("job")))
+    worker.start()
+    ended(held)
+    for _ in range(2000):
+        if done[-1] == 1:
+            break
+        threading.Event().wait(0.005)
+    assert done == ["job", 0, 1]
+    asked = worker.submit(job(lambda _: done.append("asked")))
+    more.set()
+    ended(asked)
+    assert done[:4] == ["job", 0, 1, "asked"]
+    for _ in range(2000):
+        if done[-1] == 2:
+            break
+        threading.Event().wait(0.005)
+    assert worker.errand(lambda: 7).result(5) == 7
+    assert done == ["job", 0, 1, "asked", 2]
+    worker.close()
+
+
+def test_closing_does_not_wait_for_all_that_will_be_wanted():
+    begun, steps = threading.Event(), []
+
+    def spare() -> Iterator[None]:
+        while True:
+            begun.set()
+            steps.append(len(steps))
+            yield
+
+    worker = Worker(spare())
+    worker.start()
+    assert begun.wait(5)
+    worker.close()
+    assert not worker._thread.is_alive()

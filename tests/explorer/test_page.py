@@ -1,24 +1,25 @@
 """The explorer's page in a real browser: what is typed, what fills, by keyboard, and after a reload."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import Browser, Dialog, Page
+from playwright.sync_api import Browser, Page
 
-from explorers import Client, asked, explorer, small_model, toy_model
+from causal_tracing.explorer.asked import Asked
+from causal_tracing.explorer.jobs import Full, Job
+from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, launched_page, opened, traced, wait
+from explorers import asked, explorer, small_model, toy_model
 from pages import launched, needs_browser
 
-CLEAN, CORRUPT = "Mary went to the store", "John went to the store"
 HIDE = (
     "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }});"
     "document.dispatchEvent(new Event('visibilitychange'))"
 )
-FINISHED = "document.getElementById('state').textContent.startsWith('Finished')"
 EVIL = "<img/src=x/onerror=alert(1)>"
 LOOKS = {
     "light": {},
@@ -31,55 +32,6 @@ LOOKS = {
 def browser() -> Iterator[Browser]:
     with launched() as browser:
         yield browser
-
-
-@contextmanager
-def opened(browser: Browser, client: Client, **look: Any) -> Iterator[Page]:
-    """The page; a request off the host, a message in the console or a dialog fails the test."""
-    context = browser.new_context(**look)
-    page, requested, complaints = context.new_page(), [], []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-
-    def refused(dialog: Dialog) -> None:
-        complaints.append(dialog.message)
-        dialog.dismiss()
-
-    page.on("dialog", refused)
-    page.goto(client.serving.url)
-    yield page
-    here = f"http://127.0.0.1:{client.serving.port}/"
-    assert all(url.startswith((here, f"blob:{here}")) for url in requested)
-    assert complaints == []
-    assert client.serving.token not in page.url
-    assert not any(client.serving.token in url.partition("#")[0] for url in requested)
-    context.close()
-
-
-def wait(page: Page, script: str) -> Any:
-    """What a script gives, as soon as it gives something: no wait_for_function, for the page forbids eval."""
-    for _ in range(600):
-        if found := page.evaluate(script):
-            return found
-        page.wait_for_timeout(50)
-    raise AssertionError(f"{script}: {page.locator('#state').inner_text()} {page.locator('#wrong').inner_text()}")
-
-
-def begun(page: Page, clean: str = "the cat ran", corrupt: str = "the dog ran") -> None:
-    """Types a pair of the toy's words, and presses Enter."""
-    for name, text in (("clean", clean), ("corrupt", corrupt), ("answer", " cat"), ("foil", " dog")):
-        page.locator(f"#{name}").fill(text)
-    page.locator("#corrupt").press("Enter")
-
-
-def traced(page: Page, clean: str = CLEAN, corrupt: str = CORRUPT) -> None:
-    """Types two prompts, presses Enter, and waits for the whole map."""
-    page.locator("#clean").fill(clean)
-    page.locator("#corrupt").fill(corrupt)
-    page.locator("#corrupt").press("Enter")
-    wait(page, "!document.getElementById('state').textContent.startsWith('Finished')")
-    wait(page, FINISHED)
 
 
 @needs_browser
@@ -188,6 +140,34 @@ def test_what_is_entered_at_once_is_understood_too(browser: Browser):
 
 
 @needs_browser
+def test_what_comes_of_an_older_text_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        session, begun, go, priced = client.serving.session, threading.Event(), threading.Event(), []
+        preview, estimate = session.preview, session.estimate
+
+        def held(asked: Asked) -> Callable[[], Any]:
+            begun.set()
+            return lambda: (go.wait(10), preview(asked)())[1]
+
+        def counted(asked: Asked) -> Callable[[], Any]:
+            priced.append(asked.pair["clean"])
+            return estimate(asked)
+
+        page.locator("#corrupt").fill(CORRUPT)
+        page.wait_for_timeout(500)
+        monkeypatch.setattr(session, "preview", held)
+        monkeypatch.setattr(session, "estimate", counted)
+        page.locator("#clean").fill("Mary went to the")
+        assert begun.wait(10)
+        page.evaluate("() => { const now = setTimeout; window.setTimeout = (work, wait) => now(work, wait + 2000); }")
+        page.locator("#clean").fill(CLEAN)
+        go.set()  # what was held is of the older text, and comes before the newer one is asked for
+        wait(page, "document.getElementById('cost').textContent.includes('worlds')")
+        assert page.locator("#clean-tokens").inner_text().split() == CLEAN.split()
+        assert priced == [CLEAN]
+
+
+@needs_browser
 def test_unequal_lengths_are_shown_and_one_click_pairs_them(browser: Browser):
     with explorer(small_model()) as client, opened(browser, client) as page:
         page.locator("#clean").fill(CLEAN)
@@ -277,19 +257,50 @@ def test_who_listens_is_told_quarters_and_the_end(browser: Browser):
 
 @needs_browser
 def test_a_server_that_has_gone_is_said_to_be(browser: Browser):
-    with launched_page(browser) as (page, end):
-        end()
+    with launched_page(browser) as (page, client):
+        client.serving.close()
         page.locator("#clean").fill("the cat sat")
         page.locator("#corrupt").fill("the dog sat")
         wait(page, "document.getElementById('wrong').textContent.includes('Start it again in the terminal')")
 
 
-@contextmanager
-def launched_page(browser: Browser) -> Iterator[tuple[Page, Callable[[], None]]]:
-    """A page whose server can be ended under it."""
-    with explorer(toy_model(layers=3)) as client:
-        page = browser.new_page()
-        page.goto(client.serving.url)
-        wait(page, "document.getElementById('model').textContent")
-        yield page, client.serving.close
-        page.close()
+@needs_browser
+def test_what_is_said_of_a_trace_that_was_not_begun_stays(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    with launched_page(browser) as (page, client):
+
+        def full(job: Job) -> Job:
+            raise Full
+
+        monkeypatch.setattr(client.serving.session.worker, "submit", full)
+        begun(page)
+        wait(page, "document.querySelector('#clean-tokens .differs')")  # it was understood, after it was entered
+        assert "traces wait already" in page.locator("#wrong").inner_text()
+        page.locator("#clean").press_sequentially(" far")
+        wait(page, "!document.getElementById('wrong').textContent.includes('wait already')")
+
+
+@needs_browser
+def test_ways_to_pair_are_offered_for_prompts_that_were_entered_at_once(browser: Browser):
+    with launched_page(browser, toy_model(0.004)) as (page, client):
+        before = client.start(asked(tab="other"))  # it is under way, and so the preview comes before the error
+        begun(page, "the cat ran", "the dog ran far")
+        wait(page, "document.querySelector('#wrong button')")
+        client.send("DELETE", f"/api/traces/{before}")
+        (id,) = [job["id"] for job in client.get("traces") if job["id"] != before]
+        assert client.last(id)[1] == "error"
+        wait(page, "document.getElementById('history').textContent.includes('failed')")
+        assert page.get_by_role("button", name="pair them by suffix").is_visible()
+        assert page.locator("#wrong").inner_text().count("They part at position") == 1
+
+
+@needs_browser
+def test_a_trace_under_way_is_found_again_and_can_still_be_stopped(browser: Browser):
+    with explorer(toy_model(0.01)) as client, opened(browser, client) as page:
+        begun(page)
+        wait(page, "document.querySelector('#map td.waiting')")
+        page.reload()
+        wait(page, "document.querySelector('#map td.waiting')")
+        assert page.locator("#clean").input_value() == "the cat ran"
+        (id,) = [job["id"] for job in client.get("traces")]
+        page.locator("#clean").press_sequentially(" far")
+        assert client.last(id)[1] == "cancelled"

@@ -14,6 +14,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
+from causal_tracing.engine.checks import agreement
 from causal_tracing.errors import (
     InvalidOption,
     InvalidPair,
@@ -24,6 +25,7 @@ from causal_tracing.errors import (
 )
 from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Address, Serving
+from causal_tracing.patching.options.choices import BLOCKS
 from explorers import Client, asked, explorer, small_model, talking, toy_model
 from tiny import tiny_folder
 
@@ -176,6 +178,32 @@ def test_a_cell_is_looked_into():
         assert_allclose(np.array(side["heads"]).sum(-1), 1, atol=5e-3)
         assert np.array(side["heads"]).shape == (4, 5, 5)
     assert sides["clean"]["heads"] != sides["corrupt"]["heads"]
+
+
+def test_no_trace_waits_until_the_engines_are_compared_at_its_length(monkeypatch: pytest.MonkeyPatch):
+    compared: list[tuple[str, int]] = []
+    through = agreement.compare
+
+    def counted(model: Any, components: Any, one: Any, *more: Any, **options: Any) -> Any:
+        found = through(model, components, one, *more, **options)
+        compared.extend((component, len(one.tokens)) for component in components)
+        return found
+
+    monkeypatch.setattr(agreement, "compare", counted)
+    long = " gave the drink to the city of"
+    pair = {**STORE, "clean": "Mary" + long, "corrupt": "John" + long}
+    with explorer(small_model()) as client:
+        for _ in range(600):
+            if ("neurons", 32) in compared:
+                break
+            time.sleep(0.05)
+        assert {name for name, length in compared if length == 32} == {*BLOCKS, "z", "neurons"}
+        compared.clear()
+        id = client.start({"pair": pair})
+        assert client.last(id)[1] == "done"
+        cell = {"kind": "heads", "layer": 2, "position": 4}
+        assert client.last(client.post(f"traces/{id}/deeper", cell, 202)["id"])[1] == "done"
+    assert compared == []
 
 
 def test_a_preview_shows_tokens_choices_and_where_lengths_part():

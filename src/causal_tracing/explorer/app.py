@@ -233,9 +233,11 @@ async def _page(request: Request) -> Response:
 def page() -> str:
     """The explorer's page: what is typed, and the report's own map with room for every kind of site."""
     parts = "".join(
-        Template(part("drawn.html" if kind.drawn else "ranked.html")).substitute(kind=kind.name, noun=kind.part)
+        f'<div class="of-kind" data-kind="{kind.name}">'
+        + Template(part("drawn.html" if kind.drawn else "ranked.html")).substitute(kind=kind.name, noun=kind.part)
+        + "</div>"
         for kind in KINDS.values()
-        if kind.part
+        if kind.part and kind.layered
     )
     scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in SCRIPTS)
     rest = part("mean.html") + part("curves.html")

@@ -15,7 +15,7 @@ MOST_WORDS = 400  # letters of every other text
 PROMPTS = ("clean", "corrupt")
 TEXTS = (*PROMPTS, "answer", "foil", "subject", "corrupt_subject")
 PAIR = (*TEXTS, "occurrence")
-OPTIONS = ("align", "layers", "positions", "metric")
+OPTIONS = ("align", "layers", "positions", "metric", "lens")
 KINDS = ("heads", "neurons", "pattern")
 
 

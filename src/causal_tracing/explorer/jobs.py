@@ -4,6 +4,7 @@
 2. One thread works, for there is one model: jobs in the order in which they came, a newer one of a tab in the place of
    its older one, which stops between two layers.
 3. Errands are short (a preview): they are run before jobs, and between two batches of the one that is being run.
+4. While nothing is asked for, it does what will be wanted (`spare`), a step at a time.
 """
 
 import json
@@ -12,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,12 +110,13 @@ def fault(error: Exception) -> dict[str, Any]:
 
 
 class Worker:
-    """The thread that does the jobs, and the jobs that it did."""
+    """The thread that does the jobs, and the jobs that it did. `spare` are steps for when there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, spare: Iterator[None] | None = None) -> None:
         self.jobs: OrderedDict[str, Job] = OrderedDict()
         self._waiting: deque[Job] = deque()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._spare = spare
         self._running: Job | None = None
         self._closing = False
         self._ready = threading.Condition()
@@ -212,13 +214,21 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._closing or self._errands or self._waiting)
+                self._ready.wait_for(lambda: self._closing or self._errands or self._waiting or self._spare)
                 if self._closing:
                     return
-                job = self._running = None if self._errands else self._waiting.popleft()
-            if job is None:
+                job = self._running = self._waiting.popleft() if self._waiting and not self._errands else None
+            if job is not None:
+                job.run()
+                with self._ready:
+                    self._running = None
+            elif self._errands:
                 self.between()
-                continue
-            job.run()
-            with self._ready:
-                self._running = None
+            elif self._spare:
+                self._step(self._spare)
+
+    def _step(self, spare: Iterator[None]) -> None:
+        try:
+            next(spare)
+        except Exception:  # nobody asked for it: what is wrong is said to the one who does
+            self._spare = None

@@ -4,8 +4,9 @@ All of it runs on the worker's thread: there is one model, and its hooks would s
 """
 
 import json
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ from causal_tracing.explorer.understand import check_tokens, completed, paired, 
 from causal_tracing.explorer.views import first_look, new_cells, strongest_parts, whole_view
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
+from causal_tracing.patching.job import USUAL, plan_job
 from causal_tracing.patching.job import Job as TraceJob
-from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.measure import Filled
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.report.page.text import plain, visible
 
 TOP_NEURONS = 20
+AHEAD = 32  # tokens, which few prompts that are typed have
+PATIENCE = 2.0  # seconds for which whoever types may be held up
 
 
 class Live:
@@ -41,7 +44,7 @@ class Live:
 
     def __init__(self, model: Model, *, out: Path, limit: int) -> None:
         self.model, self.out, self.limit = model, out, limit
-        self.worker = Worker()
+        self.worker = Worker(self._ahead())
         self.plain = plain_backend(model)
         self.timed: dict[str, Backend] = {}  # backends that know already how fast this machine is, by engine
         self.example: Job | None = None
@@ -53,6 +56,17 @@ class Live:
         if pair is not None and len(self.model.tokenizer(pair.clean)["input_ids"]) <= self.limit:
             fields = {name: getattr(pair, name) for name in _GIVEN if getattr(pair, name)}
             self.example = self.worker.submit(replace(self.trace(Asked(pair=fields, options={}, tab="")), yields=True))
+
+    def _ahead(self) -> Iterator[None]:
+        """Compares the engines on prompts as long as will be typed, a component a step: then no trace waits for it."""
+        anatomy, length = self.model.anatomy, min(AHEAD, self.limit, self.model.context or AHEAD)
+        wanted = [] if self.model.backend is not None else [*USUAL, _PARTS["heads"], _PARTS["neurons"]]
+        for component in filter(anatomy.offers, wanted):
+            began = time.perf_counter()
+            open_backend(self.model, [component], length=length)
+            if time.perf_counter() - began > PATIENCE:
+                return
+            yield
 
     def about(self) -> dict[str, Any]:
         """The model, what it offers, the limits, and the example."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.page.maps import map_data
+from causal_tracing.report.page.maps import has_map, map_data
 from causal_tracing.report.page.mean_story import mean_of
 from causal_tracing.report.page.page import MOST_PAIRS, page_data, provenance_text, sections, site_cells
 from causal_tracing.report.page.text import metrics_with_effects, plain, visible
@@ -77,11 +77,17 @@ def whole_view(measurements: Measurements) -> dict[str, Any]:
             numbers["scale"] = abs(numbers["total"]) if len(shown) == 1 and numbers["total"] else None
     return {
         "data": data,
-        "kinds": [kind.name for kind in sections(measurements)],
+        "elsewhere": _elsewhere(measurements),
         "words": [_words(measurements, reading) for reading in readings],
         "how_to_read": list(readings[0].how_to_read),
         "provenance": provenance_text(measurements),
     }
+
+
+def _elsewhere(measurements: Measurements) -> list[str]:
+    """The kinds of site that have no map here: the page that is downloaded has their tables and figures."""
+    shown = {*(kind.name for kind in sections(measurements)), *(["blocks"] if has_map(measurements) else [])}
+    return [name.replace("_", " ") for name in measurements.kinds if name not in shown]
 
 
 def strongest_parts(measurements: Measurements, kind: str, count: int | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from causal_tracing.results.units import METRICS
 
 PER_PAIR = ("sigmas", "positions")  # of what is recorded of noise
 READ = ("resid_pre", "resid_post")  # by the logit lens
+USUAL = (*BLOCKS, "mixer_out")  # components
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,7 +167,7 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     if components is not None:
         return tuple(components)
     offered = model.anatomy.components
-    found = tuple(name for name in (*BLOCKS, "mixer_out") if name in offered)
+    found = tuple(name for name in USUAL if name in offered)
     for name, reason in model.anatomy.refused:
         if name in BLOCKS:
             warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)

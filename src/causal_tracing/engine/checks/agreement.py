@@ -66,7 +66,10 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto", length:
 
 
 def _against_at(model: Model, components: Sequence[str], length: int) -> str | None:
-    """What speaks against the packed engine on prompts of this length: compared once for a length and longer ones."""
+    """What speaks against the packed engine on prompts of this length.
+
+    Each component is compared once for a length and shorter ones, whatever others it is traced with.
+    """
     if length <= LENGTH:
         return None
     known = _AT_LENGTH.setdefault(model.network, {}).setdefault(model.circumstances, {})

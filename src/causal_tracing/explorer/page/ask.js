@@ -1,7 +1,7 @@
 // What is typed: both prompts, what follows them, the subject; what is understood of it, and what its trace will take.
 import { ask } from "/static/talk.js";
 
-const WAIT = 250, LONG = 30; // milliseconds after a key; seconds that are long
+const WAIT = 120, LONG = 30; // milliseconds after a key; seconds that are long
 const SIDES = { clean: ["answer", "subject", "the model's choices"], corrupt: ["foil", "corrupt_subject", "the model's choices"] };
 const $ = (id) => document.getElementById(id);
 const button = (text, press) => {
@@ -19,10 +19,11 @@ export const form = ({ tab, changed, start }) => {
     const given = { clean: $("clean").value, corrupt: $("corrupt").value, answer: $("answer").value, foil: $("foil").value, subject: asked.subject, corrupt_subject: asked.corrupt_subject };
     return { ...given, ...(asked.occurrence ? { occurrence: asked.occurrence } : {}) };
   };
-  const options = () => ({ ...(asked.align === "strict" ? {} : { align: asked.align }), ...asked.less });
+  const options = () => ({ ...(asked.align === "strict" ? {} : { align: asked.align }), ...($("with-lens").checked ? { lens: true } : {}), ...asked.less });
   const request = () => ({ pair: pair(), options: options(), tab });
 
   const wrong = (said, offers = []) => {
+    if (said && !offers.length && $("wrong").firstChild?.textContent === said.message) return; // with offers behind it
     $("wrong").replaceChildren();
     for (const field of ["clean", "corrupt", "answer", "foil"]) $(field).removeAttribute("aria-invalid");
     if (!said) return;
@@ -53,15 +54,18 @@ export const form = ({ tab, changed, start }) => {
     });
     $(`${side}-choices`).replaceChildren(...offers);
   };
-  const show = (found) => {
+  const show = (found, entered) => {
     understood = found;
+    $("ask").classList.remove("behind");
+    $("cost").textContent = "";
+    $("less").replaceChildren();
     for (const name of ["answer", "foil"]) if (!chosen[name] && found[name]) $(name).value = found[name];
     for (const side of Object.keys(SIDES)) {
       const mine = found.sides[side];
       if (mine) { tokensOf(side, mine); choicesOf(side, mine); } else { $(`${side}-tokens`).replaceChildren(); $(`${side}-choices`).replaceChildren(); }
     }
     $("warned").replaceChildren(...found.warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
-    wrong(found.error, found.offers);
+    if (found.error || !entered) wrong(found.error, found.offers); // what was said of a trace that was entered stays
     $("go").disabled = !found.pairing;
   };
   const cost = (found) => {
@@ -80,15 +84,17 @@ export const form = ({ tab, changed, start }) => {
     try {
       const found = await (await ask("preview", { method: "POST", body: request(), signal: mine.signal })).json();
       if (mine.signal.aborted) return;
-      show(found);
-      if (!found.pairing || !priced) { $("cost").textContent = ""; return; }
+      show(found, !priced);
+      if (!found.pairing || !priced) return;
       const taken = await (await ask("estimate", { method: "POST", body: request(), signal: mine.signal })).json();
       if (!mine.signal.aborted) cost(taken);
     } catch (error) {
-      if (error.name !== "AbortError" && !mine.signal.aborted) wrong(error.said ?? { message: String(error) });
+      if (error.name === "AbortError" || mine.signal.aborted) return;
+      $("ask").classList.remove("behind");
+      wrong(error.said ?? { message: String(error) });
     }
   };
-  const look = (wait = WAIT) => { clearTimeout(timer); timer = setTimeout(understand, wait); };
+  const look = (wait = WAIT) => { pending?.abort(); $("ask").classList.add("behind"); clearTimeout(timer); timer = setTimeout(understand, wait); };
 
   // A stretch of the text that is selected may be the subject.
   const selection = (side) => {
@@ -125,12 +131,14 @@ export const form = ({ tab, changed, start }) => {
     $(follows).addEventListener("input", () => { chosen[follows] = true; changed(); look(); });
     $(side).addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit(); } });
   }
+  $("with-lens").addEventListener("change", () => { changed(); look(0); });
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); pending?.abort(); start(request()).then(() => understand(false)); });
 
   const fill = (given, ways = {}) => {
     for (const name of ["clean", "corrupt", "answer", "foil"]) $(name).value = given[name] ?? "";
     chosen = { answer: Boolean(given.answer), foil: Boolean(given.foil) };
     Object.assign(asked, { subject: given.subject ?? "", corrupt_subject: given.corrupt_subject ?? "", occurrence: given.occurrence ?? 0, align: ways.align ?? "strict", less: {} });
+    $("with-lens").checked = Boolean(ways.lens);
     for (const side of Object.keys(SIDES)) said(side);
     look(0);
   };

@@ -97,12 +97,12 @@ $("beside").addEventListener("keydown", (event) => {
 // What this session has seen.
 const history = async () => {
   const listed = await (await ask("traces")).json();
-  $("history").replaceChildren(...listed.reverse().map(({ id, label, state }) => {
+  $("history").replaceChildren(...listed.reverse().map(({ id, label, state, pair, options }) => {
     const item = document.createElement("li"), text = Object.assign(document.createElement("span"), { className: "asked", textContent: label });
     if (id === shown?.id) item.setAttribute("aria-current", "true");
     item.append(text, Object.assign(document.createElement("span"), { className: "quiet", textContent: state }));
     const press = (name, act) => { const made = Object.assign(document.createElement("button"), { type: "button", textContent: name, ariaLabel: `${name}: ${label}` }); made.addEventListener("click", act); item.append(made); };
-    press("open", () => show(id));
+    press("open", () => { if (about.live) typed.fill(pair, options); show(id); $("ask").scrollIntoView({ block: "start" }); });
     if (state === "done" && id !== shown?.id) press("beside", () => beside(id));
     return item;
   }));

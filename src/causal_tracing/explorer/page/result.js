@@ -55,7 +55,7 @@ export const result = (id, { told: tell, opened, drawn, lost }) => {
     $("result").replaceChildren($("form").content.cloneNode(true));
     $("both").append(beside);
     $("inside").append(deeper);
-    for (const section of document.querySelectorAll("#heads-section, #neurons-section")) if (!data.parts.some((part) => `${part.kind}-section` === section.id)) section.remove();
+    for (const section of document.querySelectorAll("#result .of-kind")) if (!data.parts.some(({ kind }) => kind === section.dataset.kind)) section.remove();
     if (!data.mean) $("mean-section").hidden = true;
     if (data.filling) $("stories").append(make("h1", { textContent: data.pairs[0].asked }), make("p", { className: "finding", textContent: "The map is filling; the words come when it is whole." }));
     self.data = data;
@@ -86,6 +86,7 @@ export const result = (id, { told: tell, opened, drawn, lost }) => {
     if (self.page) { self.data.pairs[0].metrics = view.data.pairs[0].metrics; self.data.filling = false; } else build(view.data);
     $("stories").replaceChildren(...view.words.map(storyOf));
     $("tables").replaceChildren(...view.words.map(tableOf));
+    $("elsewhere").textContent = view.elsewhere.length ? `Not shown here: ${view.elsewhere.join(", ")}. The page that can be downloaded below shows them.` : "";
     $("how-to-read").replaceChildren(list(view.how_to_read));
     $("of-pairs").replaceChildren(list(view.words[0].caveats));
     $("provenance").textContent = view.provenance;

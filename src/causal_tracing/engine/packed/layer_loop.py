@@ -43,6 +43,7 @@ class Wave:
         self.sent: Sequence[Stretch] = ()
         self.gathered: list[KeysValues] | None = None
         self.kept: dict[tuple[int, Kept], Tensor] = {}  # of a world by its number
+        self.wanted: int | None = None  # how much is still to be kept of a call that is made for nothing else
         self.furthest = (0, -1)  # behind how many tokens of one call a world's last one lay at most, and its number
 
     def run(self, tick: Tick = never) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
@@ -68,15 +69,24 @@ class Wave:
         self._join(layer)
         passing = [states for states in self.states if states.group.passes(layer)]
         held = [states for states in passing if states.group.held]
-        computed = (states for states in passing if not states.group.held)
-        whole = (stretch for states in computed for stretch in states.whole(layer, self.limit))
+        going = [states for states in passing if states.group.until != layer]
+        whole = self._whole(layer, going)
         stretches = self._read(layer, whole) if layer == last else whole
-        asides = (stretch for states in held for stretch in states.asides(layer, self.limit))
-        points = (stretch for states in passing for stretch in states.points(layer))
-        for sent in _calls(chain(stretches, asides, points), self.limit):
+        for sent in _calls(chain(stretches, self._points(layer, going)), self.limit):
             self._compute(layer, sent)
+        ending = [states for states in passing if states.group.until == layer]
+        asides = (stretch for states in held for stretch in states.asides(layer, self.limit))
+        for sent in _calls(chain(asides, self._whole(layer, ending), self._points(layer, ending)), self.limit):
+            self._look(layer, sent)
         for states in held:
             states.add(layer, self.model.layout(layer).sums)
+
+    def _whole(self, layer: int, some: Iterable[States]) -> Iterator[Stretch]:
+        computed = (states for states in some if not states.group.held)
+        return (stretch for states in computed for stretch in states.whole(layer, self.limit))
+
+    def _points(self, layer: int, some: Iterable[States]) -> Iterator[Stretch]:
+        return (stretch for states in some for stretch in states.points(layer))
 
     def _join(self, layer: int) -> None:
         """Worlds join at this layer's input, and the edits of the stream are made."""
@@ -104,6 +114,16 @@ class Wave:
         finally:
             self.gathered = None
         raise CannotPack(f"layer {layer} does not attend.")
+
+    def _look(self, layer: int, sent: Sequence[Stretch]) -> None:
+        """Computes of a layer no more than what is kept: what it gives is dropped."""
+        self.wanted = sum(len(rows) for stretch in sent for rows in stretch.marked.values())
+        try:
+            self._send(layer, sent)
+        except _Enough:
+            pass
+        finally:
+            self.wanted = None
 
     def _compute(self, layer: int, sent: Sequence[Stretch]) -> None:
         output = self._send(layer, sent)
@@ -140,7 +160,15 @@ class Wave:
         if place in marked:
             rows = indices([row for row, _ in marked[place]], value.device)
             self.kept |= zip((key for _, key in marked[place]), value.flatten(0, 1)[rows], strict=True)
+            self._note(len(rows))
         return value
+
+    def _note(self, kept: int) -> None:
+        """Stops a call that is made for what is kept alone, as soon as all of it is."""
+        if self.wanted is not None:
+            self.wanted -= kept
+            if not self.wanted:
+                raise _Enough
 
     def _attend(self, asked: Asked) -> tuple[Tensor, None]:
         """The model's own attention, stretch by stretch: the only place where worlds are told apart."""
@@ -199,7 +227,7 @@ class Wave:
 
 
 class _Enough(Exception):
-    """Keys and values are known; the rest of the layer is not needed."""
+    """What a layer was asked for is known; the rest of it is not needed."""
 
 
 @dataclass(frozen=True, eq=False)

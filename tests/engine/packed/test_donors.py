@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose
 
 from causal_tracing.engine.cost import cost_of
 from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.donors import Changed, behind_bases
 from causal_tracing.engine.packed.engine import Packed
@@ -104,3 +106,29 @@ def test_runs_that_read_from_runs_are_compared_in_no_time():
 
     assert chain() == chain()
     assert chain() is chain()
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "mlp"),
+    [("q", ("z", 2, 3), False), ("k", ("z", 2, LAST), False), ("attn_out", ("mlp_out", 2, 3), True)],
+)
+def test_a_layer_that_is_asked_for_what_is_kept_alone_is_left_with_it(
+    written: str, asked: tuple[str, int, int], mlp: bool
+):
+    model = shared("llama")
+    backend = NetworkBackend(model, "packed")
+    run = Run(BASE.tokens, (Edit(Site(written, 2, 3), From(OTHER, 3)),))
+    passed: list[int] = []
+    hook = model.layers[2].mlp.register_forward_hook(lambda _, __, output: passed.append(output.shape[-2]))
+    try:
+        whole = record(model, [run], [asked[:2]])[run]
+        recorded, passed[:] = len(passed), []
+        found = backend.read(BASE, {run: [asked]})[run]
+    finally:
+        hook.remove()
+    assert recorded
+    expected = whole.at(asked[:2], asked[2])
+    assert_allclose(found.at(asked[:2], asked[2]), expected, atol=2e-5 * max(1.0, float(expected.abs().max())))
+    of_base = record(model, [BASE], [asked[:2]])[BASE]
+    assert float((expected - of_base.at(asked[:2], asked[2])).abs().max()) > 1e-3
+    assert (passed[-1] == 1) == mlp, "the last call was of one token, or of whole prompts alone"

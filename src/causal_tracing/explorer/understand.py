@@ -86,7 +86,11 @@ def _first(side: str, prompts: Mapping[str, Prompt], model: Model, taken: str | 
 
 
 def _stays(choice: Choice, prompt: Prompt, model: Model) -> bool:
-    return tuple(encode(prompt.text + choice.token, model.tokenizer)[0]) == (*prompt.run.tokens, choice.id)
+    try:
+        ids, _ = encode(prompt.text + choice.token, model.tokenizer)
+    except InputError:  # a toy knows whole words alone
+        return False
+    return tuple(ids) == (*prompt.run.tokens, choice.id)
 
 
 def check_tokens(fields: Mapping[str, Any], model: Model, limit: int) -> None:

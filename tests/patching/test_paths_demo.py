@@ -78,3 +78,25 @@ def test_paths_to_classes_of_readers_are_those_that_bare_hooks_gave(demo: Model)
     for head, expected in BY_CLASS.items():
         measured = found.restoration.sel(sender=f"z 23.{head} @ all")
         np.testing.assert_allclose(measured.sel(receiver=[*CLASSES, "every path"]), expected, atol=1e-3)
+
+
+# Of three paths (into the MLPs of layers 25 and 24 from head 23.4, into the query of 24.4 from 23.1), by bare hooks.
+ESTIMATED = {
+    ("restoration", "eap"): (0.620, None, -0.402),
+    ("restoration", "reception"): (1.538, None, -0.539),
+    ("disruption", "eap"): (0.237, -0.095, None),
+    ("disruption", "reception"): (1.194, 0.384, None),
+}
+
+
+@pytest.mark.parametrize(("direction", "method"), ESTIMATED)
+def test_estimates_of_paths_are_those_that_bare_hooks_gave(demo: Model, direction: str, method: str):
+    senders, receivers = ["z 23.4 @ last", "z 23.1 @ last"], ["mlp_out 25", "mlp_out 24", "q 24.4"]
+    few: dict[str, Any] = {"verify": 1, "sample": 1, "spot_checks": 0, "progress": False}
+    found = ct.attribute(
+        demo, PAIR, method=method, direction=direction, senders=senders, receivers=receivers, **few
+    ).estimates["path"].isel(pair=0)  # fmt: skip
+    for receiver, expected in zip(receivers, ESTIMATED[direction, method], strict=True):
+        if expected is not None:
+            sender = senders[receiver == "q 24.4"]
+            assert float(found.sel(sender=sender, receiver=receiver)) == pytest.approx(expected, abs=1e-3)

@@ -119,7 +119,7 @@ def test_a_layer_that_is_asked_for_what_is_kept_alone_is_left_with_it(
     backend = NetworkBackend(model, "packed")
     run = Run(BASE.tokens, (Edit(Site(written, 2, 3), From(OTHER, 3)),))
     passed: list[int] = []
-    hook = model.layers[2].mlp.register_forward_hook(lambda _, __, output: passed.append(output.shape[-2]))
+    hook = model.part(2, "mlp").register_forward_hook(lambda _, __, output: passed.append(output.shape[-2]))
     try:
         whole = record(model, [run], [asked[:2]])[run]
         recorded, passed[:] = len(passed), []

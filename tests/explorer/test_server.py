@@ -320,10 +320,19 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing(monkeypatch: pytest.M
         Serving(Saved([]))
 
 
-def test_it_ends_with_a_trace_under_way(tmp_path: Path):
+# A shell that starts something in the background has it ignore Ctrl-C; SIGTERM must end it all the same.
+@pytest.mark.parametrize(("how", "ctrl_c"), [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)])
+def test_it_ends_with_a_trace_under_way(
+    tmp_path: Path, how: signal.Signals, ctrl_c: signal.Handlers, request: pytest.FixtureRequest
+):
     tiny_folder(tmp_path)
     command = [sys.executable, "-m", "causal_tracing", "explore", "--model", str(tmp_path), "--no-open"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, ctrl_c)  # it is handed on
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    request.addfinalizer(running.kill)
     assert running.stdout is not None
     address, _, token = running.stdout.readline().strip().partition("/#token=")
     client = Client(int(address.rpartition(":")[2]), token)
@@ -332,7 +341,7 @@ def test_it_ends_with_a_trace_under_way(tmp_path: Path):
         id = client.start({"pair": {name: text + long for name, text in (("clean", "Mary"), ("corrupt", "John"))}})
         with closing(client.told(id)) as told:
             next(each for each in told if each[1] == "cells")
-            running.send_signal(signal.SIGINT)
+            running.send_signal(how)
             began = time.monotonic()
             rest: list[str] = []
             with suppress(httpx.RemoteProtocolError):  # the end may cut an answer off

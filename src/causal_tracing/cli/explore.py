@@ -37,7 +37,8 @@ def explore(
     from causal_tracing.explorer.start import explore as run
     from causal_tracing.explorer.start import stay
 
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ends as Ctrl-C does
+    # Ends as Ctrl-C does, also where a shell has started it in the background, which takes Ctrl-C away.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     allowed = tuple(allow_host or ())
     if folders:
         from causal_tracing.explorer.saved import Saved

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import causal_tracing
 import causal_tracing as ct
-from causal_tracing.cli import app as cli
 from loaded import shared
 from tokenizers_for_tests import words
 
@@ -23,31 +20,7 @@ PAIR = ["--clean", CLEAN, "--corrupt", CORRUPT, "--answer", " w7", "--foil", " w
 CIRCUIT = ["circuit", "--model", "tiny", *PAIR, "--spot-checks", "2"]
 NAMES = "mlp_out 1; z 2.0; z 0.0-3"
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def load(name: str, **options: Any) -> Any:
-        return replace(shared("llama"), tokenizer=WORDS, name=name, source={"kind": "folder"})
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(causal_tracing, "load", load)
-
-
-@pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command; gives its exit code, stdout and stderr."""
-
-    def asked(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["causal-tracing", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return asked
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def logit_diff(text: str) -> float:

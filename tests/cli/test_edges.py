@@ -1,17 +1,12 @@
 """Edges by query from the command line: dry runs, JSON, what is kept, and a configuration file that says the same."""
 
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import causal_tracing
-from causal_tracing.cli import app as cli
-from loaded import shared
 from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
@@ -20,31 +15,7 @@ PAIR = ["--clean", CLEAN, "--corrupt", CORRUPT, "--answer", " w7", "--foil", " w
 EDGES = ["--components", "none", "--edges", "v", "--edge-query", "1,last", "--edge-heads", "1.0,2.1-2"]
 TRACE = ["trace", "--model", "tiny", *PAIR, "--spot-checks", "2", *EDGES]
 
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def load(name: str, **options: Any) -> Any:
-        return replace(shared("llama"), tokenizer=WORDS, name=name, source={"kind": "folder"})
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(causal_tracing, "load", load)
-
-
-@pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command; gives its exit code, stdout and stderr."""
-
-    def asked(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["causal-tracing", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return asked
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_a_dry_run_says_the_cost(ask: Any) -> None:

@@ -6,6 +6,7 @@ The oracle calls a llama's modules by name, with its own softmax; slopes come fr
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -311,6 +312,26 @@ def test_what_is_patched_is_what_a_trace_of_paths_measures():
     strongest = max(found.checked, key=_size)
     assert f"{strongest.at['sender']} → {strongest.at['receiver']}" in found.summary()
     assert list(found.verified.columns) == ["pair", "component", "sender", "receiver", "estimate", "exact", "why"]
+
+
+def test_agreement_is_told_by_what_receives():
+    found = estimated(shared("llama"), "reception", verify=20, sample=40, seed=1)
+    names = [f"path → {word}" for word in ("q", "k", "v", "mlp_out", "logits")]
+    assert list(found.agreement.index) == names
+    for name in names:
+        mine = [one for one in found.checked if one.at["receiver"].split()[0] == name.removeprefix("path → ")]
+        row = found.agreement.loc[name]
+        assert row.verified + row.sampled == len(mine)
+        if len(mine) > 1:
+            said, exact = ([getattr(one, each) for one in mine] for each in ("estimate", "exact"))
+            assert row.pearson == pytest.approx(np.corrcoef(said, exact)[0, 1])
+    assert found.agreement.verified.sum() == 20
+    assert found.agreement.sampled.sum() == 40
+    status = found.of("paths").status.sel(metric="logit_diff").drop_sel(receiver="every path")
+    assert found.agreements.sites.sum() == int(status.isin(["ok", "not_patched"]).sum())
+    assert "paths to the logits are measured" in found.summary()
+    assert "<th>path</th>" in found.to_html()
+    assert "nan" not in estimated(shared("llama"), "eap").summary()
 
 
 def _size(one: Checked) -> float:

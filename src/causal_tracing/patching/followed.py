@@ -66,12 +66,13 @@ class Followed:
         rules = self.job.backend.describe().rules  # those that were proved of what is read
         open_: dict[tuple[Place, int], bool] = {}
         found = np.zeros((len(self.changed), len(self.readings)), bool)
+        places = [stream.place(reading) for reading in self.readings]
         for sender, changed in enumerate(self.changed):
             edits = effective(World(self.base, changed, last_of(self.base)), rules)
             for position in sorted({edit.site.position for edit in edits}):
                 first = stream.first_behind([edit for edit in edits if edit.site.position == position])
                 for number, reading in enumerate(self.readings):
-                    if found[sender, number] or stream.place(reading) < first:
+                    if found[sender, number] or places[number] < first:
                         continue
                     place = reading[:2]
                     if place[0] == LOGITS:

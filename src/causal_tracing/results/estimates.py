@@ -37,8 +37,13 @@ class Checked:
 
     @property
     def component(self) -> str:
-        """What its agreement is told of."""
+        """The component that it is of."""
         return str(self.at["component"])
+
+    @property
+    def group(self) -> str:
+        """What its agreement is told of: its component, of a path also what kind of receiver it goes to."""
+        return _group(self.kind, self.component, self.at[self.kind.column])
 
     @property
     def site(self) -> Site:
@@ -88,15 +93,34 @@ def _of_component(found: xr.Dataset) -> Iterator[Checked]:
 
 
 def agreement(maps: Sequence[xr.Dataset], everything: Sequence[Checked]) -> pd.DataFrame:
-    """How far estimates and exact effects agree on the sites that were patched: a row for each pair and component."""
+    """How far estimates and exact effects agree on the sites that were patched: a row for each pair and group."""
     rows = []
     for found in maps:
         for pair in found.pair.values:
-            for component in found.component.values:
-                here = found.sel(pair=pair, component=component)
-                mine = [one for one in everything if (one.pair, one.component) == (pair, component)]
-                rows.append({"pair": str(pair), "component": str(component), **_agreement(here, mine)})
+            for group, here in _groups(found.sel(pair=pair)):
+                mine = [one for one in everything if (one.pair, one.group) == (pair, group)]
+                rows.append({"pair": str(pair), "component": group, **_agreement(here, mine)})
     return pd.DataFrame(rows).set_index(["pair", "component"])
+
+
+def _groups(found: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    """The cells whose agreement is told together, but for those that stand beside the others."""
+    kind = kind_of(found)
+    columns = [label for label in found[kind.column].values.tolist() if label != (kind.margin or None)]
+    for component in found.component.values.tolist():
+        gathered: dict[str, list[Any]] = {}
+        for label in columns:
+            gathered.setdefault(_group(kind, component, label), []).append(label)
+        for group, labels in gathered.items():
+            here = found.sel(component=component)
+            yield group, here if len(labels) == here.sizes[kind.column] else here.sel({kind.column: labels})
+
+
+def _group(kind: SiteKind, component: str, column: Any) -> str:
+    if not kind.told_by:
+        return component
+    word = str(column).partition(" ")[0]
+    return f"{component} → {word if word in kind.told_by else column}"
 
 
 def _agreement(found: xr.Dataset, mine: list[Checked]) -> dict[str, Any]:
@@ -106,10 +130,7 @@ def _agreement(found: xr.Dataset, mine: list[Checked]) -> dict[str, Any]:
     counts = abs(exact) >= OF_INTEREST * abs(found.total_effect.item())
     strongest = np.argsort(-abs(exact), kind="stable")[: int(top.sum())]
     varies = len(mine) > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
-    kind, status = kind_of(found), found.status
-    if kind.margin:  # that stands beside the paths, and is none
-        status = status.drop_sel({kind.column: kind.margin})
-    can_matter = int((~status.isin(KNOWN)).sum())
+    can_matter = int((~found.status.isin(KNOWN)).sum())
     above = 1 - (1 - CONFIDENCE) ** (1 / sampled) if sampled else np.nan
     return {
         "sites": can_matter,

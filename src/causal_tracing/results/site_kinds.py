@@ -27,7 +27,8 @@ class SiteKind:
     name. `margin`: the column that stands beside the others for comparison, and is not ranked with them. `directed`: a
     cell is of what goes from one site (its part) to another (its column), each in a layer of its own.
     `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
-    `large`: a cell is patched at thousands of places.
+    `large`: a cell is patched at thousands of places. `told_by`: words with which columns begin that are told of
+    together where it is said how far estimates agree; no words: all columns are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class SiteKind:
     ends: bool = False
     large: bool = False
     directed: bool = False
+    told_by: tuple[str, ...] = ()
 
     @property
     def of_keys(self) -> bool:
@@ -237,6 +239,7 @@ PATHS = SiteKind(
     asked='senders=["each z @ last"]',
     margin="every path",
     directed=True,
+    told_by=("q", "k", "v", "mlp_out", "logits"),
 )
 CIRCUITS = SiteKind(
     name="circuits",

@@ -15,7 +15,7 @@ def scatter(checked: Sequence[Checked], agreement: pd.DataFrame, direction: str)
     figure, panels = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False, layout="constrained")
     for axes, name in zip(panels[0], names, strict=True):
         for why, marker in (("top", "o"), ("sample", ".")):
-            mine = [one for one in checked if (one.component, one.why) == (name, why)]
+            mine = [one for one in checked if (one.group, one.why) == (name, why)]
             axes.plot([one.exact for one in mine], [one.estimate for one in mine], marker, label=why, alpha=0.6)
         axes.axline((0, 0), slope=1, linestyle=":", color="0.5")
         axes.set_title(f"{name} (r = {agreement.pearson[name]:.2f})", fontsize=9)

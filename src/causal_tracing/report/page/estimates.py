@@ -18,7 +18,6 @@ from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
 
 SIDE, EDGE, MOST_SITES = 260, 34, 30
-COLUMNS = ("pearson", "spearman", "same_sign", "recall")
 
 
 def estimates_page(
@@ -42,6 +41,7 @@ def estimates_page(
         scatters="".join(_scatter(row, named) for row in rows),
         direction=direction,
         unit=unit,
+        noun=in_words.noun(measurements),
         sites="".join(_site(one, name) for one, name in sorted(named, key=_size)[:MOST_SITES]),
         provenance=escape("\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())),
     )
@@ -63,7 +63,7 @@ def _size(one: tuple[Checked, str]) -> float:
 
 
 def _agreement(row: Mapping[str, Any]) -> str:
-    cells = "".join(f'<td class="number">{_shown(row, name)}</td>' for name in COLUMNS)
+    cells = "".join(f'<td class="number">{_shown(row, name)}</td>' for name in in_words.COLUMNS)
     patched = f"{row['verified']} + {row['sampled']}"
     return f'<tr><td>{escape(row["component"])}</td><td class="number">{patched}</td>{cells}</tr>'
 
@@ -90,7 +90,7 @@ def _scatter(row: Mapping[str, Any], named: Sequence[tuple[Checked, str]]) -> st
     mine = [
         (one, name)
         for one, name in named
-        if one.component == row["component"] and np.isfinite([one.exact, one.estimate]).all()
+        if one.group == row["component"] and np.isfinite([one.exact, one.estimate]).all()
     ]
     most = max((abs(each) for one, _ in mine for each in (one.exact, one.estimate)), default=0) or 1.0
 

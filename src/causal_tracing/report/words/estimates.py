@@ -1,6 +1,7 @@
 """Estimates in words: what was estimated, how it was checked, and how far it can be believed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -8,32 +9,33 @@ import pandas as pd
 from causal_tracing.report.words.method import Side, device_sentences, headline, sides
 from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import PATHS
+from causal_tracing.results.site_kinds import KINDS, PATHS
 
 SHOWN = 10
+COLUMNS = ("pearson", "spearman", "same_sign", "recall")
 HOW = {
     "atp": "attribution patching",
     "ig": "integrated gradients, {steps} steps",
     "eap": "edge attribution patching",
     "eap-ig": "edge attribution with integrated gradients over embeddings, {steps} steps",
-    "reception": "exact reception, and a slope behind it",
+    "reception": "exact reception, and a slope behind it; paths to the logits are measured",
 }
 
 
 def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence[Checked]) -> str:
     """The agreement of each component first, then what is known of the rest, then the strongest that were patched."""
-    record = measurements.provenance
+    record, wide = measurements.provenance, max(12, *(2 + len(name) for name in agreement.index))
     lines = [
         headline(asked(measurements)),
         f"estimated {measurements.directions[0]} ({how(record)}, {measurements.metric}) · {record['model']}",
         "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
         "",
-        f"{'component':12}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
+        f"{'component':{wide}}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
     ]
     for name, row in agreement.iterrows():
         patched = f"{row.verified:.0f} + {row.sampled:.0f}"
-        recall = f"{'' if row.above == 0 else '≤ '}{row.recall:.2f}"
-        lines.append(f"{name:12}{patched:>14}{row.pearson:>9.2f}{row.spearman:>10.2f}{row.same_sign:>11.2f}{recall:>9}")
+        pearson, spearman, same_sign, recall = (_share(row, column) for column in COLUMNS)
+        lines.append(f"{name:{wide}}{patched:>14}{pearson:>9}{spearman:>10}{same_sign:>11}{recall:>9}")
     several = measurements.pairs.sizes["pair"] > 1
     lines += [
         "",
@@ -47,12 +49,25 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
     return "\n".join(lines)
 
 
+def _share(row: Any, column: str) -> str:
+    """One number of a row; a dash where it is undefined."""
+    if isnan(row[column]):
+        return "–"
+    most = "≤ " if column == "recall" and row.above != 0 else ""  # what was not patched may hold stronger ones
+    return f"{most}{row[column]:.2f}"
+
+
 def asked(measurements: Measurements) -> tuple[Side, ...]:
     """What was asked: the two prompts, or how many pairs (then rows are medians over them)."""
     pairs = measurements.pairs
     if pairs.sizes["pair"] > 1:
         return (Side(f"{pairs.sizes['pair']} pairs, each with estimates of its own; rows are medians over them"),)
     return sides(measurements, pairs.isel(pair=0))
+
+
+def noun(measurements: Measurements) -> str:
+    """What a cell is called: a site, or a path."""
+    return "site" if any(KINDS[kind].layered for kind in measurements.kinds) else "path"
 
 
 def how(record: Mapping[str, Any]) -> str:
@@ -64,7 +79,7 @@ def how(record: Mapping[str, Any]) -> str:
 def left_out(agreement: pd.DataFrame, *, several: bool) -> Iterator[str]:
     """What is known of the sites of each component that were not patched."""
     for name, row in agreement.iterrows():
-        cells = "paths" if name in PATHS.components else "sites"
+        cells = "paths" if str(name).partition(" ")[0] in PATHS.components else "sites"
         if row.above == 0:
             yield f"{name}: every {cells[:-1]} that can matter was patched."
         elif row.sampled:

@@ -28,21 +28,18 @@ def finished(
     out: Path | None,
     dry_run: bool,
 ) -> dict[str, Any]:
-    """The options of the trace with the nodes by name or score, first to last. Raises what `circuit` raises."""
+    """The options of the trace with nodes or edges by name or score, first to last. Raises what `circuit` raises."""
     from causal_tracing.experiments.circuit import given_of, ranked, ranking_of
-    from causal_tracing.patching.nodes import name_of, nodes_of
 
     left = dict(options)
     ranking = left.pop("ranking", USUAL)
-    if dry_run:  # a world takes as long whichever nodes come first
-        names = [name_of(node) for node in nodes_of(model)]
+    if dry_run:  # a world takes as long whatever comes first
+        names, of = _names(model, left), left.get("circuit_of", "nodes")
         if isinstance(ranking, str):
-            console.note(
-                f"The ranking ({ranking}) comes first, and is not counted here: {len(names)} nodes, one by one."
-            )
+            console.note(f"The ranking ({ranking}) comes first, and is not counted here: {len(names)} {of}.")
         return left | {"circuit": names if isinstance(ranking, (str, Path)) else ranking}
     if isinstance(ranking, str) and (kept := _begun(out)):
-        console.note(f"The nodes are ranked as {out} was begun with.")
+        console.note(f"What comes first is as {out} was begun with.")
         return left | kept
     found = ranking_of(model, _traceable(model, pairs, left), ranking, given_of(left))
     if scores is not None:
@@ -63,25 +60,32 @@ def _begun(out: Path | None) -> dict[str, Any]:
 def _traceable(model: "Model", pairs: "list[Pair]", options: Mapping[str, Any]) -> "list[Pair]":
     """The pairs that can be traced: of a file, one that cannot fails by itself."""
     from causal_tracing.experiments.filter import traceable_pairs
-    from causal_tracing.patching.nodes import name_of, nodes_of
     from causal_tracing.patching.options.trace import Options
     from causal_tracing.prompts.pairs import named
 
     if len(pairs) == 1:
         return pairs
-    asked = Options(**{"circuit": [name_of(node) for node in nodes_of(model)], **options})
+    asked = Options(**{"circuit": _names(model, options), **options})
     return list(traceable_pairs(model, named(pairs), asked).pairs) or pairs
+
+
+def _names(model: "Model", options: Mapping[str, Any]) -> list[str]:
+    """All nodes, or all edges, of the model."""
+    from causal_tracing.patching.circuits import GRAPHS
+
+    return [*GRAPHS[options.get("circuit_of", "nodes")](model).names]
 
 
 def _write(model: "Model", found: Any, path: Path, options: Mapping[str, Any]) -> None:
     from causal_tracing.errors import InvalidOption
     from causal_tracing.results.circuits import size_of
+    from causal_tracing.results.edge_ranking import EdgeRanking
     from causal_tracing.results.node_ranking import NodeRanking
 
     if model.backend is not None:
         raise InvalidOption(f"--scores needs the shape of the model, and {model.name} is elsewhere: leave it out.")
-    if not isinstance(found, NodeRanking):
-        raise InvalidOption("--scores writes the scores of nodes, and this ranking has names alone: rank by scores.")
+    if not isinstance(found, NodeRanking | EdgeRanking):
+        raise InvalidOption("--scores writes scores, and this ranking has names alone: rank by scores.")
     size = size_of(options.get("circuit_tested") or 1.0, len(found.scores))
     sums = model.layout(0).sums
     parallel = len(sums) == 1 and len(sums[0].parts) > 1

@@ -12,7 +12,7 @@ from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.engine.network import NetworkBackend
 from causal_tracing.errors import InvalidOption
-from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS, MIXTURE
+from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS, MIXTURE, WIRING
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
@@ -37,7 +37,7 @@ def open_backend(
         return _own(model, components, asked, budget)
     if FINAL_SCALE in components:
         final_norm(model)
-    components = list(dict.fromkeys(name for name in components if name != FINAL_SCALE))
+    components = list(dict.fromkeys(name for name in components if name not in (FINAL_SCALE, WIRING)))
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Evaluation, Measure, Progress
 from causal_tracing.engine.hooks.replay import Replay
+from causal_tracing.engine.hooks.rewired import Rewirings
+from causal_tracing.engine.hooks.wiring import rewired_in
 from causal_tracing.engine.memory import default_budget, too_large
 from causal_tracing.engine.packed.base_runs import Tapes
 from causal_tracing.engine.packed.engine import Packed
@@ -27,7 +29,7 @@ from causal_tracing.interventions.known import Plan, plan
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.model import Model
 
-Engine = Packed | Replay
+Engine = Packed | Replay | Rewirings
 
 
 def engine_of(
@@ -40,8 +42,11 @@ def engine_of(
 ) -> Engine:
     """The engine "packed" or "replay" for these worlds; what is `known` of their base runs is not recorded again.
 
-    `call` is how many tokens a call of the packed engine takes at most.
+    `call` is how many tokens a call of the packed engine takes at most. Rewired worlds, which are alone, have one of
+    their own; on replay their heads are never added up one by one, so that each way is a check of the other.
     """
+    if rewired_in(worlds[0]):
+        return Rewirings(model, worlds, budget, joint=name == "replay")
     return Packed(model, worlds, budget, known, call) if name == "packed" else Replay(model, worlds, budget)
 
 
@@ -113,15 +118,16 @@ class _Work:
         return [found[number] for number in range(len(worlds))]
 
     def _at_once(self, worlds: Sequence[World]) -> list[Float[Tensor, " metric"]]:
-        run = engine_of(self.engine, self.model, worlds, self.budget, self.known, self.call)
         values: dict[int, Tensor] = {}
-        for batch in run.batches(self.rows):
-            values |= self._measured(run, batch)
-            self.done += len(batch)
-            if self.told:
-                self.told.reach(self.done * self.model.num_layers)
-        if run.furthest[0] > (self.furthest[0] if self.furthest else 0):
-            self.furthest = run.furthest[0], run.worlds[run.furthest[1]]
+        for numbers in _alike(worlds):
+            run = engine_of(self.engine, self.model, [worlds[n] for n in numbers], self.budget, self.known, self.call)
+            for batch in run.batches(self.rows):
+                values |= {numbers[n]: each for n, each in self._measured(run, batch).items()}
+                self.done += len(batch)
+                if self.told:
+                    self.told.reach(self.done * self.model.num_layers)
+            if run.furthest[0] > (self.furthest[0] if self.furthest else 0):
+                self.furthest = run.furthest[0], run.worlds[run.furthest[1]]
         return [values[number] for number in range(len(worlds))]
 
     def _measured(self, run: Engine, batch: Sequence[int]) -> dict[int, Float[Tensor, " metric"]]:
@@ -145,6 +151,13 @@ class _Work:
 
     def _stopped_by(self, error: BaseException) -> bool:
         return self.told is not None and error is self.told.stopped_by
+
+
+def _alike(worlds: Sequence[World]) -> list[list[int]]:
+    """The worlds' numbers, those of rewired ones apart."""
+    rewired = [n for n, world in enumerate(worlds) if rewired_in(world)]
+    others = [n for n, world in enumerate(worlds) if not rewired_in(world)]
+    return [numbers for numbers in (others, rewired) if numbers]
 
 
 def _numbered(furthest: tuple[int, World] | None, planned: Plan) -> tuple[int, int] | None:

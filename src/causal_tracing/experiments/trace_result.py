@@ -13,6 +13,7 @@ from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.results.circuits import Circuits, circuits
+from causal_tracing.results.edge_ranking import EdgeRanking, edge_ranking
 from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.lens import lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
@@ -181,6 +182,17 @@ class Trace:
             trace.nodes().stability(30)
         """
         return node_ranking(self.measurements, effect=effect, metric=metric)
+
+    def edges(self, *, effect: str | None = None, metric: str | None = None) -> EdgeRanking:
+        """Every edge by its effect at all tokens, the mean over pairs: what ranks circuits of edges.
+
+        `effect` is restoration, disruption or estimated. Raises InvalidOption where the trace has no paths of single
+        senders at all tokens.
+
+        Example:
+            ct.attribute(model, pairs, method="reception", at="all").edges().first(30)
+        """
+        return edge_ranking(self.measurements, effect=effect, metric=metric)
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
         """A matplotlib figure; `kind` and the options are those of `plots.plot`.

@@ -26,8 +26,8 @@ def read_by(runs: Iterable[Run]) -> dict[Run, dict[Kept, None]]:
         seen.add(run)
         waiting.append((run, True))
         for edit in run.edits:
-            for component, donor in edit.reads:
-                found.setdefault(donor.run, {})[component, edit.site.layer, donor.position] = None
+            for place, donor in edit.reads:
+                found.setdefault(donor.run, {})[*place, donor.position] = None
                 if donor.run not in seen:
                     waiting.append((donor.run, False))
     return {run: found[run] for run in order if run in found}

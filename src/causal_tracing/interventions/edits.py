@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+from jaxtyping import Bool
+
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.sites import ATTENTION, Site
+from causal_tracing.interventions.sites import ATTENTION, WIRING, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,31 @@ class Attending:
             raise InvalidEdit(f"{site}: every key that this query can see is blocked. Leave it one, or use zeroed=.")
 
 
-Source = From | Mean | Zero | Given | Plus | Subspace | Attending
+@dataclass(frozen=True, slots=True, eq=False)
+class Rewired:
+    """Who reads what of whom: written at the site of `wiring` alone, and of a whole run. Compared by identity.
+
+    Senders are what adds to the stream, readers what reads it: a component of a layer, and its head (None: it has none;
+    the logits read `resid_post` of the last layer). `edits` say what each sender adds instead, at each token. A reader
+    reads that of the senders that `cut` marks, and of all others what they add in this very run, where they have read
+    what is meant for them.
+    """
+
+    senders: tuple["Part", ...]
+    readers: tuple["Part", ...]
+    cut: Bool[np.ndarray, "reader sender"]
+    edits: tuple["Edit", ...]
+
+    def __post_init__(self) -> None:
+        if self.cut.shape != (len(self.readers), len(self.senders)):
+            raise InvalidEdit(
+                f"cut has the shape {self.cut.shape}, and there are {len(self.readers)} readers and "
+                f"{len(self.senders)} senders."
+            )
+
+
+Part = tuple[str, int, int | None]  # a component of a layer, and one of its heads
+Source = From | Mean | Zero | Given | Plus | Subspace | Attending | Rewired
 
 
 def donors_of(source: Source) -> tuple[From, ...]:
@@ -115,6 +142,8 @@ def donors_of(source: Source) -> tuple[From, ...]:
         return source.donors
     if isinstance(source, Attending):
         return tuple(donor for each in (source.q, source.k, source.v) for _, donor in each)
+    if isinstance(source, Rewired):
+        return tuple(donor for edit in source.edits for donor in donors_of(edit.source))
     return (source.donor,) if isinstance(source, Subspace) else ()
 
 
@@ -127,13 +156,17 @@ class Edit:
     alpha: float = 1.0
 
     @property
-    def reads(self) -> Iterator[tuple[str, From]]:
-        """The components of other runs that it reads, in its own layer, and where."""
+    def reads(self) -> Iterator[tuple[tuple[str, int], From]]:
+        """The components of layers that it reads of other runs, and where."""
+        layer = self.site.layer
         if isinstance(self.source, Attending):
             by_component = {"q": self.source.q, "k": self.source.k, "v": self.source.v}
-            yield from ((name, donor) for name, each in by_component.items() for _, donor in each)
+            yield from (((name, layer), donor) for name, each in by_component.items() for _, donor in each)
+        elif isinstance(self.source, Rewired):
+            for edit in self.source.edits:
+                yield from edit.reads
         else:
-            yield from ((self.site.component, donor) for donor in donors_of(self.source))
+            yield from (((self.site.component, layer), donor) for donor in donors_of(self.source))
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -165,7 +198,7 @@ class Run:
             _check_position("An edit is", edit.site.position, self)
             for donor in donors_of(edit.source):
                 _check_position("A donor is read", donor.position, donor.run)
-            _check_attention(edit, self)
+            _check_told(edit, self)
             place = edit.site.place
             parts = written.setdefault((place.component, place.layer, place.position), set())
             if place.part in parts or (parts and (place.part is None or None in parts)):
@@ -220,14 +253,18 @@ class World:
         object.__setattr__(self, "run", patched)  # made once: that the edits go together is checked on the way
 
 
-def _check_attention(edit: Edit, run: Run) -> None:
-    """Raises InvalidEdit where attention is written at as if it were an activation, or an activation as if it were."""
+def _check_told(edit: Edit, run: Run) -> None:
+    """Raises InvalidEdit where attention or wiring is written at as if it were an activation, or one as if it were."""
     if isinstance(edit.source, Attending):
         edit.source.check(edit.site, len(run.tokens))
     if (edit.site.component == ATTENTION) != isinstance(edit.source, Attending) or (
         edit.site.component == ATTENTION and edit.alpha != 1
     ):
         raise InvalidEdit(f"{edit.site} is no activation: only a whole Attending (alpha 1) can be written there.")
+    if (edit.site.component == WIRING) != isinstance(edit.source, Rewired) or (
+        edit.site.component == WIRING and (edit.alpha != 1 or len(run.edits) > 1)
+    ):
+        raise InvalidEdit(f"{edit.site} is no activation: a Rewired (alpha 1) is written there, alone and there alone.")
 
 
 def _check_patterns(edits: tuple[Edit, ...]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from causal_tracing.interventions.edits import Attending, Edit, From, Mean, Plus, Run, Subspace, World, Zero, donors_of
-from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
+from causal_tracing.interventions.sites import ORDER, RESIDUAL, WIRING, Site
 
 Silent = Callable[[Site, Run, int], bool]  # whether a part of a site adds exactly nothing in a run, at a position
 
@@ -84,6 +84,8 @@ def _computation_order(edit: Edit) -> tuple[int, int, int]:
 def _reaches(edit: Edit, readout: Sequence[int], rules: Rules, sealed: int) -> bool:
     """Whether a token that is read can depend on the edit: what no layer mixes any more stays where it is."""
     site = edit.site
+    if site.component == WIRING:
+        return True
     mixed_from = site.layer if site.component in rules.mixing else site.layer + 1
     return site.position in readout or (site.position < max(readout) and mixed_from < sealed)
 

@@ -26,9 +26,11 @@ RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 IN_ATTENTION = ("q", "k", "v", ATTENTION, "pattern", "z")
 # What the final norm divides by, told at the last layer: it can be held as another run has it, but is never traced.
 FINAL_SCALE = "final_scale"
+# Who reads what of whom, in a whole run: told at layer 0 and position 0.
+WIRING = "wiring"
 ORDER = (
     *("embed", "resid_pre", *IN_ATTENTION, "attn_out", "resid_mid"),
-    *("neurons", *MIXTURE, "mlp_out", "mixer_out", "resid_post", FINAL_SCALE),
+    *("neurons", *MIXTURE, "mlp_out", "mixer_out", "resid_post", FINAL_SCALE, WIRING),
 )
 
 

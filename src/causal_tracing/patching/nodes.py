@@ -7,13 +7,11 @@ embedding is the input: it is no node, and is kept or ablated apart from them.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from causal_tracing import validation
-from causal_tracing.errors import ComponentNotOffered, InvalidOption, nearest
+from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.patching.named_sites import ALL, NamedSite, named_site
 
 HEADS_OR_WHOLE = ("z", "attn_out")
-ASKED = "circuit="
 
 
 def nodes_of(model: Model) -> tuple[NamedSite, ...]:
@@ -58,32 +56,6 @@ def node_named(text: str) -> Iterator[NamedSite]:
         )
     for layer, part in site.places():
         yield replace(site, layers=(layer, layer), parts=None if part is None else (part, part))
-
-
-def ranked_nodes(
-    everything: Sequence[NamedSite], ranking: Mapping[str, float] | Sequence[str], by: str
-) -> tuple[NamedSite, ...]:
-    """The nodes of a ranking, first to last. Raises InvalidOption for what is none of `everything`.
-
-    Scores are ranked `by` "size", whatever their sign, or by "sign", the most positive first; equal ones are in
-    computation order, whatever order they were given in. Names are in the order that they were given in.
-    """
-    places = {name_of(node): number for number, node in enumerate(everything)}
-    named = [(name, text) for text in ranking for name in _known(text, places)]
-    validation.once("node", [name for name, _ in named])
-    if isinstance(ranking, Mapping):
-        scores = {name: float(ranking[text]) for name, text in named}
-        order = {name: -(abs(score) if by == "size" else score) for name, score in scores.items()}
-        named = sorted(named, key=lambda each: (order[each[0]], places[each[0]]))
-    return tuple(everything[places[name]] for name, _ in named)
-
-
-def _known(text: str, places: Mapping[str, int]) -> Iterator[str]:
-    for node in node_named(text):
-        name = name_of(node)
-        if name not in places:
-            raise InvalidOption(f"{ASKED} names {text!r}, which is no node of this model. {nearest(name, places)}")
-        yield name
 
 
 def readers_of(nodes: Sequence[NamedSite], model: Model) -> dict[str, tuple[str, ...]]:

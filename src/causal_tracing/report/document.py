@@ -162,7 +162,7 @@ def _circuits(measurements: Measurements) -> dict[str, Any]:
         return {"faithful": {"reason": str(error)}}
     tables = ("curve", "completeness", "minimality")
     texts: dict[str, Any] = {
-        name: getattr(found, name) for name in ("how", "write", "nodes", "pairs", "clusters", "tested")
+        name: getattr(found, name) for name in ("of", "how", "write", "items", "pairs", "clusters", "tested")
     }
     texts |= {name: getattr(found, name).to_dict("records") for name in tables}
     for name in ("cmd", "cpr"):

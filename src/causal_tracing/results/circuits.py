@@ -1,9 +1,10 @@
-"""Circuits in numbers: how faithful sets of nodes of growing size are, and whether one of them is complete and minimal.
+"""Circuits in numbers: how faithful sets of growing size are, and whether one of them is complete and minimal.
 
 1. f(C) = (m(C) − m(empty)) / (m(N) − m(empty)): means over pairs first (clusters count once), then the ratio. Both ends
-   were measured, so that the empty set has 0 and all nodes have 1.
-2. CMD = ∫ |1 − f| and CPR = ∫ f over the share of nodes, by the trapezoid rule (MIB: Mueller et al. 2025, 2504.13151).
-3. Completeness: |F(C\\K) − F(M\\K)| is small for every K. Minimality: for each node v of C there is a K with
+   were measured, so that the empty set has 0 and everything has 1.
+2. CMD = ∫ |1 − f| and CPR = ∫ f over the share of nodes or edges, by the trapezoid rule (MIB: Mueller et al. 2025,
+   2504.13151).
+3. Completeness: |F(C\\K) − F(M\\K)| is small for every K. Minimality: for each item v of C there is a K with
    |F(C\\(K+v)) − F(C\\K)| of at least 1 % of F(M) (Wang et al. 2022, 2211.00593). F is the mean metric.
 """
 
@@ -34,12 +35,12 @@ from causal_tracing.results.statistics.bootstrap import (
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 NOTHING = "nothing"  # as what is taken out of a set
 LEAST = 0.01  # of F(M): what a node of a minimal set moves
-NO_WHOLE = "all nodes and none differ by too little to divide by"
+NO_WHOLE = "everything and nothing differ by too little to divide by"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Area:
-    """The area under a curve over the share of nodes, with its 95 % interval; NaN where `reason` says why.
+    """The area under a curve over the share of nodes (or edges), with its 95 % interval; NaN where `reason` says why.
 
     `shares` are the points of the curve; `of_mib` says whether they are the ten of the benchmark.
     """
@@ -54,20 +55,23 @@ class Area:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Circuits:
-    """Sets of nodes of growing size by one metric: the mean over these pairs, or one pair.
+    """Sets of growing size by one metric: the mean over these pairs, or one pair.
 
-    `how` is "kept" or "restored", `write` what the rest got; `nodes` is how many there are. `curve` has a row a size:
-    size, share, weighted_size, added (the nodes that this size adds), metric (the mean of m(C)), faithfulness with its
-    95 % interval (low, high; NaN for fewer than 8 clusters) and reason. `cmd` is ∫ |1 − f|, `cpr` is ∫ f: 0 and near 1
-    are what a faithful set has, but f above 1 raises CPR without being better. `completeness` has a row for each K that
-    was taken out, `minimality` one for each node of the set that was tested, of `tested` nodes (None: no set was).
+    `of` is "nodes" or "edges", and `items` how many of them there are; `how` is "kept" or "restored", `write` what the
+    rest got. `curve` has a row a size: size, share, weighted_size (of nodes the edges among them, each sender's as a
+    share of its own; of edges how many are on a way from the embedding to the logits), added (what this size adds),
+    metric (the mean of m(C)), faithfulness with its 95 % interval (low, high; NaN for fewer than 8 clusters) and
+    reason. `cmd` is ∫ |1 − f|, `cpr` is ∫ f: 0 and near 1 are what a faithful set has, but f above 1 raises CPR without
+    being better. `completeness` has a row for each K that was taken out, `minimality` one for each item of the set that
+    was tested, of `tested` items (None: no set was).
     """
 
     metric: str
     unit: str
+    of: str
     how: str
     write: str
-    nodes: int
+    items: int
     pairs: int
     clusters: int
     clean: float
@@ -79,9 +83,9 @@ class Circuits:
     minimality: pd.DataFrame
 
 
-def size_of(size: int | float, nodes: int) -> int:
-    """A number of nodes; of a share the nearest one, and at least 1."""
-    return int(size) if not isinstance(size, float) else max(1, int(size * nodes + 0.5))
+def size_of(size: int | float, every: int) -> int:
+    """A number of nodes or edges; of a share the nearest one, and at least 1."""
+    return int(size) if not isinstance(size, float) else max(1, int(size * every + 0.5))
 
 
 def circuits(
@@ -98,7 +102,7 @@ def circuits(
 
 @once
 def _circuits(measurements: Measurements, metric: str, seed: int) -> Circuits:
-    found = _defined(measurements, metric, CIRCUITS.name).sel(component=CIRCUITS.components[0])
+    found = _defined(measurements, metric, CIRCUITS.name).isel(component=0)
     share = next(name for name, effect in FRACTIONS.items() if name in found and effect in OF_ENDS)
     beyond = found[FRACTIONS[share]].transpose("pair", "size").values
     codes = cluster_codes(clusters_of(measurements, found.pair.values))
@@ -113,9 +117,10 @@ def _circuits(measurements: Measurements, metric: str, seed: int) -> Circuits:
     return Circuits(
         metric=metric,
         unit=str(found.unit.item()),
+        of=str(found.component.item()),
         how=options["circuit_how"],
         write=measurements.write["kind"],
-        nodes=int(sizes[-1]),
+        items=int(sizes[-1]),
         pairs=len(beyond),
         clusters=len(by_cluster),
         clean=float(means_over_clusters(cluster_means(found.clean.values, codes))),
@@ -172,14 +177,14 @@ def _curve(found: xr.Dataset, by_cluster: np.ndarray, codes: np.ndarray, ratio: 
 def _areas(by_cluster: np.ndarray, curve: pd.DataFrame, seed: int, *, undefined: bool) -> tuple[Area, Area]:
     """CMD and CPR: over MIB's shares where all of their sizes were measured, else over the sizes that were."""
     sizes: list[int] = curve["size"].tolist()
-    nodes = sizes[-1]
-    of_mib = {size_of(share, nodes) for share in MIB_SHARES} <= {*sizes}
-    shares = MIB_SHARES if of_mib else tuple(size / nodes for size in sizes[1:])
-    reason = "" if of_mib or curve["added"].iloc[-1] else "the ranking does not name all nodes"
+    every = sizes[-1]
+    of_mib = {size_of(share, every) for share in MIB_SHARES} <= {*sizes}
+    shares = MIB_SHARES if of_mib else tuple(size / every for size in sizes[1:])
+    reason = "" if of_mib or curve["added"].iloc[-1] else "the ranking does not name all there is"
     if reason or undefined:
         none = Area(estimate=np.nan, low=np.nan, high=np.nan, reason=reason or NO_WHOLE, shares=shares, of_mib=of_mib)
         return none, none
-    at = [sizes.index(size_of(share, nodes)) for share in shares]
+    at = [sizes.index(size_of(share, every)) for share in shares]
     parts = (by_cluster[:, at], by_cluster[:, -1], trapezoid(shares))
     both = [area_interval(*parts, level=LEVEL, resamples=RESAMPLES, seed=seed, distance=each) for each in (True, False)]
     cmd, cpr = (
@@ -204,12 +209,12 @@ def _tested(measurements: Measurements, metric: str, seed: int) -> tuple[pd.Data
     codes = cluster_codes(clusters_of(measurements, found.pair.values))
     left = (found.clean - found.disruption).transpose("pair", "component", "removal")
     by_cluster = cluster_means(left.values, codes)
-    names, nodes = ([*map(str, found[name].values)] for name in ("removal", "removed_nodes"))
+    names, items = ([*map(str, found[name].values)] for name in ("removal", "removed_nodes"))
     whole = float(means_over_clusters(cluster_means(found.clean.values, codes)))
-    return _completeness(by_cluster, names, nodes, whole, seed), _minimality(by_cluster, names, nodes, whole)
+    return _completeness(by_cluster, names, items, whole, seed), _minimality(by_cluster, names, items, whole)
 
 
-def _completeness(by_cluster: np.ndarray, names: list[str], nodes: list[str], whole: float, seed: int) -> pd.DataFrame:
+def _completeness(by_cluster: np.ndarray, names: list[str], items: list[str], whole: float, seed: int) -> pd.DataFrame:
     """A row for each K: F without it of the set and of the model, and how far these are apart."""
     both = [n for n in range(len(names)) if not np.isnan(by_cluster[:, 1, n]).all()]
     gap = mean_interval(by_cluster[:, 0, both] - by_cluster[:, 1, both], level=LEVEL, resamples=RESAMPLES, seed=seed)
@@ -217,7 +222,7 @@ def _completeness(by_cluster: np.ndarray, names: list[str], nodes: list[str], wh
     return pd.DataFrame(
         {
             "removed": [names[n] for n in both],
-            "nodes": [nodes[n] for n in both],
+            "items": [items[n] for n in both],
             "circuit": means[0, both],
             "model": means[1, both],
             "gap": gap.estimate,
@@ -229,22 +234,22 @@ def _completeness(by_cluster: np.ndarray, names: list[str], nodes: list[str], wh
     )
 
 
-def _minimality(by_cluster: np.ndarray, names: list[str], nodes: list[str], whole: float) -> pd.DataFrame:
-    """A row for each node of the set: the K, of those that were tried, beside which taking it out moves F most."""
+def _minimality(by_cluster: np.ndarray, names: list[str], items: list[str], whole: float) -> pd.DataFrame:
+    """A row for each item of the set: the K, of those that were tried, beside which taking it out moves F most."""
     left = means_over_clusters(by_cluster)[0]
-    sets = [frozenset(each.split("; ")) if each else frozenset() for each in nodes]
+    sets = [frozenset(each.split("; ")) if each else frozenset() for each in items]
     rows = []
-    for node in (nodes[n] for n in range(len(names)) if len(sets[n]) == 1 and names[n] == nodes[n]):
-        moved = {names[k]: left[n] - left[k] for k, n in _beside(sets, node)}
+    for item in (items[n] for n in range(len(names)) if len(sets[n]) == 1 and names[n] == items[n]):
+        moved = {names[k]: left[n] - left[k] for k, n in _beside(sets, item)}
         most = max(moved, key=lambda name: abs(moved[name]))
         share = abs(moved[most]) / abs(whole) if whole else np.nan
-        rows.append((node, most, moved[most], share, bool(share >= LEAST), len(moved)))
-    return pd.DataFrame(rows, columns=["node", "beside", "moved", "share", "matters", "tried"])
+        rows.append((item, most, moved[most], share, bool(share >= LEAST), len(moved)))
+    return pd.DataFrame(rows, columns=["item", "beside", "moved", "share", "matters", "tried"])
 
 
-def _beside(sets: list[frozenset[str]], node: str) -> Iterator[tuple[int, int]]:
-    """Which K, and which K with the node beside it, were both taken out."""
+def _beside(sets: list[frozenset[str]], item: str) -> Iterator[tuple[int, int]]:
+    """Which K, and which K with the item beside it, were both taken out."""
     places = {each: n for n, each in enumerate(sets)}
     for n, each in enumerate(sets):
-        if node in each and (without := each - {node}) in places:
+        if item in each and (without := each - {item}) in places:
             yield places[without], n

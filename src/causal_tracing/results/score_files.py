@@ -19,11 +19,13 @@ from causal_tracing.results.storage.atomic import write_text
 ENDS = ("input", "logits")
 THEIRS = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
 OURS = re.compile(r"z (\d+)\.(\d+)|mlp_out (\d+)")
+EDGE = re.compile(r"([^<>-]+)->([^<>-]+)(?:<([qkv])>)?")
+INPUT = "resid_pre 0"  # the embedding, as a sender
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """What a score file says: scores by our names, which nodes are in its graph, and how the scores were found."""
+    """What a score file says: scores by our names, which nodes or edges are in its graph, and how they were found."""
 
     layers: int
     heads: int
@@ -37,16 +39,7 @@ def read_scores(path: Path) -> Scored:
 
     Where nodes have no scores, a node's is the sum of the sizes of its outgoing edges' scores.
     """
-    found = _content(path)
-    layers, heads = (_size(path, found["cfg"], name) for name in ("n_layers", "n_heads"))
-    names = {**{f"a{n}.h{m}": f"z {n}.{m}" for n in range(layers) for m in range(heads)},
-             **{f"m{n}": f"mlp_out {n}" for n in range(layers)}}  # fmt: skip
-    for name in found["nodes"]:
-        if name not in names and name not in ENDS:
-            raise InvalidOption(
-                f"{path} has a node {name!r}, which a model of {layers} layers of {heads} heads has not. Nodes are "
-                "such as 'a0.h0' and 'm0'."
-            )
+    found, layers, heads, names = _graph(path)
     scores = {names[name]: each for name, each in _node_scores(path, found["nodes"]) if name in names}
     source = f"node scores of {path.name}"
     if not scores:
@@ -62,6 +55,60 @@ def read_scores(path: Path) -> Scored:
         in_graph=inside,
         source=source,
     )
+
+
+def read_edge_scores(path: Path, key_heads: int) -> Scored:
+    """The edges' own scores of such a file, by our names. Raises InvalidOption with what is wrong.
+
+    A file has keys and values for every head; where a layer has fewer (`key_heads`), those of the heads that share one
+    are added up.
+    """
+    found, layers, heads, names = _graph(path)
+    if heads % key_heads:
+        raise InvalidOption(f"{path} is of a model of {heads} heads a layer, and {key_heads} keys do not share them.")
+    scores: dict[str, float] = {}
+    inside: set[str] = set()
+    for edge, each in found["edges"].items():
+        name = _our_edge(path, edge, names | {"input": INPUT, "logits": "logits"}, heads // key_heads)
+        if not isinstance(each, dict):
+            raise InvalidOption(f"{path} has {each!r} for the edge {edge!r}, and needs a table with its score.")
+        scores[name] = scores.get(name, 0.0) + _number(path, edge, each.get("score"))
+        if _inside(each):
+            inside.add(name)
+    if not scores:
+        raise InvalidOption(f"{path} has no edges.")
+    return Scored(
+        layers=layers, heads=heads, scores=scores, in_graph=frozenset(inside), source=f"edge scores of {path.name}"
+    )
+
+
+def _our_edge(path: Path, edge: str, names: Mapping[str, str], shared: int) -> str:
+    """An edge by our names; `shared` heads have a key and a value together. Raises InvalidOption."""
+    found = EDGE.fullmatch(edge)
+    sender, reader, end = found.groups() if found else ("", "", None)
+    if sender not in names or reader not in names or (end is None) == reader.startswith("a"):
+        raise InvalidOption(
+            f"{path} has an edge {edge!r}, which is none. Edges are such as 'a0.h0->m0' or 'm0->a1.h0<q>'."
+        )
+    if end is None:
+        return f"{names[sender]} -> {names[reader]}"
+    layer, head = names[reader].removeprefix("z ").split(".")
+    return f"{names[sender]} -> {end} {layer}.{int(head) if end == 'q' else int(head) // shared}"
+
+
+def _graph(path: Path) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
+    """The content, the numbers of layers and heads, and our names of its nodes. Raises InvalidOption."""
+    found = _content(path)
+    layers, heads = (_size(path, found["cfg"], name) for name in ("n_layers", "n_heads"))
+    names = {**{f"a{n}.h{m}": f"z {n}.{m}" for n in range(layers) for m in range(heads)},
+             **{f"m{n}": f"mlp_out {n}" for n in range(layers)}}  # fmt: skip
+    for name in found["nodes"]:
+        if name not in names and name not in ENDS:
+            raise InvalidOption(
+                f"{path} has a node {name!r}, which a model of {layers} layers of {heads} heads has not. Nodes are "
+                "such as 'a0.h0' and 'm0'."
+            )
+    return found, layers, heads, names
 
 
 def _content(path: Path) -> Mapping[str, Any]:
@@ -155,3 +202,51 @@ def _reads(sender: str, reader: str, parallel: bool) -> bool:
     assert other
     layers = [int(each.group(1) or each.group(3) or 0) for each in (one, other)]
     return layers[1] > layers[0] or (layers[0] == layers[1] and sender[0] == "a" and reader[0] == "m" and not parallel)
+
+
+def write_edge_scores(
+    path: Path, scores: Mapping[str, float], kept: Iterable[str], *, width: int, parallel: bool
+) -> Path:
+    """Writes such a file of edges with scores of their own; `kept` are those in the graph.
+
+    Raises InvalidOption, MachineError.
+    """
+    senders = dict.fromkeys(name.partition(" -> ")[0] for name in scores)
+    nodes = [name for name in senders if name != INPUT]
+    places = [OURS.fullmatch(name) for name in nodes]
+    if not all(places) or not any(name.startswith("z ") for name in nodes):
+        raise InvalidOption(
+            "A score file has edges from single heads (z) and MLPs, and these are others: no such file can be written."
+        )
+    layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places if each)
+    heads = 1 + max(int(each.group(2) or 0) for each in places if each)
+    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in scores if " -> k " in name), default=heads - 1)
+    inside = {*kept}
+    edges = {
+        theirs: {"score": score / count, "in_graph": name in inside}
+        for name, score in scores.items()
+        for count, theirs in _their_edges(name, heads // key_heads)
+    }
+    used = {end for edge, each in edges.items() if each["in_graph"] for end in edge.partition("<")[0].split("->")}
+    named = ["input", *map(_theirs, nodes), "logits"]
+    content = {
+        "cfg": {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": parallel, "d_model": width},
+        "nodes": {name: {"in_graph": name in ENDS or name in used} for name in named},
+        "edges": edges,
+    }
+    write_text(path, json.dumps(content))
+    return path
+
+
+def _their_edges(name: str, shared: int) -> Iterator[tuple[int, str]]:
+    """What a file calls an edge, for every head that shares its reader, each with how many these are."""
+    sender, _, reader = name.partition(" -> ")
+    start = "input" if sender == INPUT else _theirs(sender)
+    end, _, place = reader.partition(" ")
+    if end not in ("q", "k", "v"):
+        yield 1, f"{start}->{reader if end in ENDS else _theirs(reader)}"
+        return
+    layer, _, head = place.partition(".")
+    count = 1 if end == "q" else shared
+    for each in range(int(head) * count, (int(head) + 1) * count):
+        yield count, f"{start}->a{layer}.h{each}<{end}>"

@@ -26,7 +26,19 @@ from causal_tracing.engine.backend import (
     Recording,
 )
 from causal_tracing.errors import ComponentNotOffered, InvalidEdit
-from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, World, Zero
+from causal_tracing.interventions.edits import (
+    Attending,
+    Edit,
+    From,
+    Given,
+    Mean,
+    Plus,
+    Rewired,
+    Run,
+    Subspace,
+    World,
+    Zero,
+)
 from causal_tracing.interventions.known import Rules, plan
 from causal_tracing.interventions.sites import COMPONENTS, MEDIATORS
 from causal_tracing.models.anatomy import Anatomy
@@ -230,8 +242,8 @@ class LinearToy:
                 return torch.as_tensor(source.tensor).to(current)
             case Plus():
                 return current + torch.as_tensor(source.tensor).to(current)
-            case Attending():
-                raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention itself
+            case Attending() | Rewired():
+                raise AssertionError(f"{edit.site} holds no numbers")  # the components of such sites are not offered
             case Subspace():
                 basis = torch.linalg.qr(torch.as_tensor(source.basis).to(current).T)[0]
                 return current + basis @ (basis.T @ (read(source.donor) - current))

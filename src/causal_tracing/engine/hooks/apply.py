@@ -9,7 +9,7 @@ from torch import Tensor
 from causal_tracing.engine.backend import Donor, Place
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero
+from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Rewired, Run, Subspace, Zero
 
 Write = tuple[int, Edit]  # a row of the value at a place, and the edit that is made there
 LARGE = ("experts",)  # where values are large, and are made of those tokens alone that are written at
@@ -77,8 +77,8 @@ def _source(current: Tensor, edit: Edit, donors: Donors, parts: int, scale: floa
             return _given(current, site, source.tensor, current.shape) / scale
         case Plus():
             return current + _given(current, site, source.tensor, current.shape) / scale
-        case Attending():
-            raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention itself
+        case Attending() | Rewired():
+            raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention, or to a run, itself
         case Subspace():
             basis = _given(current, site, source.basis, (len(source.basis), *current.shape))
             orthonormal = torch.linalg.qr(basis.float().T)[0].to(current.dtype)

@@ -10,7 +10,19 @@ from torch import Tensor
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.hooks.forward import scale_at
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Attending, Edit, From, Given, Mean, Plus, Run, Subspace, Zero, donors_of
+from causal_tracing.interventions.edits import (
+    Attending,
+    Edit,
+    From,
+    Given,
+    Mean,
+    Plus,
+    Rewired,
+    Run,
+    Subspace,
+    Zero,
+    donors_of,
+)
 from causal_tracing.interventions.sites import ORDER
 from causal_tracing.models.model import Model
 
@@ -149,7 +161,7 @@ def _sum_of(edit: Edit, run: Run, rows: Mapping[Run, int]) -> _Sum:
             weight, keep = 0.0, 1.0
         case Subspace():
             weight, keep = 1.0, 1.0  # what is written in the subspace is added, alpha times
-        case Attending():
+        case Attending() | Rewired():
             raise AssertionError(f"{edit.site} is not offered here")
     return _Sum(
         rows=tuple(rows[donor.run] for donor in donors),

@@ -10,12 +10,14 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.options import node_texts
+from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.declare import CIRCUIT, check_values, option, same
 from causal_tracing.patching.options.nodes import check_nodes
 from causal_tracing.patching.options.spelling import Flag, Flags, Text
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions
 
 SHORTER = {
+    "circuit_of": "of",
     "circuit_by": "by",
     "circuit_sizes": "sizes",
     "circuit_how": "how",
@@ -23,7 +25,7 @@ SHORTER = {
     "circuit_tested": "tested",
     "circuit_subsets": "subsets",
 }
-RANKINGS, FROM, FILE = ("exact", "estimates"), "ranking_from", "file"
+RANKINGS, FROM, FILE = ("exact", "estimates", *PATH_METHODS), "ranking_from", "file"
 
 
 def check_ranking(value: Any) -> None:
@@ -56,8 +58,8 @@ RANKING = Text(
         node_texts.is_ranking(value)
         or (isinstance(value, dict) and {*value} == {FILE} and isinstance(value[FILE], str))
     ),
-    form='"exact", "estimates", a list of nodes, a table of scores, or {file = "scores.json"}',
-    example='Such as exact, or "z 23.4; mlp_out 29; z 23.5".',
+    form='"exact", "estimates", a list of nodes or edges, a table of scores, or {file = "scores.json"}',
+    example='Such as exact, or "z 23.4; mlp_out 29; z 23.5", or with --of edges "z 23.4 -> mlp_out 25".',
     more=(
         Flag(
             name=FROM,
@@ -74,15 +76,17 @@ class CircuitOptions:
 
     ranking: Any = option(
         "exact",
-        help="What ranks the nodes: exact (each is patched alone, at all tokens, in these pairs), estimates (by "
-        "gradient, in these pairs), or nodes by name, the first ones first, or with scores.",
-        python="Or a Trace or Attribution that has them at all tokens, a NodeRanking (`trace.nodes()`), or the path of "
-        "a score file or of a saved trace.",
+        help="What ranks the nodes or edges: exact (each is patched alone, at all tokens, in these pairs), estimates "
+        "(in these pairs; of edges by reception, or say eap, eap-ig, reception), or names, the first ones first, or "
+        "names with scores.",
+        python="Or a Trace or Attribution that has them at all tokens, a ranking (`trace.nodes()`, `trace.edges()`), "
+        "or the path of a score file or of a saved trace.",
         group=CIRCUIT,
         text=RANKING,
         check=check_ranking,
         recorded=False,
     )
+    of: str = same(Options, "circuit_of")
     by: str = same(Options, "circuit_by")
     sizes: Sequence[int | float] | None = same(Options, "circuit_sizes")
     how: str = same(Options, "circuit_how")

@@ -1,4 +1,4 @@
-"""The options of circuits: a ranking of nodes, the sizes of the sets that are kept, and how all else is ablated."""
+"""The options of circuits: a ranking of nodes or edges, the sizes of the sets, and how all else is ablated."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from causal_tracing.patching.options.declare import CIRCUIT, option
 from causal_tracing.patching.options.node_texts import NODES, SIZE, SIZES
 from causal_tracing.patching.options.paths import PathOptions
 
-HOW, BY = ("kept", "restored"), ("size", "sign")
+OF, HOW, BY = ("nodes", "edges"), ("kept", "restored"), ("size", "sign")
 Nodes = Mapping[str, float] | Sequence[str]
 
 
@@ -26,44 +26,52 @@ def check_nodes(value: Any) -> None:
                 raise InvalidOption(f"circuit= has the score {score!r} for {name!r}, which is no finite number.")
     elif isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidOption(
-            f'circuit= is a list of nodes, the first ones first, such as ["z 3.1", "mlp_out 0"], or scores by node; it '
-            f"is {value!r}."
+            f'circuit= is a list of nodes, the first ones first, such as ["z 3.1", "mlp_out 0"], of edges, such as '
+            f'["z 3.1 -> q 5.0"], or scores by name; it is {value!r}.'
         )
     if not value:
-        raise InvalidOption("circuit= names no node: name one at least.")
+        raise InvalidOption("circuit= names nothing: name one node or edge at least.")
 
 
 def check_size(what: str, value: Any) -> None:
-    """A number of nodes, or a share of them. Raises InvalidOption."""
+    """A number of nodes or edges, or a share of them. Raises InvalidOption."""
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not (whole or (isinstance(value, float) and 0 < value <= 1)):
         raise InvalidOption(
-            f"{what} is a number of nodes of at least 1, or a share of all nodes such as 0.05; it is {value!r}."
+            f"{what} is a number of at least 1, or a share of all there are such as 0.05; it is {value!r}."
         )
 
 
 def check_sizes(value: Any) -> None:
-    """Numbers of nodes, or shares of them. Raises InvalidOption."""
+    """Numbers of nodes or edges, or shares of them. Raises InvalidOption."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
-        raise InvalidOption(
-            f"circuit_sizes= is a list of numbers of nodes or of shares, such as [10, 0.2]; it is {value!r}."
-        )
+        raise InvalidOption(f"circuit_sizes= is a list of numbers or of shares, such as [10, 0.2]; it is {value!r}.")
     for size in value:
         check_size("A size of circuit_sizes=", size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions(PathOptions):
-    """Sets of nodes that are kept while all else is ablated."""
+    """Sets of nodes or edges that are kept while all else is ablated."""
 
     circuit: Nodes | None = option(
         None,
-        help="Circuits: the first of these nodes (heads by z, and MLPs, at all tokens), in sets of growing size, while "
-        "all others are ablated; how much of the behaviour each set keeps.",
+        help="Circuits: the first of these nodes (heads by z, and MLPs, at all tokens) or edges (z 3.1 -> q 5.0), in "
+        "sets of growing size, while all others are ablated; how much of the behaviour each set keeps.",
         python='Names, the first ones first: ["z 23.4", "mlp_out 29"], or scores: {"z 23.4": 7.5, …}.',
         group=CIRCUIT,
         text=NODES,
         check=check_nodes,
+        beside="circuit",
+    )
+    circuit_of: str = option(
+        "nodes",
+        help="What circuits are sets of: nodes, or edges. Of an edge that is cut its reader (a head's query, key or "
+        "value, an MLP, the logits) reads what the sender adds in the other run, and all else is live.",
+        group=CIRCUIT,
+        text=texts.WORD,
+        check=partial(validation.one_of, "kind of circuit", valid=OF),
+        names=OF,
         beside="circuit",
     )
     circuit_by: str = option(
@@ -78,8 +86,8 @@ class NodeOptions(PathOptions):
     )
     circuit_sizes: Sequence[int | float] | None = option(
         None,
-        help="Sizes of the sets: numbers of nodes, or shares of all nodes such as 0.05 (default: the shares of the "
-        "benchmark MIB, 0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1). The empty set and all nodes are always "
+        help="Sizes of the sets: numbers, or shares of all there are such as 0.05 (default: the shares of the "
+        "benchmark MIB, 0.001 0.002 0.005 0.01 0.02 0.05 0.1 0.2 0.5 1). The empty set and everything are always "
         "measured.",
         group=CIRCUIT,
         text=SIZES,
@@ -99,7 +107,7 @@ class NodeOptions(PathOptions):
     )
     circuit_input: bool = option(
         True,
-        help="Whether every set but the empty one keeps the embedding. It is never a part of the count.",
+        help="Whether every set of nodes but the empty one keeps the embedding. It is never a part of the count.",
         group=CIRCUIT,
         text=texts.SWITCH,
         beside="circuit",
@@ -113,7 +121,7 @@ class NodeOptions(PathOptions):
     )
     circuit_tested: int | float | None = option(
         None,
-        help="The size of the set that is tested for completeness and minimality, as in circuit_sizes: single nodes "
+        help="The size of the set that is tested for completeness and minimality, as in circuit_sizes: single ones "
         "and random subsets are taken out of it, and out of the whole model.",
         group=CIRCUIT,
         text=SIZE,

@@ -112,6 +112,8 @@ def _check_circuit(options: "Options") -> None:
         if options.circuit_tested is not None or options.circuit_sizes is not None:
             raise InvalidOption("circuit_sizes= and circuit_tested= are about circuit=: name its nodes too.")
         return
+    if options.circuit_of == "edges" and not options.circuit_input:
+        raise InvalidOption("circuit_input=False is about nodes: edges from the embedding are ranked as all others.")
     if options.noise is not None or options.preset is not None or options.given:
         raise InvalidOption("circuit= compares two prompts as they are: leave noise=, preset= and given= out.")
     if write.kind in TENSORED or write.alpha != 1:

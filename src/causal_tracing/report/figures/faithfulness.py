@@ -1,4 +1,4 @@
-"""Faithfulness by the number of nodes that are kept: a curve between its two measured ends."""
+"""Faithfulness by the number of nodes or edges that are kept: a curve between its two measured ends."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,13 @@ from causal_tracing.results.effects import FRACTIONS, OF_ENDS
 
 
 def faithfulness(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
-    """f against the number of nodes, on a logarithmic axis, with its interval as a band where there is one."""
+    """f against the size of the set, on a logarithmic axis, with its interval as a band where there is one."""
     name = next(name for name, effect in FRACTIONS.items() if effect in OF_ENDS and name in found)
-    cells = found.sel(component=found.component.values[0])
+    cells = found.isel(component=0)
+    of = cells.component.item()
     inner = cells.isel(size=slice(1, None))
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    for level, text in ((0, "empty set"), (1, "all nodes")):
+    for level, text in ((0, "empty set"), (1, f"all {of}")):
         axes.axhline(level, color="0.6", linewidth=0.8, linestyle="--")
         axes.annotate(text, (1, level), (2, 3), textcoords="offset points", fontsize=7, color="0.4")
     (line,) = axes.plot(inner["size"].values, inner[name].values, marker="o", markersize=3)
@@ -24,7 +25,7 @@ def faithfulness(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
         low, high = inner[f"{name}_low"].values, inner[f"{name}_high"].values
         axes.fill_between(inner["size"].values, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
     axes.set_xscale("log")
-    axes.set_xlabel(f"nodes, of {cells['size'].values[-1]}", fontsize=8)
+    axes.set_xlabel(f"{of}, of {cells['size'].values[-1]}", fontsize=8)
     axes.set_ylabel("f", fontsize=8)
     axes.set_title(f"faithfulness, {'kept' if name == 'faithfulness' else 'restored'}", fontsize=9)
     axes.tick_params(labelsize=7)

@@ -10,13 +10,12 @@ import pandas as pd
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.circuits import share_of
+from causal_tracing.report.words.circuits import WEIGHTED, share_of
 from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.measurements import Measurements
 
 WIDTH, HEIGHT, EDGE, TICK = 640, 280, 40, 24
-HEADS = ("nodes", "f [95 %]", "metric", "edges, weighted", "nodes that this size adds")
-MOST_NAMED = 12  # nodes, in a row
+MOST_NAMED = 12  # in a row
 
 
 def circuits_section(measurements: Measurements, shown: list[str], mean: str) -> str:
@@ -42,14 +41,14 @@ def _part(measurements: Measurements, pair: str | None, id: str, *, hidden: bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Picture:
-    """Where numbers of nodes are to the right, on a logarithmic scale, and what f is upwards, from `low` to `high`."""
+    """Where sizes are to the right, on a logarithmic scale, and what f is upwards, from `low` to `high`."""
 
-    nodes: int
+    items: int
     low: float
     high: float
 
     def right(self, size: int) -> float:
-        return EDGE + (WIDTH - 2 * EDGE) * math.log(size) / max(math.log(self.nodes), 1e-9)
+        return EDGE + (WIDTH - 2 * EDGE) * math.log(size) / max(math.log(self.items), 1e-9)
 
     def up(self, f: float) -> float:
         return HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (f - self.low) / (self.high - self.low)
@@ -59,24 +58,24 @@ class _Picture:
 
 
 def curve(found: Circuits) -> str:
-    """f upwards against the number of nodes to the right, with its interval and both ends: a picture without script."""
+    """f upwards against the size to the right, with its interval and both ends: a picture without script."""
     rows = found.curve.iloc[1:]
     rows = rows[rows.faithfulness.notna()]
     told = [0.0, 1.0, *rows.faithfulness, *rows.low.dropna(), *rows.high.dropna()]
-    picture = _Picture(nodes=found.nodes, low=float(min(told)), high=float(max(told)))
+    picture = _Picture(items=found.items, low=float(min(told)), high=float(max(told)))
     sizes, known = [int(size) for size in rows["size"]], rows.faithfulness.tolist()
     line = " ".join(picture.at(size, f) for size, f in zip(sizes, known, strict=True))
     marks = "".join(
         f'<circle cx="{picture.right(size):.1f}" cy="{picture.up(f):.1f}" r="3.5" fill="currentColor"><title>'
-        f"{size} nodes: f = {escape(share_of(row))}</title></circle>"
+        f"{size} {found.of}: f = {escape(share_of(row))}</title></circle>"
         for size, f, (_, row) in zip(sizes, known, rows.iterrows(), strict=True)
     )
-    said = f"Faithfulness of sets of 1 to {found.nodes} nodes, {found.how}"
-    ends = "".join(_level(picture.up(f), text) for f, text in ((0.0, "empty set: 0"), (1.0, "all nodes: 1")))
+    said = f"Faithfulness of sets of 1 to {found.items} {found.of}, {found.how}"
+    ends = "".join(_level(picture.up(f), text) for f, text in ((0.0, "empty set: 0"), (1.0, f"all {found.of}: 1")))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(said)}">{ends}{_band(rows, picture)}'
         f'<polyline points="{line}" fill="none" stroke="currentColor" stroke-width="2"/>{marks}'
-        f"{''.join(_ticks(sizes, picture))}</svg>"
+        f"{''.join(_ticks(sizes, picture, found.of))}</svg>"
     )
 
 
@@ -96,18 +95,18 @@ def _band(rows: pd.DataFrame, picture: _Picture) -> str:
     return f'<polygon points="{" ".join([*there, *back])}" fill="currentColor" opacity="0.15"/>' if there else ""
 
 
-def _ticks(sizes: Sequence[int], picture: _Picture) -> Iterator[str]:
-    """Numbers of nodes below the picture, as many as there is room for."""
+def _ticks(sizes: Sequence[int], picture: _Picture, of: str) -> Iterator[str]:
+    """Numbers of nodes or edges below the picture, as many as there is room for."""
     style, last = 'font-size="12" text-anchor="middle" fill="currentColor"', -math.inf
     for size in sizes:
         if picture.right(size) - last > TICK:
             last = picture.right(size)
             yield f'<text x="{last:.1f}" y="{HEIGHT - EDGE + 16}" {style}>{size}</text>'
-    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" {style}>nodes (logarithmic)</text>'
+    yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" {style}>{of} (logarithmic)</text>'
 
 
 def _table(found: Circuits) -> str:
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in HEADS)
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in _heads(found))
     rows = "".join(
         f'<tr><th scope="row">{row["size"]}</th><td class="number">{escape(share_of(row))}</td>'
         f'<td class="number">{number(row.metric)} {escape(found.unit)}</td>'
@@ -120,8 +119,12 @@ def _table(found: Circuits) -> str:
     )
 
 
+def _heads(found: Circuits) -> list[str]:
+    return [found.of, "f [95 %]", "metric", WEIGHTED[found.of], f"{found.of} that this size adds"]
+
+
 def named(added: str) -> str:
-    """The nodes that a size adds, the first ones by name."""
+    """What a size adds, the first ones by name."""
     names = added.split("; ") if added else []
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

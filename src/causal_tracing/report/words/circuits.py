@@ -1,4 +1,4 @@
-"""Circuits in words: what a set of nodes keeps, and that it is a set that does, never the circuit."""
+"""Circuits in words: what a set of nodes or edges keeps, and that it is a set that does, never the circuit."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,7 @@ from causal_tracing.results.circuits import Area, Circuits, circuits
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
 
+WEIGHTED = {"nodes": "edges, weighted", "edges": "on a way through"}  # what a set's weighted size is
 MUCH = 0.8  # of the behaviour: the smallest set that keeps so much is told
 NOT_BETTER = 1.0  # above, less is kept of what opposes
 REST = {
@@ -27,8 +28,23 @@ READ = {
     "the clean run; the embedding is with all nodes alone. f = (m(C) − m(empty)) / (m(all) − m(empty)). This is "
     "another world than that of a set which is kept while all else is ablated.",
 }
+INSTEAD = {
+    "donor": "adds in the run of the other prompt",
+    "mean": "adds in the mean over the reference prompts",
+    "zero": "would add if it were zero",
+    "resample": "adds in runs of the reference prompts",
+}
+READ_OF_EDGES = {
+    "kept": "Circuits of edges: in the clean run every edge outside a set is cut, at all tokens: its reader (a query, "
+    "a key, a value, an MLP, the logits) reads what its sender (the embedding, a head, an MLP) {instead}; along the "
+    "edges of the set it reads what the sender adds live. f = (m(C) − m(empty)) / (m(all) − m(empty)): means over "
+    "pairs come first, then the ratio.",
+    "restored": "Circuits of edges: in the corrupt run the reader of each edge of a set reads what the sender adds in "
+    "the clean run, at all tokens, and all else is live. f = (m(C) − m(empty)) / (m(all) − m(empty)). This is another "
+    "world than that of a set which is kept while all other edges are cut.",
+}
 NOT_SHOWN = (
-    "A faithful set is one that is enough, and not the circuit: another set, even one that shares no node with it, can "
+    "A faithful set is one that is enough, and not the circuit: another set, even one that shares nothing with it, can "
     "be as faithful. What is ablated, and with what, decides f.",
     "A ranking that was made on these pairs fits them: measure the set on others.",
 )
@@ -50,7 +66,7 @@ def circuit_sentences(measurements: Measurements, pair: str | None = None, metri
         yield _complete(found)
         yield _minimal(found)
     if source := measurements.provenance["options"].get("circuit_source"):
-        yield f"What ranks the nodes: {source}."
+        yield f"What ranks the {found.of}: {source}."
     if pair is None:
         yield NOT_SHOWN[0]
 
@@ -60,6 +76,8 @@ def circuit_read(measurements: Measurements) -> tuple[str, ...]:
     if CIRCUITS.name not in measurements.maps:
         return ()
     options = measurements.provenance["options"]
+    if options.get("circuit_of", "nodes") == "edges":
+        return (READ_OF_EDGES[options["circuit_how"]].format(instead=INSTEAD[measurements.write["kind"]]),)
     kept = "keep" if options["circuit_input"] else "do not keep either"
     return (READ[options["circuit_how"]].format(rest=REST[measurements.write["kind"]], input=kept),)
 
@@ -85,16 +103,25 @@ def _enough(found: Circuits) -> str:
     inner = found.curve.iloc[1:-1]
     if not len(inner) or inner.faithfulness.isna().all():
         reason = f": {inner.reason.iloc[0]}" if len(inner) and inner.reason.iloc[0] else ""
-        return f"Of sets of nodes, none between nothing and all {found.nodes} has a faithfulness{reason}."
+        return f"Of sets of {found.of}, none between nothing and all {found.items} has a faithfulness{reason}."
     enough = inner[inner.faithfulness >= MUCH]
     row = enough.iloc[0] if len(enough) else inner.iloc[-1]
     which = "" if len(enough) else f" (no set that was measured keeps {MUCH:g})"
-    how = f"when all else is {REST[found.write]}" if found.how == "kept" else "when it is put into the corrupt run"
+    how = _how(found)
     ends = f"{number(found.curve.metric.iloc[0])} without any and {number(found.curve.metric.iloc[-1])} with all"
     return (
-        f"A set of {row['size']} nodes (of {found.nodes}) keeps f = {share_of(row)} of the behaviour {how}{which}: "
-        f"{number(row.metric)} {found.unit}, against {ends}."
+        f"A set of {row['size']} {found.of} (of {found.items}) keeps f = {share_of(row)} of the behaviour "
+        f"{how}{which}: {number(row.metric)} {found.unit}, against {ends}."
     )
+
+
+def _how(found: Circuits) -> str:
+    """The world in which a set keeps what it keeps."""
+    if found.how != "kept":
+        return "when it is put into the corrupt run"
+    if found.of == "edges":
+        return f"when along all others is read what the sender {INSTEAD[found.write]}"
+    return f"when all else is {REST[found.write]}"
 
 
 def _above_one(found: Circuits) -> Iterator[str]:
@@ -103,7 +130,7 @@ def _above_one(found: Circuits) -> Iterator[str]:
     if len(above):
         row = above.loc[above.faithfulness.idxmax()]
         yield (
-            f"With {row['size']} nodes f is {share_of(row)}, above 1, which is not better: all that is left out "
+            f"With {row['size']} {found.of} f is {share_of(row)}, above 1, which is not better: all that is left out "
             "there, together, opposes the behaviour, and belongs to what the model does."
         )
 
@@ -114,7 +141,7 @@ def _areas(found: Circuits) -> Iterator[str]:
         yield f"There are no areas under the curve: {found.cmd.reason}."
         return
     over = "the ten sizes of MIB" if found.cmd.of_mib else (
-        f"{len(found.cmd.shares)} sizes from {found.cmd.shares[0]:.2g} of the nodes on (not those of MIB)"
+        f"{len(found.cmd.shares)} sizes from {found.cmd.shares[0]:.2g} of the {found.of} on (not those of MIB)"
     )  # fmt: skip
     yield (
         f"CMD, the area between f and 1 (0 is best), is {_area(found.cmd)} over {over}; CPR, the area under f, is "
@@ -130,23 +157,23 @@ def _complete(found: Circuits) -> str:
     """How far the set and the model are apart without the same nodes."""
     taken = found.completeness.iloc[1:]
     if not len(taken):
-        return f"Nothing was taken out of the set of {found.tested} nodes."
+        return f"Nothing was taken out of the set of {found.tested} {found.of}."
     row = taken.loc[taken.distance.idxmax()]
     return (
-        f"Completeness of the first {found.tested} nodes: without the same nodes, {len(taken)} choices of them, the "
-        f"set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is largest "
-        f"(without {row.nodes}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a complete "
-        "set it is about 0 everywhere."
+        f"Completeness of the first {found.tested} {found.of}: without the same {found.of}, {len(taken)} choices of "
+        f"them, the set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is "
+        f"largest (without {row['items']}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a "
+        "complete set it is about 0 everywhere."
     )
 
 
 def _minimal(found: Circuits) -> str:
-    """How many nodes of the set move it."""
+    """How many of the set move it."""
     matters = int(found.minimality.matters.sum())
-    idle = found.minimality.node[~found.minimality.matters.astype(bool)].tolist()
+    idle = found.minimality["item"][~found.minimality.matters.astype(bool)].tolist()
     more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
     left = f"; of {', '.join(idle[:5])}{more} it was not seen" if idle else ""
     return (
-        f"Minimality: {matters} of these {found.tested} nodes move the metric by at least 1 % of the model's, "
+        f"Minimality: {matters} of these {found.tested} {found.of} move the metric by at least 1 % of the model's, "
         f"{number(found.clean)} {found.unit}, when taken out beside some set that was tried{left}."
     )

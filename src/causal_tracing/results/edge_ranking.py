@@ -1,0 +1,62 @@
+"""A ranking of edges: what a map of paths says of each of them, where its senders are single ones at all tokens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from causal_tracing.errors import InvalidOption
+from causal_tracing.results.effects import effects
+from causal_tracing.results.means import require_finite
+from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.ranking import Ranking, effect_named, over_pairs
+from causal_tracing.results.score_files import write_edge_scores
+from causal_tracing.results.site_kinds import PATHS
+
+ARROW = " -> "
+EVERYWHERE = " @ all"  # as senders end that are patched at all tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EdgeRanking(Ranking):
+    """A ranking of edges."""
+
+    def write(self, path: str | Path, *, width: int, parallel: bool, size: int, by: str = "size") -> Path:
+        """Writes a score file as EAP-IG and MIB read it, with the first `size` edges in the graph.
+
+        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream. Keys
+        and values that several heads share are an edge for each of these there: they get equal shares of its score.
+        Raises InvalidOption where there are no single heads, MachineError.
+        """
+        return write_edge_scores(Path(path), self.scores, self.first(size, by=by), width=width, parallel=parallel)
+
+
+def edge_ranking(measurements: Measurements, *, effect: str | None = None, metric: str | None = None) -> EdgeRanking:
+    """Every edge that a map of paths has, by one effect and metric: the mean over pairs, of which clusters count once.
+
+    `effect` is restoration, disruption or estimated (default: estimated where there are estimates, else the first that
+    was measured). Where nothing can arrive the score is 0. Raises InvalidOption where there are no paths, or none
+    from single senders at all tokens.
+    """
+    if PATHS.name not in measurements.maps:
+        raise InvalidOption("This trace has no edges: use paths() or attribute(method='reception'), with at='all'.")
+    measurements.kinds_by(metric)
+    metric = metric or measurements.metric
+    found = effects(measurements, PATHS.name, metrics=[metric]).sel(metric=metric, component=PATHS.components[0])
+    require_finite(found)
+    name = effect_named(measurements, found, effect)
+    senders = [str(each) for each in found.sender.values]
+    receivers = [str(each) for each in found.receiver.values]
+    if not all(each.endswith(EVERYWHERE) for each in senders):
+        raise InvalidOption(
+            "The paths of this trace begin at some tokens, and the edges of a circuit are at all of them: use at='all'."
+        )
+    numbers = found[name].transpose("pair", "sender", "receiver").values
+    by_pair: dict[str, np.ndarray] = {
+        f"{sender.removesuffix(EVERYWHERE)}{ARROW}{receiver}": numbers[:, s, r]
+        for s, sender in enumerate(senders)
+        for r, receiver in enumerate(receivers)
+        if receiver != PATHS.margin
+    }
+    said = "estimated effect of each edge" if name == "estimated" else f"exact {name} of each edge alone"
+    return EdgeRanking(**over_pairs(measurements, by_pair, f"{said}, at all tokens", metric))

@@ -62,7 +62,7 @@ def test_names_in_words_and_as_a_document_that_its_command_makes_again(ask: Any)
     assert found["sizes"] == [0, 1, 2, 6, 20]
     assert found["faithful"]["curve"][1]["added"] == "mlp_out 1"
     assert found["faithful"]["curve"][0]["faithfulness"] == 0
-    assert found["faithful"]["cmd"]["reason"] == "the ranking does not name all nodes"
+    assert found["faithful"]["cmd"]["reason"] == "the ranking does not name all there is"
     assert found["effects"]["faithfulness"]["nodes"][0][-1] == 1
     assert found["circuit_tests"]["removals"][:2] == ["nothing", "mlp_out 1"]
     command = shlex.split(found["provenance"]["command"])
@@ -134,7 +134,7 @@ def test_many_pairs_in_a_folder_go_on_and_say_their_interval(ask: Any) -> None:
                       circuit=found.provenance["options"]["circuit"], progress=False)  # fmt: skip
     np.testing.assert_allclose(found.of("circuits").disruption, direct.of("circuits").disruption, atol=1e-5)
     code, _, err = ask(*asked, "--out", "run")  # nothing is left to do, and the same is said
-    assert (code, "The nodes are ranked as run was begun with." in err) == (5, True)
+    assert (code, "What comes first is as run was begun with." in err) == (5, True)
 
 
 def shared_tiny() -> Any:
@@ -148,7 +148,39 @@ def test_a_dry_run_counts_the_worlds(ask: Any) -> None:
     assert json.loads(out)["worlds"] == 6 + 2 * (1 + 4)
     named = json.loads(ask(*CIRCUIT, "--ranking", NAMES, "--dry-run", "--json")[1])
     assert named["worlds"] == 6 + 2  # of MIB's sizes those that six nodes reach (1, 2, 4), six, none and all
-    assert "The ranking (exact) comes first, and is not counted here: 20 nodes, one by one." in err
+    assert "The ranking (exact) comes first, and is not counted here: 20 nodes." in err
+
+
+def test_edges_by_the_same_command(ask: Any) -> None:
+    asked = [*CIRCUIT, "--of", "edges", "--sizes", "20,0.5"]
+    code, out, err = ask(*asked, "--ranking", "reception", "--tested", "20", "--subsets", "0", "--scores", "edges.json",
+                         "--out", "first")  # fmt: skip
+    assert code == 0, err
+    assert "circuits, kept: faithfulness f by the number of edges, of 343" in out
+    assert " edges (of 343) keeps f = " in out
+    assert "on a way through" in out
+    content = json.loads(Path("edges.json").read_text())
+    assert len({name for name, edge in content["edges"].items() if edge["in_graph"]}) >= 20
+    code, _, err = ask("trace", "--config", "first/config.toml", "--out", "second")
+    assert code == 0, err
+    first, second = ct.open_trace("first"), ct.open_trace("second")
+    assert first.of("circuits").identical(second.of("circuits"))
+    assert first.summary() == second.summary()
+    code, _, err = ask(*asked, "--ranking-from", "edges.json", "--out", "third")
+    assert code == 0, err
+    np.testing.assert_allclose(ct.open_trace("third").circuit().curve.metric, first.circuit().curve.metric, atol=1e-5)
+    assert 'aria-label="Faithfulness of sets of 1 to 343 edges, kept"' in Path("first/report.html").read_text()
+
+
+def test_a_dry_run_of_edges_counts_what_their_readers_read(ask: Any) -> None:
+    few = json.loads(
+        ask(*CIRCUIT, "--of", "edges", "--ranking", "z 0.0 -> q 1.0", "--sizes", "1", "--dry-run", "--json")[1]
+    )
+    assert few["worlds"] == 3 + 2
+    nodes = json.loads(ask(*CIRCUIT, "--ranking", "z 0.0", "--sizes", "1", "--dry-run", "--json")[1])
+    assert few["token_layers"] > nodes["token_layers"]
+    _code, _out, err = ask(*CIRCUIT, "--of", "edges", "--dry-run")
+    assert "The ranking (exact) comes first, and is not counted here: 343 edges." in err
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_means_over_pairs_come_before_the_ratio() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"ranking": []}, "circuit= names no node"),
+    ({"ranking": []}, "circuit= names nothing"),
     ({"ranking": ["z 9.0"]}, "circuit= names 'z 9.0', which is no node of this model"),
     ({"ranking": ["attn_out 1"]}, "circuit= names 'attn_out 1', which is no node of this model"),
     ({"ranking": ["z 1.0 @ last"]}, "'z 1.0 @ last' is no node: nodes are patched at all tokens"),
@@ -326,8 +326,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ranking": ["z 1.0", "z 1.0-1 @ all"]}, "The node 'z 1.0' is asked for twice"),
     ({"ranking": {"z 1.0": float("nan")}}, "the score nan for 'z 1.0', which is no finite number"),
     ({"ranking": ["z 1.0"], "sizes": [2]}, "asks for 2 nodes, and circuit= ranks 1 of the model's 20"),
-    ({"sizes": [0]}, "is a number of nodes of at least 1, or a share"),
-    ({"sizes": [1.5]}, "is a number of nodes of at least 1, or a share"),
+    ({"sizes": [0]}, "is a number of at least 1, or a share"),
+    ({"sizes": [1.5]}, "is a number of at least 1, or a share"),
     ({"how": "live"}, "There is no world of a circuit 'live'"),
     ({"by": "name"}, "There is no way to rank 'name'"),
     ({"how": "restored", "tested": 3}, "are about circuit_how='kept'"),

@@ -43,7 +43,7 @@ def test_a_set_that_is_enough_is_called_a_set() -> None:
     )
     assert "1.00 logits, against 0.00 without any and 1.00 with all." in text
     assert (
-        "is enough, and not the circuit: another set, even one that shares no node with it, can be as faithful" in text
+        "is enough, and not the circuit: another set, even one that shares nothing with it, can be as faithful" in text
     )
     assert "A ranking that was made on these pairs fits them" in text
     assert "The circuit" not in text
@@ -151,7 +151,7 @@ def test_the_document_has_what_python_has() -> None:
     found, result = json.loads(json.dumps(document(trace.measurements), allow_nan=False)), trace.circuit()
     assert [row["faithfulness"] for row in found["faithful"]["curve"]] == result.curve.faithfulness.tolist()
     assert len(found["faithful"]["completeness"]) == len(result.completeness)
-    assert found["faithful"]["minimality"][0]["node"] == "mlp_out 1"
+    assert found["faithful"]["minimality"][0]["item"] == "mlp_out 1"
     assert found["faithful"]["cpr"]["estimate"] is None
     assert len(found["circuit_tests"]["removed_nodes"]) == len(found["circuit_tests"]["removals"])
     assert found["evidence"]["fractions"]["faithfulness"]["nodes"]["mean"][-1] == 1
@@ -175,3 +175,25 @@ def test_a_saved_trace_says_the_same(tmp_path: Any) -> None:
     both = [each.circuit().curve.faithfulness for each in (trace, other)]
     np.testing.assert_allclose(compared, both[0] - both[1], atol=1e-12)
     assert abs(compared).max() > 1e-3
+
+
+def test_edges_are_told_as_edges() -> None:
+    ranking = ["resid_pre 0 -> v 0.0", "z 0.1 -> mlp_out 2", "mlp_out 2 -> logits", "mlp_out 0 -> logits"]
+    trace = ct.circuit(tiny(), one_way(9), of="edges", ranking=ranking, sizes=[3, 4], tested=3, subsets=0, **QUIET)
+    text = trace.summary()
+    page = trace.to_html()
+    assert "in the clean run every edge outside a set is cut, at all tokens" in page
+    assert "reads what its sender (the embedding, a head, an MLP) adds in the run of the other prompt" in page
+    assert "A set of 4 edges (of 343) keeps f = " in text
+    assert "Completeness of the first 3 edges: without the same edges, 3 choices of them" in text
+    assert "of these 3 edges move the metric" in text
+    assert "node" not in "".join(line for line in text.splitlines() if "edges" in line)
+    shown = Page(page)
+    told = next(cells for cells in shown.rows if cells[:1] == ["3"])
+    assert told[3:] == ["3.00", "resid_pre 0 -> v 0.0, z 0.1 -> mlp_out 2, mlp_out 2 -> logits"]
+    assert shown.rows[0][0] == "edges"
+    found = json.loads(json.dumps(document(trace.measurements), allow_nan=False))
+    assert (found["faithful"]["of"], found["faithful"]["items"]) == ("edges", 343)
+    assert trace.plot("circuits", pair="pair-3").axes[0].get_xlabel() == "edges, of 343"
+    restored = ct.circuit(tiny(), PAIR, of="edges", ranking=ranking, sizes=[3], how="restored", **QUIET).to_html()
+    assert "in the corrupt run the reader of each edge of a set reads what the sender adds in the clean run" in restored

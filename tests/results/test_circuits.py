@@ -39,7 +39,7 @@ def test_sets_without_nodes_by_hand(gate: str, first: list[str]) -> None:
     table = taken_apart(gate, first).circuit().completeness
     everything = {A, B, VALUE, *IDLE}
     for _, row in table.iterrows():
-        removed = {*row.nodes.split("; ")} if row.nodes else set()
+        removed = {*str(row["items"]).split("; ")} if row["items"] else set()
         assert row.circuit == value(gate, {*first} - removed), row.removed
         assert row.model == value(gate, everything - removed), row.removed
         assert row.distance == abs(row.circuit - row.model)
@@ -59,7 +59,7 @@ def test_half_of_an_or_gate_is_faithful_and_not_complete() -> None:
 
 
 def test_nodes_that_do_nothing_are_seen_by_minimality() -> None:
-    table = taken_apart("and", [VALUE, A, B, *IDLE]).circuit().minimality.set_index("node")
+    table = taken_apart("and", [VALUE, A, B, *IDLE]).circuit().minimality.set_index("item")
     assert table.matters.to_dict() == {VALUE: True, A: True, B: True, **dict.fromkeys(IDLE, False)}
     assert (table.moved[IDLE] == 0).all()
     assert (table.share[[VALUE, A, B]] == 1).all()
@@ -71,15 +71,15 @@ def test_a_backup_matters_only_beside_what_it_backs_up() -> None:
     for seed in range(20):  # until a random subset has A and not B, or B and not A
         asked = {"ranking": [VALUE, A, B, *IDLE], "sizes": [6], "tested": 6, "subsets": 8, "seed": seed}
         found = ct.circuit(model, pair, **asked, spot_checks=0, progress=False).circuit()
-        rows = found.minimality.set_index("node")
-        taken = [{*nodes.split("; ")} for nodes in found.completeness.nodes if ";" in nodes]
+        rows = found.minimality.set_index("item")
+        taken = [{*nodes.split("; ")} for nodes in found.completeness["items"] if ";" in nodes]
         apart = [(A in each) != (B in each) and VALUE not in each for each in taken]
         if any(apart):
             break
     else:
         pytest.fail("no random subset takes the inputs apart")
     assert rows.matters[A] or rows.matters[B]
-    single = taken_apart("or", [VALUE, A, B], subsets=0).circuit().minimality.set_index("node")
+    single = taken_apart("or", [VALUE, A, B], subsets=0).circuit().minimality.set_index("item")
     assert single.matters.to_dict() == {VALUE: True, A: False, B: False}
     assert single.beside.tolist() == ["nothing"] * 3
 
@@ -88,7 +88,7 @@ def test_random_subsets_are_chosen_by_the_seed() -> None:
     first = [VALUE, A, B, *IDLE]
 
     def subsets(seed: int) -> list[str]:
-        return taken_apart("and", first, seed=seed).circuit().completeness.nodes.tolist()[-3:]
+        return taken_apart("and", first, seed=seed).circuit().completeness["items"].tolist()[-3:]
 
     assert subsets(0) == subsets(0)
     assert subsets(0) != subsets(1)
@@ -140,7 +140,7 @@ def test_areas_of_a_ranking_that_ends_are_undefined() -> None:
     model, pair = circuit("and")
     found = ct.circuit(model, pair, ranking=[VALUE, A], sizes=[1, 2], spot_checks=0, progress=False).circuit()
     assert np.isnan(found.cmd.estimate)
-    assert found.cmd.reason == "the ranking does not name all nodes"
+    assert found.cmd.reason == "the ranking does not name all there is"
     own = taken_apart("and", [VALUE, A, B]).circuit()
     assert (own.cmd.of_mib, own.cmd.shares) == (False, (0.5, 1.0))
     assert (own.cpr.estimate, own.cmd.estimate) == (0.5, 0)

@@ -7,6 +7,7 @@ import torch
 
 from causal_tracing.engine.backend import Cost
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.wiring import rewired_in, rows_of
 from causal_tracing.engine.memory import too_large
 from causal_tracing.engine.packed.donors import behind_bases
 from causal_tracing.engine.packed.schedule import donor_groups, groups
@@ -23,8 +24,11 @@ TIMED_TOKENS = 512  # of the forward that is timed
 def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, seconds: float) -> Cost:
     """The cost of worlds that are evaluated together, where one token-layer takes so many `seconds`."""
     planned = plan(worlds, model.rules, silent=silent_experts(model, worlds)).worlds
-    whole = sum(len(world.base.tokens) for world in planned) * model.num_layers
-    token_layers = _packed(model, planned) if engine == "packed" else whole
+    rewired = [world for world in planned if rewired_in(world)]
+    others = [world for world in planned if not rewired_in(world)]
+    whole = sum(len(world.base.tokens) for world in others) * model.num_layers
+    token_layers = _packed(model, others) if engine == "packed" and others else whole
+    token_layers += sum(rows_of(model, world) * len(world.base.tokens) for world in rewired) * model.num_layers
     return Cost(
         worlds_run=len(planned),
         token_layers=token_layers,

@@ -26,7 +26,7 @@ from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.reception import SOFTMAX
 from causal_tracing.patching.screen import Screen
-from causal_tracing.patching.senders import path_grids
+from causal_tracing.patching.senders import MOST_ESTIMATED, path_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS, SINGLE_EXPERTS, SINGLE_NEURONS
 
@@ -100,7 +100,7 @@ def _paths(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -
     """Every path from the senders to the receivers; reception by queries and keys looks at what heads give."""
     senders = options.senders or senders_at(options.at)
     asked = Options(components=(), senders=senders, receivers=options.receivers)
-    (grid,) = path_grids(model, pairs, asked, [options.direction])
+    (grid,) = path_grids(model, pairs, asked, [options.direction], most=MOST_ESTIMATED)
     if options.method == "reception" and {*SOFTMAX} & {*grid.needs}:
         model.anatomy.require("z")
     return [grid]

@@ -9,6 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from causal_tracing.errors import InvalidOption
 from causal_tracing.experiments.attribute import attribute
 from causal_tracing.experiments.keywords import Keywords
@@ -165,6 +167,7 @@ def _of_file(model: Model, path: Path, of: str) -> Ranking:
 def _of_model(model: Model, ranking: Ranking, of: str) -> Ranking:
     """The ranking of what this model has, and of nothing else. Raises InvalidOption where some have no score."""
     names = GRAPHS[of](model).names
+    ranking = _with_zeros(ranking, names)
     missing = [name for name in names if name not in ranking.scores]
     if missing:
         raise InvalidOption(
@@ -175,3 +178,13 @@ def _of_model(model: Model, ranking: Ranking, of: str) -> Ranking:
     at = [places[name] for name in names]
     by_cluster = None if ranking.by_cluster is None else ranking.by_cluster[:, at]
     return replace(ranking, scores={name: ranking.scores[name] for name in names}, by_cluster=by_cluster)
+
+
+def _with_zeros(ranking: Ranking, names: Sequence[str]) -> Ranking:
+    """The ranking with a score of 0 for edges of the model that nothing passed in these pairs."""
+    zeros = [name for name in names if isinstance(ranking, EdgeRanking) and name in ranking.unreached]
+    if not zeros:
+        return ranking
+    of_all = ranking.by_cluster
+    more = None if of_all is None else np.hstack([of_all, np.zeros((len(of_all), len(zeros)))])
+    return replace(ranking, scores={**ranking.scores, **dict.fromkeys(zeros, 0.0)}, by_cluster=more)

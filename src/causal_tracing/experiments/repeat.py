@@ -21,6 +21,7 @@ from causal_tracing.results.units import is_function
 
 PAIRS, REFERENCE, TENSORS, CONFIG = "pairs.jsonl", "reference.txt", "tensors.safetensors", "config.toml"
 FILES = {"reference": REFERENCE, "tensors": TENSORS}  # the flags whose values a command line names by a file
+LONGEST = 20_000  # characters of one flag: systems take some hundred thousand in all, and no one reads them
 FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")
 
 
@@ -47,7 +48,8 @@ def command(
 
     `options` are those of the record. `run` has what is asked of a run folder, whose pairs always are a file. Several
     pairs are named as `pairs.jsonl`: the pairs of the provenance, one JSON object a line; `reference.txt` holds the
-    reference prompts of the options, one a line, and `tensors.safetensors` the tensors given.
+    reference prompts of the options, one a line, and `tensors.safetensors` the tensors given. Where an option is longer
+    than a command line takes (scores of every edge), the command names `config.toml`.
     """
     asked = _asked(model, pairs, alone=run is None)
     if asked is None or is_function(options.get("metric")):
@@ -58,6 +60,8 @@ def command(
         for name, kept in said(declared, options).items()
         for flag, value in texts[name].write(name, kept).items()
     }
+    if any(len(str(value)) > LONGEST for value in flags.values()):
+        return shlex.join(["causal-tracing", "trace", "--config", CONFIG])
     words = ["causal-tracing", "attribute" if declared is EstimateOptions else "trace"]
     for name, value in (flags | dict(run or {})).items():
         words += _words(name, value)

@@ -117,11 +117,8 @@ class _Screened:
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
         """What is patched of one component: it does not depend on which others were asked for."""
         estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
-        cells = [
-            at
-            for at in grid.cells()
-            if at[0] == component and not grid.beside(at) and not known[at] and not np.isnan(estimates[at])
-        ]
+        open_ = (known == "") & ~np.isnan(estimates)
+        cells = [at for at in grid.cells() if at[0] == component and open_[at] and not grid.beside(at)]
         order = np.argsort([-abs(estimates[at]) for at in cells], kind="stable")
         yield from ((cells[n], "top") for n in order[: screen.verify])
         name = grid.components[component]

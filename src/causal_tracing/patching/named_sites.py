@@ -4,8 +4,8 @@
     each COMPONENT [LAYERS[.PARTS]] @ TOKENS    each z 20-29 @ last          each mlp_out @ last
 
 LAYERS are one or a range, PARTS one head, neuron or expert of each of them or a range, TOKENS a position, a role, a
-span, `subject` or `all`. What a text names is patched together; after `each`, every layer and every part is a site of
-its own, and where layers are left out these are all of the model's.
+span, `subject`, `all` or `each`. What a text names is patched together; after `each`, every layer and every part is a
+site of its own, and where layers are left out these are all of the model's. At `each` token it is one of its own too.
 """
 
 import re
@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # every --help reads this: nothing heavy
 FORM = re.compile(
     r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*@\s*([^\s;|](?:[^;|]*[^\s;|])?)\s*"
 )
-ALL = "all"
+ALL, EACH = "all", "each"  # as tokens: all of them together, and every one by itself
 Numbers = tuple[int, int]  # the first and the last of a range
 
 
@@ -143,7 +143,9 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
 
     Raises InvalidOption, InvalidPair or ComponentNotOffered where the model or a pair has no such site.
     """
-    found = tuple(site for text in texts for site in singles(model, named_site(text)))
+    found = tuple(
+        one for text in texts for named in _by_token(named_site(text), pairs) for one in singles(model, named)
+    )
     for site in found:
         _require(model, site)
     for site in {each.tokens: each for each in found}.values():  # hundreds of heads are at one token
@@ -164,6 +166,21 @@ def singles(model: "Model", named: Some) -> Iterator[Some]:
     for layer in layers:
         for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
             yield replace(named, layers=(layer, layer), parts=part, each=False)
+
+
+def _by_token(site: NamedSite, pairs: Sequence[TokenPair]) -> Iterator[NamedSite]:
+    """A site at each token that all pairs have, one by one, where it says so; else as it is. Raises InvalidPair."""
+    if site.tokens != EACH or any(EACH in pair.clean.spans for pair in pairs):
+        yield site
+        return
+    lengths = {len(pair.clean.tokens): pair.id for pair in pairs}
+    if len(lengths) > 1:
+        raise InvalidPair(
+            f"'{site}' is at each token by itself, and pairs {' and '.join(map(repr, [*lengths.values()][:2]))} have "
+            f"{' and '.join(map(str, [*lengths][:2]))} of them. Name roles or spans that every pair has."
+        )
+    shared = frozenset.intersection(*(frozenset(slot.clean for slot in pair.slots) for pair in pairs))
+    yield from (replace(site, tokens=position) for position in sorted(shared))
 
 
 def _require(model: "Model", site: NamedSite) -> None:

@@ -38,7 +38,8 @@ from causal_tracing.results.site_kinds import PATHS
 
 EACH_RECEIVER = ("each q", "each k", "each v", "each mlp_out", LOGITS)
 EVERY = PATHS.margin  # as a receiver: the sender patched as ever, so that what it does in all stands beside its paths
-MOST_PATHS = 400_000  # cells: more take hours, and say little one by one
+MOST_PATHS = 400_000  # cells that are patched: more take hours, and say little one by one
+MOST_ESTIMATED = 4_000_000  # cells: more take gigabytes
 BEHIND = -1  # as the layer of a receiver that is in none
 
 Reading = tuple[str, int, int | None]  # a receiver's component, its layer, and its head (None: all)
@@ -294,8 +295,14 @@ class PathGrid(Grid):
         return tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
 
 
-def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, directions: Sequence[str]) -> Iterator[Grid]:
-    """The map of paths from senders to receivers, where one is asked for.
+def path_grids(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    options: Options,
+    directions: Sequence[str],
+    most: int = MOST_PATHS,
+) -> Iterator[Grid]:
+    """The map of paths from senders to receivers, where one is asked for: of `most` cells.
 
     Raises InvalidOption, InvalidPair, ComponentNotOffered.
     """
@@ -318,10 +325,11 @@ def path_grids(model: Model, pairs: Sequence[TokenPair], options: Options, direc
         senders=tuple((name, tuple(sites)) for name, sites in senders.items()),
         receivers=(*((name, _apart(stream, name, each)) for name, each in named.items()), (EVERY, ())),
     )
-    if grid.slices * len(grid.receivers) > MOST_PATHS:
+    if grid.slices * len(grid.receivers) > most:
+        less = "" if most == MOST_ESTIMATED else ", or estimate them and patch the strongest: attribute(method='eap')"
         raise InvalidOption(
-            f"senders= and receivers= name {grid.slices:,} and {len(named):,}: a map of more than {MOST_PATHS:,} "
-            "cells takes hours. Name fewer."
+            f"senders= and receivers= name {grid.slices:,} and {len(named):,}: a map of more than {most:,} cells is "
+            f"too large. Name fewer{less}."
         )
     yield grid
 

@@ -1,6 +1,6 @@
 """A ranking of edges: what a map of paths says of each of them, where its senders are single ones at all tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ EVERYWHERE = " @ all"  # as senders end that are patched at all tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EdgeRanking(Ranking):
-    """A ranking of edges."""
+    """A ranking of edges. `unreached` are pairs of a sender and a receiver that nothing passes between: zero."""
+
+    unreached: frozenset[str] = field(default=frozenset())
 
     def write(self, path: str | Path, *, width: int, parallel: bool, size: int, by: str = "size") -> Path:
         """Writes a score file as EAP-IG and MIB read it, with the first `size` edges in the graph.
@@ -35,7 +37,7 @@ def edge_ranking(measurements: Measurements, *, effect: str | None = None, metri
     """Every edge that a map of paths has, by one effect and metric: the mean over pairs, of which clusters count once.
 
     `effect` is restoration, disruption or estimated (default: estimated where there are estimates, else the first that
-    was measured). Where nothing can arrive the score is 0. Raises InvalidOption where there are no paths, or none
+    was measured). Raises InvalidOption where there are no paths, or none
     from single senders at all tokens.
     """
     if PATHS.name not in measurements.maps:
@@ -51,12 +53,15 @@ def edge_ranking(measurements: Measurements, *, effect: str | None = None, metri
         raise InvalidOption(
             "The paths of this trace begin at some tokens, and the edges of a circuit are at all of them: use at='all'."
         )
-    numbers = found[name].transpose("pair", "sender", "receiver").values
-    by_pair: dict[str, np.ndarray] = {
-        f"{sender.removesuffix(EVERYWHERE)}{ARROW}{receiver}": numbers[:, s, r]
+    numbers, status = (found[each].transpose("pair", "sender", "receiver").values for each in (name, "status"))
+    zero = (status == "structural_zero").all(0)
+    names = {
+        (s, r): f"{sender.removesuffix(EVERYWHERE)}{ARROW}{receiver}"
         for s, sender in enumerate(senders)
         for r, receiver in enumerate(receivers)
         if receiver != PATHS.margin
     }
+    by_pair: dict[str, np.ndarray] = {named: numbers[:, *at] for at, named in names.items() if not zero[at]}
     said = "estimated effect of each edge" if name == "estimated" else f"exact {name} of each edge alone"
-    return EdgeRanking(**over_pairs(measurements, by_pair, f"{said}, at all tokens", metric))
+    unreached = frozenset(named for at, named in names.items() if zero[at])
+    return EdgeRanking(**over_pairs(measurements, by_pair, f"{said}, at all tokens", metric), unreached=unreached)

@@ -205,13 +205,13 @@ class _Lane:
         """What a layer's heads add otherwise, one by one where they add up."""
         (before, instead), parts = self.seen.pop(layer), self.model.parts("z")
         senders = self.wiring.senders["z", layer]
-        heads = _Heads(projection(self.model, layer, before, live), before, instead, senders)
-        scale, dtype = scale_at(self.model, ("attn_out", layer)), self.wiring.dtype
-        each = heads.alone(parts)
-        every = torch.ones(1, len(self.wiring.rewired.senders), device=live.device)
-        if self.joint or not _near(each.sum(0), heads.together(every, parts)[0], live):
+        way, adds_up = projection(self.model, layer, before, live)
+        heads = _Heads(way, before, instead, senders)
+        if self.joint or not adds_up:
             self.heads[layer] = heads
             return
+        scale, dtype = scale_at(self.model, ("attn_out", layer)), self.wiring.dtype
+        each = heads.alone(parts)
         for (sender, _), apart in zip(heads.senders, each, strict=True):
             self.added[sender] = scale * apart.to(dtype)
 
@@ -245,10 +245,11 @@ class _Lane:
 
 def projection(
     model: Model, layer: int, heads: Float[Tensor, "token width"], attention: Float[Tensor, "token d_model"]
-) -> Callable[[Tensor], Tensor]:
-    """What makes of a layer's heads what attention adds, held against what it made of these.
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """What makes of a layer's heads what attention adds, held against what it made of these; and whether they add up.
 
-    It is the output projection, with a norm behind where there is one. Raises ComponentNotOffered where it is neither.
+    It is the output projection; with a norm behind, heads do not add up. Raises ComponentNotOffered where it is
+    neither.
     """
     layout = model.layout(layer)
     output, last = model.part(layer, layout.z or ""), model.part(layer, layout.attn or "")
@@ -256,16 +257,22 @@ def projection(
     ways: list[Callable[[Tensor], Tensor]] = [output.forward]
     if not (layout.z or "").startswith(layout.attn or ""):
         ways.append(lambda value: last.forward(output.forward(value)))
-    for way in ways:
-        if _near(way(heads[None])[0], attention, attention):
-            return way
+    for number, way in enumerate(ways):
+        if _near(way(heads[None])[0], attention):
+            return way, number == 0 and _linear(way, heads)
     raise ComponentNotOffered(
         f"Edges from single heads are not offered on this model ({model.anatomy.family}): in layer {layer} attention "
         "adds something else than what its output projection makes of the heads, with or without a norm behind it."
     )
 
 
-def _near(one: Tensor, other: Tensor, like: Tensor) -> bool:
+def _linear(way: Callable[[Tensor], Tensor], heads: Float[Tensor, "token width"]) -> bool:
+    """Whether twice the heads give twice as much, beyond what nothing gives."""
+    none, once, twice = way(torch.stack([heads * factor for factor in (0, 1, 2)]))
+    return _near(twice - none, 2 * (once - none))
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
     """Whether two are the same up to rounding."""
-    bound = NEAR.get(like.dtype, NEAR_IN_HALF) * float(torch.stack([one.abs().max(), like.abs().max()]).max())
+    bound = NEAR.get(other.dtype, NEAR_IN_HALF) * float(other.abs().max())
     return float((one - other).abs().max()) <= bound

@@ -24,6 +24,12 @@ def rewired_in(world: World) -> Rewired | None:
     return source if isinstance(source, Rewired) else None
 
 
+def rows_of(model: Model, world: World) -> int:
+    """How many rows a world takes of a forward: more than one where it is rewired."""
+    rewired = rewired_in(world)
+    return Wiring(model, rewired).rows if rewired else 1
+
+
 @dataclass(eq=False)
 class Wiring:
     """Where each reader of a world reads, in which of its rows, and what the edits write where."""

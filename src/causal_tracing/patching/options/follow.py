@@ -37,7 +37,8 @@ class FollowOptions:
     receivers: Mapping[str, Sequence[str]] | Sequence[str] | None = same(Options, "receivers")
     at: Column = option(
         "last",
-        help="The token whose senders are followed, where none are named: a position, a role, or a span.",
+        help="The token whose senders are followed, where none are named: a position, a role, a span, all tokens "
+        "together (all), or each by itself (each).",
         group=PATHS,
         text=texts.POSITION,
         check=_check_at,

@@ -35,6 +35,7 @@ from causal_tracing.results.storage.atomic import write_text
 from causal_tracing.results.units import is_function
 
 MOST_PAIRS = 250  # whose maps go into a page
+MOST_ENTRIES = 1000  # of a list of the record: more are not read through
 SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
 
@@ -213,8 +214,16 @@ def provenance_text(measurements: Measurements) -> str:
     """The command first, then a line for each entry; what is not ASCII is escaped, so that nothing hides in it."""
     record = dict(measurements.provenance)
     command = record.pop("command", None) or f"none: {_without_command(record)}"
-    lines = [f"{name}: {json.dumps(value)}" for name, value in record.items()]
+    lines = [f"{name}: {json.dumps(_readable(value))}" for name, value in record.items()]
     return "\n".join([f"made by: {visible(command)}", *lines])
+
+
+def _readable(value: Any) -> Any:
+    """A value of the record, without lists and tables that nobody reads through: a saved trace has them."""
+    if isinstance(value, Mapping) and len(value) <= MOST_ENTRIES:
+        return {name: _readable(each) for name, each in value.items()}
+    many = isinstance(value, (Mapping, list, tuple)) and len(value) > MOST_ENTRIES
+    return f"{len(value)} entries, which are kept in the saved trace" if many else value
 
 
 def _without_command(record: Mapping[str, Any]) -> str:

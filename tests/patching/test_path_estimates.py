@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import open_backend
-from causal_tracing.errors import ComponentNotOffered, InvalidOption
+from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.interventions.write import Write
 from causal_tracing.models.model import Model
 from causal_tracing.results.estimates import Checked
@@ -360,6 +360,32 @@ def test_all_senders_and_receivers_are_the_default():
 def _refused(error: type[Exception], method: str, told: str, model: Any = None, **options: Any) -> None:
     with pytest.raises(error, match=told):
         ct.attribute(model or shared("llama"), PAIR, method=method, progress=False, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_at_each_token_every_edge_is_estimated_and_the_strongest_are_patched(method: str):
+    model = exact_model("llama")
+    found = estimated(model, method, ["each z @ each", "mlp_out 0 @ each"], verify=5, sample=3)
+    every, shown = table(found), found.of("paths").sel(metric="logit_diff", pair="pair-0", component="path")
+    assert every.sizes["sender"] == (LAYERS * HEADS + 1) * (LAST + 1)
+    for position in (2, 3, LAST):
+        alone = table(estimated(model, method, [f"each z @ {position}", f"mlp_out 0 @ {position}"]))
+        assert_allclose(every.sel(sender=alone.sender), alone, atol=1e-12)
+    status, effect = shown.status.drop_sel(receiver="every path"), shown.restoration.drop_sel(receiver="every path")
+    assert {*np.unique(status.values.astype(str))} == {"ok", "not_patched", "structural_zero"}
+    assert int((status == "ok").sum()) == 5 + 3
+    assert effect.where(status == "not_patched").isnull().all()  # never a zero that was not measured
+    assert effect.where(status == "ok").count() == 5 + 3
+    sizes = abs(every.drop_sel(receiver="every path"))
+    top = sizes.where(status == "ok").stack(edge=["sender", "receiver"]).dropna("edge").max()
+    assert float(top) == float(sizes.max())
+
+
+def test_each_token_needs_prompts_of_one_length():
+    pairs = [ct.Pair(clean=text, corrupt=text.replace("w11", "w31"), answer=ANSWER, foil=FOIL, id=name)
+             for name, text in (("short", " w11 w12 w13"), ("long", CLEAN))]  # fmt: skip
+    with pytest.raises(InvalidPair, match="is at each token by itself, and pairs 'short' and 'long' have 3 and 6"):
+        ct.attribute(shared("llama"), pairs, method="eap", at="each", progress=False)
 
 
 def test_what_cannot_be_meant_is_refused():

@@ -263,3 +263,14 @@ def test_what_is_too_large_for_a_page_keeps_the_strongest(monkeypatch: pytest.Mo
     assert {*kept[1]} >= {name for name, size in zip(receivers, columns, strict=False) if size >= least and size > 0.1}
     shown: Any = cut["pairs"][0]["metrics"]["logit_diff"]["restoration"]
     assert shown[kept[0].index("z 1.1 @ last")][kept[1].index("v 0.3")] == 3
+
+
+def test_a_sender_at_several_tokens_is_a_node_at_each() -> None:
+    receivers = {"q 2.1": 2, "logits": -1, EVERY: -1}
+
+    def nodes(*senders: str) -> list[str]:
+        made = followed(np.ones((len(senders), 3)), senders=dict.fromkeys(senders, 1), receivers=receivers)
+        return [each["node"][0] for each in matrix_data(made, PATHS, ["p0"])["senders"]]
+
+    assert nodes("z 1.1 @ last", "mlp_out 1 @ last") == ["head 1.1", "MLP 1"]
+    assert nodes("z 1.1 @ 3", "z 1.1 @ 4") == ["head 1.1 @ 3", "head 1.1 @ 4"]

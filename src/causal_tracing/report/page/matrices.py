@@ -25,7 +25,7 @@ from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 DIGITS = 4
 GROUPS = ("q", "k", "v", "mlp_out", "named", "logits", "beside")  # receivers, in their order
-SENDER = re.compile(r"(z|attn_out|mlp_out|mixer_out|resid_pre) (\d+)(?:\.(\d+))? @ .+")
+SENDER = re.compile(r"(z|attn_out|mlp_out|mixer_out|resid_pre) (\d+)(?:\.(\d+))? @ (.+)")
 RECEIVER = re.compile(r"(q|k|v|mlp_out) (\d+)(?:\.(\d+))?")
 LABELS = {"mlp_out": "MLP", "mixer_out": "mixer", "resid_pre": "embedding"}
 ABOVE = -2  # as the layer of a node: behind all layers that are drawn, before the logits
@@ -123,8 +123,10 @@ def _kept(found: xr.Dataset, names: Sequence[str], room: int) -> xr.Dataset:
 
 
 def _labels(kept: xr.Dataset) -> dict[str, Any]:
+    found = [SENDER.fullmatch(str(name)) for name in kept.sender.values]
+    several = len({each.group(4) for each in found if each}) > 1
     return {
-        "senders": [_sender(*each) for each in _named(kept, "sender")],
+        "senders": [_sender(*each, several=several) for each in _named(kept, "sender")],
         "receivers": _receivers(kept),
     }
 
@@ -149,10 +151,18 @@ def _is_large(kept: xr.Dataset) -> bool:
     return max(kept.sizes["sender"], kept.sizes["receiver"]) > 40
 
 
-def _sender(name: str, layer: int) -> dict[str, Any]:
+def _sender(name: str, layer: int, *, several: bool) -> dict[str, Any]:
+    """A sender's name and node; at `several` tokens one of each, which is not the node of a receiver."""
     found = SENDER.fullmatch(name)
-    node = _node(*found.groups()) if found else [visible(name), visible(name), layer, "left", 0]
-    return {"name": visible(name), "layer": layer, "node": node}
+    if not found:
+        return {"name": visible(name), "layer": layer, "node": [visible(name), visible(name), layer, "left", 0]}
+    *place, token = found.groups()
+    node, at = _node(*place), f" @ {visible(token)}"
+    return {
+        "name": visible(name),
+        "layer": layer,
+        "node": [node[0] + at, node[1] + at, *node[2:]] if several else node,
+    }
 
 
 def _receiver(name: str, layer: int, margin: str) -> dict[str, Any]:

@@ -269,7 +269,12 @@ def test_a_sender_at_several_tokens_is_a_node_at_each() -> None:
     receivers = {"q 2.1": 2, "logits": -1, EVERY: -1}
 
     def nodes(*senders: str) -> list[str]:
-        made = followed(np.ones((len(senders), 3)), senders=dict.fromkeys(senders, 1), receivers=receivers)
+        told: dict[str, Any] = {
+            "senders": dict.fromkeys(senders, 1),
+            "receivers": receivers,
+            "zeros": np.zeros((len(senders), 3)),
+        }
+        made = followed(np.ones((len(senders), 3)), **told)
         return [each["node"][0] for each in matrix_data(made, PATHS, ["p0"])["senders"]]
 
     assert nodes("z 1.1 @ last", "mlp_out 1 @ last") == ["head 1.1", "MLP 1"]

@@ -110,6 +110,29 @@ def test_the_edges_of_a_program_are_found_and_no_others(engine: str):
         assert {str(each) for each in node.sender.values if node.sel(sender=each) != 0} == on_the_way
 
 
+TRUE = {"resid_pre 0 -> v 0.0", "z 0.0 -> k 1.1", "z 1.1 -> mlp_out 1", "mlp_out 1 -> logits"}
+
+
+def test_a_ranking_of_the_programs_edges_has_the_true_ones_first():
+    """C6: no other edge has a score, so that the true ones are all before the rest (an AUROC of 1)."""
+    found = ct.circuit(program(), PAIR, of="edges", ranking="exact", sizes=[3, 4], spot_checks=0, progress=False)
+    scores = found.provenance["options"]["circuit"]
+    assert {name for name, score in scores.items() if abs(score) > 1e-6} == TRUE
+    assert len(scores) > 10 * len(TRUE)
+    curve = found.circuit().curve.set_index("size")
+    assert curve.faithfulness[[0, 3, 4, len(scores)]].tolist() == pytest.approx([0, 0, 1, 1], abs=1e-6)
+    assert curve.weighted_size[4] == 4
+
+
+def test_every_edge_of_the_program_is_needed_and_no_other():
+    tested = ct.circuit(
+        program(), PAIR, of="edges", ranking=sorted(TRUE), sizes=[4], tested=4, subsets=2, spot_checks=0, progress=False
+    ).circuit()
+    assert tested.minimality.matters.all()
+    assert tested.minimality.moved.abs().tolist() == pytest.approx([2.0] * 4)
+    assert tested.completeness.distance.max() < 1e-5
+
+
 class Ones(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         return torch.ones_like(value)

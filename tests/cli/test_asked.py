@@ -78,7 +78,8 @@ def with_ids_of(model: Model, folder: Path) -> Path:
     return path
 
 
-UNCHANGED = ("eap-ig", "eap-ig-years", "eap-ig-years-idx", "causalgym", "counterfact-tracing")  # of which nothing is said
+# Of which nothing is said.
+UNCHANGED = ("eap-ig", "eap-ig-years", "eap-ig-years-idx", "causalgym", "counterfact-tracing")
 # What cannot be traced of a fixture: a pair that has neither a corrupt prompt nor a subject.
 FAILED = {"blimp": ("pair agreement_made-2 cannot be traced: pair 'agreement_made-2' has no corrupt prompt.", 1)}
 

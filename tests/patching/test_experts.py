@@ -220,7 +220,7 @@ def test_files_numbers_and_comparisons_have_experts(tmp_path: Path) -> None:
     for ending, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
         again = read(trace.export(tmp_path / f"experts{ending}", "experts"))
         assert_allclose(again.logit_diff, table.logit_diff)
-        assert (again[["layer", "expert"]].values == table[["layer", "expert"]].values).all()
+        assert_array_equal(again[["layer", "expert"]], table[["layer", "expert"]])
     with xr.open_dataset(trace.export(tmp_path / "experts.nc", "experts"), engine="h5netcdf") as arrays:
         assert_allclose(arrays.restoration, trace.of("experts").restoration)
     hub = trace.to_hub(tmp_path / "hub")

@@ -11,6 +11,7 @@ import pytest
 
 import causal_tracing as ct
 from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair
+from causal_tracing.prompts.answers import each_of
 from causal_tracing.prompts.files import read
 from causal_tracing.prompts.formats.table import FORMATS, NAMES, as_text
 from tokenizers_for_tests import with_bos, words
@@ -116,7 +117,7 @@ def test_years_need_no_subject_where_prompts_differ_in_more_than_one():
     rows[1]["clean"] = "1345 and 1345 are less than 13"
     first, second, third = ct.read_pairs(rows)
     assert (first.subject, first.corrupt_subject, first.answer[0]) == (None, None, "42")
-    assert (second.subject, second.answer[0], second.foil[-1]) == (None, "46", "45")
+    assert (second.subject, second.answer[0], each_of(second.foil)[-1]) == (None, "46", "45")
     assert (third.subject, third.corrupt_subject, third.answer[:2]) == ("1207", "1201", ("08", "09"))
 
 

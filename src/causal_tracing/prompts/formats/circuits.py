@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from causal_tracing.prompts.formats.fields import Fields, Row, TokenId
 from causal_tracing.prompts.formats.format import Format
@@ -46,7 +47,7 @@ def later_years(key: str, row: Fields) -> Iterator[Row]:
     )
 
 
-def _subjects(clean: str, corrupt: str, year: str) -> dict[str, str]:
+def _subjects(clean: str, corrupt: str, year: str) -> dict[str, Any]:
     """The year in each prompt, where it is all that tells them apart; else nothing."""
     before, _, behind = clean.partition(year)
     other = re.fullmatch(f"{re.escape(before)}([0-9]{{4}}){re.escape(behind)}", corrupt)

@@ -108,7 +108,10 @@ def test_words_claim_a_readout_and_no_effect(single: ct.Trace, many: ct.Trace):
         first = bool(last[f"{text}_rank"].sel(run=run, layer=3) == 0)
         assert ("not the first choice in the end" in part) is not first
     assert NOT_SHOWN in said
-    assert "Logit lens at the last token, mean logit difference of 4 pairs" in many.summary()
+    said_of_all = "Logit lens at the last token, mean logit difference of 4 pairs"
+    assert many.summary().count(said_of_all) == 1
+    assert many.to_html().count(said_of_all) == 1
+    assert many._repr_html_().count(said_of_all) == 1
     assert READ in single.to_html().replace("&#x27;", "'")
     without = ct.Trace(replace(single.measurements, lens=None))
     assert "ogit lens" not in without.summary()

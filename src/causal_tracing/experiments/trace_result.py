@@ -11,7 +11,6 @@ import xarray as xr
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
-from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.edge_ranking import EdgeRanking, edge_ranking
 from causal_tracing.results.effects import effects, require_effect
@@ -160,7 +159,7 @@ class Trace:
         first = next(iter(means.values()))
         if isinstance(first, NoMean):
             return f"There is no mean over these pairs: {first}"
-        return many_pairs.words(means, self.provenance, circuit_sentences(self.measurements, metric=metric))
+        return many_pairs.words(means, self.provenance, many_pairs.beside_the_maps(self.measurements, metric))
 
     def circuit(self, *, metric: str | None = None, pair: str | None = None, seed: int = 0) -> Circuits:
         """How faithful sets of nodes are, by size: the mean over pairs, or one pair. See `results.circuits.Circuits`.

@@ -8,7 +8,6 @@ import xarray as xr
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words import many_pairs, one_pair
-from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.many_pairs import MeanReading
 from causal_tracing.report.words.one_pair import Reading
 from causal_tracing.results.means import NoMean, mean_maps
@@ -36,7 +35,7 @@ def notebook_html(measurements: Measurements) -> str:
     main = next(iter(means.values()))
     if isinstance(main, NoMean):
         return _one_pair(measurements, f"The first of {count} pairs. There is no mean over them: {main}")
-    reading = many_pairs.read(means, measurements.provenance, circuit_sentences(measurements))
+    reading = many_pairs.read(means, measurements.provenance, many_pairs.beside_the_maps(measurements))
     maps = "".join(_map(main.cells, name) for name in measurements.directions)
     return _shown(reading.title, reading, maps, ".summary() lists the pairs.")
 

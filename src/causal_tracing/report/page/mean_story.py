@@ -9,8 +9,7 @@ from causal_tracing.report.page.maps import mean_data
 from causal_tracing.report.page.parts import parts_mean
 from causal_tracing.report.page.queries import query_mean
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.circuits import circuit_sentences
-from causal_tracing.report.words.many_pairs import read
+from causal_tracing.report.words.many_pairs import beside_the_maps, read
 from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
@@ -39,7 +38,7 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
             story=f'<p class="warning">There is no mean over these pairs: {escape(visible(str(first)))}</p>'
         )
     data = mean_data(measurements, first, shown)
-    said = read(means, measurements.provenance, circuit_sentences(measurements))
+    said = read(means, measurements.provenance, beside_the_maps(measurements))
     finding = said.sentences[0] if said.sentences else "No effect could be measured."
     story = (
         f'<div class="story" data-pair="{escape(data["id"])}"><h1>{escape(said.title)}</h1>'

@@ -8,12 +8,15 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import asking, between, number, p_value, percent
+from causal_tracing.report.words.circuits import circuit_sentences
+from causal_tracing.report.words.lens import mean_lens_sentences
 from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
 from causal_tracing.report.words.paths import through, verb_of
 from causal_tracing.report.words.senders import NOT_SHOWN_SENDERS, mean_sender_sentences
 from causal_tracing.results.arms import DIRECT, DIRECT_NAMES, DIRECTIONS
 from causal_tracing.results.columns import columns_of, in_words
 from causal_tracing.results.means import MeanMap, NoMean
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS, PATHS, kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
@@ -36,6 +39,12 @@ class MeanReading:
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
     caveats: tuple[str, ...] = CAVEATS
+
+
+def beside_the_maps(measurements: Measurements, metric: str | None = None) -> Iterator[str]:
+    """What is said of all pairs together beside their maps: of circuits, and of the logit lens."""
+    yield from circuit_sentences(measurements, metric=metric)
+    yield from mean_lens_sentences(measurements)
 
 
 def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], beside: Iterable[str] = ()) -> MeanReading:

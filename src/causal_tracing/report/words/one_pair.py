@@ -18,7 +18,7 @@ from causal_tracing.prompts.answers import on_one_line, texts_of
 from causal_tracing.report.labels import addressed, full_name, names_of, number, percent, place, with_share
 from causal_tracing.report.words.attention import attention_sentences
 from causal_tracing.report.words.circuits import circuit_sentences
-from causal_tracing.report.words.lens import lens_sentences, mean_lens_sentences
+from causal_tracing.report.words.lens import lens_sentences
 from causal_tracing.report.words.method import (
     USUAL,
     Side,
@@ -143,7 +143,6 @@ def overview(measurements: Measurements, *, metric: str | None = None, averaged:
         lines += [f"    {sentence}" for sentence in noise_sentences(measurements, found)]
     devices = (sentence for sentence in device_sentences(measurements.provenance) if sentence not in averaged)
     said = (*write_sentences(measurements), *convention_sentences(measurements), *devices)
-    said = (*said, *mean_lens_sentences(measurements))
     lines += [f"\n{sentence}" for sentence in said]
     if len(pairs) > PAIRS_EACH:
         lines.append(f"and {len(pairs) - PAIRS_EACH} more. Choose one with pair=.")

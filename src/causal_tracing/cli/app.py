@@ -78,7 +78,8 @@ def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
     streams.ready()
     try:
-        app()
+        with streams.written():
+            app()
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -144,6 +145,7 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
             "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
             "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
         }  # fmt: skip
+        console.check_page(scores)
         named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
         loading = {
             "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,

@@ -191,7 +191,7 @@ _that_traces(
     "circuit",
     CircuitRunOptions,
     cli_circuits.meant,
-    "Circuits: how much of the behaviour sets of heads and MLPs keep when all else is ablated, by size.",
+    "Circuits: how much of the behaviour sets of heads and MLPs, or of edges, keep when all else is ablated, by size.",
 )
 
 

@@ -37,9 +37,23 @@ def with_bos(*, eos: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>")
 
 
-def words(*known: str) -> PreTrainedTokenizerFast:
-    """One token a word of those that are known, its leading space included."""
+def words(*known: str, digits: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word of those that are known, its leading space included; with `digits`, one a digit."""
     vocabulary = {word: number for number, word in enumerate(("<unk>", *known))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_next")
+    tokenizer.pre_tokenizer = _at_digits() if digits else _at_spaces()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def words_of(*texts: str) -> PreTrainedTokenizerFast:
+    """One token a word or digit of these texts."""
+    pieces = (piece for text in texts for piece, _ in _at_digits().pre_tokenize_str(text))
+    return words(*dict.fromkeys(pieces), digits=True)
+
+
+def _at_spaces() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(" ", "merged_with_next")
+
+
+def _at_digits() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _at_spaces()])

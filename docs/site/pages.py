@@ -61,6 +61,7 @@ MENDED = {
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
     "<th></th>": "<td></td>",
+    '<th class="head"><p></p></th>': "<td></td>",
     "<pre><span></span>": '<pre tabindex="0"><span></span>',
     '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
 }

@@ -135,3 +135,24 @@ def test_nothing_heavy_is_loaded_to_say_it(place: Path):
     )
     assert all(message in done.stderr for name, (_, message) in WRONG.items() if name not in HEAVY)
     assert done.stdout == "[]\n"
+
+
+def test_a_list_of_commands_declares_no_options():
+    """Each of five commands has a hundred of them, and a list shows none."""
+    code = """
+import sys
+from causal_tracing.cli.app import app, main
+whole = [each.callback for each in app.registered_commands]
+for words in (["--help"], ["datasets", "--help"], ["trace", "--help"]):
+    sys.argv = ["causal-tracing", *words]
+    try:
+        main()
+    except SystemExit:
+        pass
+    print([name for name in sys.modules if name.endswith("patching.options.trace")], file=sys.stderr)
+assert [each.callback for each in app.registered_commands] == whole
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["[]", "[]", "['causal_tracing.patching.options.trace']"]
+    assert "knockout" in done.stdout
+    assert "--neurons" in done.stdout

@@ -24,12 +24,13 @@ import causal_tracing as ct
 from causal_tracing.errors import CausalTracingError
 from model_types.anatomy import FITTED, HELD_OUT, LENGTH, Found, find
 from model_types.attention import NAMES, Cell, NotFound
+from model_types.mixture import MIXTURE
 from model_types.oracle import METRICS, WHOLE, Answers, Oracle
 from model_types.prompts import ANSWER, BOTH, FOIL, TOKENIZER, Prompts, random_prompt, text
 from model_types.recipes import build
 
 HEADS = ("z", *NAMES)
-ASKED = (*WHOLE, *HEADS, "neurons")
+ASKED = (*WHOLE, *HEADS, "neurons", *MIXTURE)
 THREE = ("attn_out", "mlp_out", "resid_post")
 BOUND = 2e-5  # of the largest logit: rounding in float32
 
@@ -156,10 +157,17 @@ def traced_neurons(model: Any, prompts: Prompts, _: Sequence[str]) -> tuple[ct.T
     ), "neurons"
 
 
+def traced_experts(model: Any, prompts: Prompts, _: Sequence[str]) -> tuple[ct.Trace, str]:
+    last = [prompts.length - 1]
+    return trace_of(model, prompts, components=["resid_post"], experts=True, expert_positions=last), "experts"
+
+
 REQUESTS: tuple[tuple[Sequence[str], Request], ...] = (
     (WHOLE, traced_whole),
     (HEADS, traced_heads),
     (("neurons",), traced_neurons),
+    (("router", "experts_in"), traced_whole),
+    (("experts",), traced_experts),
 )
 
 
@@ -255,7 +263,7 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
 
 def arrays(numbers: xr.Dataset, direction: str) -> tuple[np.ndarray, np.ndarray]:
     """[layer, position, part, metric] of a component's map, and where its effects are declared to be zero."""
-    part = [axis for axis in ("head", "neuron") if axis in numbers[direction].dims]
+    part = [axis for axis in ("head", "neuron", "expert") if axis in numbers[direction].dims]
     table = numbers[direction].transpose("layer", "position", *part, "metric").values
     zero = numbers.structural_zero.broadcast_like(numbers[direction].isel(metric=0)).transpose(
         "layer", "position", *part
@@ -278,7 +286,7 @@ def chosen(
 ) -> Iterator[tuple[tuple[int, ...], Cell]]:
     """The cells that are compared: all of the short prompt's, some of the long one's, some heads and neurons."""
     parts = int(np.isfinite(table).any((0, 1, 3)).sum())  # keys and values have fewer heads than the map has rows
-    if component == "neurons":
+    if component in ("neurons", "experts"):
         positions = {0: prompts.length - 1}
     else:
         wanted = range(table.shape[1]) if parts > 1 or not prompts.positions else prompts.positions

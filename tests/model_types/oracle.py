@@ -1,7 +1,8 @@
 """What patching a network must give: one bare forward a cell, the whole vocabulary at the last token.
 
 Whole components are written where `anatomy.find` found them. Heads and neurons are slices of what the last projection
-takes in; queries, keys, values and patterns are written inside the attention function (`attention.py`).
+takes in; queries, keys, values and patterns are written inside the attention function (`attention.py`), experts in the
+module that is called with a router's choice (`mixture.py`).
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from model_types.anatomy import Found, Layer, Term
 from model_types.attention import NAMES, Attention, Cell, NotFound
+from model_types.mixture import MIXTURE, Mixture
 from model_types.prompts import ANSWER, FOIL, Prompts
-from model_types.spots import Change, Spot, look, put, run
+from model_types.spots import Change, Spot, changing, look, put, run, unchanged
 
 WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 METRICS = ("logit", "log_prob", "logit_diff")
@@ -79,6 +81,10 @@ class Side:
     def attention(self) -> Attention:
         return Attention.of_run(self.network, self.found, self.tokens)
 
+    @cached_property
+    def mixture(self) -> Mixture:
+        return Mixture.of_run(self.network, self.found, self.tokens)
+
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
@@ -135,31 +141,33 @@ class Oracle:
             raise NotFound(answer)
         return answer
 
-    def _patched(self, direction: str, cell: Cell) -> np.ndarray:
+    def _patched(self, direction: str, cell: Cell, then: Change = unchanged) -> np.ndarray:
+        """The same; `then` changes all that is written once more."""
         names = ("clean", "corrupt") if direction == "restored" else ("corrupt", "clean")
         donor, into = (self.sides[name] for name in names)
         if cell.component in NAMES:
             return metrics(donor.attention.patched(self.network, self.found, into.tokens, cell))
-        changes = self.changes(donor, into, cell)
+        if cell.component in MIXTURE:
+            return metrics(into.mixture.patched(self.network, into.tokens, donor.mixture, cell, then))
+        changes = {spot: partial(_both, change, then) for spot, change in self.changes(donor, into, cell).items()}
         return metrics(run(self.network, into.tokens, changes) if changes else into.logits)
 
     def last_place(self, direction: str, cell: Cell) -> float:
         """By how much `METRICS` move where what is written is changed in the last place of float32, at random, 5 times.
 
         What float32 cannot tell: a norm of a stream near zero, or two experts that are chosen nearly alike, make it
-        large. 0 for heads and for what is not written.
+        large. What one expert adds is made by hand, so that what layers read is changed there too. 0 for heads and for
+        what is not written.
         """
-        names = ("clean", "corrupt") if direction == "restored" else ("corrupt", "clean")
-        donor, into = (self.sides[name] for name in names)
-        changes = {} if cell.component in NAMES else self.changes(donor, into, cell)
-        if not changes:
+        if cell.component in NAMES:
             return 0.0
-        plain = metrics(run(self.network, into.tokens, changes))
-        random = torch.Generator().manual_seed(0)
+        plain = self._patched(direction, cell)
+        jolted = partial(_in_the_last_place, torch.Generator().manual_seed(0))
+        read = {layer.before: jolted for layer in self.found.layers} if cell.component in MIXTURE else {}
         moved = []
         for _ in range(5):
-            noisy = {spot: partial(_in_the_last_place, change, random) for spot, change in changes.items()}
-            moved.append(float(np.abs(metrics(run(self.network, into.tokens, noisy)) - plain).max()))
+            with changing(self.network, read):
+                moved.append(float(np.abs(self._patched(direction, cell, jolted) - plain).max()))
         return max(moved)
 
     def changes(self, donor: Side, into: Side, cell: Cell) -> dict[Spot, Change]:
@@ -185,10 +193,13 @@ class Oracle:
         return {term.spot: put(value, position, self.prompts.length)}
 
 
-def _in_the_last_place(change: Change, random: torch.Generator, value: Tensor) -> Tensor:
-    changed = change(value)
-    up = torch.rand(changed.shape, generator=random) < 0.5
-    return torch.nextafter(changed, torch.where(up, torch.inf, -torch.inf))
+def _both(change: Change, then: Change, value: Tensor) -> Tensor:
+    return then(change(value))
+
+
+def _in_the_last_place(random: torch.Generator, value: Tensor) -> Tensor:
+    up = torch.rand(value.shape, generator=random) < 0.5
+    return torch.nextafter(value, torch.where(up, torch.inf, -torch.inf))
 
 
 def only(given: Tensor, own: Tensor, cell: Cell) -> Tensor:

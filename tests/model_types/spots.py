@@ -44,6 +44,10 @@ class Call:
         return self.begin < other.begin and other.end < self.end
 
 
+def unchanged(value: Tensor) -> Tensor:
+    return value
+
+
 def tensors(value: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
     """The floating tensors in nested tuples, lists and dictionaries, with their places."""
     if isinstance(value, Tensor):

@@ -30,7 +30,7 @@ SECONDS = 120  # of computing, a type; what takes longer is ended, and said so
 PATIENCE = 15  # times that, by the clock: other programs may have the cores
 
 
-ORACLE = ("recipes", "overrides", "prompts", "spots", "anatomy", "attention", "oracle")
+ORACLE = ("recipes", "overrides", "prompts", "spots", "anatomy", "attention", "mixture", "oracle")
 
 
 def version(*files: Path) -> str:

@@ -9,6 +9,7 @@ import transformers
 
 import causal_tracing
 from model_types.examine import ASKED, BOUND, HEADS, THREE, WHOLE, Result
+from model_types.mixture import MIXTURE
 from model_types.prompts import LONG, SHORT
 from model_types.recipes import TYPES
 from model_types.sweep import ROOT
@@ -47,8 +48,8 @@ causal-tracing {causal_tracing.__version__}, transformers {transformers.__versio
 
 *exact*: {", ".join(THREE)} agree to {BOUND:.0e} of the largest logit, and so does all else that is offered. *partial*:
 what is offered agrees, the rest is refused, with the reason below. *refused*: nothing is offered. What stands in
-brackets was traced, and the oracle could not check it. *worst* is the largest difference from the oracle, in shares of
-the largest logit.
+brackets was traced, and the oracle could not check it. *of mixtures*: routers, what experts read, and single experts
+([what these are](experts.md)). *worst* is the largest difference from the oracle, in shares of the largest logit.
 {rounding(results)}""",
             *section("Types", types),
             *section("Variants", variants),
@@ -71,15 +72,16 @@ def rounding(results: Iterable[Result]) -> str:
     types = ", ".join(dict.fromkeys(name for name, _ in found))
     return f"""
 Left out of it are {cells} cells ({types}) where the two sides differ by up to {largest:.0e}, and where the oracle's own
-answer moves by more than that when what is written changes in the last place of float32.
+answer moves by more than that when what is written (of experts: what layers read, too) changes in the last place of
+float32.
 """
 
 
 def section(title: str, results: Sequence[Result]) -> Iterator[str]:
     """A heading, its table, and the reasons."""
     yield from (f"## {title}", "")
-    yield "| type | verdict | layers | engine | components | heads, neurons | worst |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| type | verdict | layers | engine | components | heads, neurons | of mixtures | worst |"
+    yield "|---|---|---|---|---|---|---|---|"
     yield from (row(result) for result in sorted(results, key=lambda result: result["type"]))
     yield ""
     for verdict in ORDER:
@@ -102,6 +104,7 @@ def row(result: Result) -> str:
         engine,
         offered(entries, WHOLE),
         offered(entries, (*HEADS, "neurons")),
+        offered(entries, MIXTURE),
         worst(entries),
     )
     return f"| {' | '.join(cells)} |"

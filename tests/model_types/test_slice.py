@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from model_types import oracle
+from model_types import mixture, oracle
 from model_types.examine import BOUND, THREE, examine
 from model_types.prompts import FEW
 from model_types.spots import Change, put
@@ -50,3 +50,19 @@ def test_a_write_at_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(oracle, "put", one_later)
     result: Any = examine("llama", pairs=[FEW])
     assert result["verdict"] == "WRONG"
+
+
+def test_routers_and_experts_are_checked_and_a_write_at_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = examine("deepseek_v3", pairs=[FEW])["components"]
+    assert all(found[name]["prompts"][FEW.name]["cells"] for name in mixture.MIXTURE)
+    assert min(found[name]["prompts"][FEW.name]["effect"] for name in mixture.MIXTURE) > 50 * BOUND
+    at_token = mixture.at_token
+
+    def one_before(own: Tensor, given: Tensor, position: int) -> Tensor:
+        return at_token(own, given, position - 1)
+
+    monkeypatch.setattr(mixture, "at_token", one_before)
+    result: Any = examine("deepseek_v3", pairs=[FEW])
+    assert result["verdict"] == "WRONG"
+    assert "router" in result["why"]
+    assert "experts_in" in result["why"]

@@ -8,8 +8,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from typer.testing import CliRunner
@@ -209,6 +211,31 @@ def test_all_that_is_left_of_a_trace_has_experts(tmp_path: Path) -> None:
     assert 'id="experts-section"' in page.read_text(encoding="utf-8")
     ran = ct.run(tiny("mixtral"), others(3), tmp_path / "run", **ASKED, spot_checks=0)
     assert_allclose(ran.of("experts").restoration, trace.of("experts").restoration, atol=1e-5)
+
+
+def test_files_numbers_and_comparisons_have_experts(tmp_path: Path) -> None:
+    trace = traced("deepseek_v3", pairs=others(8), components=["mlp_out", "router"])
+    table = trace.to_dataframe("experts")
+    assert {*table.expert} == {*range(EXPERTS)}
+    for ending, read in ((".csv", pd.read_csv), (".parquet", pd.read_parquet)):
+        again = read(trace.export(tmp_path / f"experts{ending}", "experts"))
+        assert_allclose(again.logit_diff, table.logit_diff)
+        assert_array_equal(again[["layer", "expert"]], table[["layer", "expert"]])
+    with xr.open_dataset(trace.export(tmp_path / "experts.nc", "experts"), engine="h5netcdf") as arrays:
+        assert_allclose(arrays.restoration, trace.of("experts").restoration)
+    hub = trace.to_hub(tmp_path / "hub")
+    assert len(pd.read_parquet(hub / "experts.parquet")) == len(table)
+    assert "- config_name: experts\n  data_files: experts.parquet" in (hub / "README.md").read_text(encoding="utf-8")
+    numbers, cells = trace.scalars(), trace.evidence("experts").cells.restoration
+    assert abs(numbers["experts/restoration"]) == pytest.approx(float(abs(cells).max()))
+    assert numbers["router/layer"] in (1, 2, 3)
+    zeroed = traced("deepseek_v3", pairs=others(8), write="zero")
+    compared = ct.compare(trace, zeroed, of="experts")
+    apart = (trace.of("experts").disruption - zeroed.of("experts").disruption).sel(metric="logit_diff").mean("pair")
+    found = compared.cells.disruption.transpose(*apart.dims).values
+    assert_allclose(found, apart, atol=1e-5)
+    assert abs(found).max() > 0.1
+    assert "Largest difference of experts: layer " in compared.summary()
 
 
 def test_the_words_say_which_of_the_three_is_exchanged() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import causal_tracing as ct
 from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair
+from causal_tracing.prompts.answers import each_of
 from causal_tracing.prompts.files import read
 from causal_tracing.prompts.formats.table import FORMATS, NAMES, as_text
 from tokenizers_for_tests import with_bos, words
@@ -51,6 +52,13 @@ GOLDEN: dict[str, dict[str, Any]] = {
                   "occurrence": -1,
                   "labels": {"template": "The city of %s is in the country of", "Continent": "Asia", "Country": "Peru",
                              "Language": "Made", "relation": "Country"}},
+    "eap-ig-years": {"clean": "The voyage lasted from the year 1743 to the year 17", "subject": "1743",
+                     "corrupt": "The voyage lasted from the year 1701 to the year 17", "corrupt_subject": "1701",
+                     "answer": [f"{year:02}" for year in range(44, 100)], "labels": {"label": "43"},
+                     "foil": [f"{year:02}" for year in range(44)]},
+    "eap-ig-years-idx": {"clean": "1512, 1530, 1541, 15", "corrupt": "1512, 1530, 1501, 15", "subject": "1541",
+                         "corrupt_subject": "1501", "answer": [f"{year:02}" for year in range(42, 100)],
+                         "foil": [f"{year:02}" for year in range(42)], "labels": {"correct_idx": "41"}},
     "autocircuit": {"clean": "The cow likes to eat", "corrupt": "The cat likes to eat", "answer": " grass",
                     "foil": " fish", "id": "prompt-0"},
     "causalgym": {"clean": "The guard near the door", "corrupt": "The guards near the door", "answer": " is",
@@ -101,6 +109,16 @@ def test_one_prefix_of_blimp_has_a_foil_and_no_corrupt_prompt():
     with pytest.warns(FormatNote):
         last = ct.read_pairs(FILES["blimp"])[2]
     assert (last.clean, last.corrupt, last.answer, last.foil) == ("The dogs", None, " bark", " barks")
+
+
+def test_years_need_no_subject_where_prompts_differ_in_more_than_one():
+    rows = rows_of("eap-ig-years-idx")
+    rows[0]["corrupted"] = "1512, 1530, 1601, 16"  # another century for the answer, too
+    rows[1]["clean"] = "1345 and 1345 are less than 13"
+    first, second, third = ct.read_pairs(rows)
+    assert (first.subject, first.corrupt_subject, first.answer[0]) == (None, None, "42")
+    assert (second.subject, second.answer[0], each_of(second.foil)[-1]) == (None, "46", "45")
+    assert (third.subject, third.corrupt_subject, third.answer[:2]) == ("1207", "1201", ("08", "09"))
 
 
 def test_a_suite_reads_either_direction_and_regions_that_differ():
@@ -183,8 +201,20 @@ WRONG: dict[str, tuple[str, Callable[[Any], object], str]] = {
     "a name of ioi": ("mib-ioi", lambda row: row["metadata"].pop("subject"), "metadata.subject is missing"),
     "a label": ("mib-arithmetic", lambda row: row["random_counterfactual"].update(label=1.5),
                 "random_counterfactual.label must be a text or a whole number, and is 1.5"),
-    "a year": ("eap-ig", lambda row: row.pop("incorrect_idx"),
-               r"incorrect_idx is missing: without it correct_idx is a year.*set greater_than"),
+    "a foil": ("eap-ig", lambda row: row.pop("incorrect_idx"),
+               r"this row is of the format eap-ig-years-idx, and row 0 is eap-ig\."),
+    "an answer": ("eap-ig", lambda row: row.pop("correct_idx"), "this looks like eap-ig .*, and lacks correct_idx"),
+    "a year": ("eap-ig-years", lambda row: row.update(label=43),
+               r"label is 43, and no year of two digits that stands in the prompt .*to the year 15'"),
+    "a year as a text": ("eap-ig-years", lambda row: row.update(label="98th"), "label must be a whole number"),
+    "the last year": ("eap-ig-years", lambda row: row.update(clean="from 1599 to 15", label=99),
+                      "label is 99, and no year .* with later ones behind it"),
+    "no century": ("eap-ig-years", lambda row: row.update(clean="It lasted from the year 1598"),
+                   "label is 98, and no year of two digits"),
+    "a token's id": ("eap-ig-years-idx", lambda row: row.update(correct_idx=5099),
+                     "correct_idx is 5099, and no year .*token ids need incorrect_idx too"),
+    "both keys of a year": ("eap-ig-years", lambda row: row.update(correct_idx=98),
+                            "the keys of eap-ig-years and eap-ig-years-idx are all here"),
     "an id": ("eap-ig", lambda row: row.update(correct_idx="Mary"), "correct_idx must be a whole number"),
     "answers": ("autocircuit", lambda row: row["prompts"][1].update(answers=[3]),
                 r"prompts\[1\]\.answers\[0\] must be a text, and is 3"),

@@ -1,9 +1,11 @@
 """The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
 
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +19,7 @@ from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.errors import CausalTracingError, Note
-from causal_tracing.patching.options.circuit import CircuitRunOptions
 from causal_tracing.patching.options.declare import CIRCUIT, MANY, OUTPUT, PAIR
-from causal_tracing.patching.options.estimate import EstimateOptions
-from causal_tracing.patching.options.follow import FollowRunOptions, as_paths_of_a_trace
-from causal_tracing.patching.options.knockout import KnockoutRunOptions, as_of_a_trace
-from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.prompts.example import EXAMPLE
 
 CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
@@ -67,6 +64,8 @@ SCORES = (
 Scores = Annotated[Path | None, typer.Option(help=SCORES, rich_help_panel=CIRCUIT)]
 AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
+Declared = tuple[type, Callable[[dict[str, Any]], dict[str, Any]]]  # options, and those of a trace that they mean
+
 app = typer.Typer(
     help="Which parts of a language model carry a behaviour: exact causal tracing on any Hugging Face decoder.",
     no_args_is_help=True,
@@ -77,8 +76,9 @@ app = typer.Typer(
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
     streams.ready()
+    completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
     try:
-        with streams.written():
+        with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
             app()
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -110,9 +110,8 @@ def demo(
     console.show(console.traced(console.load("demo"), [Pair(**EXAMPLE)]), out)
 
 
-def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], dict[str, Any]], help: str) -> None:
+def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, ranks: bool = False) -> None:
     """Adds a command that traces: with these options, which mean those of a trace; of circuits, after a ranking."""
-    ranks = declared is CircuitRunOptions
 
     def carried_out(
         model: commands.ModelName,
@@ -152,7 +151,7 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
             "trust_remote_code": trust_remote_code,
         }  # fmt: skip
         wanted = tracing.Wanted(
-            pairs=named, many=pairs is not None, model=model, loading=loading, options=meant(options),
+            pairs=named, many=pairs is not None, model=model, loading=loading, options=declares()[1](options),
             finish=partial(cli_circuits.finished, scores=scores, out=out, dry_run=dry_run) if ranks else None,
         )  # fmt: skip
         tracing.carry_out(
@@ -164,38 +163,63 @@ def _that_traces(name: str, declared: type, meant: Callable[[dict[str, Any]], di
         shown = inspect.signature(carried_out)
         others = [each for each in shown.parameters.values() if each.name != "scores"]
         carried_out.__signature__ = shown.replace(parameters=others)  # pyright: ignore[reportFunctionMemberAccess]
-    commands.command(app, declared)(carried_out)
+    commands.command(app, lambda: declares()[0])(carried_out)
+
+
+def _of_a_trace() -> Declared:
+    from causal_tracing.patching.options.trace import RunOptions
+
+    return RunOptions, dict
+
+
+def _of_knockout() -> Declared:
+    from causal_tracing.patching.options.knockout import KnockoutRunOptions, as_of_a_trace
+
+    return KnockoutRunOptions, as_of_a_trace
+
+
+def _of_paths() -> Declared:
+    from causal_tracing.patching.options.follow import FollowRunOptions, as_paths_of_a_trace
+
+    return FollowRunOptions, as_paths_of_a_trace
+
+
+def _of_circuits() -> Declared:
+    from causal_tracing.patching.options.circuit import CircuitRunOptions
+
+    return CircuitRunOptions, cli_circuits.meant
+
+
+def _of_estimates() -> type:
+    from causal_tracing.patching.options.estimate import EstimateOptions
+
+    return EstimateOptions
 
 
 _that_traces(
-    "trace",
-    RunOptions,
-    dict,
-    "Traces one pair, or a file of pairs: what comes back, and what is lost, at every site.",
+    "trace", _of_a_trace, "Traces one pair, or a file of pairs: what comes back, and what is lost, at every site."
 )
 _that_traces(
     "knockout",
-    KnockoutRunOptions,
-    as_of_a_trace,
+    _of_knockout,
     "Attention knockout: what is lost when a query cannot see keys, by layer (or window of layers) and keys.",
 )
 _that_traces(
     "paths",
-    FollowRunOptions,
-    as_paths_of_a_trace,
+    _of_paths,
     "Paths through the stream: what goes from each sender (head, MLP, embedding) to each receiver (q, k, v, MLP, "
     "logits).",
 )
 
 _that_traces(
     "circuit",
-    CircuitRunOptions,
-    cli_circuits.meant,
+    _of_circuits,
     "Circuits: how much of the behaviour sets of heads and MLPs, or of edges, keep when all else is ablated, by size.",
+    ranks=True,
 )
 
 
-@commands.command(app, EstimateOptions)
+@commands.command(app, _of_estimates)
 def attribute(
     model: commands.ModelName,
     options: dict[str, Any],

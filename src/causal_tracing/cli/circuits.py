@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing.cli import console
-from causal_tracing.patching.options.circuit import as_of_a_trace
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
@@ -16,6 +15,8 @@ USUAL = "exact"
 
 def meant(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a trace, with the ranking as it was asked for."""
+    from causal_tracing.patching.options.circuit import as_of_a_trace
+
     return as_of_a_trace(options) | {"ranking": options.get("ranking", USUAL)}
 
 

@@ -1,11 +1,13 @@
 """What all commands share: options that several take, exit codes, and how a command ends on Ctrl-C."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, update_wrapper
 from typing import Annotated, Any
 
 import typer
+from typer.models import CommandInfo
 
 from causal_tracing.cli import config, console, flags
 from causal_tracing.patching.options.declare import ENGINE, OUTPUT
@@ -46,29 +48,69 @@ Trust = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel=OUTPUT)]
 
 
-def command(app: typer.Typer, declared: type | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    app: typer.Typer, declares: Callable[[], type] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that ends on Ctrl-C with a word and the usual exit code (typer would print "Aborted" and exit 1).
 
-    With `declared` options it has their flags and --config too; it is called with its own parameters, and `options`:
-    those that were given, by name, each of them checked.
+    Where it `declares` options it has their flags and --config too; it is called with its own parameters, and
+    `options`: those that were given, by name, each of them checked. Their declaration is imported when it is needed: a
+    list of commands needs none.
     """
 
-    def added(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def interruptible(*arguments: Any, **given: Any) -> None:
-            console.begin()
-            try:
-                function(*arguments, **(given if declared is None else _meant(function, declared, given)))
-            except KeyboardInterrupt:
-                console.interrupted()
-                raise typer.Exit(console.INTERRUPTED) from None
+    return lambda function: app.command()(_Interruptible(function, declares))
 
-        if declared is not None:
-            signature: inspect.Signature = flags.signature(function, declared)
-            interruptible.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
-        return app.command()(interruptible)
 
-    return added
+class _Interruptible:
+    """A command's function. Its flags are made out when someone asks for them: five commands have a hundred each."""
+
+    def __init__(self, function: Callable[..., None], declares: Callable[[], type] | None) -> None:
+        update_wrapper(self, function, updated=())  # a signature of the function's own is not that of the command
+        self.function, self.declares = function, declares
+
+    @cached_property
+    def declared(self) -> type | None:
+        """The class that declares its options."""
+        return self.declares() if self.declares else None
+
+    @cached_property
+    def __signature__(self) -> inspect.Signature:
+        if self.declared is None:
+            return inspect.signature(self.function)
+        return flags.signature(self.function, self.declared)
+
+    def __call__(self, *arguments: Any, **given: Any) -> None:
+        console.begin()
+        try:
+            self.function(*arguments, **(_meant(self.function, self.declared, given) if self.declared else given))
+        except KeyboardInterrupt:
+            console.interrupted()
+            raise typer.Exit(console.INTERRUPTED) from None
+
+
+@contextmanager
+def only_named(app: typer.Typer, words: Sequence[str]) -> Iterator[None]:
+    """The app with the flags of that command alone which these words of a command line name, while this lasts.
+
+    Of the others it knows what a list of commands shows: typer makes out the flags of every command, whichever is run.
+    """
+    whole, named = app.registered_commands, next((word for word in words if not word.startswith("-")), None)
+    app.registered_commands = [
+        each if each.callback is None or each.callback.__name__ == named else _told(each.callback) for each in whole
+    ]
+    try:
+        yield
+    finally:
+        app.registered_commands = whole
+
+
+def _told(function: Callable[..., Any]) -> CommandInfo:
+    """A command of which only the name and the help are known."""
+
+    def told() -> None:
+        raise AssertionError("it is not the command that was named")
+
+    return CommandInfo(name=function.__name__, callback=told, help=function.__doc__)
 
 
 def _meant(function: Callable[..., None], declared: type, given: Mapping[str, Any]) -> dict[str, Any]:

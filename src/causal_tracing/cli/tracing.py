@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,6 @@ from causal_tracing.cli import commands, console
 from causal_tracing.cli.asked import Asked
 from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.options.declare import specs
-from causal_tracing.patching.options.trace import Options, RunOptions
-
-# What a run of many pairs has beside the options of a trace, with the defaults.
-OF_A_RUN = {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
 
 Finish = Callable[[Any, list[Any], Mapping[str, Any]], dict[str, Any]]
 
@@ -39,7 +36,7 @@ def carry_out(
 ) -> None:
     """Traces what is asked for; exits with `PARTLY` where some pairs could not be. Raises what a trace raises."""
     options, many = dict(wanted.options), wanted.many
-    of_a_run = {name: options.pop(name) for name in [*options] if name in OF_A_RUN}
+    of_a_run = {name: options.pop(name) for name in [*options] if name in _of_a_run()}
     alone = out is None or not many
     wanted.pairs.check(options, alone=alone)
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
@@ -61,11 +58,19 @@ def carry_out(
         raise typer.Exit(commands.PARTLY)
 
 
+@cache
+def _of_a_run() -> Mapping[str, Any]:
+    """What a run of many pairs has beside the options of a trace, with the defaults."""
+    from causal_tracing.patching.options.trace import Options, RunOptions
+
+    return {name: spec.default for name, spec in specs(RunOptions).items() if name not in specs(Options)}
+
+
 def check_folder(out: Path | None, *, many: bool, of_a_run: Mapping[str, Any], overwrite: bool) -> None:
     """Whether the result can be put there: asked before the work. Raises InvalidOption, InvalidResults."""
     from causal_tracing.results.storage.places import check_run_folder, check_target
 
-    given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != OF_A_RUN[name]]
+    given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != _of_a_run()[name]]
     if given and not (many and out is not None):
         raise InvalidOption(f"{', '.join(given)}: for many pairs in a folder. Give --pairs and --out too.")
     if out is not None and many and overwrite:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
-
-import numpy as np
-from jaxtyping import Bool
 
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.sites import ATTENTION, WIRING, Site
+
+if TYPE_CHECKING:  # every --help reads this: nothing heavy
+    import numpy as np
+    from jaxtyping import Bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Rewired:
 
     senders: tuple["Part", ...]
     readers: tuple["Part", ...]
-    cut: Bool[np.ndarray, "reader sender"]
+    cut: "Bool[np.ndarray, 'reader sender']"
     edits: tuple["Edit", ...]
 
     def __post_init__(self) -> None:

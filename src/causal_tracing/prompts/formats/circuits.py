@@ -1,18 +1,23 @@
-"""What circuit finders read: EAP-IG's tables, whose answers are token ids, and AutoCircuit's prompts."""
+"""What circuit finders read: EAP-IG's tables, whose answers are token ids or years, and AutoCircuit's prompts."""
 
+import re
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 from causal_tracing.prompts.formats.fields import Fields, Row, TokenId
 from causal_tracing.prompts.formats.format import Format
 
+LAST_YEAR = 99  # of a century
+EAP_IG = "EAP-IG, Hanna et al. 2024 (arXiv 2403.17806)"
+YEARS = {  # of the greater-than files: their format, and what they are called
+    "label": ("eap-ig-years", "EAP-IG's greater_than_data.csv"),
+    "correct_idx": ("eap-ig-years-idx", "the greater-than tables of EAP-IG's study, whose years have another key"),
+}
+
 
 def eap_ig(row: Fields) -> Iterator[Row]:
     """A row of token ids, which are texts to one tokenizer alone."""
-    if row.values.get("incorrect_idx") is None:
-        raise row.wrong(
-            "incorrect_idx is missing: without it correct_idx is a year (greater-than), after which all later ones are "
-            "right, and that is no pair. Trace the built-in set greater_than instead."
-        )
     yield row.row(
         clean=row.text("clean"),
         corrupt=row.text("corrupted"),
@@ -20,6 +25,33 @@ def eap_ig(row: Fields) -> Iterator[Row]:
         foil=TokenId(id=row.whole("incorrect_idx")),
         labels=row.rest("clean", "corrupted", "correct_idx", "incorrect_idx"),
     )
+
+
+def later_years(key: str, row: Fields) -> Iterator[Row]:
+    """A year of two digits, `key`, after which all later ones of its century are right, and all others wrong."""
+    clean, corrupt, number = row.text("clean"), row.text("corrupted"), row.whole(key)
+    year = f"{clean[-2:]}{number:02}"
+    if not re.fullmatch("[0-9]{4}", year) or year not in clean or number == LAST_YEAR:
+        raise row.wrong(
+            f"{key} is {number}, and no year of two digits that stands in the prompt behind the century with which it "
+            f"ends ({clean[-30:]!r}), with later ones behind it. Answers that are token ids need incorrect_idx too."
+        )
+    years = [f"{each:02}" for each in range(LAST_YEAR + 1)]
+    yield row.row(
+        clean=clean,
+        corrupt=corrupt,
+        answer=years[number + 1 :],
+        foil=years[: number + 1],
+        **_subjects(clean, corrupt, year),
+        labels=row.rest("clean", "corrupted"),
+    )
+
+
+def _subjects(clean: str, corrupt: str, year: str) -> dict[str, Any]:
+    """The year in each prompt, where it is all that tells them apart; else nothing."""
+    before, _, behind = clean.partition(year)
+    other = re.fullmatch(f"{re.escape(before)}([0-9]{{4}}){re.escape(behind)}", corrupt)
+    return {"subject": year, "corrupt_subject": other[1]} if other and clean.count(year) == 1 else {}
 
 
 def autocircuit(file: Fields) -> Iterator[Row]:
@@ -43,13 +75,26 @@ def autocircuit(file: Fields) -> Iterator[Row]:
 FORMATS = (
     Format(
         name="eap-ig",
-        keys=frozenset({"clean", "corrupted", "correct_idx"}),
+        keys=frozenset({"clean", "corrupted", "correct_idx", "incorrect_idx"}),
         about="a CSV file of EAP-IG (ioi.csv and its like); its ids are one tokenizer's, so that a model is needed",
-        source="EAP-IG, Hanna et al. 2024 (arXiv 2403.17806)",
+        source=EAP_IG,
         gives="clean, corrupt = corrupted, answer = the token correct_idx, foil = the token incorrect_idx",
         example='{"clean": "Ann and Tom went out. Tom gave a ball to", "corrupted": "Ann and Tom went out. Ann gave a '
         'ball to", "correct_idx": 5121, "incorrect_idx": 4186}',
         read=eap_ig,
+    ),
+    *(
+        Format(
+            name=name,
+            keys=frozenset({"clean", "corrupted", key}),
+            about=about,
+            source=EAP_IG,
+            gives=f"clean, corrupt = corrupted, answer = all years after {key}, foil = all others; trace by prob_diff",
+            example='{"clean": "The war lasted from the year 1752 to the year 17", "corrupted": "The war lasted from '
+            f'the year 1701 to the year 17", "{key}": 52}}',
+            read=partial(later_years, key),
+        )
+        for key, (name, about) in YEARS.items()
     ),
     Format(
         name="autocircuit",

@@ -58,6 +58,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed= must be a whole number of at least 0; it is -1"),
     ({"seed": "a"}, "seed= must be a whole number"),
     ({"spot_checks": 1.5}, "must be a whole number of at least 0; it is 1.5"),
+    ({"lens": "no"}, "lens= is True or False; it is 'no'"),
+    ({"window_sums": 0}, "window_sums= is True or False; it is 0"),
     ({"positions": [-1, 3]}, "positions= names one place twice: -1 and 3 are both 3. Name each once"),
     ({"positions": [2, "last", 2]}, "positions= names one place twice: 2 and 2 are both 2"),
     ({"positions": ["last", "last"]}, "positions= names one place twice: 'last' and 'last' are both last"),
@@ -69,11 +71,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sever": ["mlp_out", "mlp_out"]}, "The part to sever 'mlp_out' is asked for twice"),
     ({"heads": ["z", "z"]}, "The heads' component 'z' is asked for twice"),
     ({"neurons": {1: [5, 5]}}, "The neuron 5 is asked for twice"),
-    ({"circuit": "z 1.0"}, r"circuit= is a list of nodes, .*, or scores by node; it is 'z 1.0'"),
+    ({"circuit": "z 1.0"}, r"circuit= is a list of nodes, .*, or scores by name; it is 'z 1.0'"),
     ({"circuit": 3}, "circuit= is a list of nodes"),
     ({"circuit": {"z 1.0": "a"}}, "circuit= has the score 'a' for 'z 1.0', which is no finite number"),
-    ({"circuit": ["z 1.0"], "circuit_sizes": "5"}, "circuit_sizes= is a list of numbers of nodes or of shares"),
-    ({"circuit": ["z 1.0"], "circuit_sizes": [True]}, "is a number of nodes of at least 1, or a share"),
+    ({"circuit": ["z 1.0"], "circuit_sizes": "5"}, "circuit_sizes= is a list of numbers or of shares"),
+    ({"circuit": ["z 1.0"], "circuit_sizes": [True]}, "is a number of at least 1, or a share"),
     ({"circuit": ["z 1.0"], "circuit_subsets": -1}, "circuit_subsets= must be a whole number of at least 0; it is -1"),
     ({"circuit_tested": 3}, "circuit_sizes= and circuit_tested= are about circuit=: name its nodes too"),
     ({"circuit": ["z 1.0"], "noise": ct.Noise()}, "circuit= compares two prompts as they are"),
@@ -99,6 +101,14 @@ def by_its_number() -> object:
     return ct.trace(model, replace(PAIR, spans={"2": "w12"}), positions=[2, "2"])
 
 
+OTHERS: list[tuple[Callable[[Any], object], str]] = [
+    (lambda _: ct.open_trace(None), "InvalidResults: A folder's name is needed, and this is None"),  # pyright: ignore[reportArgumentType]
+    (lambda _: ct.compare("x", "y"), "InvalidOption: Two traces are compared"),  # pyright: ignore[reportArgumentType]
+    (lambda _: ct.Pair(clean="a", answer=" b", labels=[1]), "InvalidPair: this pair: labels must map names"),  # pyright: ignore[reportArgumentType]
+    (lambda model: ct.run(model, [], tempfile.mkdtemp()), "InvalidPair: There is no pair to trace: the list is empty"),
+]
+
+
 def outcome(run: Callable[[], object]) -> str:
     try:
         run()
@@ -111,7 +121,7 @@ def outcomes() -> dict[str, Any]:
     """What is said of every bad value, and what numpy's numbers give."""
     model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
     asks: list[Callable[..., object]] = [ct.trace, ct.preview, ct.estimate, ct.attribute]
-    numbers: dict[str, Any] = {"layers": np.arange(2), "positions": [np.int64(2)]}
+    numbers: dict[str, Any] = {"layers": np.arange(2), "positions": np.array([2])}
     numbers["neurons"] = {np.int64(1): np.array([3])}
     found = ct.trace(model, PAIR, **numbers)
     return {
@@ -119,6 +129,7 @@ def outcomes() -> dict[str, Any]:
         "noise": [outcome(lambda given=given: ct.Noise(**given)) for given in BAD_NOISE],
         "writes": [outcome(lambda given=given: ct.Write(**given)) for given, _ in BAD_WRITES],
         "write": outcome(lambda: ct.trace(model, PAIR, write=numbers["layers"])),
+        "others": [outcome(lambda call=call: call(model)) for call, _ in OTHERS],
         "shard": outcome(lambda: ct.run(model, PAIR, tempfile.mkdtemp(), shard=None)),  # pyright: ignore[reportArgumentType]
         "pairs": [outcome(lambda ask=ask, given=given: ask(model, given)) for given in NO_PAIRS for ask in asks],
         "numpy": [found.effects.layer.values.tolist(), found.effects.position.values.tolist()],
@@ -158,6 +169,11 @@ def test_writes_and_shards_that_cannot_be_meant(said):
 def test_what_is_no_pair(said):
     assert len(said["pairs"]) == 4 * len(NO_PAIRS)
     assert all(text.startswith("InvalidPair: A pair is needed") for text in said["pairs"])
+
+
+def test_what_is_no_folder_trace_or_label(said):
+    for text, (_, expected) in zip(said["others"], OTHERS, strict=True):
+        assert text.startswith(expected), text
 
 
 def test_numpys_numbers_are_numbers(said):

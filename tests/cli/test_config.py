@@ -302,3 +302,8 @@ def test_a_shell_completes_flags_and_names():
     assert completed("causal-tracing trace --neuron") == ["--neurons", "--neuron-positions"]
     assert completed("causal-tracing trace --engine pa") == ["packed"]
     assert completed("causal-tracing attribute --metric log") == ["logit_diff", "log_prob", "logit"]
+
+
+def test_a_file_may_begin_with_a_byte_order_mark():
+    Path("asked.toml").write_bytes(b"\xef\xbb\xbf" + (HEAD + "layers = [0]\n").replace("\n", "\r\n").encode())
+    assert document("trace", "--config", "asked.toml")["provenance"]["options"]["layers"] == [0]

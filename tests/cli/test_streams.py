@@ -55,3 +55,27 @@ def test_the_command_writes_all_it_has(encoding: str):
     assert made.returncode == 0
     assert len([json.loads(line) for line in made.stdout.decode("ascii").splitlines()]) > 200
     assert "There is no metric '\\u6771\\u4eac'" in said.stderr.decode("ascii")
+
+
+def test_who_reads_no_more_ends_a_command_without_a_word():
+    command = [sys.executable, "-m", "causal_tracing", "datasets", "facts"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        said = run.stderr.read()
+    assert (run.returncode, said) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+def test_a_stream_that_cannot_be_written_is_one_error():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "causal_tracing", "datasets"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "MachineError: The result could not be printed: No space left on device. Send it elsewhere.\n"

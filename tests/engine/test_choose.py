@@ -96,6 +96,24 @@ def test_heads_are_proved_once_and_refused_where_the_proof_fails(monkeypatch: py
     assert asked == [["v"], ["v", "z"]]
 
 
+def test_heads_of_a_network_are_proved_once(monkeypatch: pytest.MonkeyPatch):
+    """However often it is traced; anew where something was hung on to it."""
+    asked, proofs = [], checks.proofs  # pyright: ignore[reportPrivateImportUsage]
+
+    def counted(model: Model, mediators: Any, *runs: Run) -> Any:
+        asked.append(list(mediators))
+        yield from proofs(model, mediators, *runs)
+
+    monkeypatch.setattr(checks, "proofs", counted)
+    model = fresh("llama")
+    for _ in range(3):
+        open_backend(model, ["resid_post", "z"])
+    assert asked == [["z"]]
+    model.layers[1].register_forward_hook(lambda *_: None)
+    open_backend(model, ["z"])
+    assert asked == [["z"], ["z"]]
+
+
 def test_what_the_model_does_not_have_is_refused_before_anything_runs():
     with pytest.raises(ComponentNotOffered, match="neurons is not offered on this model"):
         open_backend(shared("mixtral"), ["neurons"])

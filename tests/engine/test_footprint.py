@@ -89,3 +89,17 @@ def test_memory_that_runs_out_for_two_rows_leaves_one(monkeypatch: pytest.Monkey
 
     model.part(1, "mlp").register_forward_hook(hook)
     assert footprint(model, 7, 1).rows(2**40) == 1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it is imported
+def test_flex_attention_is_measured_too():
+    """It is an operation of a higher order, which modes that look into operations must say that they bear."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = torch.randn(3, 1, 2, 16, 8)
+    with torch.compiler.set_stance("force_eager"), Height() as height:
+        found = flex_attention(q, k, v)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    assert height.most >= found.nbytes

@@ -319,6 +319,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         ({"components": []}, InvalidOption, "No component was asked for"),
         ({"layers": [4]}, InvalidOption, "no layer 4: tiny has layers 0 to 3"),
         ({"positions": [9]}, InvalidOption, "no position 9: the longest prompt has 9 tokens"),
+        ({"positions": [-12]}, InvalidOption, "no position -12: the longest prompt has 9 tokens"),
         ({"positions": []}, InvalidOption, "positions= is empty"),
         (
             {"positions": ["subject_last"]},
@@ -331,6 +332,7 @@ def test_all_metrics_come_from_the_same_logits_as_bare_hooks_give(model: Model, 
         ({"engine": "warp"}, InvalidOption, "no engine 'warp'"),
         ({"budget": 0}, InvalidOption, "must be a whole number of at least 1"),
         ({"spot_checks": -1}, InvalidOption, "at least 0"),
+        ({"spot_checks": 10**13}, InvalidOption, r"spot_checks= \(cells\) must be 100,000 at most"),
     ],
 )
 def test_bad_options_get_one_clear_error(model: Model, options: dict[str, Any], error: type[Exception], message: str):

@@ -250,6 +250,7 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path, family: str):
 def test_what_is_no_tokenizer(tmp_path: Path):
     tiny_folder(tmp_path)
     assert "is a str, not a tokenizer" in refused(InvalidOption, tmp_path, "gpt2")
+    assert "is a type, not a tokenizer" in refused(InvalidOption, tmp_path, type(tiny_tokenizer()))
 
 
 CODE = """

@@ -101,3 +101,25 @@ def test_progress_can_stop_the_work(model):
 
     with pytest.raises(RuntimeError, match="enough"):
         ct.trace(model, PAIRS, progress=stop)
+
+
+def test_whole_forwards_are_few_however_many_cells_are_checked_again(model: Model) -> None:
+    """One record serves preview, clean log-probabilities and base runs; repeats ride along; checks share a batch."""
+    forwards: list[int] = []
+    handle = model.network.register_forward_pre_hook(
+        lambda *given: forwards.append(given[2]["input_ids"].shape[1]), with_kwargs=True
+    )
+    counts = []
+    for spot_checks in (
+        8,
+        8,
+        1,
+        0,
+    ):  # the first also compares the engines with that hook, and measures what a row takes
+        forwards.clear()
+        ct.trace(model, PAIRS[0], components=["resid_post"], spot_checks=spot_checks, progress=False)
+        counts.append(len(forwards))
+    handle.remove()
+    length = 5
+    assert counts[3] < counts[1] == counts[2] <= 12
+    assert forwards.count(length) <= 2

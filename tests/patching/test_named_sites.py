@@ -94,6 +94,10 @@ def test_all_are_those_that_are_paired() -> None:
         ("z 1.4 @ last", r"There is no part 4: a layer of tiny \(z\) has parts 0 to 3"),
         ("z 1.2-4 @ last", "There is no part 4"),
         ("k 1.2 @ last", r"There is no part 2: a layer of tiny \(k\) has parts 0 to 1"),
+        ("neurons 1.0-999999999 @ last", "There is no part 999999999"),  # before a list is made of them
+        ("each neurons 1.0-999999999 @ last", "There is no part 999999999"),
+        ("neurons 1.0-9999999999999 @ last", "no model has so many parts"),
+        (f"z {5000 * '9'}.1 @ last", "no model has so many layers"),
         ("neurons 1.0-64 @ last", r"There is no part 64: a layer of tiny \(neurons\) has parts 0 to 63"),
         ("each z 1.2-4 @ last", "There is no part 4"),
         ("z 1.3-2 @ last", "'z 1.3-2 @ last': its parts run backwards. Write 2-3"),

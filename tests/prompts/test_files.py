@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +332,25 @@ if __name__ == "__main__":
             ct.read_pairs([json.loads(line)])
     any_rows()
     print("all as they should be")
+
+
+def test_columns_of_dates_and_numbers_are_labels_that_a_trace_can_hold(tmp_path: Path):
+    table = pd.DataFrame(
+        {
+            "clean": ["a"],
+            "answer": [" b"],
+            "when": [pd.Timestamp("2020-01-02 03:04")],
+            "day": [date(2020, 1, 2)],
+            "price": [Decimal("1.10")],
+            "sizes": [np.arange(2)],
+        }
+    )
+    table.to_parquet(tmp_path / "pairs.parquet")
+    rows = [{"clean": "a", "answer": " b", "n": np.int64(3), "share": np.float32(0.5), "id": "x"}]
+    expected = {"when": "2020-01-02 03:04:00", "day": "2020-01-02", "price": "1.10", "sizes": [0, 1]}
+    for source in (table, tmp_path / "pairs.parquet"):
+        assert ct.read_pairs(source)[0].labels == expected
+    (found,) = ct.read_pairs(rows)
+    assert json.loads(json.dumps(found.labels)) == {"n": 3, "share": 0.5}
+    with pytest.raises(InvalidPair, match="row 0: this pair: the label 'image' is a bytes, which JSON cannot hold"):
+        ct.read_pairs([{"clean": "a", "answer": " b", "image": b"x"}])

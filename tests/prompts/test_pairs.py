@@ -1,6 +1,9 @@
 import json
 import re
+from datetime import datetime
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,3 +247,9 @@ def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidPair, match="cannot be read as text"):
         read_pairs(tmp_path / "bad.jsonl")
+
+
+@pytest.mark.parametrize("value", [{1}, b"x", object(), datetime(2020, 1, 1), np.int64(3), {"a": [{1}]}])
+def test_a_label_that_json_cannot_hold_is_refused_before_anything_is_traced(value: Any):
+    with pytest.raises(InvalidPair, match=r"this pair: the label 'when' is a .*, which JSON cannot hold \("):
+        Pair(clean="a", answer=" b", labels={"n": 1, "when": value})

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from causal_tracing.prompts.pairs import Pair, tokenize
-from causal_tracing.prompts.token_texts import token_text
+from causal_tracing.prompts.token_texts import in_pieces, token_text
 from tokenizers_for_tests import byte_level
 
 
@@ -28,3 +28,10 @@ def test_the_labels_of_pieces_differ():
     strings = tokenize(Pair(clean="a \U0001f5fc", corrupt="a \U0001f5fc", answer=" b"), byte_level()).clean.strings
     assert "\ufffd" not in "".join(strings)
     assert len({*strings}) == len(strings) > 3
+
+
+def test_a_token_that_the_tokenizer_does_not_have_is_shown_by_its_number():
+    """Models may have more embeddings than their tokenizers have tokens, and may find one of those the likeliest."""
+    for tokenizer in (byte_level(), fallback()):
+        token = len(tokenizer) + 3
+        assert (token_text(token, tokenizer), in_pieces(token, tokenizer)) == (f"<{token}>", False)

@@ -78,7 +78,7 @@ def main() -> None:
     streams.ready()
     completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
     try:
-        with nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
+        with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
             app()
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -144,6 +144,7 @@ def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, rank
             "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
             "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
         }  # fmt: skip
+        console.check_page(scores)
         named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
         loading = {
             "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,

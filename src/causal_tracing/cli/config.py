@@ -39,7 +39,7 @@ def _content(path: Path) -> dict[str, Any]:
     import tomllib  # only where there is a file: every --help loads this module
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidOption(f"--config {path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

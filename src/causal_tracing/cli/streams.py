@@ -4,7 +4,12 @@ A letter that cannot be written is written by one that looks like it, else by it
 """
 
 import codecs
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from causal_tracing.errors import MachineError
 
 LOOKALIKE = "causal_tracing.lookalike"
 ALIKE = {
@@ -14,11 +19,35 @@ ALIKE = {
 }  # fmt: skip
 
 
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EPIPE)
+
+
 def ready() -> None:
     """Both streams write whatever they are given, in the encoding that they have."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=LOOKALIKE)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """What is printed within is written when it ends. Raises MachineError where that cannot be, such as a full disk.
+
+    Who reads no more (`| head`) is told nothing: the command ends, as others do.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # closed
+                sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is not None:
+            raise
+        sys.stdout = None  # what is left in it would fail once more when Python ends
+        if error.errno == errno.EPIPE:
+            raise SystemExit(1) from None
+        raise MachineError(f"The result could not be printed: {error.strerror}. Send it elsewhere.") from error
 
 
 def writes_all() -> bool:

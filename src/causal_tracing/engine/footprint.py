@@ -65,6 +65,8 @@ def _height(model: Model, runs: Sequence[Run], keep: int) -> int:
 class Height(TorchDispatchMode):
     """Within it, `most` is how many bytes of tensors that were made here were alive at once, on any device."""
 
+    supports_higher_order_operators = True  # flex attention is one
+
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0

@@ -67,6 +67,8 @@ class Chunks:
 
 def planned(model: Model, kept: Kept, options: RunOptions) -> tuple[Kept, Job]:
     """The job of the pairs that can be traced, without those whose noise does not fit into memory alone."""
+    if not kept.pairs and not kept.failed:
+        raise InvalidPair("There is no pair to trace: the list is empty.")
     if not kept.pairs:
         reason = next(iter(kept.failed.values()), "")
         raise InvalidPair(f"None of the {len(kept.failed)} pairs can be traced. The first: {reason}")

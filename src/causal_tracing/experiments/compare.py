@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.report.document import comparison_document
 from causal_tracing.report.words.comparison import words
@@ -42,6 +43,9 @@ def compare(
     and NaN where the two units differ; fractions of the total effect are compared then too.
     Raises InvalidOption where the two share fewer than two pairs, or no cells that mean the same.
     """
+    for each in (first, second):
+        if not isinstance(each, Trace):
+            raise InvalidOption(f"Two traces are compared, such as open_trace(folder) gives; this is {each!r:.200}.")
     both = first.measurements, second.measurements
     found = differences(*both, metric=metric, second_metric=second_metric, seed=seed, of=of)
     return Comparison(**{field.name: getattr(found, field.name) for field in fields(found)})

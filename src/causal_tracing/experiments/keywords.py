@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.declare import GROUPS, specs
 from causal_tracing.prompts.pairs import Pair
@@ -71,7 +72,8 @@ class Keywords(Generic[P, Options]):
                     raise InvalidOption(f"There is no option {name!r}. {nearest(name, names)}")
             bound = shown.bind(*given, **named).arguments  # TypeError for what is missing, as of any function
             options = declared(**{name: bound.pop(name) for name in names if name in bound})
-            return verb(**bound, options=options)
+            with made_on_cpu():
+                return verb(**bound, options=options)
 
         called.__signature__ = shown  # pyright: ignore[reportAttributeAccessIssue]
         called.__doc__ = _documented(verb, declared)

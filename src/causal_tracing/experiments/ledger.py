@@ -8,6 +8,7 @@ from causal_tracing import validation
 from causal_tracing.engine.choose import open_backend
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import FINAL_SCALE
+from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ledger import check_ledger, lines, writers_of
 from causal_tracing.patching.named_sites import check_named_sites, sites_on
@@ -15,6 +16,7 @@ from causal_tracing.prompts.pairs import Pair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.arms import DIRECTIONS
 
 
+@made_on_cpu()
 def ledger(
     model: Model, pairs: Pair | Sequence[Pair], sites: Sequence[str], *, direction: str = "disruption"
 ) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from causal_tracing.models.at_rest import as_written
 from causal_tracing.models.model import Model
 
 SIZE = 256  # of a product by which TF32 is seen: large enough to be made on tensor cores
@@ -28,7 +29,8 @@ def kinds_of_device(model: Model) -> list[dict[str, Any]]:
 def short_products(device: torch.device) -> bool:
     """Whether products of float32 lose bits there (TF32, bfloat16). Seen, not asked: torch has two ways to allow it."""
     factor = torch.full((SIZE, SIZE), 1 + LAST_BITS, dtype=torch.float32, device=device)
-    return (factor @ factor)[0, 0].item() < SIZE * (1 + LAST_BITS)
+    with as_written():
+        return (factor @ factor)[0, 0].item() < SIZE * (1 + LAST_BITS)
 
 
 @cache

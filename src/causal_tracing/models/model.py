@@ -1,7 +1,7 @@
 """A model that can be traced: the network as it is, its tokenizer, and what is known about its parts."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
+from causal_tracing.models.at_rest import alone, at_rest
 from causal_tracing.models.offload import device_of, devices_of
 from causal_tracing.models.quantised import stream_dtype
 from causal_tracing.models.recipe import Recipe
@@ -172,9 +173,11 @@ class Model:
     @property
     def circumstances(self) -> tuple[Hashable, ...]:
         """What can change how the layers behave once a model is loaded: its attention, type, place, and hooks."""
-        modules = list(self.network.modules())
-        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
-        return self.attention, self.dtype, self.device, hooks, sum("forward" in module.__dict__ for module in modules)
+        with alone:  # hooks of another thread's work are not the model's own
+            modules = list(self.network.modules())
+            hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+            own = sum("forward" in module.__dict__ for module in modules)
+        return self.attention, self.dtype, self.device, hooks, own
 
     def part(self, layer: int, path: str) -> nn.Module:
         """A module inside a layer, by its path."""
@@ -192,19 +195,5 @@ class Model:
         return self.anatomy.layouts[layer]
 
     def at_rest(self) -> AbstractContextManager[None]:
-        """Evaluation mode without gradients; every module's own mode is put back afterwards."""
+        """Evaluation mode without gradients, uncompiled, in its own types; other threads wait."""
         return at_rest(self.network)
-
-
-@contextmanager
-def at_rest(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode without gradients; every module's own mode is put back afterwards."""
-    training = [module for module in network.modules() if module.training]
-    if training:
-        network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

@@ -174,7 +174,7 @@ def tokenizer_of(place: Place) -> Any:
 
 def _require_tokenizer(tokenizer: Any, name: str) -> None:
     """Raises InvalidOption for what is no tokenizer. One that is not fast is refused where spans are asked for."""
-    if not hasattr(tokenizer, "is_fast"):
+    if isinstance(tokenizer, type) or not hasattr(tokenizer, "is_fast"):
         raise InvalidOption(
             f"tokenizer= of {name} is a {type(tokenizer).__name__}, not a tokenizer. Give what "
             "AutoTokenizer.from_pretrained(...) returns."

@@ -69,7 +69,7 @@ def place_of(
 
         source = {"kind": "embedded", "wheel": DEMO.wheel, "wheel_sha256": DEMO.wheel_sha256, "file": DEMO.member}
         return Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
-    if name and path.exists():
+    if name and os.path.exists(path):  # False of what is too long for a name, where pathlib raises
         refuse({"revision": revision}, f"{name}, which is on this disk")
         return _on_disk(name, path, gguf, common)
     if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name) or name[0] in "./~" or name.endswith(".gguf"):

@@ -27,7 +27,7 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
 def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Column]) -> tuple[Column, ...]:
     """The columns that `positions` asks for, as positions from the left, roles, or "together". Raises InvalidOption."""
     validation.columns("positions=", positions)
-    if positions == "each":
+    if isinstance(positions, str) and positions == "each":
         return tuple(range(max(len(pair.clean.tokens) for pair in pairs)))
     asked = (positions,) if isinstance(positions, str) else positions
     named: tuple[Column, ...] = tuple(column if isinstance(column, str) else int(column) for column in asked)
@@ -38,12 +38,16 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
     if len(lengths) == 1:  # positions from the right mean the same token in every pair
         columns = tuple(from_the_left(column, min(lengths)) for column in columns)
     _check_once(named, columns)
-    for column in columns:
+    for name, column in zip(named, columns, strict=True):
         if isinstance(column, str):
             _check_role(pairs, column)
         elif not any(patched_together(pair, column) for pair in pairs):
-            hint = ' Prompts of different lengths share no positions from the right but "last".' if column < 0 else ""
-            raise InvalidOption(f"There is no position {column}: the longest prompt has {max(lengths)} tokens.{hint}")
+            hint = (
+                ' Prompts of different lengths share no positions from the right but "last".'
+                if len(lengths) > 1
+                else ""
+            )
+            raise InvalidOption(f"There is no position {name}: the longest prompt has {max(lengths)} tokens.{hint}")
     return columns
 
 

@@ -31,6 +31,7 @@ FORM = re.compile(
 )
 ALL, EACH = "all", "each"  # as tokens: all of them together, and every one by itself
 Numbers = tuple[int, int]  # the first and the last of a range
+DIGITS = 9  # of the number of a layer or part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +127,8 @@ def some_range(text: str, what: str, first: str | None, last: str | None) -> Num
     """The range that a text gives of layers, heads or neurons. Raises InvalidOption where it runs backwards."""
     if first is None:
         return None
+    if max(len(first), len(last or "")) > DIGITS:
+        raise InvalidOption(f"{text!r:.200}: no model has so many {what}.")
     if last is not None and int(last) < int(first):
         raise InvalidOption(f"{text!r}: its {what} run backwards. Write {last}-{first}.")
     return int(first), int(first if last is None else last)
@@ -156,6 +159,7 @@ def sites_on(model: "Model", texts: Sequence[str], pairs: Sequence[TokenPair], o
 
 def singles(model: "Model", named: Some) -> Iterator[Some]:
     """What is named as it is; after `each`, one for each layer and part (where none are named, for all there are)."""
+    _require_numbers(model, named)
     if not named.each:
         yield named
         return
@@ -183,15 +187,20 @@ def _by_token(site: NamedSite, pairs: Sequence[TokenPair]) -> Iterator[NamedSite
     yield from (replace(site, tokens=position) for position in sorted(shared))
 
 
+def _require_numbers(model: "Model", named: Named) -> None:
+    """Raises InvalidOption where the model has no such layer or part: before a list is made of them."""
+    if named.layers is not None:
+        validation.numbered("layer", [named.layers[1]], model.num_layers, model.name)
+    if named.parts is not None:
+        place = f"a layer of {model.name} ({named.component})"
+        validation.numbered("part", [named.parts[1]], model.parts(named.component), place)
+
+
 def _require(model: "Model", site: NamedSite) -> None:
-    """Raises InvalidOption or ComponentNotOffered where the model has no such layer or part."""
+    """Raises ComponentNotOffered where a layer does not have the component."""
     assert site.layers is not None
-    validation.numbered("layer", [site.layers[1]], model.num_layers, model.name)
-    for layer in dict.fromkeys(layer for layer, _ in site.places()):
+    for layer in range(site.layers[0], site.layers[1] + 1):
         model.anatomy.require_layer(layer, site.component)
-    if site.parts is not None:
-        place = f"a layer of {model.name} ({site.component})"
-        validation.numbered("part", [site.parts[1]], model.parts(site.component), place)
 
 
 def _require_tokens(site: NamedSite, pairs: Sequence[TokenPair], option: str) -> None:

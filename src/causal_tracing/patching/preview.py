@@ -11,6 +11,7 @@ from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidPair
 from causal_tracing.interventions.edits import Run
+from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.prompts.answers import on_one_line, spelled
@@ -71,6 +72,7 @@ class Preview:
         return [f"  warning: {warning}" for warning in self.warnings]
 
 
+@made_on_cpu()
 def preview(
     model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None, alone: bool = False
 ) -> list[Preview]:

@@ -8,15 +8,19 @@
 import csv
 import io
 import json
+import os
 import re
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import date, time, timedelta
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from causal_tracing.errors import FormatNote, InvalidPair, MachineError
 from causal_tracing.prompts import datasets
@@ -133,7 +137,7 @@ def read(source: Any, *, format: str = AUTO) -> Reading:
 
 def _rows_of_path(path: Path) -> Rows:
     """The rows of a file, or of the built-in set of this name. Raises InvalidPair."""
-    if not _is_there(path):
+    if not os.path.exists(path):  # False of what can be no path, where pathlib raises
         if datasets.is_name(str(path)):
             return ((f"{path}, row {n}", row) for n, row in enumerate(datasets.rows(str(path))))
         raise InvalidPair(
@@ -152,13 +156,6 @@ def _rows_of(source: Any) -> Any:
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
         return source.to_dict("records")
     return source
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a name, or with a NUL
-        return False
 
 
 def _text(path: Path) -> str:
@@ -325,11 +322,18 @@ def _pair(row: Any, place: str) -> Pair:
             raise InvalidPair(f"{place}: {name} must be an object of names and texts, and is {row[name]!r}.")
     _check_texts(row, place)
     known = {name: value for name, value in row.items() if name in FIELDS and name != "labels"}
-    labels = {str(name): value for name, value in row.items() if name not in FIELDS} | row.get("labels", {})
+    labels = {str(name): _label(value) for name, value in row.items() if name not in FIELDS} | row.get("labels", {})
     try:
         return Pair(**known, labels=labels)
     except InvalidPair as error:
         raise InvalidPair(f"{place}: {error}") from None
+
+
+def _label(value: Any) -> Any:
+    """What a table's cell says, as JSON holds it: of dates and exact decimals their text."""
+    if hasattr(value, "tolist"):  # an array, or one of its numbers
+        return value.tolist()
+    return str(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
 
 
 def _without_gaps(value: Any, depth: int = 2) -> Any:

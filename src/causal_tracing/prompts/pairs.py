@@ -6,6 +6,7 @@
 4. Tokens of the clean prompt are paired with tokens of the corrupt one (`alignment.py`).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -80,6 +81,7 @@ class Pair:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
         if type(self.chat) is not bool:
             raise InvalidPair(f"{self._who}: chat must be true or false, and is {self.chat!r}.")
+        _check_labels(self._who, self.labels)
         _check_spans(self._who, "spans", self.spans)
         _check_spans(self._who, "corrupt_spans", self.corrupt_spans)
         for name in self.corrupt_spans:
@@ -89,6 +91,20 @@ class Pair:
     @property
     def _who(self) -> str:
         return f"pair {self.id!r}" if isinstance(self.id, str) else "this pair"
+
+
+def _check_labels(who: str, labels: Any) -> None:
+    """Raises InvalidPair for labels that a saved trace, which is JSON, could not hold."""
+    if not isinstance(labels, Mapping):
+        raise InvalidPair(f"{who}: labels must map names to values, and is {labels!r}.")
+    for name, value in labels.items():
+        try:
+            json.dumps(value, indent=1)  # as traces are written, which allows for less depth
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidPair(
+                f"{who}: the label {name!r} is a {type(value).__name__}, which JSON cannot hold ({error}). Give texts, "
+                "numbers, lists and mappings, or leave it out."
+            ) from None
 
 
 def _check_spans(who: str, what: str, spans: Any) -> None:

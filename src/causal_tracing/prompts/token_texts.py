@@ -16,10 +16,15 @@ def in_pieces(token: int, tokenizer: Any) -> bool:
 
 
 def token_text(token: int, tokenizer: Any) -> str:
-    """A token as it is shown: what it decodes to, with the bytes of what is no whole letter, as in <0xE2>."""
+    """A token as it is shown: what it decodes to, with the bytes of what is no whole letter, as in <0xE2>.
+
+    By its number, as in <345>, where the tokenizer has no such token.
+    """
+    name = tokenizer.convert_ids_to_tokens(token)
+    if name is None:
+        return f"<{token}>"  # a model may have more embeddings than its tokenizer has tokens
     if not in_pieces(token, tokenizer):
         return tokenizer.decode([token])
-    name = tokenizer.convert_ids_to_tokens(token)
     raw = _bytes_of(name)
     return str(name) if raw is None else raw.decode("utf-8", errors=BYTES)
 
@@ -40,7 +45,7 @@ BYTE_LETTERS = _byte_letters()
 
 def _bytes_of(name: Any) -> bytes | None:
     """The bytes that a token's name stands for; None where it is none of the ways in which bytes are named."""
-    if isinstance(name, bytes):
+    if name is None or isinstance(name, bytes):
         return name
     if found := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
         return bytes.fromhex(found[1])

@@ -8,6 +8,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import GROUPS, plain, specs
 from causal_tracing.patching.options.estimate import EstimateOptions
+from causal_tracing.patching.options.site_texts import sets
 from causal_tracing.patching.options.trace import Options, RunOptions
 
 MEANT: list[tuple[str, Any, dict[str, Any]]] = [
@@ -117,3 +118,10 @@ def test_every_option_is_explained_and_grouped_and_can_be_its_default(declared):
         assert spec.text is not None or name == "progress"
         others = {spec.beside, spec.unless} - {None}
         assert others <= {*specs(declared)}
+
+
+def test_files_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa b\r\nc d\r\n")
+    assert texts.write("write", {"write": "mean", "reference": tmp_path / "prompts.txt"}).prompts == ["a b", "c d"]
+    (tmp_path / "sets.toml").write_bytes(b'\xef\xbb\xbfa = ["z 1.2 @ last"]\r\n')
+    assert sets(str(tmp_path / "sets.toml")) == {"a": ["z 1.2 @ last"]}

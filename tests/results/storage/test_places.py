@@ -32,6 +32,11 @@ def test_what_stands_in_the_way(tmp_path: Path):
         check_file(tmp_path)
     with pytest.raises(MachineError, match="cannot be written: File name too long"):
         check_room(tmp_path / (300 * "x"))
+    for check in (check_file, check_target, check_run_folder):
+        with pytest.raises(MachineError, match="cannot be written: File name too long"):
+            check(tmp_path / (300 * "x"))
+        with pytest.raises(MachineError, match="cannot be written: embedded null"):
+            check(tmp_path / "a\0b")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can write")

@@ -96,3 +96,19 @@ def test_what_is_missing_or_too_new_is_refused(tmp_path: Path):
     path.write_text(json.dumps(text))
     with pytest.raises(InvalidResults, match="written by a newer version .schema 99; this one reads 2"):
         open_trace(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("text", ['{"schema": "two"}', '{"schema": null}', "[]", "null", "", 100_000 * "[", "\xff"])
+def test_what_is_no_record_is_damage(tmp_path: Path, text: str):
+    path = save(example(), tmp_path / "trace") / "trace.json"
+    whole = json.loads(path.read_text())
+    changed = json.dumps(whole | json.loads(text)) if text.startswith("{") else text
+    path.write_bytes(changed.encode("latin-1"))
+    with pytest.raises(InvalidResults, match=r"trace\.json is damaged"):
+        open_trace(tmp_path / "trace")
+
+
+@pytest.mark.parametrize("folder", ["a\0b", 300 * "x"])
+def test_what_can_be_no_folder_is_no_saved_trace(folder: str):
+    with pytest.raises(InvalidResults, match="is not there"):
+        open_trace(folder)

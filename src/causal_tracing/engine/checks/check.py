@@ -46,6 +46,7 @@ from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
+from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
 from causal_tracing.models.offload import device_of
@@ -110,6 +111,7 @@ def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, s
     return examine(network, tokenizer, name=name, source=source).model
 
 
+@made_on_cpu()
 def check(model: Model) -> Checkup:
     """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
     require_model(model)
@@ -154,6 +156,7 @@ def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Findin
     return replace(model, agreement=agreement), tuple(found)
 
 
+@made_on_cpu()
 def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Checkup:
     """What works on the model, with all its checks. Raises UnsupportedModel, OutOfMemory.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in
-from causal_tracing.models.model import at_rest
+from causal_tracing.models.at_rest import at_rest
 
 SEED = 1
 SHARES = (1.0, 0.1, 0.01)  # of the noise that shows best, the first without overflow

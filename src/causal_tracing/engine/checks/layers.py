@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
+from causal_tracing.models.at_rest import at_rest
 from causal_tracing.models.memory import is_out_of_memory
-from causal_tracing.models.model import at_rest
 from causal_tracing.models.offload import device_of
 from causal_tracing.models.spread import refuse_parted
 

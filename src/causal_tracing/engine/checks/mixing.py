@@ -19,7 +19,8 @@ from causal_tracing.engine.hooks.forward import forward, watched
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.anatomy import Anatomy
-from causal_tracing.models.model import Model, at_rest
+from causal_tracing.models.at_rest import at_rest
+from causal_tracing.models.model import Model
 
 SEED = 2
 WRITTEN = 1  # the token that is written at

@@ -21,6 +21,7 @@ from causal_tracing.engine.backend import Place
 from causal_tracing.engine.hooks.modules import Visit
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.sites import ATTENTION
+from causal_tracing.models.at_rest import alone
 from causal_tracing.models.model import Model
 
 SEEN = ("q", "k", "v", ATTENTION, "pattern")  # what only the attention function sees
@@ -72,17 +73,18 @@ Answer = Callable[[Asked], tuple[Asked, Tensor]]  # what was really asked, and a
 
 @contextmanager
 def attention_by(model: Model, attend: Attend) -> Iterator[None]:
-    """The model's layers attend by `attend` while the context is open; other models are left alone. Not for threads."""
+    """The model's layers attend by `attend` meanwhile. Other models are left alone; other threads wait."""
     name = model.attention
     layers = {id(part): number for number, layer in enumerate(model.layers) for part in layer.modules()}
-    before = ALL_ATTENTION_FUNCTIONS.get(name)
-    ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, before, attend)
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS[name]  # what is left is the library's own
-        if ALL_ATTENTION_FUNCTIONS.get(name) is not before:  # there was one in its place
-            ALL_ATTENTION_FUNCTIONS[name] = before
+    with alone:
+        before = ALL_ATTENTION_FUNCTIONS.get(name)
+        ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, before, attend)
+        try:
+            yield
+        finally:
+            del ALL_ATTENTION_FUNCTIONS[name]  # what is left is the library's own
+            if ALL_ATTENTION_FUNCTIONS.get(name) is not before:  # there was one in its place
+                ALL_ATTENTION_FUNCTIONS[name] = before
 
 
 @contextmanager

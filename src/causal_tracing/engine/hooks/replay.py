@@ -47,7 +47,7 @@ class Replay:
         """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
         keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
-        with layers_told(self.model, tick):
+        with self.model.at_rest(), layers_told(self.model, tick):
             logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
         wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
         yield list(batch), measure(logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)], worlds)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from causal_tracing.engine.nnsight.asked import Asked, traced
-from causal_tracing.models.model import at_rest
+from causal_tracing.models.at_rest import at_rest
 
 
 class Here:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.options.spelling import Text
 
 PAIR, PATCHED, TOGETHER = "The pair", "What is patched", "What is patched together"
@@ -106,6 +107,8 @@ def check_values(options: Any) -> None:
         value = getattr(options, name)
         if spec.check is not None and not (value is None and spec.default is None):
             spec.check(value)
+        if spec.text is not None and spec.text.kind is bool and not isinstance(value, bool):
+            raise InvalidOption(f"{name}= is True or False; it is {value!r}.")
 
 
 def values_of(options: Any) -> dict[str, Any]:

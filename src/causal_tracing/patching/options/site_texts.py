@@ -39,7 +39,7 @@ def _sets_of(path: Path) -> dict[str, list[str]]:
     import tomllib  # only where there is a file: every --help loads this module
 
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidOption(f"--sets {path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:

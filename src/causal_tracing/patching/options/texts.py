@@ -16,11 +16,17 @@ from causal_tracing.interventions.write import Write
 from causal_tracing.patching.options.spelling import Flag, Flags, Text, is_a, itself, joined, list_of, one
 
 DIGITS = 5  # of the number of a layer
+MOST_DIGITS = 18  # of any number
 
 # Words, numbers, switches: as they are.
 WORD = one(itself, itself, fits=lambda value: is_a(value, str), form="a text")
 NUMBER = one(itself, itself, fits=lambda value: is_a(value, int), form="a whole number", kind=int)
 SWITCH = one(itself, itself, fits=lambda value: is_a(value, bool), form="true or false", kind=bool)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number that anything could have: Python itself reads no more than 4300 digits."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def names(text: str) -> list[str]:
@@ -104,13 +110,15 @@ def layers(text: str) -> list[int]:
     """0-5,11 as numbers. Raises InvalidOption."""
     found: list[int] = []
     for part in names(text):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (not dash or last.isdecimal())):
             raise InvalidOption(f"--layers {text!r}: {part!r} is neither a layer nor a range. Write such as 0-5,11.")
         if max(len(first), len(last)) > DIGITS:  # before a list is made of them
             raise InvalidOption(
                 f"--layers {text!r}: no model has so many layers as {part!r} names. Write such as 0-5,11."
             )
+        if int(last or first) < int(first):
+            raise InvalidOption(f"--layers {text!r}: {part!r} runs backwards. Write {last}-{first}.")
         found += range(int(first), int(last or first) + 1)
     return found
 
@@ -123,7 +131,7 @@ def size(text: str) -> int:
     units = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30}
     digits = text.strip().rstrip("kKmMgGbB ")
     unit = text.strip()[len(digits) :].strip().upper()
-    if unit not in units or not digits.replace(".", "", 1).isdecimal():
+    if unit not in units or not is_number(digits.replace(".", "", 1)):
         raise InvalidOption(f"--budget {text!r} is not a size. Write such as 512MB or 2GB.")
     return int(float(digits) * units[unit])
 
@@ -143,8 +151,10 @@ def by_layer(parts: str, text: str) -> bool | dict[int, list[int]]:
     for part in names(text):
         layer, colon, listed = part.partition(":")
         chosen = listed.split("+") if colon else []
-        if not layer.isdecimal() or not all(number.isdecimal() for number in chosen):
-            raise InvalidOption(f"--{parts} {text!r}: {part!r} names no {parts}. Write all, or such as 5,20:14+1035.")
+        if not is_number(layer) or not all(map(is_number, chosen)):
+            raise InvalidOption(
+                f"--{parts} {text!r:.200}: {part!r:.100} names no {parts}. Write all, or such as 5,20:14+1035."
+            )
         found.setdefault(int(layer), []).extend(int(number) for number in chosen)
     return found
 
@@ -172,14 +182,14 @@ NEURONS, EXPERTS = _of_layers("neurons"), _of_layers("experts")
 
 def window(text: str) -> int | dict[str, int]:
     """10 for all components, or attn_out=10,mlp_out=5. Raises InvalidOption."""
-    if text.isdecimal():
+    if is_number(text):
         return int(text)
     widths: dict[str, int] = {}
     for part in names(text):
         component, _, width = part.partition("=")
-        if not width.isdecimal():
+        if not is_number(width):
             raise InvalidOption(
-                f"--window {text!r}: {part!r} is no width. Write such as 10, or attn_out=10,mlp_out=10."
+                f"--window {text!r:.200}: {part!r:.100} is no width. Write such as 10, or attn_out=10,mlp_out=10."
             )
         widths[component] = int(width)
     return widths
@@ -203,8 +213,8 @@ WINDOW = one(
 def shard(text: str) -> tuple[int, int]:
     """2/8 as the third of eight (from 0). Raises InvalidOption."""
     first, _, count = text.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-        raise InvalidOption(f"--shard {text!r} is no shard. Write such as 0/4, 1/4, 2/4 and 3/4.")
+    if not (is_number(first) and is_number(count) and int(first) < int(count)):
+        raise InvalidOption(f"--shard {text!r:.200} is no shard. Write such as 0/4, 1/4, 2/4 and 3/4.")
     return int(first), int(count)
 
 
@@ -219,7 +229,7 @@ SHARD = one(
 
 def workers(text: str) -> int | str:
     """4 processes, or ray and ray:4. The check says what is neither."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if is_number(text) else text
 
 
 WORKERS = one(
@@ -333,7 +343,7 @@ def _check_keys(table: Mapping[str, Any], valid: Sequence[str]) -> None:
 def _lines(path: Path) -> list[str]:
     """The prompts of a file, one a line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidOption(f"--reference {path} cannot be read: {error}") from None
     return [line for line in text.split("\n") if line.strip()]
@@ -356,7 +366,7 @@ def read_tensors(path: Path) -> dict[tuple[str, int], Any]:
     named = {}
     for name, tensor in found.items():
         component, _, layer = name.rpartition(".")
-        if not component or not layer.isdecimal():
+        if not component or not is_number(layer):
             raise InvalidOption(f"--tensors {path}: {name!r} names no place. Name tensors such as resid_post.12.")
         named[component, int(layer)] = tensor
     return named

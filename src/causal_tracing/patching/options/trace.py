@@ -50,6 +50,7 @@ from causal_tracing.prompts.tokens import Column
 Progress = Callable[[int, int], None]  # is told how much is done, and of how much
 
 _whole = partial(partial, validation.whole)
+MOST_CHECKS = 100_000  # cells that are run again: more is a slip of the finger
 _check_columns = partial(validation.columns, "positions=")
 _PROGRESS = (
     "True: a bar in a notebook or a terminal, elsewhere lines on stderr; work that ends at once shows nothing. False: "
@@ -308,7 +309,7 @@ class Options(NodeOptions):
         help="How many random cells are run again on whole forwards; 0 turns it off.",
         group=ENGINE,
         text=texts.NUMBER,
-        check=_whole("spot_checks= (cells)", least=0),
+        check=_whole("spot_checks= (cells)", least=0, most=MOST_CHECKS),
         always=True,
     )
     progress: bool | Progress = option(True, help=_PROGRESS, group=OUTPUT, check=check_progress, recorded=False)

@@ -21,7 +21,7 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)  # these are seen at the fo
 def check_file(path: Path) -> None:
     """Raises MachineError where no file can be written at the path."""
     parent = path.absolute().parent
-    if path.is_dir():
+    if os.path.isdir(path):
         raise MachineError(f"{path} is a folder, and a file is to be written there. Give the file's name too.")
     if not os.path.lexists(parent):
         raise MachineError(f"{path} cannot be written: there is no folder {parent}. Make it, or choose another place.")
@@ -31,7 +31,7 @@ def check_file(path: Path) -> None:
 def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     """The folder as a path, if a trace can be saved there. Raises InvalidResults, MachineError."""
     target = Path(folder)
-    saved = (target / TEXT).is_file()
+    saved = os.path.isfile(target / TEXT)  # False of what can be no path, where pathlib raises
     if os.path.lexists(target) and not (overwrite and saved):
         hint = "Overwrite it (overwrite=True, --overwrite), or choose" if saved else "It is not a saved trace: choose"
         raise InvalidResults(f"{target} exists already. {hint} another name.")
@@ -59,6 +59,8 @@ def check_room(path: Path) -> None:
     """
     try:
         os.lstat(path)
+    except ValueError as error:  # a NUL
+        raise MachineError(f"{path!r} cannot be written: {error}. Choose another place.") from None
     except OSError as error:
         if error.errno not in ABSENT:  # too long for a name
             raise MachineError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None

@@ -52,7 +52,7 @@ class Row:
 
 def is_run_folder(folder: str | Path) -> bool:
     """Whether a run was begun there."""
-    return (Path(folder) / MANIFEST).is_file()
+    return os.path.isfile(Path(folder) / MANIFEST)  # False of what can be no path, where pathlib raises
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         schema, expected, content = text["schema"], text["sha256"], text["content"]
     except FileNotFoundError:
         raise InvalidResults(f"{folder} has no {MANIFEST}: it is no run folder.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidResults(f"{path} is damaged: {error!r}. The run cannot be continued; begin another.") from None
     if not isinstance(schema, int) or schema > SCHEMA:
         raise InvalidResults(

@@ -44,17 +44,17 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
 def open_measurements(folder: str | Path) -> Measurements:
     """What `save` wrote. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
     folder = Path(folder)
-    if not (folder / TEXT).is_file():
-        what = "has no trace.json: it is not a saved trace" if folder.is_dir() else "is not there"
+    if not os.path.isfile(folder / TEXT):  # False of what can be no path, where pathlib raises
+        what = "has no trace.json: it is not a saved trace" if os.path.isdir(folder) else "is not there"
         raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
     try:
         text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
-        digest, content = text["sha256"], text["content"]
-    except (ValueError, KeyError, TypeError) as error:
+        schema, digest, content = int(text.get("schema", 0)), text["sha256"], text["content"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
-    if text.get("schema", 0) > SCHEMA:
+    if schema > SCHEMA:
         raise InvalidResults(
-            f"{folder} was written by a newer version (schema {text['schema']}; this one reads {SCHEMA}). "
+            f"{folder} was written by a newer version (schema {schema}; this one reads {SCHEMA}). "
             "Upgrade causal-tracing to open it."
         )
     _check(folder / TEXT, digest, _canonical(content))

@@ -175,7 +175,7 @@ const matrixSection = (shared) => {
     at = [Math.min(at[0], now.columns.length - 1), Math.min(at[1], Math.max(0, now.rows.length - 1))];
     switches(node("switches"), [...(isMean() ? ["d"] : ["d", "v"]), ...(part.large ? [key("f")] : [])], `${part.kind}-`);
     say(node("note"), note());
-    drawLegend(node("legend"), largest(false), [...(isMean() ? ["faint"] : []), "zero", "none"], unit(metric()), asShare());
+    drawLegend(node("legend"), largest(false), [...(isMean() ? ["faint"] : []), "zero", "none", ...(part.filling ? ["waiting"] : [])], unit(metric()), asShare());
     drawLegend(node("beside"), largest(true), [], unit(metric()), asShare());
     node("beside").prepend(make("span", { textContent: `${labels().receivers[beside()].name}: the sender patched as ever, on a scale of its own` }));
     node("map").ariaRowCount = String(now.rows.length + 3);

@@ -226,6 +226,22 @@ def test_two_traces_stand_side_by_side_on_one_scale(browser: Browser):
 
 
 @needs_browser
+def test_side_by_side_no_layer_is_out_of_sight(browser: Browser):
+    with explorer(toy_model(layers=30)) as client, opened(browser, client) as page:
+        begun(page)
+        wait(page, FINISHED)
+        begun(page, "the cat sat", "the dog sat")
+        wait(page, "document.getElementById('history').textContent.includes('beside')")
+        wait(page, FINISHED)
+        page.get_by_role("button", name="beside").first.click()
+        wait(page, "document.querySelectorAll('#beside td').length")
+        for box in ("#scroll", "#beside-section .scroll"):
+            assert page.locator(box).evaluate("node => node.scrollWidth - node.clientWidth") <= 0
+        starts = page.locator(".bar span, #ask").evaluate_all("all => all.map((one) => one.getBoundingClientRect().x)")
+        assert starts[0] == starts[-1]
+
+
+@needs_browser
 def test_tokens_stay_text(browser: Browser):
     words = ("the", EVIL, "</script>", "\u202edog", "ran")
     with explorer(toy_model(words=words, layers=3)) as client, opened(browser, client) as page:

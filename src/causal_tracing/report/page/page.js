@@ -180,7 +180,7 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
       });
       body.append(row);
     });
-    table.style.minWidth = `${8 + 1.35 * columns.length}em`;
+    table.style.setProperty("--columns", columns.length);
     table.replaceChildren(make("thead", {}, head), body);
   };
   const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-1e6, 0], End: [1e6, 0], PageUp: [0, -1e6], PageDown: [0, 1e6] };

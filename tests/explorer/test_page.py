@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser
 
 from causal_tracing.explorer.asked import Asked
 from causal_tracing.explorer.jobs import Full, Job
-from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, launched_page, opened, traced, wait
+from explorer_pages import CLEAN, CORRUPT, FINISHED, axe, begun, launched_page, opened, traced, wait
 from explorers import asked, explorer, small_model, toy_model
 from pages import launched, needs_browser
 
@@ -140,6 +139,29 @@ def test_what_is_entered_at_once_is_understood_too(browser: Browser):
 
 
 @needs_browser
+def test_what_is_understood_already_is_not_asked_again(browser: Browser, monkeypatch: pytest.MonkeyPatch):
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        session, previewed = client.serving.session, []
+        preview = session.preview
+
+        def counted(asked: Asked) -> Callable[[], Any]:
+            previewed.append(asked.pair["clean"])
+            return preview(asked)
+
+        page.locator("#corrupt").fill(CORRUPT)
+        page.locator("#clean").fill(CLEAN)
+        wait(page, "document.getElementById('cost').textContent.includes('worlds')")
+        monkeypatch.setattr(session, "preview", counted)
+        page.locator("#corrupt").press("Enter")
+        wait(page, FINISHED)
+        assert previewed == []
+        page.locator("#answer").fill(" Rome")
+        page.locator("#corrupt").press("Enter")
+        wait(page, "document.querySelector('#stories h1 b')?.textContent === 'Rome'")
+        assert previewed == [CLEAN]
+
+
+@needs_browser
 def test_what_comes_of_an_older_text_is_dropped(browser: Browser, monkeypatch: pytest.MonkeyPatch):
     with explorer(small_model()) as client, opened(browser, client) as page:
         session, begun, go, priced = client.serving.session, threading.Event(), threading.Event(), []
@@ -157,7 +179,7 @@ def test_what_comes_of_an_older_text_is_dropped(browser: Browser, monkeypatch: p
         page.wait_for_timeout(500)
         monkeypatch.setattr(session, "preview", held)
         monkeypatch.setattr(session, "estimate", counted)
-        page.locator("#clean").fill("Mary went to the")
+        page.locator("#clean").fill("Mary went to the drink")  # as long: it could be traced
         assert begun.wait(10)
         page.evaluate("() => { const now = setTimeout; window.setTimeout = (work, wait) => now(work, wait + 2000); }")
         page.locator("#clean").fill(CLEAN)
@@ -204,6 +226,22 @@ def test_two_traces_stand_side_by_side_on_one_scale(browser: Browser):
 
 
 @needs_browser
+def test_side_by_side_no_layer_is_out_of_sight(browser: Browser):
+    with explorer(toy_model(layers=30)) as client, opened(browser, client) as page:
+        begun(page)
+        wait(page, FINISHED)
+        begun(page, "the cat sat", "the dog sat")
+        wait(page, "document.getElementById('history').textContent.includes('beside')")
+        wait(page, FINISHED)
+        page.get_by_role("button", name="beside").first.click()
+        wait(page, "document.querySelectorAll('#beside td').length")
+        for box in ("#scroll", "#beside-section .scroll"):
+            assert page.locator(box).evaluate("node => node.scrollWidth - node.clientWidth") <= 0
+        starts = page.locator(".bar span, #ask").evaluate_all("all => all.map((one) => one.getBoundingClientRect().x)")
+        assert starts[0] == starts[-1]
+
+
+@needs_browser
 def test_tokens_stay_text(browser: Browser):
     words = ("the", EVIL, "</script>", "\u202edog", "ran")
     with explorer(toy_model(words=words, layers=3)) as client, opened(browser, client) as page:
@@ -219,25 +257,18 @@ def test_tokens_stay_text(browser: Browser):
         wait(page, "document.getElementById('corrupt-tokens').textContent.includes('U+202E')")
 
 
-def violations(page: Page) -> list[str]:
-    """What axe finds wrong."""
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{each['id']}: {[node['target'] for node in each['nodes']][:3]}" for each in found]
-
-
 @needs_browser
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_nothing_stands_in_anybody_s_way(browser: Browser, look: dict[str, Any]):
     with explorer(small_model()) as client, opened(browser, client, bypass_csp=True, **look) as page:
-        assert violations(page) == []
+        assert axe(page) == []
         traced(page)
         page.locator('#map td[data-at="1,1"]').click()
         wait(page, "document.querySelectorAll('#deeper-shown tbody tr').length === 4")
-        assert violations(page) == []
+        assert axe(page) == []
         page.locator('#deeper-switches button[data-kind="pattern"]').click()
         wait(page, "document.querySelectorAll('#deeper-shown svg').length === 2")
-        assert violations(page) == []
+        assert axe(page) == []
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, suppress
 from pathlib import Path
@@ -237,6 +238,27 @@ def test_a_preview_shows_tokens_choices_and_where_lengths_part():
         assert len(half["sides"]["clean"]["choices"]) == 5
 
 
+def test_tokens_do_not_wait_for_the_model():
+    held = threading.Event()
+    with explorer(small_model(), limit=6) as client:
+        body = {"pair": {"clean": STORE["clean"], "corrupt": STORE["corrupt"]}}
+        known = client.post("preview", body)
+        client.serving.session.worker.errand(lambda: held.wait(30))  # the model is busy
+        found = client.post("tokens", body)
+        assert [found["sides"][name]["tokens"] for name in found["sides"]] == [
+            known["sides"][name]["tokens"] for name in ("clean", "corrupt")
+        ]
+        assert (found["pairing"], found["differing"]) == (known["pairing"], known["differing"]) != ([], [])
+        body["pair"]["corrupt"] = "Mary went to the city of"
+        assert client.post("tokens", body)["part"] == 4
+        assert "part" not in client.post("tokens", body | {"options": {"align": "suffix"}})
+        assert [*client.post("tokens", {"pair": {"clean": "Mary"}})["sides"]] == ["clean"]
+        body["pair"]["corrupt"] = "Mary went to the city of Rome"
+        said = client.post("tokens", body, 422)
+        assert (said["field"], "--limit-tokens" in said["message"]) == ("corrupt", True)
+        held.set()
+
+
 def test_what_is_not_offered_is_refused_by_name():
     with explorer(toy_model(), limit=4) as client:
         for body, word in (
@@ -306,7 +328,8 @@ def test_saved_traces_are_read_without_a_model(tmp_path: Path):
         (listed,) = client.get("traces")
         assert (listed["label"], listed["state"]) == ("kept", "done")
         assert [kind for _, kind, _ in client.told(listed["id"])] == ["view", "done"]
-        assert "--model" in client.post("traces", asked(), 422)["message"]
+        for path in ("traces", "tokens"):
+            assert "--model" in client.post(path, asked(), 422)["message"]
         assert client.send("GET", f"/api/traces/{listed['id']}/page").status_code == 200
 
 

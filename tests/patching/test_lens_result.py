@@ -186,6 +186,18 @@ def test_a_chosen_cell_says_what_both_runs_would_say_there(browser: Browser, sin
 
 
 @needs_browser
+def test_what_is_said_of_a_cell_is_rounded_once(browser: Browser, single: ct.Trace, tmp_path: Path):
+    found = single.measurements
+    assert found.lens is not None
+    given = {
+        name: xr.full_like(found.lens[name], value) for name, value in (("top_prob", 0.2546), ("answer_prob", 0.01246))
+    }
+    with opened(browser, tmp_path / "page.html", replace(found, lens=found.lens.assign(given))) as page:
+        page.locator('#map td[data-at="2,1"]').click()
+        assert page.locator("#lens").inner_text().count(" 0.25, p(answer) 0.012,") == 2
+
+
+@needs_browser
 def test_the_mean_of_a_page_says_it_too_and_pages_without_it_say_nothing(
     browser: Browser, many: ct.Trace, single: ct.Trace, tmp_path: Path
 ):

@@ -26,8 +26,9 @@ from causal_tracing.errors import (
 )
 from causal_tracing.explorer.asked import asked_of, deeper_of, name_of
 from causal_tracing.explorer.jobs import MOST_WAITING, Full, Job, said
+from causal_tracing.report.page.listed import matrix_form
 from causal_tracing.report.page.page import SCRIPTS, part
-from causal_tracing.results.site_kinds import KINDS
+from causal_tracing.results.site_kinds import KINDS, PATHS
 
 LOOK = 0.05  # seconds between two looks at what was told
 QUIET = 15.0  # seconds after which a stream says that it is still there
@@ -51,6 +52,7 @@ class Explorer:
             Route("/static/{name}", _static),
             Route("/healthz", _health),
             Route("/api/model", self.model),
+            Route("/api/tokens", self.tokens, methods=["POST"]),
             Route("/api/preview", self.preview, methods=["POST"]),
             Route("/api/estimate", self.estimate, methods=["POST"]),
             Route("/api/traces", self.traces),
@@ -69,6 +71,11 @@ class Explorer:
     async def model(self, request: Request) -> Response:
         """What is offered."""
         return JSONResponse(dict(self.session.about()))
+
+    async def tokens(self, request: Request) -> Response:
+        """A pair's tokens, without waiting for the model."""
+        asked = asked_of(await _json(request))
+        return JSONResponse(await asyncio.to_thread(self.session.tokens, asked))
 
     async def preview(self, request: Request) -> Response:
         """What is understood of a pair; an error in it is part of the answer, with the field it belongs to."""
@@ -241,7 +248,10 @@ def page() -> str:
     )
     scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in SCRIPTS)
     rest = part("mean.html") + part("curves.html")
-    return Template(_own("explore.html")).substitute(map=part("map.html"), rest=rest, parts=parts, scripts=scripts)
+    paths = matrix_form(PATHS)
+    return Template(_own("explore.html")).substitute(
+        map=part("map.html"), rest=rest, parts=parts, paths=paths, scripts=scripts
+    )
 
 
 async def _static(request: Request) -> Response:

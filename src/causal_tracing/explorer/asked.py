@@ -16,7 +16,8 @@ PROMPTS = ("clean", "corrupt")
 TEXTS = (*PROMPTS, "answer", "foil", "subject", "corrupt_subject")
 PAIR = (*TEXTS, "occurrence")
 OPTIONS = ("align", "layers", "positions", "metric", "lens")
-KINDS = ("heads", "neurons", "pattern")
+KINDS = ("heads", "neurons", "experts", "paths", "pattern")
+SENDERS = ("z", "attn_out", "mlp_out", "mixer_out")  # whose paths can be followed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deeper:
-    """What is to be seen of one cell: its layer's heads or neurons there, or its layer's attention pattern."""
+    """What is to be seen of one cell: parts of its layer there, its attention pattern, or the paths of a sender.
+
+    `sender` is a component of the layer, with the number of a head behind a dot; "" where no paths are asked for.
+    """
 
     kind: str
     layer: int
     position: int | str
     tab: str
+    sender: str = ""
 
 
 @contextmanager
@@ -63,15 +68,28 @@ def asked_of(body: Any) -> Asked:
 
 def deeper_of(body: Any) -> Deeper:
     """A request to look into a cell. Raises InputError."""
-    body = _object(body, ("kind", "layer", "position", "tab"), "the request")
+    fields = ("kind", "layer", "position", "tab")
+    of_paths = ("sender", "part") if isinstance(body, dict) and body.get("kind") == "paths" else ()
+    body = _object(body, (*fields, *of_paths), "the request")
     kind, layer, position = body.get("kind"), body.get("layer"), body.get("position")
     if kind not in KINDS:
         raise InvalidOption(f"There is no kind {kind!r}. {nearest(str(kind), KINDS)}")
     if type(layer) is not int:
         raise InvalidOption(f"layer must be a whole number; it is {layer!r}.")
     if type(position) not in (int, str):
-        raise InvalidOption(f"position must be a token's number or a role; it is {position!r}.")
-    return Deeper(kind=kind, layer=layer, position=position, tab=_tab(body))
+        raise InvalidOption(f"position must be a token's number or a role; it is {position!r:.40}.")
+    sender = _sender(body, layer) if kind == "paths" else ""
+    return Deeper(kind=kind, layer=layer, position=position, tab=_tab(body), sender=sender)
+
+
+def _sender(body: Mapping[str, Any], layer: int) -> str:
+    """A sender by its name, without its token."""
+    name, part = body.get("sender"), body.get("part")
+    if name not in SENDERS:
+        raise InvalidOption(f"{name!r:.40} is no sender. {nearest(str(name)[:40], SENDERS)}")
+    if (part is None) == (name == "z") or type(part) not in (int, type(None)):
+        raise InvalidOption(f"part is the number of a head, of z alone; it is {part!r:.40} of {name}.")
+    return f"{name} {layer}" + ("" if part is None else f".{part}")
 
 
 def name_of(body: Any) -> str:

@@ -6,7 +6,7 @@ All of it runs on the worker's thread: there is one model, and its hooks would s
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.explorer.asked import MOST_LETTERS, Asked, Deeper
+from causal_tracing.explorer.deeper import COMPONENTS, offered, options_of, told_of
 from causal_tracing.explorer.example import example_for
 from causal_tracing.explorer.jobs import Job, Worker
 from causal_tracing.explorer.python_lines import python_lines
 from causal_tracing.explorer.shelf import folder_for, label_of
-from causal_tracing.explorer.understand import check_tokens, completed, paired, read_prompts, understand
-from causal_tracing.explorer.views import first_look, new_cells, strongest_parts, whole_view
+from causal_tracing.explorer.understand import check_tokens, completed, paired, read_prompts, spelled, understand
+from causal_tracing.explorer.views import first_look, new_cells, whole_view
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import USUAL, plan_job
@@ -32,9 +33,9 @@ from causal_tracing.patching.job import Job as TraceJob
 from causal_tracing.patching.measure import Filled
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
-from causal_tracing.report.page.text import plain, visible
+from causal_tracing.report.page.text import visible
+from causal_tracing.results.measurements import Measurements
 
-TOP_NEURONS = 20
 AHEAD = 32  # tokens, which few prompts that are typed have
 PATIENCE = 2.0  # seconds for which whoever types may be held up
 
@@ -60,7 +61,7 @@ class Live:
     def _ahead(self) -> Iterator[None]:
         """Compares the engines on prompts as long as will be typed, a component a step: then no trace waits for it."""
         anatomy, length = self.model.anatomy, min(AHEAD, self.limit, self.model.context or AHEAD)
-        wanted = [] if self.model.backend is not None else [*USUAL, _PARTS["heads"], _PARTS["neurons"]]
+        wanted = [] if self.model.backend is not None else [*USUAL, COMPONENTS["heads"], COMPONENTS["neurons"]]
         for component in filter(anatomy.offers, wanted):
             began = time.perf_counter()
             open_backend(self.model, [component], length=length)
@@ -79,10 +80,14 @@ class Live:
             "device": str(model.device),
             "context": model.context,
             "limits": {"tokens": min(self.limit, model.context or self.limit), "letters": MOST_LETTERS},
-            "deeper": [kind for kind, part in _PARTS.items() if part in described.components],
+            "deeper": offered(model, described.components),
             "missed": [[name, visible(reason)] for name, reason in model.anatomy.missed],
             "example": self.example.id if self.example else None,
         }
+
+    def tokens(self, asked: Asked) -> dict[str, Any]:
+        """A pair's tokens: the model is not asked."""
+        return spelled(self.model, asked, self.limit)
 
     def preview(self, asked: Asked) -> Callable[[], dict[str, Any]]:
         """An errand: what is understood of a pair."""
@@ -109,14 +114,14 @@ class Live:
         return Job(work=lambda job: self._trace(job, asked), about=about, tab=asked.tab, key=key)
 
     def deeper(self, job: Job, asked: Deeper) -> Job:
-        """A job: the heads or neurons of a cell's layer at its position, or its layer's attention pattern."""
+        """A job: what is inside a cell, or its layer's attention pattern."""
         if not isinstance(job.result, Trace):
             raise InvalidOption("This trace is not finished. Wait until its map is whole, then open a cell.")
         if not 0 <= asked.layer < self.model.num_layers:
             raise InvalidOption(f"There is no layer {asked.layer}: the model has 0 to {self.model.num_layers - 1}.")
-        work = self._pattern if asked.kind == "pattern" else self._parts
+        work = self._pattern if asked.kind == "pattern" else self._inside
         given = _asked(job)
-        key = json.dumps(["deeper", job.key, asked.kind, asked.layer, asked.position])
+        key = json.dumps(["deeper", job.key, asked.kind, asked.sender, asked.layer, asked.position])
         about = {"label": f"{asked.kind} of layer {asked.layer}", "of": job.id, "kind": asked.kind}
         return Job(work=lambda one: work(one, given, asked), about=about, tab=asked.tab, lane="deeper", key=key)
 
@@ -166,24 +171,21 @@ class Live:
         )
         job.tell("done", **{name: record[name] for name in _TOLD})
 
-    def _parts(self, job: Job, asked: Asked, cell: Deeper) -> None:
-        """Heads or neurons, told while they come: of neurons the strongest."""
-        where = {f"{cell.kind[:-1]}_positions": [cell.position]}
-        part: Any = ["z"] if cell.kind == "heads" else {cell.layer: []}
-        component = planned_component(self.model)
-        options = {"components": [component], "layers": [cell.layer], "positions": [cell.position]}
-        planned = self._planned(asked, **options, **where, **{cell.kind: part})
-        count = TOP_NEURONS if cell.kind == "neurons" else None
+    def _inside(self, job: Job, asked: Asked, cell: Deeper) -> None:
+        """What is inside a cell, told while it comes."""
+
+        def tell(found: Measurements, *, filling: bool) -> None:
+            kind, data = told_of(cell, found, filling=filling)
+            job.tell(kind, **data)
 
         def sink(filled: Filled) -> None:
             job.check()
-            if filled.kind == cell.kind:
-                job.tell("parts", **strongest_parts(filled.measurements, cell.kind, count))
+            tell(filled.measurements, filling=True)
             self.worker.between()
 
-        trace = Trace(_measured(planned, job, sink))
+        trace = Trace(_measured(self._planned(asked, **options_of(cell)), job, sink))
         job.result = trace
-        job.tell("parts", **strongest_parts(trace.measurements, cell.kind, count))
+        tell(trace.measurements, filling=False)
         job.tell("done", **{name: trace.provenance[name] for name in _TOLD})
 
     def _pattern(self, job: Job, asked: Asked, cell: Deeper) -> None:
@@ -198,20 +200,13 @@ class Live:
             length, found = len(run.tokens), recorded[run].activations[place]
             by_head = found.float().reshape(length, -1, length).transpose(0, 1)
             tokens = [visible(text) for text in getattr(pair, name).strings]
-            sides[name] = {"tokens": tokens, "heads": plain(by_head.tolist(), 3)}
+            sides[name] = {"tokens": tokens, "heads": by_head.double().round(decimals=3).tolist()}
         job.tell("pattern", layer=cell.layer, sides=sides)
         job.tell("done")
 
 
 _GIVEN = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
-_PARTS = {"heads": "z", "neurons": "neurons", "pattern": "pattern"}
 _TOLD = ("seconds", "worlds", "worlds_skipped", "engine", "engine_note", "spot_checks")
-
-
-def planned_component(model: Model) -> str:
-    """A component of whole layers that this model offers: a trace has one, whatever else is looked into."""
-    offered: Sequence[str] = model.anatomy.components if model.backend is None else model.backend.describe().components
-    return next(name for name in ("resid_post", "attn_out", "mlp_out", "mixer_out") if name in offered)
 
 
 def _asked(job: Job) -> Asked:

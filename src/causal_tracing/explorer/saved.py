@@ -32,7 +32,11 @@ class Saved:
 
     def about(self) -> dict[str, Any]:
         """That nothing can be traced, and why; what is open."""
-        return {"live": False, "why": WHY, "example": next(iter(self.worker.jobs), None), "deeper": []}
+        return {"live": False, "why": WHY, "example": next(iter(self.worker.jobs), None), "deeper": {}}
+
+    def tokens(self, asked: Asked) -> Mapping[str, Any]:
+        """Raises InvalidOption."""
+        raise InvalidOption(WHY)
 
     def preview(self, asked: Asked) -> Callable[[], Mapping[str, Any]]:
         """Raises InvalidOption."""

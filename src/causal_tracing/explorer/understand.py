@@ -5,7 +5,7 @@
 3. The pair: which tokens are patched for each other. Prompts of unequal lengths are shown where they part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def understand(model: Model, backend: Backend, asked: Asked, limit: int) -> dict
         tokens = paired(complete, model, asked.options.get("align", "strict"))
     except (InputError, ModelError) as error:
         offers = OTHER_WAYS if isinstance(error, MisalignedPair) else ()
-        return found | {"error": said(error), "part": _parting(prompts), "offers": list(offers)}
+        return found | {"error": said(error), "part": _parting(*_ids(prompts)), "offers": list(offers)}
     known = {each.run: each.expected for each in prompts.values()}
     shown = previewed(model, tokens, of_prompts(tokens), known)
     return found | {
@@ -114,14 +114,7 @@ def _encoded(name: str, text: str, model: Model, limit: int) -> tuple[list[int],
 
 def read_prompts(model: Model, backend: Backend, fields: Mapping[str, Any], limit: int) -> dict[str, Prompt]:
     """The prompts that are there already, both run in one go."""
-    read: dict[str, tuple[Run, tuple[str, ...]]] = {}
-    for name in PROMPTS:
-        text = fields.get(name)
-        if not text:
-            continue
-        with of_field(name):
-            ids, offsets = _encoded(name, text, model, limit)
-            read[name] = Run(tuple(ids)), token_strings(text, ids, offsets, model.tokenizer)
+    read = _tokens(model, fields, limit)
     if not read:
         return {}
     expected = log_probs(backend, [run for run, _ in read.values()])
@@ -131,16 +124,49 @@ def read_prompts(model: Model, backend: Backend, fields: Mapping[str, Any], limi
     }
 
 
+def spelled(model: Model, asked: Asked, limit: int) -> dict[str, Any]:
+    """The tokens of the prompts that are there, and where equally many of them differ; needs no run of the model."""
+    read = _tokens(model, asked.pair, limit)
+    found: dict[str, Any] = {"sides": {name: {"tokens": _shown(strings)} for name, (_, strings) in read.items()}}
+    ids = [run.tokens for run, _ in read.values()]
+    if len(ids) < len(PROMPTS) or asked.options.get("align", "strict") != "strict":
+        return found
+    if (part := _parting(*ids)) is not None:
+        return found | {"part": part}
+    differing = [n for n, (clean, corrupt) in enumerate(zip(*ids, strict=True)) if clean != corrupt]
+    return found | {"pairing": [[n, n] for n in range(len(ids[0]))], "differing": differing}
+
+
+def _tokens(model: Model, fields: Mapping[str, Any], limit: int) -> dict[str, tuple[Run, tuple[str, ...]]]:
+    """The prompts that are there as runs, with the texts of their tokens."""
+    read: dict[str, tuple[Run, tuple[str, ...]]] = {}
+    for name in PROMPTS:
+        text = fields.get(name)
+        if not text:
+            continue
+        with of_field(name):
+            ids, offsets = _encoded(name, text, model, limit)
+            read[name] = Run(tuple(ids)), token_strings(text, ids, offsets, model.tokenizer)
+    return read
+
+
+def _shown(strings: Sequence[str]) -> list[str]:
+    return [visible(text) for text in strings]
+
+
 def _side(prompt: Prompt) -> dict[str, Any]:
     return {
-        "tokens": [visible(text) for text in prompt.strings],
-        "choices": [{"token": c.token, "shown": visible(c.token), "prob": round(c.prob, 4)} for c in prompt.choices],
+        "tokens": _shown(prompt.strings),
+        "choices": [{"token": c.token, "shown": visible(c.token), "prob": round(c.prob, 2)} for c in prompt.choices],
     }
 
 
-def _parting(prompts: Mapping[str, Prompt]) -> int | None:
+def _ids(prompts: Mapping[str, Prompt]) -> list[Sequence[int]]:
+    return [prompts[name].run.tokens for name in PROMPTS]
+
+
+def _parting(clean: Sequence[int], corrupt: Sequence[int]) -> int | None:
     """The first position at which the two prompts are not of the same token; None where lengths are equal."""
-    clean, corrupt = (prompts[name].run.tokens for name in PROMPTS)
     if len(clean) == len(corrupt):
         return None
     both = zip(clean, corrupt, strict=False)

@@ -3,14 +3,17 @@
 1. `first_look`: a map in which nothing is computed yet, but the runs that are not edited.
 2. `new_cells`: what has been added to it.
 3. `whole_view`: everything, once all is measured.
+4. `strongest_parts`, `paths_from`: what is inside a cell.
 """
 
+import re
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.maps import has_map, map_data
+from causal_tracing.report.page.matrices import matrix_data
 from causal_tracing.report.page.mean_story import mean_of
 from causal_tracing.report.page.page import MOST_PAIRS, page_data, provenance_text, sections, site_cells
 from causal_tracing.report.page.text import metrics_with_effects, plain, visible
@@ -18,8 +21,9 @@ from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import STATUSES, effects
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import PATHS
 
-NOT_YET = "not_computed_yet"
+NOT_YET, WAITING = "not_computed_yet", "w"  # as a status, and its letter
 MOST_IN_WORDS = 20  # pairs
 Place = tuple[int, ...]
 
@@ -91,7 +95,7 @@ def _elsewhere(measurements: Measurements) -> list[str]:
 
 
 def strongest_parts(measurements: Measurements, kind: str, count: int | None) -> dict[str, Any]:
-    """Heads or neurons of one layer at one position: all in their order, or the strongest by either direction.
+    """Parts of one layer at one position: all in their order, or the strongest by either direction.
 
     Rows are [part, share of the total effect each, an effect each]; those that are not computed yet are left out.
     """
@@ -118,8 +122,19 @@ def strongest_parts(measurements: Measurements, kind: str, count: int | None) ->
     }
 
 
+def paths_from(measurements: Measurements, *, filling: bool) -> dict[str, Any]:
+    """Paths of one pair's senders, as the report's matrix and graph are drawn from.
+
+    While it is filling, what has no number is not computed yet.
+    """
+    found = matrix_data(measurements, PATHS, measurements.pairs.pair.values.tolist())
+    for numbers in found["pairs"][0]["metrics"].values() if filling else ():
+        numbers["status"] = [re.sub("[uf]", WAITING, row) for row in numbers["status"]]
+    return found | {"filling": filling}
+
+
 def _shares(effects_of: np.ndarray, total: float | None) -> list[float | None]:
-    return [None if total is None else plain(float(each / total), 3) for each in effects_of]
+    return [None if total is None else round(float(each / total), 2) for each in effects_of]  # as they are written
 
 
 def _positions(data: dict[str, Any]) -> int:

@@ -134,6 +134,17 @@ def test_each_pair_and_the_mean_have_their_own_numbers(browser: Browser, tmp_pat
 
 
 @needs_browser
+def test_one_sender_is_never_said_to_be_folded_away(browser: Browser, tmp_path: Path) -> None:
+    table, senders, receivers = large()
+    made = followed(table[7:8], senders=dict([[*senders.items()][7]]), receivers=receivers, zeros=np.zeros((1, 92)))
+    with opened(browser, tmp_path / "one.html", made) as page:
+        assert (
+            "alone reads what it adds to the stream. 90 receivers are folded away:"
+            in page.locator("#paths-note").inner_text()
+        )
+
+
+@needs_browser
 def test_weak_senders_and_receivers_are_folded_away_until_all_are_asked_for(browser: Browser, tmp_path: Path) -> None:
     table, senders, receivers = large()
     made = followed(table, senders=senders, receivers=receivers, zeros=np.zeros((60, 92)))

@@ -1,7 +1,8 @@
 // What is typed: both prompts, what follows them, the subject; what is understood of it, and what its trace will take.
 import { ask } from "/static/talk.js";
 
-const WAIT = 120, LONG = 30; // milliseconds after a key; seconds that are long
+// Milliseconds after a key until its tokens are asked for, and behind them until the model is; seconds that are long.
+const WAIT = 60, REST = 120, LONG = 30;
 const SIDES = { clean: ["answer", "subject", "the model's choices"], corrupt: ["foil", "corrupt_subject", "the model's choices"] };
 const $ = (id) => document.getElementById(id);
 const button = (text, press) => {
@@ -13,7 +14,7 @@ const quoted = (text) => `“${text.trim()}”`;
 
 export const form = ({ tab, changed, start }) => {
   const asked = { subject: "", corrupt_subject: "", occurrence: 0, align: "strict", less: {} };
-  let timer = 0, pending = null, understood = null, chosen = { answer: false, foil: false };
+  let timer = 0, pending = null, understood = null, known = "", chosen = { answer: false, foil: false };
 
   const pair = () => {
     const given = { clean: $("clean").value, corrupt: $("corrupt").value, answer: $("answer").value, foil: $("foil").value, subject: asked.subject, corrupt_subject: asked.corrupt_subject };
@@ -56,7 +57,7 @@ export const form = ({ tab, changed, start }) => {
   };
   const show = (found, entered) => {
     understood = found;
-    $("ask").classList.remove("behind");
+    $("ask").classList.remove("behind", "unasked");
     $("cost").textContent = "";
     $("less").replaceChildren();
     for (const name of ["answer", "foil"]) if (!chosen[name] && found[name]) $(name).value = found[name];
@@ -67,6 +68,13 @@ export const form = ({ tab, changed, start }) => {
     $("warned").replaceChildren(...found.warnings.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
     if (found.error || !entered) wrong(found.error, found.offers); // what was said of a trace that was entered stays
     $("go").disabled = !found.pairing;
+    known = JSON.stringify(request());
+  };
+  // Tokens need no model: they are there before it is asked what it would say.
+  const spell = (found) => {
+    understood = found;
+    $("ask").classList.remove("behind");
+    for (const side of Object.keys(SIDES)) if (found.sides[side]) tokensOf(side, found.sides[side]); else $(`${side}-tokens`).replaceChildren();
   };
   const cost = (found) => {
     const seconds = found.seconds < 1 ? "less than a second" : `about ${Math.round(found.seconds)} s`;
@@ -77,24 +85,29 @@ export const form = ({ tab, changed, start }) => {
     const layers = Array.from({ length: Math.ceil(form.layers / 4) }, (_, n) => 4 * n);
     $("less").append(button("roles only", () => { asked.less = { positions: roles }; look(0); }), " ", button("every fourth layer", () => { asked.less = { layers }; look(0); }));
   };
-  const understand = async (priced = true) => {
+  const understand = async (priced = true, rest = 0) => {
     pending?.abort();
     const mine = pending = new AbortController();
+    const heard = async (path, told) => {
+      const found = await (await ask(path, { method: "POST", body: request(), signal: mine.signal })).json();
+      if (!mine.signal.aborted) told(found);
+    };
     if (!$("clean").value || !$("corrupt").value) $("cost").textContent = "";
     try {
-      const found = await (await ask("preview", { method: "POST", body: request(), signal: mine.signal })).json();
-      if (mine.signal.aborted) return;
-      show(found, !priced);
-      if (!found.pairing || !priced) return;
-      const taken = await (await ask("estimate", { method: "POST", body: request(), signal: mine.signal })).json();
-      if (!mine.signal.aborted) cost(taken);
+      if (rest) {
+        await heard("tokens", spell);
+        await new Promise((rested) => setTimeout(rested, rest));
+        if (mine.signal.aborted) return;
+      }
+      await heard("preview", (found) => show(found, !priced));
+      if (priced && !mine.signal.aborted && understood.pairing) await heard("estimate", cost);
     } catch (error) {
       if (error.name === "AbortError" || mine.signal.aborted) return;
-      $("ask").classList.remove("behind");
+      $("ask").classList.remove("behind", "unasked");
       wrong(error.said ?? { message: String(error) });
     }
   };
-  const look = (wait = WAIT) => { pending?.abort(); $("ask").classList.add("behind"); clearTimeout(timer); timer = setTimeout(understand, wait); };
+  const look = (wait = WAIT) => { pending?.abort(); $("ask").classList.add("behind", "unasked"); clearTimeout(timer); timer = setTimeout(() => understand(true, wait && REST), wait); };
 
   // A stretch of the text that is selected may be the subject.
   const selection = (side) => {
@@ -132,7 +145,7 @@ export const form = ({ tab, changed, start }) => {
     $(side).addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("ask").requestSubmit(); } });
   }
   $("with-lens").addEventListener("change", () => { changed(); look(0); });
-  $("ask").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); pending?.abort(); start(request()).then(() => understand(false)); });
+  $("ask").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); pending?.abort(); start(request()).then(() => { if (known !== JSON.stringify(request())) understand(false); }); });
 
   const fill = (given, ways = {}) => {
     for (const name of ["clean", "corrupt", "answer", "foil"]) $(name).value = given[name] ?? "";

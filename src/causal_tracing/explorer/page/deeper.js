@@ -1,4 +1,4 @@
-// What is inside a cell: its layer's heads or neurons at its token, or where the layer's heads look.
+// What is inside a cell: parts of its layer at its token, where the layer's heads look, and where goes what it adds.
 import { ask, follow } from "/static/talk.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,8 +13,11 @@ const drawn = (name, attributes, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
-const CALLED = { heads: "heads", neurons: "neurons", pattern: "attention pattern" };
-const SAID = { heads: "the heads", neurons: "the neurons (the 20 strongest)", pattern: "where the heads look" };
+const SAID = {
+  heads: "the heads", neurons: "the neurons (the 20 strongest)", experts: "the experts", pattern: "where the heads look",
+  "paths attn_out": "paths from attention", "paths mlp_out": "paths from the MLP", "paths mixer_out": "paths from the mixer",
+};
+const HEAD = "paths z", QUICK = ["heads", "pattern"]; // what is shown again of the next cell
 
 // A bar from the middle, as long as the effect is large.
 const bar = (value, scale) => {
@@ -23,15 +26,15 @@ const bar = (value, scale) => {
   svg.append(drawn("rect", { class: value >= 0 ? "supports" : "opposes", x: value >= 0 ? 75 : 75 - long, y: 1, width: long, height: 12 }));
   return svg;
 };
-const partTable = (noun, found, signed) => {
+const partTable = (noun, found, signed, behind) => {
   const { directions, rows, unit } = found, count = directions.length;
   const scale = Math.max(...rows.map((row) => Math.max(...row.slice(1, 1 + count).map(Math.abs))), 1e-9);
-  const head = make("tr", {}, make("th", { scope: "col", textContent: noun }), ...directions.flatMap((name) => [make("th", { scope: "col", textContent: `${name} (${unit})` }), make("td", {})]));
+  const head = make("tr", {}, make("th", { scope: "col", textContent: noun }), ...directions.flatMap((name) => [make("th", { scope: "col", textContent: `${name} (${unit})` }), make("td", {})]), ...(behind ? [make("td", {})] : []));
   const body = rows.map((row) => make("tr", {}, make("th", { scope: "row", textContent: `${noun} ${row[0]}` }), ...directions.flatMap((_, n) => {
     const share = row[1 + count + n];
     const text = signed(row[1 + n]) + (share === null ? "" : ` (${Math.round(100 * share)} %)`).replace("-", "−");
     return [make("td", { textContent: text }), make("td", { className: "bar-cell" }, bar(row[1 + n], scale))];
-  })));
+  }), ...(behind ? [make("td", {}, behind(row[0]))] : [])));
   return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `${noun}s of this layer` }, make("table", { className: "inside" }, make("thead", {}, head), make("tbody", {}, ...body)));
 };
 const patternOf = (title, { tokens, heads }, head) => {
@@ -46,7 +49,7 @@ const patternOf = (title, { tokens, heads }, head) => {
     found[n].forEach((share, key) => {
       if (key > n || share < 0.005) return;
       const cell = drawn("rect", { x: left + size * key, y: top + size * n, width: size - 1, height: size - 1, "fill-opacity": Math.min(1, share) });
-      cell.append(drawn("title", {}, `${tokens[n]} looks at ${tokens[key]}: ${(100 * share).toFixed(0)} %`));
+      cell.append(drawn("title", {}, `${tokens[n]} looks at ${tokens[key]}: ${(100 * share).toFixed(1)} %`));
       svg.append(cell);
     });
   });
@@ -54,8 +57,14 @@ const patternOf = (title, { tokens, heads }, head) => {
 };
 
 export const inside = ({ tab, offered }) => {
-  let leave = null, cell = null, kind = null;
-  const close = () => { leave?.(); leave = null; $("deeper").hidden = true; };
+  let leave = null, cell = null, kind = null, paths = null, asked = 0;
+  const empty = () => { leave?.(); leave = paths = null; asked += 1; cell?.page.look(null); $("deeper-shown").replaceChildren(); };
+  const close = () => { empty(); $("deeper").hidden = true; };
+  const button = (text, press, properties = {}) => {
+    const made = make("button", { type: "button", textContent: text, ...properties });
+    made.addEventListener("click", press);
+    return made;
+  };
   const state = (text) => { if ($("deeper-state").textContent !== text) $("deeper-state").textContent = text; };
   const pattern = ({ sides }) => {
     const figures = make("div", { className: "patterns" });
@@ -65,38 +74,52 @@ export const inside = ({ tab, offered }) => {
     $("deeper-shown").replaceChildren(make("p", {}, make("label", {}, "which head ", choose)), figures);
     draw();
   };
+  const parts = (data) => {
+    const heads = kind === "heads" && offers(HEAD) && ((head) => button("paths", () => show(HEAD, head), { ariaLabel: `paths from head ${head}` }));
+    $("deeper-shown").replaceChildren(partTable(kind.slice(0, -1), data, cell.page.signed, heads));
+    if (kind !== "heads") state(`${data.measured.toLocaleString("en")} ${kind} measured${data.rows.length < data.measured ? `; the ${data.rows.length} strongest of them` : ""}.`);
+  };
+  // The report's own matrix and graph: they stay while numbers come, and with them the focus.
+  const follows = ({ part }) => {
+    if (paths) { Object.assign(paths, part); cell.page.draw(); return; }
+    paths = part;
+    $("deeper-shown").replaceChildren($("paths-form").content.cloneNode(true));
+    cell.page.look(paths);
+  };
   const hear = (event, data) => {
-    if (event === "parts") $("deeper-shown").replaceChildren(partTable(kind.slice(0, -1), data, cell.signed));
-    if (event === "parts" && kind === "neurons") state(`${data.measured.toLocaleString("en")} neurons measured; the ${data.rows.length} strongest of them.`);
+    if (event === "parts") parts(data);
+    if (event === "paths") follows(data);
     if (event === "pattern") pattern(data);
-    if (event === "done" && kind !== "neurons") state("");
+    if (event === "done" && paths) state(`What ${paths.senders[0].name} adds to the stream, followed to every receiver behind it.`);
+    if (event === "done" && QUICK.includes(kind)) state("");
     if (event === "error") state(data.message);
     if (event === "cancelled") state("Stopped.");
   };
-  const show = async (which) => {
-    leave?.();
+  const show = async (which, head) => {
+    empty();
     kind = which;
     for (const each of $("deeper-switches").children) each.setAttribute("aria-pressed", String(each.dataset.kind === which));
-    $("deeper-shown").replaceChildren();
-    state(`Computing ${CALLED[which]} …`);
+    const [of, sender] = which.split(" "), mine = asked, more = sender ? { sender, ...(head === undefined ? {} : { part: head }) } : {};
+    state(`Computing ${head === undefined ? SAID[which] : `paths from head ${head}`} …`);
     try {
-      const { id } = await (await ask(`traces/${cell.id}/deeper`, { method: "POST", body: { kind: which, layer: cell.layer, position: cell.position, tab } })).json();
-      if (kind === which) leave = follow(id, hear, (error) => state(error.message));
-    } catch (error) { state(error.message); }
+      const { id } = await (await ask(`traces/${cell.id}/deeper`, { method: "POST", body: { kind: of, layer: cell.layer, position: cell.position, tab, ...more } })).json();
+      if (mine === asked) leave = follow(id, hear, (error) => state(error.message));
+    } catch (error) { if (mine === asked) state(error.message); }
   };
+  const offers = (which) => offered()[which]?.includes(cell.layer) ?? false;
   const open = (chosen) => {
-    const kinds = offered().filter((each) => each !== "neurons" || chosen.layer !== undefined);
-    if (!kinds.length) return;
+    empty(); // of the cell before
     cell = chosen;
-    $("deeper").hidden = false;
+    const kinds = Object.keys(SAID).filter(offers);
+    $("deeper").hidden = !kinds.length;
+    if (!kinds.length) return;
     $("deeper-title").textContent = `Inside layer ${chosen.layer}, ${chosen.spoken}`;
     $("deeper-switches").replaceChildren(...kinds.map((each) => {
-      const made = make("button", { type: "button", textContent: SAID[each] });
+      const made = button(SAID[each], () => show(each));
       made.dataset.kind = each;
-      made.addEventListener("click", () => show(each));
       return made;
     }));
-    show(kind && kinds.includes(kind) && kind !== "neurons" ? kind : kinds[0]);
+    show(QUICK.includes(kind) && kinds.includes(kind) ? kind : kinds[0]);
   };
   return { open, close };
 };

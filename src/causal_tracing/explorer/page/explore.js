@@ -33,7 +33,7 @@ const heard = (kind, data, self) => {
 const chosen = (layer, position) => {
   if (!about.live || !shown.view) return;
   const { data, page } = shown, name = data.positions[position];
-  deeper.open({ id: shown.id, layer: data.layers[layer], position: /^\d+$/.test(name) ? Number(name) : name, spoken: data.pairs[0].rows[position].spoken, signed: page.signed });
+  deeper.open({ id: shown.id, layer: data.layers[layer], position: /^\d+$/.test(name) ? Number(name) : name, spoken: data.pairs[0].rows[position].spoken, page });
 };
 const show = (id) => {
   shown?.close();
@@ -126,7 +126,7 @@ for (const [button, what] of [["copy-command", "command"], ["copy-python", "pyth
 });
 
 const typed = form({ tab, changed: () => { stop().catch(failed); }, start });
-const deeper = inside({ tab, offered: () => about?.deeper ?? [] });
+const deeper = inside({ tab, offered: () => about?.deeper ?? {} });
 $("stop").addEventListener("click", () => stop(true).catch(failed));
 darkness(() => { shown?.page?.draw(); });
 

@@ -1,4 +1,7 @@
-"""What a page says of a cell by the logit lens: what both runs would say behind its layer, at its token."""
+"""What a page says of a cell by the logit lens: what both runs would say behind its layer, at its token.
+
+Numbers are rounded here, to what the page writes of them: whoever rounds a rounded number says 0.26 of 0.2546.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +16,7 @@ from causal_tracing.results.lens import RUNS, lens_of, mean_lens
 from causal_tracing.results.means import NoMean
 from causal_tracing.results.measurements import Measurements
 
-DIGITS = 3
-TOLD = ("top_prob", "answer_prob", "logit_diff")
+TOLD = {"top_prob": ".2f", "answer_prob": ".2g", "logit_diff": ".3g"}  # as the page writes them
 Cells = dict[str, list[list[list[Any] | None]]]
 
 
@@ -50,13 +52,13 @@ def _laid_out(
     """One run's cells, at these places of its tokens or columns."""
     read = here.layer.values.tolist()
     nothing = np.full_like(here.answer_prob.values, np.nan)
-    numbers = [here[name].values if name in here else nothing for name in TOLD]
+    numbers = [(here[name].values if name in here else nothing, digits) for name, digits in TOLD.items()]
 
     def cell(layer: int, place: int | None) -> list[Any] | None:
         if place is None or layer not in read:
             return None
         at = read.index(layer), place
-        return [tops[at[0]][place], *(plain(float(each[at]), DIGITS) for each in numbers)]
+        return [tops[at[0]][place], *(plain(float(format(each[at], digits))) for each, digits in numbers)]
 
     return [[cell(layer, place) for place in places] for layer in layers]
 

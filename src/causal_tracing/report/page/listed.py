@@ -39,8 +39,13 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
 
 def _matrix(kind: SiteKind) -> str:
     """What the script draws of paths; their table says the same without it."""
+    return f"{matrix_form(kind)}<h3>The strongest as a table</h3>" if kind.directed else ""
+
+
+def matrix_form(kind: SiteKind) -> str:
+    """Where the script draws a kind's matrix and graph."""
     form = files("causal_tracing.report.page").joinpath("matrix.html").read_text(encoding="utf-8")
-    return Template(form).substitute(kind=kind.name, noun=kind.called) if kind.directed else ""
+    return Template(form).substitute(kind=kind.name)
 
 
 def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: bool) -> str:

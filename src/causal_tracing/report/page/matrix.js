@@ -160,12 +160,13 @@ const matrixSection = (shared) => {
   listen(node("map"), () => [now.columns.length, now.rows.length], choose, read);
   node("scroll").addEventListener("scroll", () => { if (now) build(false); }, { passive: true });
 
+  const counted = (senders, receivers) => [[senders, "sender"], [receivers, "receiver"]].filter(([count]) => count).map(([count, word]) => plural(count, word)).join(" and ");
   const note = () => {
-    const [senders, receivers] = labels().left_out, left = [labels().senders.length - now.rows.length, labels().receivers.length - now.columns.length];
+    const gone = counted(...labels().left_out), left = [labels().senders.length - now.rows.length, labels().receivers.length - now.columns.length];
     return [
       "A sender is patched; a receiver alone reads what it adds to the stream.",
-      left[0] || left[1] ? `${plural(left[0], "sender")} and ${plural(left[1], "receiver")} are folded away: none of their paths is ${unitOf(least())} or more.` : "",
-      senders || receivers ? `${plural(senders, "sender")} and ${plural(receivers, "receiver")} with weaker paths are not on this page: trace.of("${part.kind}") has all.` : "",
+      counted(...left) ? `${counted(...left)} are folded away: none of their paths is ${unitOf(least())} or more.` : "",
+      gone ? `${gone} with weaker paths are not on this page: trace.of("${part.kind}") has all.` : "",
       ...instead(),
     ];
   };
@@ -175,7 +176,7 @@ const matrixSection = (shared) => {
     at = [Math.min(at[0], now.columns.length - 1), Math.min(at[1], Math.max(0, now.rows.length - 1))];
     switches(node("switches"), [...(isMean() ? ["d"] : ["d", "v"]), ...(part.large ? [key("f")] : [])], `${part.kind}-`);
     say(node("note"), note());
-    drawLegend(node("legend"), largest(false), [...(isMean() ? ["faint"] : []), "zero", "none"], unit(metric()), asShare());
+    drawLegend(node("legend"), largest(false), [...(isMean() ? ["faint"] : []), "zero", "none", ...(part.filling ? ["waiting"] : [])], unit(metric()), asShare());
     drawLegend(node("beside"), largest(true), [], unit(metric()), asShare());
     node("beside").prepend(make("span", { textContent: `${labels().receivers[beside()].name}: the sender patched as ever, on a scale of its own` }));
     node("map").ariaRowCount = String(now.rows.length + 3);

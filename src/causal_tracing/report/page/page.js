@@ -29,11 +29,12 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   };
   const names = { p: "pair", m: "metric", c: "component", d: "direction", v: "shown as", n: "rows", f: "senders and receivers", e: "lines" };
   // A section's own switches are named by its kind: "heads-c" is the component that is shown of heads.
-  for (const part of data.parts) {
-    if (part.matrix) Object.assign(options, { [`${part.kind}-f`]: ["strongest", "all"], [`${part.kind}-e`]: ["10", "20", "40"] });
-    else if (part.drawn) Object.assign(options, { [`${part.kind}-c`]: part.components, [`${part.kind}-p`]: [...new Set([...part.positions, ...(part.mean?.positions ?? [])])] });
-    else options[`${part.kind}-n`] = ["20", "100"];
-  }
+  const optionsOf = (part) => {
+    if (part.matrix) return { [`${part.kind}-f`]: ["strongest", "all"], [`${part.kind}-e`]: ["10", "20", "40"] };
+    if (part.drawn) return { [`${part.kind}-c`]: part.components, [`${part.kind}-p`]: [...new Set([...part.positions, ...(part.mean?.positions ?? [])])] };
+    return { [`${part.kind}-n`]: ["20", "100"] };
+  };
+  Object.assign(options, ...data.parts.map(optionsOf));
   const state = Object.fromEntries(Object.keys(options).map((key) => [key, options[key][0]]));
   state.cell = null; // [layer index, position index]
   const maps = data.parts.filter((part) => part.drawn);
@@ -179,7 +180,7 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
       });
       body.append(row);
     });
-    table.style.minWidth = `${8 + 1.35 * columns.length}em`;
+    table.style.setProperty("--columns", columns.length);
     table.replaceChildren(make("thead", {}, head), body);
   };
   const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-1e6, 0], End: [1e6, 0], PageUp: [0, -1e6], PageDown: [0, 1e6] };
@@ -248,6 +249,7 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
     $("map").closest("section").hidden = !data.components.length;
     if (!data.components.length) return;
     const most = largest();
+    $("map").classList.toggle("filling", Boolean(data.filling)); // nothing fades while torch works beside it
     drawLegend($("legend"), most, [...(mean.is?.() ? ["faint"] : []), "zero", "cut", "none", ...(data.filling ? ["waiting"] : [])]);
     drawGrid($("map"), {
       corner: "token ↓ layer →", columns: data.layers, rows: pair().rows, most, at: state.cell, choose,
@@ -333,8 +335,14 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   addEventListener("hashchange", () => { restore(); draw(); }, { signal });
   restore();
   draw();
+  // A part that is looked into beside those of the data; none: it is not looked at any more.
+  const look = (part) => {
+    for (const [key, names] of Object.entries(part ? optionsOf(part) : {})) { options[key] = names; state[key] ??= names[0]; }
+    parts.look(part);
+    if (part) draw();
+  };
   const refill = () => { drawMap(); drawCurves(); if (state.cell) read(...state.cell); };
-  return { state, draw, refill, words, make, drawn, drawGrid, drawLegend, listen, focusOn, signed, percent, unit, value, status, largest, spoken };
+  return { state, draw, refill, look, words, make, drawn, drawGrid, drawLegend, listen, focusOn, signed, percent, unit, value, status, largest, spoken };
 };
 
 const written = document.getElementById("data");

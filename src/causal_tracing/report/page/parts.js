@@ -1,5 +1,5 @@
 "use strict";
-const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed" };
+const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed", w: "not_computed_yet" };
 // A section for each kind whose sites are parts of a component: a map where the kind is drawn, else a curve by rank and
 // a table. What is not measured has none. `shared` is what the map's script shares.
 const partSections = (shared) => {
@@ -23,7 +23,7 @@ const partSections = (shared) => {
       node: (name) => $(`${part.kind}-${name}`),
       key: (name) => `${part.kind}-${name}`,
       numbers: () => shown().metrics[metric()],
-      everywhere: () => (isMean() ? `trace.evidence("${part.kind}")` : part.chosen ? `trace.of("${part.kind}")` : `trace.${part.kind}`),
+      everywhere: () => (isMean() ? `trace.evidence("${part.kind}")` : `trace.of("${part.kind}")`),
       say: (node, sentences) => { node.textContent = sentences.filter(Boolean).join(" "); },
       instead: () => [
         part.metrics.includes(state.m) ? "" : `They are on this page by ${part.metrics[0]} only.`,
@@ -32,15 +32,18 @@ const partSections = (shared) => {
       ],
     };
   };
-  const sections = data.parts.map((part) => [part, (part.matrix ? matrixSection : part.drawn ? mapSection : rankSection)(of(part))]);
+  const made = (part) => [part, (part.matrix ? matrixSection : part.drawn ? mapSection : rankSection)(of(part))];
+  const sections = data.parts.map(made);
+  let later = []; // sections of what is looked into, as long as it is
+  const look = (part) => { later = part ? [made(part)] : []; };
   const draw = () => {
-    for (const [part, drawPart] of sections) {
+    for (const [part, drawPart] of [...sections, ...later]) {
       const { shown, node } = of(part);
       node(part.within ?? "section").hidden = !shown(); // there may be no mean over pairs
       if (part.metrics.length && shown()) drawPart();
     }
   };
-  return { draw };
+  return { draw, look };
 };
 
 // A map of layers and parts, at one position or summed over all.

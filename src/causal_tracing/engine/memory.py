@@ -8,7 +8,7 @@ import torch
 
 from causal_tracing.engine.call_size import call_tokens
 from causal_tracing.engine.footprint import footprint
-from causal_tracing.engine.random_prompts import short_prompts
+from causal_tracing.engine.random_prompts import short_length
 from causal_tracing.interventions.edits import World
 from causal_tracing.models.model import Model
 
@@ -77,8 +77,8 @@ def sizes(model: Model, budget: int, call: int | None = None) -> Sizes:
     `call` is how many tokens a call takes at most; None: as many as are fast on the model's device.
     """
     size = torch.finfo(getattr(torch, model.dtype)).bits // 8
-    short = short_prompts(model.network, model.tokenizer)[0].tokens
-    token = footprint(model, len(short), 1).row // len(short)
+    short = short_length(model.network)
+    token = footprint(model, short, 1).row // short
     logits = max(1, model.vocabulary or 1) * size + _measured_of_logits(model)
     return Sizes(
         wave=max(1, budget // 4 // (3 * model.width * size)),

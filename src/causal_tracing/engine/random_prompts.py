@@ -28,7 +28,11 @@ def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> 
 
 
 def short_prompts(network: Any, tokenizer: Any) -> tuple[Run, Run]:
-    """The prompts by which a model is checked: as long as its context allows, where that is very short."""
+    """The prompts by which a model is checked."""
+    return random_prompts(network, tokenizer, short_length(network))
+
+
+def short_length(network: Any) -> int:
+    """Their length in tokens: as long as the model's context allows, where that is very short."""
     context = getattr(network.config.get_text_config(), "max_position_embeddings", None)
-    length = context if isinstance(context, int) and LEAST <= context < LENGTH else LENGTH
-    return random_prompts(network, tokenizer, length)
+    return context if isinstance(context, int) and LEAST <= context < LENGTH else LENGTH

@@ -201,8 +201,12 @@ class Run:
                 _check_position("A donor is read", donor.position, donor.run)
             _check_told(edit, self)
             place = edit.site.place
-            parts = written.setdefault((place.component, place.layer, place.position), set())
-            if place.part in parts or (parts and (place.part is None or None in parts)):
+            at = place.component, place.layer, place.position
+            if at not in written:  # nearly always, and there are hundreds of thousands
+                written[at] = {place.part}
+                continue
+            parts = written[at]
+            if place.part in parts or place.part is None or None in parts:
                 raise InvalidEdit(
                     f"Two edits of one run write at the same site: {edit.site}. (resid_post of a layer is "
                     "resid_pre of the next.) Keep one of them, or make two worlds."
@@ -256,6 +260,8 @@ class World:
 
 def _check_told(edit: Edit, run: Run) -> None:
     """Raises InvalidEdit where attention or wiring is written at as if it were an activation, or one as if it were."""
+    if edit.site.component not in (ATTENTION, WIRING) and not isinstance(edit.source, (Attending, Rewired)):
+        return
     if isinstance(edit.source, Attending):
         edit.source.check(edit.site, len(run.tokens))
     if (edit.site.component == ATTENTION) != isinstance(edit.source, Attending) or (
@@ -271,6 +277,8 @@ def _check_told(edit: Edit, run: Run) -> None:
 def _check_patterns(edits: tuple[Edit, ...]) -> None:
     """Raises InvalidEdit where a pattern is written over a row that is made again: which of them counts is not said."""
     again = [edit.site for edit in edits if isinstance(edit.source, Attending) and edit.source.made_again]
+    if not again:
+        return
     rows = {(site.layer, site.position): site for site in again}
     for site in (edit.site for edit in edits if edit.site.component == "pattern"):
         told = rows.get((site.layer, site.position))

@@ -49,10 +49,11 @@ def device_of(network: nn.Module, parameter: Tensor) -> torch.device:
 
 def devices_of(network: nn.Module) -> Iterator[torch.device]:
     """The devices that its modules compute on."""
-    for one in _kept(network).values():
-        where: Any = one.hook.execution_device
-        yield torch.device(where)
-    yield from {parameter.device for parameter in network.parameters() if not parameter.is_meta}
+    for module in network.modules():  # once: it is asked before every batch
+        for hook in _hooks(module):
+            where: Any = hook.execution_device
+            yield torch.device(where)
+        yield from {one.device for one in module._parameters.values() if one is not None and not one.is_meta}
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,7 @@ def _reads(paths: Followed, sender: int) -> Iterator[_Read]:
         yield _Read(sender=sender, component=component, layer=layer, run=run, place=place, positions=seen)
 
 
-def _moved(
-    paths: Followed, reads: Sequence[_Read], slopes: Mapping[Place, Tensor]
-) -> Iterator[Float[np.ndarray, " part"]]:
+def _moved(paths: Followed, reads: Sequence[_Read], slopes: Mapping[Place, Tensor]) -> list[Float[np.ndarray, " part"]]:
     """How far the metric moves along the slope with what each part of a receiver makes of what is sent."""
     wanted: dict[Run, list[Kept]] = {paths.base: []}
     for each in reads:
@@ -102,19 +100,25 @@ def _moved(
         wanted.setdefault(each.run, []).extend(kept)
         wanted[paths.base] += kept
     found = paths.backend.read(paths.base, wanted)
-    for each in reads:
-        yield _along(paths, each, found, slopes[each.place])
+    alike: dict[tuple[str, int, tuple[int, ...]], list[int]] = {}
+    for number, each in enumerate(reads):
+        alike.setdefault((each.component, each.layer, each.positions), []).append(number)
+    moved: dict[int, np.ndarray] = {}
+    for numbers in alike.values():
+        some = [reads[number] for number in numbers]
+        moved.update(zip(numbers, _along(paths, some, found, slopes[some[0].place]), strict=True))
+    return [moved[number] for number in range(len(reads))]
 
 
 def _along(
-    paths: Followed, each: _Read, found: Mapping[Run, Donor], slopes: Float[Tensor, "token width"]
-) -> Float[np.ndarray, " part"]:
-    """The same of one read: by heads of queries, or of keys and values the sum over those that share them."""
-    at = list(each.positions)
-    runs = each.run, paths.base
-    now, before = (torch.stack([found[run].at(each.place, position) for position in at]) for run in runs)
-    moved = ((now.double() - before.double()) * slopes[at]).sum(0)
-    return moved.unflatten(0, (paths.parts(each.component), -1)).sum(1).cpu().numpy()
+    paths: Followed, reads: Sequence[_Read], found: Mapping[Run, Donor], slopes: Float[Tensor, "token width"]
+) -> Float[np.ndarray, "read part"]:
+    """The same of reads of one place: by heads of queries, or of keys and values the sum over those that share them."""
+    first, at = reads[0], list(reads[0].positions)
+    runs = [*(each.run for each in reads), paths.base]
+    values = torch.stack([torch.stack([found[run].at(first.place, position) for position in at]) for run in runs])
+    moved = ((values[:-1].double() - values[-1].double()) * slopes[at]).sum(1)
+    return moved.unflatten(1, (paths.parts(first.component), -1)).sum(2).cpu().numpy()
 
 
 def _at_the_logits(paths: Followed, scoring: Scoring) -> Float[np.ndarray, " sender"]:

@@ -68,6 +68,7 @@ class Scoring:
         self.metrics = metrics
         self.pairs = pairs
         self.rules = backend.describe().rules
+        self.several = frozenset(number for number, pair in pairs.items() if pair.several_tokens)
         if clean is None:
             references = log_probs(backend, [Run(pair.clean.tokens) for pair in pairs.values()])
             clean = dict(zip(pairs, references, strict=True))
@@ -75,18 +76,17 @@ class Scoring:
 
     def evaluate(self, worlds: Sequence[World], **options: Any) -> Scored:
         """Each world's numbers; options and errors as `Backend.evaluate` has them."""
-        taken = [asked_for(self.pairs[world.pair], world) for world in worlds]
+        taken = [self._asked_for(world) for world in worlds]
         flat = [world for runs in taken for world in runs]
         found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean, self.metrics), **options)
         repeats = sum(world.again > 0 for world in flat)
         count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
         values, zero = found.values[firsts, :-1], found.structural_zero[firsts]
-        for place, (first, runs) in enumerate(zip(firsts, taken, strict=True)):
-            pair = self.pairs[worlds[place].pair]
-            if pair.several_tokens:
-                its = slice(first, first + len(runs))
-                values[place] = _of_texts(self.metrics, pair, found.values[its])
+        for place, world in enumerate(worlds):
+            if world.pair in self.several:
+                its = slice(firsts[place], firsts[place] + len(taken[place]))
+                values[place] = _of_texts(self.metrics, self.pairs[world.pair], found.values[its])
                 zero[place] = found.structural_zero[its].all()
         far = found.furthest and (found.furthest[0], int(np.searchsorted(firsts, found.furthest[1], "right")) - 1)
         return Scored(values=values, structural_zero=zero, **count, furthest=far)
@@ -96,9 +96,13 @@ class Scoring:
 
         A window of layers is a cut where one of its layers is: the others write what is there, or what is replaced.
         """
-        runs = asked_for(self.pairs[world.pair], world)
         layers = dict.fromkeys(edit.site.layer for edit in world.edits if edit.site.component in RESIDUAL)
+        runs = self._asked_for(world) if layers else ()
         return any(all(is_cut(run, self.rules, layer) for run in runs) for layer in layers)
+
+    def _asked_for(self, world: World) -> tuple[World, ...]:
+        """What is run for a world."""
+        return asked_for(self.pairs[world.pair], world) if world.pair in self.several else (world,)
 
     def repeats(self, unedited: Sequence[World]) -> list[World]:
         """The first unedited worlds of a pair again (the clean one, and one corrupt one), to ride along with its cells.

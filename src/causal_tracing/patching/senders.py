@@ -108,13 +108,13 @@ def stream_of(model: Model) -> Stream:
     return Stream(parts=parts, parallel=parallel, heads=model.parts("z") if model.anatomy.offers("z") else 0)
 
 
-def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until: Place) -> tuple[Edit, ...]:
-    """These edits of a base run, and all that is added behind the first of them and before a place held as in `live`.
+def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run) -> Iterator[tuple[Place, Edit]]:
+    """What holds all that is added behind the first of these edits of a base run as in `live`, place by place.
 
     That is at their tokens. Of a part whose heads are among the edits of a token the other heads are held there. What
     the base run writes itself is left to it.
     """
-    first, found = stream.first_behind(changed), list(changed)
+    first = stream.first_behind(changed)
     # Senders of one set may be at several tokens: what one of them writes is held where another one is.
     parts = {edit.site.position: dict[tuple[str, int], set[int | None]]() for edit in changed}
     for edit in (*changed, *base.edits):
@@ -122,12 +122,9 @@ def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, until:
             parts[site.position].setdefault((site.component, site.layer), set()).add(site.part)
     places = ((layer, number, part) for layer, each in enumerate(stream.parts) for number, part in enumerate(each))
     for layer, number, part in places:
-        if first <= (layer, number) < until:
-            for position in sorted(parts):
-                found += [
-                    Edit(site, From(live, position)) for site in _free(stream, part, layer, position, parts[position])
-                ]
-    return tuple(found)
+        for position in sorted(parts) if first <= (layer, number) else ():
+            for site in _free(stream, part, layer, position, parts[position]):
+                yield (layer, number), Edit(site, From(live, position))
 
 
 def _free(
@@ -148,7 +145,7 @@ class Sending:
     """What some senders add to the stream of a base run, as all of their receivers read it.
 
     `first` is the first place behind any of them. The runs that carry it are made once: of each live run, and of each
-    place that it is held up to.
+    place that it is held up to. So is what holds all behind it, of which these have more or less.
     """
 
     stream: Stream
@@ -156,6 +153,7 @@ class Sending:
     changed: tuple[Edit, ...]
     first: Place
     runs: dict[tuple[Run, Place], Run] = field(default_factory=dict)
+    behind: dict[Run, list[tuple[Place, Edit]]] = field(default_factory=dict)
 
     @property
     def positions(self) -> list[int]:
@@ -165,8 +163,10 @@ class Sending:
     def carried(self, live: Run, until: Place) -> Run:
         """The run whose stream carries what the senders add, up to a place, and otherwise what `live` has there."""
         if (live, until) not in self.runs:
-            edits = held(self.stream, self.base, self.changed, live, until)
-            self.runs[live, until] = one_run(self.base.tokens, (*self.base.edits, *edits))
+            if live not in self.behind:
+                self.behind[live] = list(held(self.stream, self.base, self.changed, live))
+            edits = (edit for place, edit in self.behind[live] if place < until)
+            self.runs[live, until] = one_run(self.base.tokens, (*self.base.edits, *self.changed, *edits))
         return self.runs[live, until]
 
     def received(self, receivers: Sequence[Reading]) -> tuple[Edit, ...]:
@@ -181,7 +181,7 @@ class Sending:
             live = one_run(self.base.tokens, (*self.base.edits, *made)) if made else self.base
             if place == self.stream.end:
                 if here := self._at_the_end:
-                    return held(self.stream, self.base, here, live, self.stream.end)
+                    return (*here, *(edit for _, edit in held(self.stream, self.base, here, live)))
                 continue
             made += self._read(list(some), live, place)
         return tuple(made) or (Edit(self.changed[0].site, From(self.base, self.changed[0].site.position)),)

@@ -4,8 +4,9 @@ A cell is a list of named sites. Beside what they do jointly stands what each of
 difference is what they do beyond that sum, of two sites their interaction I(A,B) = e(AB) − e(A) − e(B).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -68,12 +69,25 @@ class JointGrid(Grid):
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world in which all sites of the cell are patched; or one for each of them."""
-        if self.held(at, pair):
-            return
-        for sites in [[site] for site in self.alone(at)] if arm.alone else [self.members(at)]:
-            made = (edit for site in sites for edit in site.edits(pair, contrast, donor, restores=arm.restores))
-            if edits := tuple(made):
-                yield edits
+        for _, made in self.sweep([at], pair, contrast, arm, base, donor):
+            yield from made
+
+    def sweep(
+        self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
+    ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:
+        """Cells one after the other; what a site writes is made out once for all cells that it is in."""
+
+        @cache
+        def written(site: NamedSite) -> tuple[Edit, ...]:
+            return tuple(site.edits(pair, contrast, donor, restores=arm.restores))
+
+        for at in places:
+            together = [[site] for site in self.alone(at)] if arm.alone else [self.members(at)]
+            if not together or self.held(at, pair):
+                yield at, ()
+                continue
+            made = (tuple(edit for site in sites for edit in written(site)) for sites in together)
+            yield at, [edits for edits in made if edits]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

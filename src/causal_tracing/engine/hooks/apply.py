@@ -57,7 +57,10 @@ def rewritten(
 def _rewritten(value: Tensor, writes: Sequence[Write], donors: Donors, parts: int, scale: float) -> Tensor:
     rows = indices([row for row, _ in writes], value.device)
     current = value[rows]
-    new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
+    if all(isinstance(edit.source, From) for _, edit in writes):
+        new = _donated(current, [edit for _, edit in writes], donors, parts)
+    else:
+        new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
     if any(edit.alpha != 1 for _, edit in writes):
         alpha = torch.tensor([[edit.alpha] for _, edit in writes], dtype=value.dtype, device=value.device)
         new = torch.where(alpha == 1, new, (1 - alpha) * current + alpha * new)
@@ -86,16 +89,34 @@ def _source(current: Tensor, edit: Edit, donors: Donors, parts: int, scale: floa
             return current + orthonormal @ (orthonormal.T @ apart)
 
 
+def _donated(current: Tensor, edits: Sequence[Edit], donors: Donors, parts: int) -> Float[Tensor, "row size"]:
+    """What each of these edits reads of another run, [row, size]; what many of them read is looked up once."""
+    numbers: dict[tuple[str, int, From], int] = {}
+    found: list[Tensor] = []
+    which: list[int] = []
+    for edit in edits:
+        assert isinstance(edit.source, From)
+        read = edit.site.component, edit.site.layer, edit.source
+        if read not in numbers:
+            numbers[read] = len(found)
+            found.append(_whole(edit, edit.source, donors, parts, current.shape[-1]).to(current))
+        which.append(numbers[read] * parts + (edit.site.part or 0))
+    return torch.stack(found).view(len(found) * parts, -1)[indices(which, current.device)]
+
+
 def _donor(current: Tensor, edit: Edit, source: From, donors: Donors, parts: int) -> Float[Tensor, " size"]:
+    return _whole(edit, source, donors, parts, len(current)).view(parts, -1)[edit.site.part or 0].to(current)
+
+
+def _whole(edit: Edit, source: From, donors: Donors, parts: int, size: int) -> Float[Tensor, " width"]:
+    """What a donor has there, all of its parts, each of this size. Raises InvalidEdit where it has another."""
     found = donors[source.run].at((edit.site.component, edit.site.layer), source.position)
-    if edit.site.part is not None:
-        found = found.view(parts, -1)[edit.site.part]
-    if found.shape != current.shape:
+    if found.shape[0] != parts * size:
         raise InvalidEdit(
-            f"{edit.site} holds {len(current)} numbers and the donor's {len(found)}: patterns can be exchanged "
+            f"{edit.site} holds {size} numbers and the donor's {found.shape[0] // parts}: patterns can be exchanged "
             "between prompts of equally many tokens only."
         )
-    return found.to(current)
+    return found
 
 
 def _given(current: Tensor, site: object, tensor: object, shape: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,7 @@
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -63,9 +63,9 @@ def watched(
     """
     edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
     length = len(runs[0].tokens)
+    check_layers(model, (edit for run in runs for edit in run.edits))
     for row, run in enumerate(runs):
         for edit in run.edits:
-            check_layer(model, edit)
             _check_shown(edit, wanted)
             edits[edit.site.component, edit.site.layer].append((row, edit))
     few, rows = narrowed({place: _writes(made, length) for place, made in edits.items()}, wanted)
@@ -138,9 +138,9 @@ def _only_last(model: Model, keep: int) -> dict[str, int]:
     return {"logits_to_keep": keep} if model.anatomy.few_logits else {}
 
 
-def check_layer(model: Model, edit: Edit) -> None:
+def check_layers(model: Model, edits: Iterable[Edit]) -> None:
     """Raises InvalidEdit where the model has no such layer."""
-    if not 0 <= edit.site.layer < model.num_layers:
-        raise InvalidEdit(
-            f"An edit is at {edit.site}, but {model.name} has {model.num_layers} layers: 0 to {model.num_layers - 1}."
-        )
+    count = model.num_layers
+    for edit in edits:
+        if not 0 <= edit.site.layer < count:
+            raise InvalidEdit(f"An edit is at {edit.site}, but {model.name} has {count} layers: 0 to {count - 1}.")

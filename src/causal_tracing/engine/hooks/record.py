@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from causal_tracing.engine.backend import Place, Recording
-from causal_tracing.engine.hooks.forward import check_layer, forward
+from causal_tracing.engine.hooks.forward import check_layers, forward
 from causal_tracing.engine.memory import too_large
 from causal_tracing.interventions.donors import in_levels, read_by
 from causal_tracing.interventions.edits import Run
@@ -54,9 +54,7 @@ def _recorded(
 def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
     """A recording of every run that these runs read from, and that those read from, at the places that are read."""
     runs = list(runs)
-    for run in runs:
-        for edit in run.edits:
-            check_layer(model, edit)  # before the donor is recorded there
+    check_layers(model, (edit for run in runs for edit in run.edits))  # before donors are recorded there
     read = read_by(runs)
     places = {run: frozenset((component, layer) for component, layer, _ in kept) for run, kept in read.items()}
     everywhere = frozenset(place for wanted in places.values() for place in wanted)

@@ -22,7 +22,7 @@ from causal_tracing.engine.backend import (
     Recording,
 )
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
-from causal_tracing.engine.hooks.forward import check_layer
+from causal_tracing.engine.hooks.forward import check_layers
 from causal_tracing.engine.memory import alike
 from causal_tracing.engine.nnsight import block
 from causal_tracing.engine.nnsight.asked import Asked
@@ -146,8 +146,9 @@ class NnsightBackend:
         self, worlds: Sequence[World], wanted: Mapping[Place, Sequence[Run]], function: Any = None, data: Any = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """The numbers of worlds of one batch (their logits, without a function), and the values that are wanted."""
-        for edit in (edit for run in levels_of(world.run for world in worlds) for edit in run.edits):
-            check_layer(self.model, edit)
+        edits = [edit for run in levels_of(world.run for world in worlds) for edit in run.edits]
+        check_layers(self.model, edits)
+        for edit in edits:
             self.model.anatomy.require(edit.site.component)
         batch = batch_of(self.model, [world.run for world in worlds], wanted)
         length = batch.tokens.shape[1]

@@ -21,7 +21,7 @@ from causal_tracing.engine.backend import Donor, Measure, Sparing, whole
 from causal_tracing.engine.checks.words import spares_words
 from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
-from causal_tracing.engine.hooks.forward import check_layer
+from causal_tracing.engine.hooks.forward import check_layers
 from causal_tracing.engine.memory import Sizes, sizes
 from causal_tracing.engine.packed.base_runs import Tape, Tapes
 from causal_tracing.engine.packed.donors import behind_bases, recorded_behind
@@ -155,8 +155,7 @@ def recorded(
 
     `runs` are those whose edits are made.
     """
-    for edit in (edit for run in dict.fromkeys(runs) for edit in run.edits):
-        check_layer(model, edit)
+    check_layers(model, (edit for run in dict.fromkeys(runs) for edit in run.edits))
     bases = dict.fromkeys(bases)
     behind = behind_bases(bases, kept)
     places = {run: {each[:2] for each in wanted} for run, wanted in kept.items()}

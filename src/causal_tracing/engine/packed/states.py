@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,7 @@ class Stretch:
     members: Sequence[int]
     rows: Int[Tensor, " world"]
     positions: Int[Tensor, " token"]
+    queries: slice | Tensor  # the positions again: of tokens in a row, which need not be gathered, a slice
     first: int
     stop: int
     hidden: Float[Tensor, "world token d_model"]
@@ -47,10 +49,15 @@ class Stretch:
         """The tape of its base runs."""
         return self.states.tape
 
-    @property
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """How many worlds, and how many tokens of each. A tensor that is asked for its length is slow to answer."""
+        return self.hidden.shape[0], self.hidden.shape[1]
+
+    @cached_property
     def tokens(self) -> int:
         """How many tokens the stretch has in a packed call."""
-        return len(self.rows) * len(self.positions)
+        return self.shape[0] * self.shape[1]
 
     @property
     def last(self) -> int:
@@ -62,7 +69,7 @@ class Stretch:
     ) -> Float[Tensor, "world head token d_head"]:
         """The stretch's tokens of packed queries, keys or values; it begins at token `start`."""
         mine = value[0, :, start : start + self.tokens]
-        return mine.unflatten(1, (len(self.rows), len(self.positions))).transpose(0, 1)
+        return mine.unflatten(1, self.shape).transpose(0, 1)
 
     def seen(self, base: Tensor, own: Tensor) -> Float[Tensor, "world kv_head key d"]:
         """The keys or values that the worlds attend to."""
@@ -70,13 +77,13 @@ class Stretch:
             return own
         one = self.states.one_row
         before = (base if one is None else base[one : one + 1])[:, :, : self.first]
-        before = before.expand(len(self.rows), -1, -1, -1) if len(before) == 1 else before[self.rows]
+        before = before.expand(self.shape[0], -1, -1, -1) if before.shape[0] == 1 else before[self.rows]
         return before if self.first == self.stop else torch.cat([before, own], 2)
 
     def mask(self, attended: Attended) -> Tensor:
         """The rows of the model's own mask."""
-        mask = attended.mask[:, :, self.positions, : self.stop]
-        return mask if len(mask) == 1 else mask[self.rows]
+        mask = attended.mask[:, :, self.queries, : self.stop]
+        return mask if mask.shape[0] == 1 else mask[self.rows]
 
 
 class States:
@@ -171,14 +178,14 @@ class States:
             listed = [point for point in points if point < self.group.stop]
             if listed:
                 positions = indices(listed, self.values.device)
-                hidden = self.tape.streams[layer][self.rows[members]][:, positions]
+                hidden = self.tape.streams[layer][self.rows[members][:, None], positions]
                 yield self._block(layer, members, listed, positions, hidden, first=self.group.stop)
 
     def final(self) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
         """Worlds' numbers and their states behind the last layer, for each set of readout positions."""
         everyone = range(len(self.group.members))
         for readout, members in _alike(everyone, lambda member: self._member(member).readout):
-            states = self.tape.streams[-1][self.rows[members]][:, list(readout)]
+            states = self.tape.streams[-1][self.rows[members][:, None], list(readout)]
             for number, position in enumerate(readout):
                 if position >= self.group.first:
                     states[:, number] = self.values[members, position - self.group.first]
@@ -204,6 +211,7 @@ class States:
             members=members,
             rows=self.rows[picked],
             positions=positions,
+            queries=slice(listed.start, listed.stop) if isinstance(listed, range) else positions,
             first=self.group.first if first is None else first,
             stop=self.group.stop,
             hidden=hidden,

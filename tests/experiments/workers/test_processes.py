@@ -169,7 +169,7 @@ def wait_for_chunks(run: Path, count: int, ended: Callable[[], bool]) -> None:
     while time.monotonic() < until and not ended():
         if (run / RESULTS).exists() and len(Store(run, read_manifest(run)["spec_sha256"]).chunks()) >= count:
             return
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def children(pid: int | None) -> set[int]:

@@ -1,5 +1,6 @@
 """What more than one test file needs."""
 
+import gc
 import os
 
 import jaxtyping
@@ -22,3 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes tha
 def demo() -> Model:
     """The embedded model, loaded once; downloaded and converted where the user's cache does not have it yet."""
     return causal_tracing.load("demo", device="cpu", progress=False)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()

@@ -1,11 +1,12 @@
-"""The tiny models of `families.py`, accepted: once a process, for the tests that leave them as they are."""
+"""The tiny models of `families.py`, accepted: once a process, whether tests leave them as they are or not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
 
-from causal_tracing.engine.checks.check import Checkup, accept, examine
+from causal_tracing.engine.checks.check import Checkup, examine
 from causal_tracing.models.model import Model
 from causal_tracing.testing import ToyTokenizer
 from families import FAMILIES, Family, build
@@ -27,16 +28,24 @@ WORDS = ToyTokenizer([f"w{n}" for n in range(97)])
 
 
 def fresh(name: str, attention: str | None = None, *, dtype: torch.dtype = torch.float32) -> Model:
-    """A model to change: to hang hooks on, to train, to set another attention for."""
-    return accept(build(BY_NAME[name], attention, dtype=dtype), WORDS, name=name)
+    """A model to change: to hang hooks on, to train, to set another attention for.
+
+    Its network is its own; what is known of it was found on another with the same weights.
+    """
+    attention = attention or BY_NAME[name].attention[0]
+    return replace(examined(name, attention, dtype).model, network=build(BY_NAME[name], attention, dtype=dtype))
 
 
-def shared(name: str, attention: str | None = None) -> Model:
+def shared(name: str, attention: str | None = None, dtype: torch.dtype = torch.float32) -> Model:
     """The same for all tests of a process: whoever changes it makes one of their own."""
-    return examined(name, attention or BY_NAME[name].attention[0]).model
+    return examined(name, attention or BY_NAME[name].attention[0], dtype).model
+
+
+def examined(name: str, attention: str, dtype: torch.dtype = torch.float32) -> Checkup:
+    """The shared model, and what was found when it was accepted."""
+    return _examined(name, attention, dtype)
 
 
 @cache
-def examined(name: str, attention: str) -> Checkup:
-    """The shared model, and what was found when it was accepted."""
-    return examine(build(BY_NAME[name], attention), WORDS, name=name)
+def _examined(name: str, attention: str, dtype: torch.dtype) -> Checkup:
+    return examine(build(BY_NAME[name], attention, dtype=dtype), WORDS, name=name)

@@ -8,15 +8,12 @@ import pytest
 import xarray as xr
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.models.model import Model
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
 from causal_tracing.results.units import METRICS, UNITS
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 ANSWERS: dict[str, Any] = {"answer": " w7", "foil": " w8"}
 
 
@@ -122,4 +119,4 @@ def longer(n: int) -> ct.Pair:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()

@@ -17,11 +17,8 @@ import numpy as np
 import pytest
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIR = ct.Pair(clean=" w11 w12 w13 w14", corrupt=" w11 w12 w43 w14", answer=" w7", foil=" w8")
 
 
@@ -97,7 +94,7 @@ BAD_WRITES: list[tuple[dict[str, Any], str]] = [
 
 
 def by_its_number() -> object:
-    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    model = tiny()
     return ct.trace(model, replace(PAIR, spans={"2": "w12"}), positions=[2, "2"])
 
 
@@ -119,7 +116,7 @@ def outcome(run: Callable[[], object]) -> str:
 
 def outcomes() -> dict[str, Any]:
     """What is said of every bad value, and what numpy's numbers give."""
-    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    model = tiny()
     asks: list[Callable[..., object]] = [ct.trace, ct.preview, ct.estimate, ct.attribute]
     numbers: dict[str, Any] = {"layers": np.arange(2), "positions": np.array([2])}
     numbers["neurons"] = {np.int64(1): np.array([3])}

@@ -4,7 +4,8 @@ jaxtyping's own wraps each function in four, binds the arguments of each call, a
 function anew whenever the function around it runs; with tiny models that was most of the suite's time. Here
 1. a function without a tensor's shape in its annotations is checked by beartype alone;
 2. one with shapes is checked in a scope of its own for the names of axes, as jaxtyping has it;
-3. the checks of a nested function are compiled once, and each closure gets a copy that calls it.
+3. the checks of a nested function are compiled once, and each closure gets a copy that calls it;
+4. an array whose axes all have names is compared with their sizes at once; where it does not fit, jaxtyping says why.
 """
 
 import dataclasses
@@ -20,7 +21,11 @@ from typing import Any
 import jaxtyping
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, TypeCheckError
+from jaxtyping._array_types import _NamedDim
+from jaxtyping._storage import get_shape_memo, pop_shape_memo, push_shape_memo
 
+# Python 3.11 works out anew at every isinstance what a protocol's attributes are; 3.12 remembers them.
+typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)  # pyright: ignore[reportAttributeAccessIssue]
 whole = jaxtyping.jaxtyped
 typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))  # a TypeError, as jaxtyping raises it
 own_random = random.Random(0)  # beartype samples the items of a list: Python's generator is left to the tests
@@ -56,10 +61,45 @@ def scoped(function: FunctionType) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
-        with whole("context"):
+        push_shape_memo({})
+        try:
             return function(*args, **options)
+        finally:
+            pop_shape_memo()
 
     return called
+
+
+judged: Any = type(AbstractArray).__instancecheck__  # jaxtyping's own way
+seen: set[Any] = set()  # annotation, type and numbers' type that were right before
+
+
+def fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is such an array, its axes as large as those of the same names in this scope."""
+    numbers = getattr(value, "dtype", None)
+    if (annotation, type(value), numbers) not in seen:
+        right = judged(annotation, value)
+        if right:
+            seen.add((annotation, type(value), numbers))
+        return right
+    names, shape, sizes = named(annotation), value.shape, get_shape_memo()[0]
+    if names is None or len(names) != len(shape):
+        return judged(annotation, value)
+    found = dict(zip(names, shape, strict=True))
+    if len(found) < len(names) or any(sizes.get(name, size) != size for name, size in found.items()):
+        return judged(annotation, value)
+    sizes.update(found)
+    return True
+
+
+@functools.cache
+def named(annotation: Any) -> tuple[str, ...] | None:
+    """The axes' names; None where one has none, or may be of several sizes."""
+    plain = [type(axis) is _NamedDim and not axis.broadcastable and not axis.treepath for axis in annotation.dims]
+    return tuple(axis.name for axis in annotation.dims) if all(plain) else None
+
+
+type(AbstractArray).__instancecheck__ = fits  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ LAYERS, LENGTH = 4, 6
 BLOCKS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 
 
+@cache
 def load(name: str, dtype: torch.dtype = torch.float32) -> Model:
     return accept(build(next(one for one in FAMILIES if one.name == name), dtype=dtype), WORDS, name=name)
 

@@ -26,8 +26,9 @@ from causal_tracing.errors import InvalidOption, InvalidResults, UnsupportedMode
 from causal_tracing.experiments.manifest import fingerprint
 from causal_tracing.models.model import Model
 from families import build
+from joint import WORDS
 from loaded import BY_NAME
-from made import WORDS, pair
+from made import pair
 from offloaded import EMBEDDINGS, WAYS, embeddings_and_a_layer, head, in_memory, on_disk, whole_layers
 from tiny import tiny_folder, tiny_model
 

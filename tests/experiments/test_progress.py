@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.experiments import progress as module
 from causal_tracing.experiments.progress import telling
 from causal_tracing.models.model import Model
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIR = ct.Pair(clean=" w11 w12 w13 w14", corrupt=" w11 w12 w43 w14", answer=" w7", foil=" w8")
 
 
@@ -27,7 +24,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def worked(seconds: float = 0.0, **options: Any) -> None:

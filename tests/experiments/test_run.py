@@ -28,10 +28,10 @@ from causal_tracing.prompts.pairs import named as ct_named
 from causal_tracing.results.storage.merge import merge
 from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, read_manifest, write_manifest
 from families import FAMILIES, build
+from joint import WORDS, tiny
 from tiny import tiny_folder
 from tokenizers_for_tests import words
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 COUNT = 20  # two whole chunks of eight, and four
 
 
@@ -52,7 +52,7 @@ MISALIGNED = ct.Pair(clean=" w1 w2", corrupt=" w1 w2 w3", answer=" w7", id="misa
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 @pytest.fixture(scope="module")

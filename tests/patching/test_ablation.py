@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -17,17 +18,14 @@ from typer.testing import CliRunner
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
 from causal_tracing.cli.app import app
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from families import FAMILIES, build
+from joint import WORDS, tiny
 from tiny import tiny_folder
-from tokenizers_for_tests import words
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14", " w11 w42 w13 w14"
 PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8")
 POOL = [" w21 w22 w23 w24", " w31 w32 w33 w34", " w41 w44 w43 w45", " w11 w51 w52 w53", " w61 w62 w63 w64"]
@@ -41,7 +39,7 @@ ABSOLUTE = 2e-5  # logits, float32
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 # By hand: nothing of the package.
@@ -58,6 +56,7 @@ def module(network: Any, component: str, layer: int) -> Any:
     return network.model.layers[layer].get_submodule(PARTS[component])
 
 
+@cache
 def there(network: Any, text: str, component: str, layer: int) -> Tensor:
     seen: list[Tensor] = []
     where = module(network, component, layer)
@@ -93,26 +92,31 @@ KINDS: dict[str, tuple[ct.Write, Wanted]] = {
 }
 
 
+@cache
+def by_hand(network: Any, kind: str, name: str, layer: int, base: str, donor: str) -> list[np.ndarray]:
+    """At each position what the base run gives with each value that is wanted there; the same for both engines."""
+    here, other = (there(network, text, name, layer) for text in (base, donor))
+    values, where = KINDS[kind][1](network, name, layer, here, other), module(network, name, layer)
+    return [
+        np.array([logit_diff(network, base, [(where, put(value, position))]) for value in values])
+        for position in range(LENGTH)
+    ]
+
+
 @pytest.mark.parametrize("engine", ["packed", "replay"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_equals_bare_hooks(model, kind, engine):
-    write, wanted = KINDS[kind]
     network, largest = model.network, 0.0
-    found = ct.trace(model, PAIR, write=write, engine=engine).effects.sel(metric="logit_diff", pair="pair-0")
+    found = ct.trace(model, PAIR, write=KINDS[kind][0], engine=engine).effects.sel(metric="logit_diff", pair="pair-0")
     directions = {"restoration": (CORRUPT, CLEAN), "disruption": (CLEAN, CORRUPT)}
     ablates = kind in ("zero", "mean", "resample", "part of zero")
     assert ("restoration" in found) == (not ablates)
     for name, layer, direction in product(PARTS, range(LAYERS), ["disruption"] if ablates else directions):
         base, donor = directions[direction]
-        here, other = (there(network, text, name, layer) for text in (base, donor))
         before, sign = logit_diff(network, base), 1 if direction == "restoration" else -1
-        for position in range(LENGTH):
-            after = [
-                logit_diff(network, base, [(module(network, name, layer), put(value, position))])
-                for value in wanted(network, name, layer, here, other)
-            ]
+        for position, after in enumerate(by_hand(network, kind, name, layer, base, donor)):
             cell = found.sel(component=name, layer=layer, position=position)
-            expected = sign * (np.array(after) - before)
+            expected = sign * (after - before)
             assert_allclose(cell[direction].item(), expected.mean(), rtol=0, atol=ABSOLUTE, err_msg=f"{name} {layer}")
             if len(after) > 1:
                 deviation = cell[f"{direction}_deviation"].item()

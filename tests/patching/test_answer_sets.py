@@ -11,7 +11,6 @@ import torch
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
@@ -22,10 +21,8 @@ from causal_tracing.prompts.answers import checked_texts
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.report.document import document
 from causal_tracing.results.units import METRICS
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import WORDS, tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
 ONE = {"answer": [" w7", " w21", " w3"], "foil": [" w8", " w2"]}
 MIXED = {"answer": [" w7 w9", " w7 w4", " w21", " w5 w6 w1"], "foil": [" w8", " w2 w3"]}
@@ -39,7 +36,7 @@ def pair(**fields: Any) -> ct.Pair:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def ids(text: str) -> list[int]:

@@ -9,14 +9,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
 from causal_tracing.patching.named_sites import named_site
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import WORDS, tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w25 w16"
 PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8", subject=" w12 w13", corrupt_subject=" w12 w43")
 LAYERS, LENGTH, LAST = 4, 6, 5
@@ -24,12 +21,12 @@ LAYERS, LENGTH, LAST = 4, 6, 5
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    return build(next(family for family in FAMILIES if family.name == "llama"))
+    return tiny().network
 
 
 @pytest.fixture(scope="module")
-def model(network: Any) -> Model:
-    return accept(network, WORDS, name="tiny")
+def model() -> Model:
+    return tiny()
 
 
 class ByHand:

@@ -1,5 +1,6 @@
 """The ledger of a patch: it adds up, its first line is the direct path, and each line is what hooks say."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ ANSWER, FOIL, LAST = 8, 9, 4
 SUMS = ("llama", "gpt2", "gpt_neox", "gemma2", "granite")
 
 
+@cache
 def model_of(name: str) -> Model:
     return accept(build(next(family for family in FAMILIES if family.name == name)), WORDS, name=name)
 

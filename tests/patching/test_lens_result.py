@@ -22,8 +22,9 @@ from causal_tracing.report.document import document
 from causal_tracing.report.terminal import lens as tables
 from causal_tracing.report.words.lens import NOT_SHOWN, READ
 from causal_tracing.results.lens import lens_of, mean_lens
+from joint import WORDS
 from loaded import shared
-from made import WORDS, longer, pair
+from made import longer, pair
 from pages import launched, needs_browser, opened
 
 OPTIONS: dict[str, Any] = {"components": ["resid_post"], "progress": False, "spot_checks": 0, "lens": True}

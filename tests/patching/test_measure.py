@@ -5,7 +5,6 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.experiments.trace import measured
 from causal_tracing.models.model import Model
 from causal_tracing.patching import measure as measuring
@@ -13,10 +12,8 @@ from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.measure import Filled, coarse_to_fine
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.results.effects import effects
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIRS = [
     ct.Pair(clean=f" w11 w12 w{13 + n} w14 w15", corrupt=f" w11 w12 w{43 + n} w14 w15", answer=" w7", foil=" w8")
     for n in range(3)
@@ -25,7 +22,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def filled(model: Model, **options) -> tuple[list[Filled], ct.Trace]:

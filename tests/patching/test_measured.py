@@ -8,15 +8,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.report.document import document
 from causal_tracing.results.units import METRICS
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIRS = [
     ct.Pair(
         clean=f" w11 w{12 + n} w13 w14 w15 w16",
@@ -32,7 +29,7 @@ ASKED = {"heads": True, "head_positions": ["last"], "neurons": {1: [3, 4]}, "pro
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 @pytest.fixture(scope="module")

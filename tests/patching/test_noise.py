@@ -13,7 +13,6 @@ from scipy import stats
 
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.errors import InvalidOption, InvalidPair
@@ -23,10 +22,8 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.noise import Noise, draws, noised
 from causal_tracing.patching.windows import plan_windows
 from causal_tracing.prompts.pairs import tokenize, tokenize_pairs
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import WORDS, tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PROMPT = " w11 w12 w13 w14 w15 w16 w17"
 PAIR = ct.Pair(clean=PROMPT, answer=" w7", foil=" w8", subject="w13 w14")
 SUBJECT = (2, 3)
@@ -36,7 +33,7 @@ NOISE = ct.Noise(scale=3.0, draws=4, seed=5)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 @pytest.fixture(scope="module")

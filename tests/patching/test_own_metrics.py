@@ -8,15 +8,12 @@ import pytest
 import torch
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, InvalidResults
 from causal_tracing.models.model import Model
 from causal_tracing.report.document import document
 from causal_tracing.results.storage.run_folder import read_manifest
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIR = ct.Pair(
     clean=" w11 w12 w13 w14 w15 w16", corrupt=" w11 w12 w43 w14 w15 w16", answer=" w7", foil=[" w8", " w2"], id="p"
 )
@@ -25,7 +22,7 @@ LONG = ct.Pair(clean=PAIR.clean, corrupt=PAIR.corrupt, answer=" w7 w9", foil=" w
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def margin(logits: Any, clean: Any, answers: Any, foils: Any) -> Any:

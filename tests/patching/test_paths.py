@@ -6,7 +6,7 @@ logits through the stream alone it computes nothing but the change that the patc
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def effects(name: str, norm: str = "live", of: str = "blocks", engine: str = "")
 @cache
 def bound(name: str) -> float:
     """What rounding explains of a difference of two logits."""
-    return TOLERANCE * max(1.0, float(np.abs(Held(name).run(CLEAN)).max()))
+    return TOLERANCE * max(1.0, float(np.abs(of_family(name).run(CLEAN)).max()))
 
 
 class Held:
@@ -164,10 +164,12 @@ class Held:
 
     def difference(self, hooks: Sequence[Any]) -> float:
         """Of the logits of the corrupt run so changed and as it is."""
-        with_hooks, without = (
-            logits[ANSWER] - logits[FOIL] for logits in (self.run(CORRUPT, hooks), self.run(CORRUPT))
-        )
+        with_hooks, without = (logits[ANSWER] - logits[FOIL] for logits in (self.run(CORRUPT, hooks), self.unedited))
         return float(with_hooks - without)
+
+    @cached_property
+    def unedited(self) -> np.ndarray:
+        return self.run(CORRUPT)
 
     def _stream(self, tokens: Sequence[int], layer: int) -> Tensor:
         found: list[Tensor] = []
@@ -188,6 +190,17 @@ class Held:
         return write
 
 
+@cache
+def of_family(name: str) -> Held:
+    return Held(name)
+
+
+@cache
+def direct_by_hand(name: str, component: str, layer: int, *, mlps: bool) -> float:
+    """The same for both engines."""
+    return of_family(name).direct(component, layer, mlps=mlps)
+
+
 def written(value: Tensor) -> Callable[..., Any]:
     """A hook that puts this where a module gives the last token's output."""
 
@@ -205,13 +218,13 @@ def written(value: Tensor) -> Callable[..., Any]:
 def test_paths_of_whole_parts_equal_bare_hooks(name: str, engine: str):
     if engine == "packed" and not BY_NAME[name].packed:
         pytest.skip("it does not attend by the replaceable function")
-    found, bare = effects(name, engine=engine).sel(position=LAST), Held(name)
+    found = effects(name, engine=engine).sel(position=LAST)
     sites = [("resid_pre", 0), ("resid_pre", 2), *((part, layer) for part in parts(name) for layer in (0, 2, 3))]
     for component, layer in sites:
         cell = found.sel(component=component, layer=layer)
         for direct, mlps in (("direct_path", True), ("direct_path_mlps_live", False)):
             if f"{direct}_restoration" in cell:
-                expected = bare.direct(component, layer, mlps=mlps)
+                expected = direct_by_hand(name, component, layer, mlps=mlps)
                 measured = cell[f"{direct}_restoration"].item()
                 assert measured == pytest.approx(expected, abs=2 * bound(name)), (component, layer, direct)
     apart = abs(found.direct_path_restoration - found.restoration)
@@ -221,7 +234,7 @@ def test_paths_of_whole_parts_equal_bare_hooks(name: str, engine: str):
 # P2: the edge to the logits alone is the direct path with MLPs held: what the patch adds to the stream, and no more.
 @pytest.mark.parametrize("name", [name for name in HELD if name not in POST_NORM])
 def test_the_path_with_mlps_held_is_what_the_patch_adds_to_the_stream(name: str):
-    found, bare = effects(name).sel(position=LAST), Held(name)
+    found, bare = effects(name).sel(position=LAST), of_family(name)
     for part in parts(name):
         for layer in range(LAYERS):
             measured = found.direct_path_restoration.sel(component=part, layer=layer).item()
@@ -244,7 +257,7 @@ def test_all_writers_and_the_embedding_of_the_other_run_are_that_run(name: str):
 def test_with_the_norm_frozen_paths_add_up(name: str):
     found = effects(name, "frozen").sel(position=LAST).direct_path_restoration
     total = found.sel(component=list(parts(name))).sum() + found.sel(component="resid_pre", layer=0)
-    assert total.item() == pytest.approx(Held(name).with_the_norm_frozen(), abs=20 * bound(name))
+    assert total.item() == pytest.approx(of_family(name).with_the_norm_frozen(), abs=20 * bound(name))
     live = effects(name).sel(position=LAST).direct_path_restoration
     assert abs(live.sel(component=list(parts(name))).sum() + live.sel(component="resid_pre", layer=0) - total) > 1e-3
 
@@ -292,7 +305,7 @@ def test_in_the_last_layer_the_path_through_mlps_is_the_whole_effect(name: str):
 # P9 for single heads, in both directions; the projection's input is written by hand.
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_paths_of_heads_equal_bare_hooks(name: str):
-    bare, found = Held(name), effects(name, of="heads").sel(position=LAST, component="z")
+    bare, found = of_family(name), effects(name, of="heads").sel(position=LAST, component="z")
     for layer, head in ((0, 1), (2, 3), (3, 0)):
         projection = bare.layers[layer].get_submodule(PROJECTIONS[name])
         kept: list[Tensor] = []

@@ -9,7 +9,6 @@ import torch
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.choose import open_backend, plain_backend
 from causal_tracing.engine.hooks import replay as replay_module
 from causal_tracing.engine.packed.layer_loop import Wave
@@ -20,11 +19,9 @@ from causal_tracing.patching.preview import log_probs
 from causal_tracing.patching.scoring import Scoring, preferences, spread
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.results.units import METRICS
-from families import FAMILIES, build
+from joint import WORDS, tiny
 from loaded import shared
-from tokenizers_for_tests import words
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
 SEVERAL = {"answer": " w7 w9 w3", "foil": " w8 w2"}
 LAST = 5
@@ -37,7 +34,7 @@ def pair(**fields: Any) -> ct.Pair:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def ids(text: str) -> list[int]:

@@ -10,12 +10,9 @@ import torch
 
 import causal_tracing as ct
 from bare_hooks import first, hooked, put
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.testing import lookup
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import WORDS, tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 CLEAN, CORRUPT = " w11 w12 w13 w14 w15 w16", " w11 w12 w43 w14 w15 w16"
 LAYERS, LENGTH = 4, 6
 PARTS = {"attn_out": "self_attn", "mlp_out": "mlp"}
@@ -23,15 +20,14 @@ PARTS = {"attn_out": "self_attn", "mlp_out": "mlp"}
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    return build(next(family for family in FAMILIES if family.name == "llama"))
+    return tiny().network
 
 
 @pytest.fixture(scope="module", params=["packed", "replay"])
-def trace(request: pytest.FixtureRequest, network: Any) -> ct.Trace:
-    model = accept(network, WORDS, name="tiny")
+def trace(request: pytest.FixtureRequest) -> ct.Trace:
     pair = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w7", foil=" w8")
     components = ["resid_pre", "resid_mid", "resid_post"]
-    return ct.trace(model, pair, components=components, sever=[*PARTS], engine=request.param)
+    return ct.trace(tiny(), pair, components=components, sever=[*PARTS], engine=request.param)
 
 
 class ByHand:

@@ -4,13 +4,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
-from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 PAIR = ct.Pair(
     clean=" w11 w12 w13 w14 w15 w16",
     corrupt=" w11 w42 w43 w14 w15 w16",
@@ -26,7 +23,7 @@ COLUMNS = ["subject together", "end together", "end", "subject_last together", "
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def test_it_is_the_set_of_its_tokens(model: Model):

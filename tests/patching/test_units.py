@@ -17,9 +17,8 @@ from causal_tracing.patching.arrays import Sums
 from causal_tracing.results.effects import effects
 from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
-from tokenizers_for_tests import words
+from joint import WORDS, tiny
 
-WORDS = words(*(f" w{n}" for n in range(96)))
 FAMILY = {family.name: family for family in FAMILIES}
 CLEAN = " w11 w12 w13 w14 w15 w16 w17"
 CORRUPT = " w11 w12 w43 w14 w46 w16 w17"  # differs at 2 and 4
@@ -30,7 +29,7 @@ ALL = ["q", "k", "v", "pattern", "z"]
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(FAMILY["llama"]), WORDS, name="tiny")
+    return tiny()
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ from typer.testing import CliRunner
 
 import causal_tracing as ct
 from causal_tracing.cli.app import app
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption, MachineError
 from causal_tracing.models.model import Model
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined
-from families import FAMILIES, build
-from made import WORDS, longer, measurements, pair, taken_apart
+from joint import tiny
+from made import longer, measurements, pair, taken_apart
 from pages import with_units
 
 LEADING = [
@@ -44,7 +43,7 @@ HARMLESS = ["plain", "a=1", "'quoted'", " 3-1", "1,5;2", 'say "x"', "line\r\nbre
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,14 @@ from typer.testing import CliRunner
 
 import causal_tracing as ct
 from causal_tracing.cli.app import app
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import InvalidOption
 from causal_tracing.models.model import Model
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.comparison import DENOMINATORS
 from causal_tracing.results.means import NoMean
 from causal_tracing.results.statistics.bootstrap import OF_SIDE, Reason
-from families import FAMILIES, build
-from made import LAYERS, POSITIONS, WORDS, longer, pair, synthetic, taken_apart
+from joint import tiny
+from made import LAYERS, POSITIONS, longer, pair, synthetic, taken_apart
 
 EFFECTS = ("restoration", "disruption", "interaction")
 
@@ -319,7 +318,7 @@ def test_the_json_is_the_numbers(two: tuple[ct.Trace, ct.Trace]):
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    return tiny()
 
 
 def other(n: int) -> ct.Pair:

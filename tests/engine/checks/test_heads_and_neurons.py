@@ -1,6 +1,7 @@
 """Heads and neurons: equal to bare hooks, equal to the components that they are parts of, on either engine."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -79,6 +80,7 @@ PROJECTIONS = {
 }
 
 
+@cache
 def input_of(network: nn.Module, path: str, tokens: tuple[int, ...]) -> Tensor:
     seen: list[Tensor] = []
     handle = network.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
@@ -101,6 +103,13 @@ def with_input(network: nn.Module, path: str, position: int, columns: slice, don
     return logits[0, -1].double().numpy()
 
 
+@cache
+def with_unit(network: nn.Module, path: str, position: int, unit: int, width: int) -> np.ndarray:
+    """The clean run's head or neuron in the corrupt run: the same for both engines."""
+    columns = slice(unit * width, (unit + 1) * width)
+    return with_input(network, path, position, columns, input_of(network, path, CLEAN))
+
+
 @pytest.mark.parametrize("engine", ["packed", "replay"])
 @pytest.mark.parametrize("name", PROJECTIONS)
 @pytest.mark.parametrize("component", ["z", "neurons"])
@@ -116,9 +125,7 @@ def test_heads_and_neurons_equal_bare_hooks(name, component, engine):
     largest = 0.0
     for site, got in zip(sites, found, strict=True):
         full = f"{PROJECTIONS[name][0]}.{site.layer}.{path}"
-        donor = input_of(model.network, full, CLEAN)
-        columns = slice((site.part or 0) * width, ((site.part or 0) + 1) * width)
-        by_hand = with_input(model.network, full, site.position, columns, donor)
+        by_hand = with_unit(model.network, full, site.position, site.part or 0, width)
         assert_allclose(got, by_hand, rtol=0, atol=TOLERANCE)
         largest = max(largest, np.abs(by_hand - found[0]).max())
     assert largest > 0.01
@@ -129,10 +136,9 @@ def inside(network: Any, tokens: tuple[int, ...], change: Change) -> np.ndarray:
         return network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double().numpy()
 
 
-@pytest.mark.parametrize("engine", ["packed", "replay"])
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gpt_neox", "phi"])
-@pytest.mark.parametrize("component", ["q", "k", "v", "pattern"])
-def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine):
+@cache
+def attended_by_hand(name: str, component: str) -> dict[Site, np.ndarray]:
+    """What the corrupt run gives with each of the clean run's heads by hand: the same for both engines."""
     model = shared(name)
     donors: dict[int, Tensor] = {}
 
@@ -142,21 +148,28 @@ def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine
         return seen
 
     inside(model.network, CLEAN, look)
-    sites = [
-        Site(component, layer, p, unit)
-        for layer, p, unit in product(range(LAYERS), (1, 4, 6), range(model.parts(component)))
-    ]
-    found = values(model, [world(site) for site in sites], engine)
-    for site, got in zip(sites, found, strict=True):
+    found = {}
+    for layer, p, unit in product(range(LAYERS), (1, 4, 6), range(model.parts(component))):
 
-        def patch(layer: int, name: str, seen: Tensor, site: Site = site) -> Tensor:
-            if (layer, name) != (site.layer, component):
+        def patch(at: int, name: str, seen: Tensor, layer: int = layer, p: int = p, unit: int = unit) -> Tensor:
+            if (at, name) != (layer, component):
                 return seen
             changed = seen.clone()
-            changed[0, site.part, site.position] = donors[layer][site.part, site.position]
+            changed[0, unit, p] = donors[layer][unit, p]
             return changed
 
-        assert_allclose(got, inside(model.network, CORRUPT, patch), rtol=0, atol=TOLERANCE)
+        found[Site(component, layer, p, unit)] = inside(model.network, CORRUPT, patch)
+    return found
+
+
+@pytest.mark.parametrize("engine", ["packed", "replay"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "gpt_neox", "phi"])
+@pytest.mark.parametrize("component", ["q", "k", "v", "pattern"])
+def test_what_attention_sees_equals_an_attention_by_hand(name, component, engine):
+    expected = attended_by_hand(name, component)
+    found = values(shared(name), [world(site) for site in expected], engine)
+    for got, by_hand in zip(found, expected.values(), strict=True):
+        assert_allclose(got, by_hand, rtol=0, atol=TOLERANCE)
     assert np.ptp(found, axis=0).max() > 0.01
 
 

@@ -1,6 +1,5 @@
 """Workers that are processes: killed at random, their driver too; the rows are those of one process, to the byte."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from causal_tracing.experiments.workers.work import Work, require_recipe
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.results.storage.run_folder import FAILED, RESULTS, Store, read_manifest
+from forked_driver import FORKS, drive
 from tiny import tiny_folder
 
 COUNT = 26  # chunks of eight: three whole ones, and two pairs
@@ -71,9 +72,7 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forks of a process that has imported all they need: for tests of what follows, as importing takes
     most of a worker's time; how workers begin is tested without it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([processes.__name__, "transformers.models.llama.modeling_llama"])
-    monkeypatch.setattr(processes, "SPAWN", context)
+    monkeypatch.setattr(processes, "SPAWN", FORKS)
 
 
 def arrays(folder: Path) -> dict[str, tuple[Any, ...]]:
@@ -165,37 +164,49 @@ def driver(folder: Path, run: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_chunks(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for_chunks(run: Path, count: int, ended: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
+    while time.monotonic() < until and not ended():
         if (run / RESULTS).exists() and len(Store(run, read_manifest(run)["spec_sha256"]).chunks()) >= count:
             return
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
-def children(pid: int) -> set[int]:
+def children(pid: int | None) -> set[int]:
     import psutil
 
     return {each.pid for each in psutil.Process(pid).children(recursive=True)}
 
 
+def kill_at_work(process: Any, driver: int | None, run: Path, chunks: int, ended: Callable[[], bool]) -> set[int]:
+    """Kills a driver when so many chunks are done, and gives the workers that it had then."""
+    wait_for_chunks(run, chunks, ended)
+    left = set() if ended() else children(driver)
+    process.kill()
+    return left
+
+
 def test_a_driver_that_is_killed_is_gone_on_with_and_leaves_no_worker_behind(folder: Path, whole: Path, tmp_path: Path):
+    """Once while its workers begin, as they do for users; then at work, as forks, which need not import everything."""
     import psutil
 
-    run, left = tmp_path / "run", set()
-    for kill in range(3):
-        process = driver(folder, run)
-        assert process.stdout is not None
-        process.stdout.readline()
-        wait_for_chunks(run, kill, process)
-        left |= children(process.pid)
-        process.kill()
-        process.communicate()
-    process = driver(folder, run)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert arrays(run) == arrays(whole)
+    run = tmp_path / "run"
+    begun = driver(folder, run)
+    assert begun.stdout is not None
+    begun.stdout.readline()
+    left = kill_at_work(begun, begun.pid, run, 0, lambda: begun.poll() is not None)
+    begun.communicate()
     assert left
+    for chunks in (1, 2):
+        fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED))
+        fork.start()
+        left |= kill_at_work(fork, fork.pid, run, chunks, lambda fork=fork: not fork.is_alive())
+        fork.join()
+    fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED))
+    fork.start()
+    fork.join(300)
+    assert fork.exitcode == 0
+    assert arrays(run) == arrays(whole)
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in left if psutil.pid_exists(pid)], timeout=10)
     assert alive == []
 
@@ -209,7 +220,7 @@ def test_ctrl_c_keeps_what_is_in_work_and_says_how_to_go_on(folder: Path, tmp_pa
     command = [sys.executable, "-m", "causal_tracing", "trace", "--model", str(folder), "--pairs", "pairs.jsonl"]
     command += ["--components", "resid_post", "--workers", "2", "--out", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_chunks(tmp_path / "run", 1, process)
+    wait_for_chunks(tmp_path / "run", 1, lambda: process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and to all its workers
     _, err = process.communicate(timeout=120)
     if process.returncode == 0:

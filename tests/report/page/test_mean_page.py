@@ -12,15 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 import causal_tracing as ct
-from causal_tracing.engine.checks.check import accept
 from causal_tracing.report.page.maps import unused
 from causal_tracing.report.page.page import to_html
-from families import FAMILIES, build
+from joint import tiny
 from made import longer, pair, taken_apart
 from pages import EVIL, launched, needs_browser, numbers_in, opened
-from tokenizers_for_tests import words
-
-WORDS = words(*(f" w{n}" for n in range(96)))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +28,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def trace() -> ct.Trace:
     """Nine pairs; one is called as the mean would be, and one is an attack."""
-    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    model = tiny()
     names = {0: "mean", 1: f"{EVIL}\u202e"}
     found = ct.trace(model, [pair(n, id=names.get(n, f"p{n}")) for n in range(9)])
     record = dict(found.provenance) | {"pairs_asked": 11, "dropped": {"d": f"not right {EVIL}"}, "failed": {"f": "bad"}}
@@ -152,7 +148,7 @@ def test_it_fits_a_phone_and_is_reached_by_keyboard(browser: Browser, trace: ct.
 
 @needs_browser
 def test_pairs_of_different_lengths_are_averaged_by_role(browser: Browser, trace: ct.Trace, tmp_path: Path):
-    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    model = tiny()
     mixed = ct.trace(model, [*(pair(n) for n in range(4)), *(longer(n) for n in range(4, 8))])
     with opened(browser, tmp_path / "report.html", mixed.measurements) as page:
         rows = page.locator("#map tbody th").all_text_contents()
@@ -163,7 +159,7 @@ def test_pairs_of_different_lengths_are_averaged_by_role(browser: Browser, trace
 
 
 def test_no_mean_is_said_and_the_first_pair_is_shown():
-    model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
+    model = tiny()
     plain = {"subject": None, "corrupt_subject": None}
     both = [pair(0, **plain), replace(longer(1), **plain)]
     page = to_html(ct.trace(model, both).measurements)

@@ -15,8 +15,9 @@ from causal_tracing.models.at_rest import at_rest
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Model
 from families import build
+from joint import WORDS
 from loaded import BY_NAME
-from made import WORDS, pair
+from made import pair
 
 ASKED: dict[str, Any] = {"components": ["resid_post"], "progress": False}
 

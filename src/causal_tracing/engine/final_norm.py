@@ -27,6 +27,7 @@ from causal_tracing.models.model import Model
 SEED, STATES, SMALL = 4, 6, 1e-2
 # How far the norm may be from affine once its scale is held, in shares of the largest number: rounding, by dtype.
 AFFINE = {"float64": 1e-6, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+LARGEST = 1.0  # of what a norm adds to the variance, which is about 1 here
 THROUGH = (nn.Identity, nn.Dropout)
 
 
@@ -144,9 +145,11 @@ def _recognised(module: nn.Module, model: Model) -> tuple[bool, float] | None:
     constants = sorted({value for value in vars(module).values() if isinstance(value, float)})
     kinds = [*product((False, True), constants)]
     kinds += [(centred, _eps(module, states, centred=centred)) for centred in (False, True)]  # where it is not kept
+    # Beside a huge constant any map would be affine: it divides by no more than that.
+    kinds = [(centred, eps) for centred, eps in kinds if eps < LARGEST]
     apart = [_from_affine(module, states, centred=centred, eps=eps) for centred, eps in kinds]
-    best = min(range(len(kinds)), key=apart.__getitem__)
-    return kinds[best] if apart[best] <= AFFINE[model.dtype] else None
+    best = min(range(len(kinds)), key=apart.__getitem__, default=None)
+    return kinds[best] if best is not None and apart[best] <= AFFINE[model.dtype] else None
 
 
 def _eps(module: nn.Module, states: Float[Tensor, "state d_model"], *, centred: bool) -> float:

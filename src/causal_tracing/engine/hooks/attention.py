@@ -74,9 +74,9 @@ Answer = Callable[[Asked], tuple[Asked, Tensor]]  # what was really asked, and a
 @contextmanager
 def attention_by(model: Model, attend: Attend) -> Iterator[None]:
     """The model's layers attend by `attend` meanwhile. Other models are left alone; other threads wait."""
-    name = model.attention
-    layers = {id(part): number for number, layer in enumerate(model.layers) for part in layer.modules()}
-    with alone:
+    with alone:  # from here on: while another thread works, a module may look otherwise
+        name = model.attention
+        layers = {id(part): number for number, layer in enumerate(model.layers) for part in layer.modules()}
         before = ALL_ATTENTION_FUNCTIONS.get(name)
         ALL_ATTENTION_FUNCTIONS[name] = partial(_dispatch, layers, before, attend)
         try:

@@ -144,3 +144,16 @@ def test_a_notebook_shows_words(one: ct.Trace, many: ct.Trace) -> None:
         assert "<script" not in html
         assert "Strongest set" in html
         assert "nan" not in html.lower()
+
+
+def test_a_growing_set_is_drawn_by_its_size(one: ct.Trace, many: ct.Trace) -> None:
+    found = one.of("growing").sel(metric="logit_diff", component="growing_set").isel(pair=0)
+    figure = one.plot("growing")
+    for axes, effect in zip(figure.axes, ("restoration", "disruption"), strict=True):
+        curves = {str(line.get_label()): np.array(line.get_xydata()) for line in axes.lines[:-1]}
+        assert [*curves] == [str(name) for name in found["set"].values]
+        for name, points in curves.items():
+            expected = found[effect].sel(set=name).dropna("size")
+            np.testing.assert_allclose(points, np.stack([expected["size"], expected], 1))
+    mean = many.plot("mean_growing").axes[0]
+    assert len(mean.collections) == found.sizes["set"]  # the intervals

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.report.figures.curves import bars, lines, mlp_vs_attention
 from causal_tracing.report.figures.faithfulness import faithfulness
+from causal_tracing.report.figures.growing import growing
 from causal_tracing.report.figures.heat_map import maps
 from causal_tracing.report.figures.look import Look, drawable
 from causal_tracing.report.figures.ranks import ranks
@@ -29,11 +30,16 @@ class View:
     of_mean: bool = False
 
 
-OTHERS = {
-    kind.name: View(kind, maps if kind.drawn else faithfulness if kind.ends else ranks)
-    for kind in KINDS.values()
-    if kind is not BLOCKS
-}
+def _drawn(kind: SiteKind) -> Callable[[xr.Dataset, Sequence[str], Look], Figure]:
+    """How a kind is drawn: as a map, as a curve over sizes, or ranked."""
+    if kind.drawn:
+        return maps
+    if kind.ends:
+        return faithfulness
+    return growing if kind.column == "size" else ranks
+
+
+OTHERS = {kind.name: View(kind, _drawn(kind)) for kind in KINDS.values() if kind is not BLOCKS}
 VIEWS = {
     "map": View(BLOCKS, maps),
     "layers": View(BLOCKS, bars),

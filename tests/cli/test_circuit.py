@@ -137,6 +137,24 @@ def test_many_pairs_in_a_folder_go_on_and_say_their_interval(ask: Any) -> None:
     assert (code, "What comes first is as run was begun with." in err) == (5, True)
 
 
+def test_many_pairs_with_edges_go_on_in_their_folder(ask: Any) -> None:
+    asked = ["circuit", "--model", "tiny", "--pairs", str(pairs(9)), "--of", "edges", "--ranking", "eap"]
+    asked += ["--sizes", "30,0.5", "--spot-checks", "1", "--out", "run"]
+    code, out, err = ask(*asked)
+    assert code == 0, err
+    assert "mean over 9 pairs" in out
+    found = ct.open_trace("run")
+    row = found.circuit().curve.set_index("size").loc[172]
+    assert row.low <= row.faithfulness <= row.high
+    assert found.evidence("circuits").cells.component.values.tolist() == ["edges"]
+    assert Path("run/report.html").read_text().count('id="circuits-section"') == 1
+    assert ask("export", "run", "table.csv", "--of", "circuits")[0] == 0
+    assert ",edges," in Path("table.csv").read_text()
+    code, _, err = ask(*asked)  # nothing is left to do, and the ranking is that of the folder
+    assert (code, "What comes first is as run was begun with." in err) == (0, True)
+    assert ct.open_trace("run").of("circuits").identical(found.of("circuits"))
+
+
 def shared_tiny() -> Any:
     return replace(shared("llama"), tokenizer=WORDS, name="tiny", source={"kind": "folder"})
 

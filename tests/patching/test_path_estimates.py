@@ -19,6 +19,9 @@ from causal_tracing.engine.choose import open_backend
 from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.interventions.write import Write
 from causal_tracing.models.model import Model
+from causal_tracing.patching.options.trace import Options
+from causal_tracing.patching.senders import path_grids
+from causal_tracing.prompts.pairs import tokenize_pairs
 from causal_tracing.results.estimates import Checked
 from causal_tracing.testing import lookup
 from families import FAMILIES, build
@@ -379,6 +382,18 @@ def test_at_each_token_every_edge_is_estimated_and_the_strongest_are_patched(met
     sizes = abs(every.drop_sel(receiver="every path"))
     top = sizes.where(status == "ok").stack(edge=["sender", "receiver"]).dropna("edge").max()
     assert float(top) == float(sizes.max())
+
+
+def test_a_map_that_is_too_large_says_what_to_do():
+    asked = Options(components=(), senders=["each z @ each"], receivers=EVERY_READER)
+
+    def planned(most: int) -> list[Any]:
+        return [*path_grids(shared("llama"), tokenize_pairs([PAIR], WORDS), asked, ["restoration"], most=most)]
+
+    cells = LAYERS * HEADS * (LAST + 1) * (LAYERS * (HEADS + 2 * KEYS + 1) + 2)
+    assert len([*planned(cells)[0].cells()]) == cells
+    with pytest.raises(InvalidOption, match="cells is too large. Name fewer, or estimate them and patch the strongest"):
+        planned(cells - 1)
 
 
 def test_each_token_needs_prompts_of_one_length():

@@ -67,12 +67,15 @@ class SetGrid(Grid):
 class CircuitGrid(SetGrid):
     """A cell for each size: the first so many of `ranked`; none, and all, at the ends.
 
-    `keep_input`: every set but the empty one has the embedding.
+    `keep_input`: every set but the empty one has the embedding. `weights` are the weighted sizes, and `added` says what
+    each size adds to those before it: known beforehand, for labels are asked for often, and edges are many.
     """
 
     ranked: tuple[int, ...]
     sizes: tuple[int, ...]
     keep_input: bool
+    weights: tuple[float, ...]
+    added: tuple[str, ...]
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -80,18 +83,9 @@ class CircuitGrid(SetGrid):
         return {
             "component": labelled(self.components),
             "size": list(self.sizes),
-            "weighted_size": (
-                "size",
-                np.array([self.graph.weighted(self._first(size)) for size in self.sizes]),
-            ),
-            "added": ("size", np.array(self._added(), dtype=object)),
+            "weighted_size": ("size", np.array(self.weights)),
+            "added": ("size", np.array(self.added, dtype=object)),
         }
-
-    def _added(self) -> list[str]:
-        """What each size adds to those before it; nothing is said of what was not ranked."""
-        ends = zip((0, *self.sizes), self.sizes, strict=False)
-        added = (self.ranked[start:size] if size <= len(self.ranked) else () for start, size in ends)
-        return ["; ".join(self.graph.names[number] for number in each) for each in added]
 
     @property
     def slices(self) -> int:
@@ -105,12 +99,8 @@ class CircuitGrid(SetGrid):
     def members(self, at: At) -> tuple[frozenset[int], bool]:
         """The first ones; with everything goes the embedding."""
         size = self.sizes[at[1]]
-        return frozenset(self._first(size)), size == len(self.graph.names) or (self.keep_input and size > 0)
-
-    def _first(self, size: int) -> Sequence[int]:
-        """The first so many: all there are, whether they were ranked or not, or the first of the ranking."""
-        every = range(len(self.graph.names))
-        return every if size == len(every) else self.ranked[:size]
+        everything = size == len(self.graph.names)
+        return frozenset(_first(self.graph, self.ranked, size)), everything or (self.keep_input and size > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +159,34 @@ def circuit_grids(model: Model, pairs: Sequence[TokenPair], options: Options) ->
         "keep_input": options.circuit_input and options.circuit_how == "kept",
     }
     sizes = _sizes(options.circuit_sizes, len(ranked), graph)
-    yield CircuitGrid(kind=CIRCUITS, components=(graph.of,), ranked=ranked, sizes=sizes, **common)
+    yield CircuitGrid(
+        kind=CIRCUITS,
+        components=(graph.of,),
+        ranked=ranked,
+        sizes=sizes,
+        weights=tuple(graph.weighted(_first(graph, ranked, size)) for size in sizes),
+        added=_added(graph, ranked, sizes),
+        **common,
+    )
     if options.circuit_tested is not None:
         circuit = ranked[: _one_size(options.circuit_tested, len(ranked), graph, "circuit_tested=")]
         removed, of_both = _removed(graph, circuit, options.circuit_subsets, options.seed)
         kind = CIRCUIT_TESTS
         tested = {"circuit": circuit, "removed": removed, "of_both": of_both}
         yield RemovalGrid(kind=kind, components=kind.components, **tested, **common)
+
+
+def _first(graph: Graph, ranked: Sequence[int], size: int) -> Sequence[int]:
+    """The first so many: all there are, whether they were ranked or not, or the first of the ranking."""
+    every = range(len(graph.names))
+    return every if size == len(every) else ranked[:size]
+
+
+def _added(graph: Graph, ranked: Sequence[int], sizes: Sequence[int]) -> tuple[str, ...]:
+    """What each size adds to those before it; nothing is said of what was not ranked."""
+    ends = zip((0, *sizes), sizes, strict=False)
+    added = (ranked[start:size] if size <= len(ranked) else () for start, size in ends)
+    return tuple("; ".join(graph.names[number] for number in each) for each in added)
 
 
 def check_one_to_one(pair: TokenPair) -> None:

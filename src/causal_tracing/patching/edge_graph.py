@@ -24,8 +24,8 @@ from causal_tracing.patching.receivers import IN_HEADS, LOGITS, receiver
 from causal_tracing.patching.senders import Stream, stream_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
+from causal_tracing.results.score_files import ARROW
 
-ARROW = " -> "
 EXAMPLE = '"z 3.1 -> q 5.0", "mlp_out 4 -> logits" or "resid_pre 0 -> mlp_out 2"'
 OPTION = "circuit_of='edges'"
 

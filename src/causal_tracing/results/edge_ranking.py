@@ -10,10 +10,9 @@ from causal_tracing.results.effects import effects
 from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.score_files import write_edge_scores
+from causal_tracing.results.score_files import ARROW, write_edge_scores
 from causal_tracing.results.site_kinds import PATHS
 
-ARROW = " -> "
 EVERYWHERE = " @ all"  # as senders end that are patched at all tokens
 
 

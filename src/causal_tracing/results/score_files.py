@@ -21,6 +21,7 @@ THEIRS = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
 OURS = re.compile(r"z (\d+)\.(\d+)|mlp_out (\d+)")
 EDGE = re.compile(r"([^<>-]+)->([^<>-]+)(?:<([qkv])>)?")
 INPUT = "resid_pre 0"  # the embedding, as a sender
+ARROW = " -> "  # in our name of an edge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +92,9 @@ def _our_edge(path: Path, edge: str, names: Mapping[str, str], shared: int) -> s
             f"{path} has an edge {edge!r}, which is none. Edges are such as 'a0.h0->m0' or 'm0->a1.h0<q>'."
         )
     if end is None:
-        return f"{names[sender]} -> {names[reader]}"
+        return f"{names[sender]}{ARROW}{names[reader]}"
     layer, head = names[reader].removeprefix("z ").split(".")
-    return f"{names[sender]} -> {end} {layer}.{int(head) if end == 'q' else int(head) // shared}"
+    return f"{names[sender]}{ARROW}{end} {layer}.{int(head) if end == 'q' else int(head) // shared}"
 
 
 def _graph(path: Path) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
@@ -211,7 +212,7 @@ def write_edge_scores(
 
     Raises InvalidOption, MachineError.
     """
-    senders = dict.fromkeys(name.partition(" -> ")[0] for name in scores)
+    senders = dict.fromkeys(name.partition(ARROW)[0] for name in scores)
     nodes = [name for name in senders if name != INPUT]
     places = [OURS.fullmatch(name) for name in nodes]
     if not all(places) or not any(name.startswith("z ") for name in nodes):
@@ -220,7 +221,7 @@ def write_edge_scores(
         )
     layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places if each)
     heads = 1 + max(int(each.group(2) or 0) for each in places if each)
-    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in scores if " -> k " in name), default=heads - 1)
+    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in scores if f"{ARROW}k " in name), default=heads - 1)
     inside = {*kept}
     edges = {
         theirs: {"score": score / count, "in_graph": name in inside}
@@ -240,7 +241,7 @@ def write_edge_scores(
 
 def _their_edges(name: str, shared: int) -> Iterator[tuple[int, str]]:
     """What a file calls an edge, for every head that shares its reader, each with how many these are."""
-    sender, _, reader = name.partition(" -> ")
+    sender, _, reader = name.partition(ARROW)
     start = "input" if sender == INPUT else _theirs(sender)
     end, _, place = reader.partition(" ")
     if end not in ("q", "k", "v"):

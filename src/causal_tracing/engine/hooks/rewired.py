@@ -45,6 +45,7 @@ class Rewirings:
         self.budget = budget
         self.joint = joint
         self.donors = donor_recordings(model, (world.run for world in worlds))
+        self.wirings = [Wiring(model, rewired) for world in worlds if (rewired := rewired_in(world))]
         self.furthest = (0, -1)  # every row has its own place
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
@@ -55,7 +56,7 @@ class Rewirings:
             most = rows_that_fit(self.model, len(first.base.tokens), keep, self.budget)
             batch, taken = list[int](), 0
             for number in numbers:
-                own = self._wiring(number).rows
+                own = self.wirings[number].rows
                 if batch and (taken + own > most or len(batch) == rows):
                     yield batch
                     batch, taken = [], 0
@@ -72,7 +73,7 @@ class Rewirings:
     ) -> Iterator[tuple[list[int], Float[Tensor, "world *metric"]]]:
         """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         model, worlds = self.model, [self.worlds[number] for number in batch]
-        lanes = [_Lane(model, self._wiring(number), self.donors, joint=self.joint) for number in batch]
+        lanes = [_Lane(model, self.wirings[number], self.donors, joint=self.joint) for number in batch]
         runs = [world.base for world, lane in zip(worlds, lanes, strict=True) for _ in range(lane.wiring.rows)]
         sizes = [lane.wiring.rows for lane in lanes]
 
@@ -87,11 +88,6 @@ class Rewirings:
         firsts = torch.tensor([sum(sizes[:number]) for number in range(len(sizes))])
         wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
         yield list(batch), measure(logits[firsts[:, None], wanted.to(logits.device)], worlds)
-
-    def _wiring(self, number: int) -> "Wiring":
-        rewired = rewired_in(self.worlds[number])
-        assert rewired is not None
-        return Wiring(self.model, rewired)
 
 
 @dataclass(frozen=True, eq=False)

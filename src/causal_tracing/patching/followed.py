@@ -17,6 +17,7 @@ from causal_tracing.patching.cells import Question, last_of
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.receivers import LOGITS
 from causal_tracing.patching.senders import PathGrid, Reading
+from causal_tracing.patching.senders import Place as SenderPlace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,26 +63,27 @@ class Followed:
     @cached_property
     def reaches(self) -> Bool[np.ndarray, "sender reading"]:
         """Whether a sender's path to a reading can change anything."""
-        stream, last = self.grid.stream, len(self.base.tokens) - 1
+        stream = self.grid.stream
         rules = self.job.backend.describe().rules  # those that were proved of what is read
-        open_: dict[tuple[Place, int], bool] = {}
-        found = np.zeros((len(self.changed), len(self.readings)), bool)
         places = [stream.place(reading) for reading in self.readings]
+        open_ = [self._open(rules, position) for position in range(len(self.base.tokens))]
+        behind: dict[tuple[SenderPlace, int], np.ndarray] = {}  # many senders begin at the same place and token
+        found = np.zeros((len(self.changed), len(self.readings)), bool)
         for sender, changed in enumerate(self.changed):
             edits = effective(World(self.base, changed, last_of(self.base)), rules)
             for position in sorted({edit.site.position for edit in edits}):
                 first = stream.first_behind([edit for edit in edits if edit.site.position == position])
-                for number, reading in enumerate(self.readings):
-                    if found[sender, number] or places[number] < first:
-                        continue
-                    place = reading[:2]
-                    if place[0] == LOGITS:
-                        found[sender, number] = position == last
-                        continue
-                    if (place, position) not in open_:
-                        open_[place, position] = self._matters(rules, place, position)
-                    found[sender, number] = open_[place, position]
+                if (first, position) not in behind:
+                    reached = [place >= first for place in places]
+                    behind[first, position] = np.array(reached) & open_[position]
+                found[sender] |= behind[first, position]
         return found
+
+    def _open(self, rules: Rules, position: int) -> Bool[np.ndarray, " reading"]:
+        """Whether what each reading makes of a token can change what is read."""
+        matters = {place: self._matters(rules, place, position) for place in self.places}
+        matters[LOGITS, len(self.grid.stream.parts)] = position == len(self.base.tokens) - 1
+        return np.array([matters[reading[:2]] for reading in self.readings])
 
     def _matters(self, rules: Rules, place: Place, position: int) -> bool:
         """Whether what a part of a layer makes there can change what is read."""

@@ -49,12 +49,15 @@ def by_slopes(paths: Followed, measure: Differentiable, steps: int) -> Float[np.
     for piece in _pieces(paths):
         by_position.setdefault(piece.position, []).append(piece)
     places = [stream.place(reading) for reading in paths.readings]
+    behind: dict[tuple[int, int], np.ndarray] = {}  # by how much what begins at a place has grown where each reads
     for position, pieces in by_position.items():
         there = torch.stack([slopes[reading][position] for reading in paths.readings])
         values = (torch.stack([piece.added for piece in pieces]) @ there.T).cpu().numpy()
         for piece, row in zip(pieces, values, strict=True):
-            behind = [gains[place] / gains[piece.first] if place >= piece.first else 0.0 for place in places]
-            found[piece.sender] += row * behind
+            if piece.first not in behind:
+                grown = (gains[place] / gains[piece.first] if place >= piece.first else 0.0 for place in places)
+                behind[piece.first] = np.array([*grown])
+            found[piece.sender] += row * behind[piece.first]
     return found
 
 

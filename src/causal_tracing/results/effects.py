@@ -253,17 +253,20 @@ def label(name: str, vocabulary: str | None = None) -> str:
 
 def _status(numbers: Unlabelled, found: Unlabelled, there: xr.Variable) -> xr.Variable:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
+    code = {name: number for number, name in enumerate(STATUSES)}  # texts of a million cells are made once, at the end
     measured = [found[name] for name in DIRECTIONS if name in found]
     missing = reduce(or_, (array.isnull() for array in measured))
-    status: Any = xr.full_like(missing, "ok", dtype=object)
-    status = status.where(~missing, "failed")
-    status = status.where(there, "undefined")
+    status: Any = xr.full_like(missing, code["ok"], dtype=np.int64)
+    status = status.where(~missing, code["failed"])
+    status = status.where(there, code["undefined"])
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):
         if name in numbers:
-            status = status.where(~numbers[name] | (status == "undefined"), name)
-    status = status.where(~numbers["unpaired"], "unpaired")
-    status = status.where(~numbers["given"], "given") if "given" in numbers else status
-    return status.where(numbers["window_first"] >= 0, "no_window") if "window_first" in numbers else status
+            status = status.where(~numbers[name] | (status == code["undefined"]), code[name])
+    status = status.where(~numbers["unpaired"], code["unpaired"])
+    status = status.where(~numbers["given"], code["given"]) if "given" in numbers else status
+    if "window_first" in numbers:
+        status = status.where(numbers["window_first"] >= 0, code["no_window"])
+    return xr.Variable(status.dims, np.array(STATUSES, dtype=object)[status.values])
 
 
 def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:

@@ -87,6 +87,7 @@ def open_place(
     if tokenizer is not None:
         _require_tokenizer(tokenizer, place.name)
     kind, target = None if dtype is None else _dtype(dtype), _device(device)
+    # The demo model is read in a second, of which no bar need tell.
     with nullcontext() if place.progress and place.source["kind"] != "embedded" else without_bars():
         return _read(place, tokenizer, kind, spread or target)
 
@@ -96,6 +97,7 @@ def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread
         file = gguf_file(place)
         place = place if file is None else converted(place, file)
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
+        # Before the weights, which may be gigabytes.
         _require_causal(config, place.name)
         tokenizer = tokenizer_of(place) if tokenizer is None else tokenizer
         method = method_of(config)
@@ -197,6 +199,7 @@ def _not_causal(config: Any) -> str:
         return "an encoder with a decoder: its encoder reads the whole prompt at once"
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return ""  # its own code says that it is one; the check of the loaded model will see
+    # Models of images and text read text alone too.
     if type(config) not in mapping and type(config) not in with_images:
         return "not a language model that predicts the next token"
     if type(config) in masked and not getattr(config, "is_decoder", False):
@@ -213,6 +216,7 @@ def _network(place: Place, config: Any, dtype: Any, spread: Spread | None = None
     if dtype is torch.float64:  # grouped products of experts are not made for it
         options["experts_implementation"] = "eager"
     read: Callable[..., Any] = kind.from_pretrained if spread is None else partial(spread.load, kind.from_pretrained)
+    # What files lack transformers fills with random numbers, and says so in a log line only.
     network, report = read(place.where, **options)
     missing = sorted(report["missing_keys"])
     if missing:

@@ -114,6 +114,7 @@ class Job:
         )
         return replace(
             self,
+            # The default depends on whether all pairs have foils, and some of them alone might choose another.
             options=replace(self.options, metric=self.options.metric or self.metric),
             asked=[self.asked[n] for n in numbers],
             pairs=[self.pairs[n] for n in numbers],
@@ -134,6 +135,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     tokens = tokenize_pairs(
         traced, model.tokenizer, align=options.align, noise=noise is not None, alone=clean_alone(values_of(options))
     )
+    # Those that were asked for: a built-in one beside them may be undefined, and is empty then.
     for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
         check_measure(metric, tokens[0], model.vocabulary)
         check_metric(metric, tokens)
@@ -142,6 +144,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = sites_on(model, options.given, tokens, "given=")
     patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
+    # Everything that is read or written, so that it is proved on the model before anything is measured.
     needed = [*patched, *severed, *(READ if options.lens else ())]
     backend = open_backend(model, needed, options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
@@ -169,6 +172,7 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     offered = model.anatomy.components
     found = tuple(name for name in USUAL if name in offered)
     for name, reason in model.anatomy.refused:
+        # A model is no poorer for the rest: layers with two parts have no mixer_out.
         if name in BLOCKS:
             warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
     return found
@@ -184,6 +188,7 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
     """Raises InvalidOption or InvalidPair where what is to be written does not fit the sites of a grid."""
     if write.kind in TENSORED:
         counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
+        # Sizes are looked at on a run, since no configuration says those of all models.
         run = Run(pairs[0].clean.tokens)
         seen = backend.record([run], grid.written())[run].activations
         widths = {place: each.shape[-1] // counts.get(place[0], 1) for place, each in seen.items()}

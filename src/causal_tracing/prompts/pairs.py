@@ -67,6 +67,7 @@ class Pair:
     def __post_init__(self) -> None:
         for name in ("answer", "foil"):
             if name == "answer" or self.foil is not None:
+                # A frozen value, set once here: a list would be shared with the caller, and of one text is that text.
                 object.__setattr__(self, name, checked_texts(f"{self._who}: {name}", getattr(self, name)))
         for name in ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id"):
             value = getattr(self, name)
@@ -77,6 +78,7 @@ class Pair:
             if not value:
                 raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
             check_letters(f"{self._who}: {name}", value)
+        # True is an int to isinstance.
         if type(self.occurrence) is not int:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
         if type(self.chat) is not bool:

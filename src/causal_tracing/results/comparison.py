@@ -177,6 +177,7 @@ def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> 
         members: dict[tuple[str, str], list[str]] = {}
         for id, name in zip(ids, clusters_of(measurements, ids), strict=True):
             members.setdefault(name, []).append(id)
+        # Two clusters that share a pair by the other trace's names become one, whatever they are called.
         for named in members.values():
             together = {cluster[id] for id in named}
             if len(together) > 1:
@@ -250,6 +251,7 @@ def _cells(
     first, second = both
     status = _status(status_over_pairs(first), status_over_pairs(second))
     names = [name for name in AVERAGED if name in first]
+    # A difference is of the same pairs on both sides: what one lacks is left out of the other's mean too.
     values = {name: _both_present(first[name].values, second[name].values) for name in names}
     apart = {name: one - other for name, (one, other) in values.items()}
     if reason:
@@ -300,6 +302,7 @@ def _status(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Of cells in both: what they share; a cut where each is known beforehand; ok where one of them is open."""
     kept = [each.drop_vars(["metric", "unit"], errors="ignore") for each in (first, second)]
     one, other = (each.values for each in kept)
+    # A zero in one and a cut in the other differ by what is known of both, so that there is nothing to test.
     known = np.isin(one.astype(str), KNOWN) & np.isin(other.astype(str), KNOWN)
     status = np.where(one == other, one, np.where(known, "cut", "ok"))
     status = np.where((one == "unpaired") | (other == "unpaired"), "unpaired", status)

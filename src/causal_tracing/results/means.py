@@ -164,6 +164,7 @@ def require_finite(kept: xr.Dataset) -> None:
 def clusters_of(measurements: Measurements, ids: Iterable[Any]) -> list[tuple[str, str]]:
     """Each pair's cluster: ("cluster", the one it names), or ("pair", itself)."""
     said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
+    # Named apart, so that a cluster may be called as a pair is.
     return [("cluster", str(said[id])) if said.get(id) else ("pair", id) for id in map(str, ids)]
 
 
@@ -250,6 +251,7 @@ def _shared(status: np.ndarray) -> np.ndarray:
 def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
     """Over pairs: what is a cut or a structural zero in every pair that has the cell is one; ok else."""
     status = averaged.status
+    # Pairs that lack the cell have no say in what it is.
     there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
     shared = xr.full_like(status.isel(pair=0, drop=True), "ok", dtype=object)
     shared = shared.where(~(status == "not_patched").any("pair"), "not_patched")

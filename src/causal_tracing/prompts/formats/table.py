@@ -53,6 +53,7 @@ def _recognised(row: Any, place: str) -> Format:
     keys = {str(key) for key, value in row.items() if value is not None}
     own = {key.strip("\ufeff \t").lower() for key in keys}  # their capitals do not count
     fitting = [each for each in FORMATS if each.keys <= (own if each is PAIRS else keys)]
+    # A format whose keys include another's is meant where all of them are there.
     fitting = [each for each in fitting if not any(each.keys < other.keys for other in fitting)]
     if len(fitting) > 1:
         names = " and ".join(each.name for each in fitting)

@@ -27,6 +27,7 @@ def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Meas
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     names = {name: variable for part in parts for name, variable in part.data_vars.items()}
     alike = [_completed(part, names) for part in parts]
+    # "exact": parts with other sites or metrics are an error, and no table with holes.
     return xr.concat(alike, dim="pair", data_vars="minimal", coords="minimal", compat="equals", join="exact")
 
 

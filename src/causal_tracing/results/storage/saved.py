@@ -34,6 +34,7 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
         with parents_of(target), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
             if target.exists():
+                # A folder cannot be replaced in one step: the old one is kept aside until the new one has its place.
                 os.replace(target, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", target)
     except OSError as error:

@@ -158,6 +158,7 @@ def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, rank
             wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics
         )
 
+    # typer calls a command as its function is called, and helps with what stands in its docstring.
     carried_out.__name__, carried_out.__doc__ = name, help
     if not ranks:
         shown = inspect.signature(carried_out)
@@ -254,6 +255,7 @@ def attribute(
         "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
     }  # fmt: skip
     named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
+    # All that can be wrong without a model is said first: loading one takes from seconds to minutes.
     named.check(options, alone=True)
     tracing.check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)

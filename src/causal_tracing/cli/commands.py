@@ -115,9 +115,11 @@ def _told(function: Callable[..., Any]) -> CommandInfo:
 
 def _meant(function: Callable[..., None], declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given here, and what a file says beside it. Raises InvalidOption."""
+    # A flag that was not given is None: then the file, and behind it the default, has the word.
     found = {name: value for name, value in given.items() if value is not None}
     file = found.pop(flags.CONFIG, None)
     if file is not None:
+        # Flags win over the file.
         found = config.read(file, function, declared, given=found) | found
     flags.complete(function, found)
     options = flags.values(found, declared)

@@ -31,6 +31,7 @@ def read(path: Path, function: Callable[..., Any], declared: type, given: Collec
                 flags = _spelled(key, value, options[key], path.parent)
         except InvalidOption as error:
             raise InvalidOption(f"{path}, {key}: {error}") from None
+        # Read all the same, so that an error in the file is said even where a flag hides it.
         found |= {} if key in given else flags
     return found
 

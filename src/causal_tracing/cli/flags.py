@@ -62,6 +62,7 @@ def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
     text = spec.text
     if text is None:
         return
+    # As the flag would be written: the help shows what can be typed.
     usual = None if spec.default in (None, ()) else text.write(name, plain(spec.kept(spec.default))).get(name)
     default = "" if usual is None or text.kind is bool else f"Default: {usual}."
     yield _parameter(name, text.kind, " ".join(filter(None, (spec.help, text.example, default))), spec)

@@ -37,6 +37,7 @@ def carry_out(
     """Traces what is asked for; exits with `PARTLY` where some pairs could not be. Raises what a trace raises."""
     options, many = dict(wanted.options), wanted.many
     of_a_run = {name: options.pop(name) for name in [*options] if name in _of_a_run()}
+    # A single pair that is wrong is an error; of many in a folder it is a row with its reason.
     alone = out is None or not many
     wanted.pairs.check(options, alone=alone)
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)

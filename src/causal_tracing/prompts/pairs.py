@@ -203,6 +203,7 @@ def tokenize(
     clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
     if pair.corrupt is not None:
         corrupt_subject = pair.corrupt_subject
+        # Pairs that differ elsewhere than in the subject have it in both prompts, and name it once.
         if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
             corrupt_subject = pair.subject
         corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
@@ -214,6 +215,7 @@ def tokenize(
     slots = aligned(align, clean, corrupt, id)
     answers, foils = (
         Follower(id=id, what=what, texts=each_of(texts), chat=pair.chat).tokens(prompts, tokenizer)
+        # After both prompts, of which its own comes first: a text is scored in either run.
         for what, texts, prompts in (("answer", pair.answer, (clean, corrupt)), ("foil", pair.foil, (corrupt, clean)))
     )
     check_apart(id, answers, foils, each_of(pair.answer))
@@ -289,6 +291,7 @@ def _tokenize_prompt(
 
     def positions(part: str, occurrence: int = 0) -> tuple[int, ...]:
         try:
+            # In the user's text: a chat template may have the same words.
             start, end = find_span(text, part, occurrence)
         except InvalidPair as error:
             raise InvalidPair(f"pair {pair.id!r}: {error}") from None

@@ -172,6 +172,7 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
         return
     stream = found.sel(component=component)
     effect = _towards(found, stream).where(stream.status.isin(["ok", "cut"]))
+    # Where nothing goes the way of the total effect, no token carries it.
     layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
     peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
     parts = []
@@ -214,6 +215,7 @@ def _best(found: xr.Dataset) -> Iterator[str]:
     """The strongest site of each component, with its numbers; circuits have sentences of their own."""
     for component in [] if kind_of(found).large else found.component.values:
         rows = strongest(found, 1, component=component)
+        # Whole layers have a sentence of their own, which says what they can mean.
         if rows and rows[0].position != "together":
             yield _site_sentence(rows[0], found.unit.item())
 

@@ -262,15 +262,7 @@ def _has_head(network: PreTrainedModel) -> bool:
 def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     """A model from memory, as it is."""
     refuse(options, "a model that is already in memory, which is left as it is")
-    network, wrapper = model, {}
-    nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
-    if nnsight is not None and isinstance(model, nnsight.Envoy):
-        _refuse_edits(model)
-        if not getattr(model, "dispatched", True):
-            with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
-                model.dispatch()
-        network, wrapper = model._module, {"wrapper": f"nnsight {type(model).__name__}"}
-        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    network, tokenizer, wrapper = _unwrapped(model, tokenizer)
     if not isinstance(network, PreTrainedModel):
         _refuse_soft_prompts(model)
         raise UnsupportedModel(
@@ -278,13 +270,7 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             "the wrapper), an nnsight LanguageModel, or a name or path."
         )
     name = network.name_or_path or type(network).__name__
-    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
-        if _not_causal(network.config):
-            _require_causal(network.config, f"{name}, a {type(network).__name__},")
-        raise UnsupportedModel(
-            f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
-            "with one: AutoModelForCausalLM.from_pretrained(...)."
-        )
+    _require_head(network, name)
     _require_weights(network, name)
     if tokenizer is None:
         raise InvalidOption(
@@ -300,6 +286,30 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
         name=name,
         source=source | ({"commit": commit} if commit else {}) | _quantised(method_of(network.config)),
     )
+
+
+def _unwrapped(model: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
+    """The network of an nnsight model, dispatched, its tokenizer and what is recorded of it; else what is given."""
+    nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
+    if nnsight is None or not isinstance(model, nnsight.Envoy):
+        return model, tokenizer, {}
+    _refuse_edits(model)
+    if not getattr(model, "dispatched", True):
+        with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
+            model.dispatch()
+    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    return model._module, tokenizer, {"wrapper": f"nnsight {type(model).__name__}"}
+
+
+def _require_head(network: PreTrainedModel, name: str) -> None:
+    """Raises UnsupportedModel for a network that does not predict the next token."""
+    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
+        if _not_causal(network.config):
+            _require_causal(network.config, f"{name}, a {type(network).__name__},")
+        raise UnsupportedModel(
+            f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
+            "with one: AutoModelForCausalLM.from_pretrained(...)."
+        )
 
 
 def _refuse_soft_prompts(model: Any) -> None:

@@ -23,7 +23,7 @@ from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
-from causal_tracing.patching.named_sites import sites_on
+from causal_tracing.patching.named_sites import NamedSite, sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.options.choices import BLOCKS
 from causal_tracing.patching.options.declare import values_of
@@ -135,17 +135,11 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     tokens = tokenize_pairs(
         traced, model.tokenizer, align=options.align, noise=noise is not None, alone=clean_alone(values_of(options))
     )
-    # Those that were asked for: a built-in one beside them may be undefined, and is empty then.
-    for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
-        check_measure(metric, tokens[0], model.vocabulary)
-        check_metric(metric, tokens)
+    _check_metrics(model, options, tokens)
     paths = plan_paths(model, tokens, options.direct, options.direct_norm)
     grids = _grids(model, tokens, options, components, directions, paths)
-    severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = sites_on(model, options.given, tokens, "given=")
-    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
-    # Everything that is read or written, so that it is proved on the model before anything is measured.
-    needed = [*patched, *severed, *(READ if options.lens else ())]
+    needed = _needed(grids, given, options)
     backend = open_backend(model, needed, options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
@@ -199,6 +193,21 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
             check_patterns(write, pair)
 
 
+def _needed(grids: Sequence[Grid], given: Sequence[NamedSite], options: Options) -> list[str]:
+    """All that is read or written, so that it is proved on the model before anything is measured."""
+    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
+    severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
+    return [*patched, *severed, *(READ if options.lens else ())]
+
+
+def _check_metrics(model: Model, options: Options, pairs: Sequence[TokenPair]) -> None:
+    """Raises InvalidOption where a metric that was asked for measures nothing here."""
+    # A built-in one beside them may be undefined, and is empty then.
+    for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
+        check_measure(metric, pairs[0], model.vocabulary)
+        check_metric(metric, pairs)
+
+
 def check_metric(metric: Metric, pairs: Sequence[TokenPair]) -> None:
     """Raises InvalidOption where no pair has this metric: all numbers would be undefined."""
     reasons = {pair.id: undefined(metric, pair) for pair in pairs}
@@ -218,7 +227,26 @@ def _grids(
     directions: Sequence[str],
     paths: Paths | None,
 ) -> list[Grid]:
-    """What is patched, kind by kind."""
+    """What is patched, kind by kind: single sites, then what is patched together or between sites."""
+    return [
+        *_single_grids(model, pairs, options, components, directions, paths),
+        *joint_grids(model, pairs, options, directions),
+        *path_grids(model, pairs, options, directions),
+        *knockout_grids(model, pairs, options),
+        *edge_grids(model, pairs, options, directions),
+        *circuit_grids(model, pairs, options),
+    ]
+
+
+def _single_grids(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    options: Options,
+    components: Sequence[str],
+    directions: Sequence[str],
+    paths: Paths | None,
+) -> list[Grid]:
+    """Whole components, heads, neurons and experts, each alone."""
     grids: list[Grid] = []
     if components:
         blocks = plan_blocks(
@@ -245,14 +273,7 @@ def _grids(
     ):
         if asked:
             grids.append(plan_by_layer(kind, model, pairs, named=asked, positions=where, **common))
-    return [
-        *grids,
-        *joint_grids(model, pairs, options, directions),
-        *path_grids(model, pairs, options, directions),
-        *knockout_grids(model, pairs, options),
-        *edge_grids(model, pairs, options, directions),
-        *circuit_grids(model, pairs, options),
-    ]
+    return grids
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:

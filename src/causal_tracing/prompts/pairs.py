@@ -200,13 +200,7 @@ def tokenize(
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
     check_corruption(pair, noise=noise, alone=alone)
-    clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
-    if pair.corrupt is not None:
-        corrupt_subject = pair.corrupt_subject
-        # Pairs that differ elsewhere than in the subject have it in both prompts, and name it once.
-        if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
-            corrupt_subject = pair.subject
-        corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
+    clean, corrupt = _tokenize_prompts(pair, tokenizer)
     if noise and not clean.subject:
         raise InvalidPair(
             f"pair {id!r}: the subject {pair.subject!r} covers no token of the prompt ({'|'.join(clean.strings)}), so "
@@ -281,6 +275,18 @@ def tokenize_pairs(
     if not pairs:
         raise InvalidPair("There is no pair to trace: the list is empty.")
     return [tokenize(pair, tokenizer, align=align, noise=noise, alone=alone) for pair in named(pairs)]
+
+
+def _tokenize_prompts(pair: Pair, tokenizer: Any) -> tuple[TokenPrompt, TokenPrompt]:
+    """Both prompts; the clean one twice where there is no corrupt one."""
+    clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if pair.corrupt is None:
+        return clean, clean
+    subject = pair.corrupt_subject
+    # Pairs that differ elsewhere than in the subject have it in both prompts, and name it once.
+    if subject is None and pair.subject and pair.subject in pair.corrupt:
+        subject = pair.subject
+    return clean, _tokenize_prompt(pair.corrupt, pair, subject, tokenizer, clean_side=False)
 
 
 def _tokenize_prompt(

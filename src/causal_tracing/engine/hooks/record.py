@@ -46,7 +46,8 @@ def _recorded(
     return {
         run: Recording(
             # Clones: a view of one row would keep the whole batch.
-            activations={place: values[row].clone() for place, values in captured.items()}, logits=logits[row].clone()
+            activations={place: values[row].clone() for place, values in captured.items()},
+            logits=logits[row].clone(),
         )
         for row, run in enumerate(batch)
     }

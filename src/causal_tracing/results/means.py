@@ -233,6 +233,7 @@ def _role(kept: xr.Dataset, roles: np.ndarray, role: str) -> xr.Dataset:
     """One column: for each pair the mean over its tokens of a role, and the status that they share."""
     at = roles[:, tokens_among(kept)] == role
     mask = xr.DataArray(at, dims=("pair", "position"))
+    # NaN for a pair without such a token: what it lacks is missing, and not 0.
     column = kept.drop_vars("status").where(mask).mean("position")
     shared = xr.full_like(column[next(iter(column.data_vars))], "", dtype=object)
     for n in range(len(at)):
@@ -297,6 +298,7 @@ def _fractions(
             continue
         values = averaged[effect].values
         of_each = values[..., -1:] if effect in OF_ENDS else totals.reshape(-1, *[1] * (values.ndim - 1))
+        # Of the pairs that have the cell alone: else its effect would be a share of other pairs' totals.
         whole = np.where(np.isnan(values), np.nan, of_each)
         ratio = ratio_interval(
             by_cluster[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed

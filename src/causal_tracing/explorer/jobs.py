@@ -57,7 +57,12 @@ class Job:
 
     def tell(self, kind: str, **data: Any) -> None:
         """Keeps an event, as JSON."""
-        self.events.append((kind, json.dumps(plain({"v": 1, **data}), allow_nan=False)))
+        event = {"v": 1, **data}
+        try:  # numbers to draw are plain already: a map has tens of thousands
+            text = json.dumps(event, allow_nan=False)
+        except (TypeError, ValueError):
+            text = json.dumps(plain(event), allow_nan=False)
+        self.events.append((kind, text))
 
     def stop(self) -> None:
         """Asks the work to end."""

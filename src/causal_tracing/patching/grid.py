@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
@@ -84,9 +84,10 @@ class Grid:
         """The column of a cell."""
         return self.columns[at[-1]]
 
-    def beside(self, at: At) -> bool:
-        """Whether a cell is none of those that are compared, but stands beside them."""
-        return False
+    def compared(self, component: int, open_: Bool[np.ndarray, "..."]) -> Int[np.ndarray, "cell axis"]:
+        """The places of a component's cells that are open and compared with one another, in the order of `cells`."""
+        found = [at for at in self.cells() if at[0] == component and open_[at]]
+        return np.array(found, dtype=int).reshape(-1, open_.ndim)
 
     def written(self) -> list[tuple[str, int]]:
         """The components and layers at which anything is written."""

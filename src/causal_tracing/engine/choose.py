@@ -35,19 +35,23 @@ def open_backend(
     """
     if model.backend is not None:
         return _own(model, components, asked, budget)
+    # Somebody may have pruned the network since: layers would be patched under other numbers.
     if len(model.layers) != len(model.anatomy.layouts):
         before, now = len(model.anatomy.layouts), len(model.layers)
         raise UnsupportedModel(
             f"{model.name} had {before} layers when it was loaded, and has {now} now: load it again."
         )
     if FINAL_SCALE in components:
+        # Asked for its refusal: before a job begins, and not in its middle.
         final_norm(model)
+    # Both are no activations of a module, so that the anatomy knows neither.
     components = list(dict.fromkeys(name for name in components if name not in (FINAL_SCALE, WIRING)))
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]
     if mediators:
         model = _with_proofs(model, mediators)
+        # What the proofs have refused meanwhile is not offered any more.
         for component in mediators:
             model.anatomy.require(component)
     choice = choose(model, components, asked, length)
@@ -78,6 +82,7 @@ def accept_again(model: Model, network: nn.Module) -> Model:
 
 def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
     """The model with these proved on it: once, as long as its network lives and nothing about it has changed."""
+    # By the anatomy as it was asked with: the proofs give another one.
     known = _PROVED.setdefault(model.network, {})
     key = (model.anatomy, model.circumstances, tuple(mediators))
     if key not in known:
@@ -89,6 +94,7 @@ def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
 
 def _own(model: Model, components: Sequence[str], asked: str, budget: int | None) -> Backend:
     described = model.backend.describe()
+    # Neither would have any effect, and a user who gives them believes otherwise.
     if asked != "auto" or budget is not None:
         raise InvalidOption(
             f"{model.name} is run by a backend of its own, {described.engine!r}: leave engine= and budget= out."

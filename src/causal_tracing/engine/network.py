@@ -84,6 +84,7 @@ class NetworkBackend:
 
     def record(self, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
         """Each distinct run's activations at the places, and its logits at the last `keep` positions."""
+        # A tape has the logits behind the last token alone; any other question is a forward of its own.
         if self._tapes is None or places or keep > 1:
             return record(self.model, runs, places, keep=keep)
         tapes = self._tapes.of(list(dict.fromkeys(runs)))  # they will be wanted again, with worlds behind them
@@ -127,6 +128,7 @@ class NetworkBackend:
         if self._tapes is not None:
             budget = self.budget or default_budget(self.model)
             return read(self.model, base, wanted, budget, self._tapes, self.call)
+        # Whole forwards, on which runs can share a batch where the same is kept of them.
         by_places: dict[frozenset[Place], list[Run]] = {}
         for run, kept in wanted.items():
             by_places.setdefault(frozenset(each[:2] for each in kept), []).append(run)

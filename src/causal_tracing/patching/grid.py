@@ -163,6 +163,8 @@ class BlockGrid(Grid):
     @property
     def labels(self) -> dict[str, Any]:
         """The first and the last layer of each cell's window too; −1 where there is no whole one."""
+        # Named in super(): slots=True makes each dataclass anew, and super() alone would look for the class before
+        # that.
         return super(BlockGrid, self).labels | window_labels(self, self.windows)
 
     def written(self) -> list[tuple[str, int]]:
@@ -172,6 +174,7 @@ class BlockGrid(Grid):
 
     def added_up(self, alone: np.ndarray, joint: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Each layer of a window alone."""
+        # `alone` is the mean over a window's layers: their sum is as many times what it adds to the base run.
         count = np.array([[len(self.around(name, layer)) for layer in self.layers] for name in self.components])
         return base + count[..., None] * (alone - base)
 
@@ -192,6 +195,7 @@ class BlockGrid(Grid):
         elif arm.severed:
             if component in RESIDUAL and layers:
                 behind = range(first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
+                # Severing goes with restoration alone, so that the base run is the corrupt one.
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
                 yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
         elif layers:
@@ -265,6 +269,7 @@ def plan_blocks(
     for component in (*components, *sever):
         model.anatomy.require(component)
     chosen = checked_layers(model, layers)
+    # Asked for its refusal: a trace of routers in layers without any would be empty.
     for component in (name for name in components if name in ROUTED):
         _chosen(model, component, layers)
     columns = resolved_columns(pairs, positions)
@@ -333,6 +338,7 @@ def plan_by_layer(
     chosen = tuple(sorted(map(int, by_layer))) if by_layer else _chosen(model, component, layers)
     parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
     for layer, listed in by_layer.items():
+        # An empty list means all of a layer; what has no length goes to the check, which says what is wrong with it.
         if not hasattr(listed, "__len__") or len(listed):
             validation.numbered(str(kind.part), listed, count, f"layer {layer} of {model.name}")
             parts[layer] = sorted({int(number) for number in listed})

@@ -28,6 +28,7 @@ class Windows:
             first, last = max(0, layer - width // 2), min(self.num_layers - 1, layer + (width - 1) // 2)
         else:
             first, last = layer - (width - 1) // 2, layer + width // 2
+            # A window that is cut at an edge patches fewer layers, and its effect is not comparable with the others'.
             if first < 0 or last >= self.num_layers:
                 return ()
         return tuple(range(first, last + 1))

@@ -210,6 +210,7 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Each direction's numbers, and those that windows, noise and severing add, by component."""
+    # Windows are the same in both directions, and stand once, under a key of their own.
     beside = [name for name in (*BESIDE, *BEYOND) if name in found and name not in WINDOW]
     components = found.component.values.tolist()
     return {

@@ -150,9 +150,11 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     everything = measurements.numbers(of)
     data = everything if metrics is None else everything.sel(metric=_measured(everything, metrics, of))
     numbers = data.variables
+    # More of it is neither cleaner nor less clean: a difference of entropies would be read as an effect.
     not_entropy = numbers["metric"] != "entropy"
     scored = {name: numbers[name].where(not_entropy) for name in data.data_vars if "metric" in numbers[name].dims}
     total = scored["clean"] - scored["corrupt"]
+    # The total effect is a difference of two runs, each with this spread: √2 of it, over the precision that is wanted.
     threshold = numbers["spread"] * np.sqrt(2) / FRACTION_PRECISION
     uncertain = _half_interval(numbers, measurements.provenance)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
@@ -164,6 +166,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
         if effect in found:
             whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
             found[fraction] = found[effect] / whole.where(abs(whole) > threshold)
+    # Of all metrics, also where few are asked for: damage is told by three of them together.
     if "restored" in data and {*DAMAGE} <= {*everything.metric.values.tolist()}:
         found["damage_like"] = _damage_like(everything)
     found |= {name: numbers[name] for name in ("top", "sampled") if name in data}

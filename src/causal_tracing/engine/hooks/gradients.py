@@ -54,10 +54,12 @@ def linearised(
     probes: dict[Place, Tensor] = {}
 
     def probe(place: Place, value: Tensor) -> Tensor:
+        # The value goes on in the graph, so that a place before this one has its gradient through it too.
         values[place], probes[place] = value.detach(), torch.zeros_like(value, requires_grad=True)
         return value + probes[place]
 
     with _differentiating(model):
+        # The runs are rows that do not meet: the gradient of the sum is each row's own.
         measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
@@ -85,6 +87,7 @@ def pulled_back(
         if place in wanted:
             ends[place] = value
         else:
+            # A leaf here ends the way back: the layer's own reading is behind it, everything earlier is cut off.
             value = cuts[place] = value.detach().requires_grad_()
         return value
 

@@ -89,9 +89,11 @@ def _flip_p_values(
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """p alone and by step-down max-T, for cells that are all in the family."""
     clusters, number = len(columns), present.sum(0)
+    # |t| grows with the cosine between a cell's values and the flip, so that one product does for all cells and flips.
     length = np.sqrt(number * (columns**2).sum(0))
     columns = columns / np.where(length > 0, length, 1.0)
     freedom = np.maximum(number - 1, 1) / max(clusters - 1, 1)
+    # From the weakest cell to the strongest: step-down compares each with the largest of those no stronger.
     order = np.argsort(_size(columns.sum(0)[None], freedom)[0], kind="stable")
     columns, freedom = columns[:, order], freedom[order]
     reached = _size(columns.sum(0)[None], freedom)[0] - ROUNDING
@@ -104,6 +106,7 @@ def _flip_p_values(
     extra = 0 if clusters <= EXACT else 1  # an enumeration holds the unflipped values already
     p, adjusted = np.empty(len(order)), np.empty(len(order))
     p[order] = (extra + alone) / (extra + len(flips))
+    # A stronger cell's p is never above a weaker one's.
     adjusted[order] = np.maximum.accumulate(((extra + jointly) / (extra + len(flips)))[::-1])[::-1]
     return p, adjusted
 

@@ -15,6 +15,7 @@ def write_whole(path: Path, fill: Callable[[Path], None], *, otherwise: str = "C
     `otherwise` says what to do where the disk refuses. Raises MachineError; any other error passes, and leaves nothing.
     """
     try:
+        # Beside it, since a file can be moved in one step within its own file system alone.
         scratch = path.absolute().parent / f".{path.name}-{secrets.token_hex(8)}"
         scratch.touch(mode=path.stat().st_mode & 0o777 if path.exists() else 0o666, exist_ok=False)
         try:

@@ -34,6 +34,7 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
         with parents_of(target), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
             if target.exists():
+                # A folder cannot be replaced in one step: the old one is kept aside until the new one has its place.
                 os.replace(target, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", target)
     except OSError as error:
@@ -118,6 +119,7 @@ def _write(measurements: Measurements, folder: Path) -> None:
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
     text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    # What the command of the provenance names as its file: the folder holds all that it needs.
     pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
     files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
     for name, payload in files.items():

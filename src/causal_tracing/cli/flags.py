@@ -93,8 +93,10 @@ def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
     if text is None:
         return
     # As the flag would be written: the help shows what can be typed.
-    usual = None if spec.default in (None, ()) else text.write(name, plain(spec.kept(spec.default))).get(name)
-    default = "" if usual is None or text.kind is bool else f"Default: {usual}."
+    usual = (
+        None if spec.default in (None, (), "", False) else text.write(name, plain(spec.kept(spec.default))).get(name)
+    )
+    default = "" if usual is None else f"Default: {'on' if text.kind is bool else usual}."
     yield _parameter(name, text.kind, " ".join(filter(None, (spec.help, text.example, default))), spec)
     for flag in text.more:
         yield _parameter(flag.name, flag.kind, flag.help, spec)

@@ -10,6 +10,12 @@ from causal_tracing.cli import commands, console, streams
 from causal_tracing.errors import InvalidOption
 
 app = typer.Typer()
+# Written out: the list of them (`results/site_kinds.py`) loads more than a help may take.
+MAPS = (
+    "blocks, heads, neurons, experts, sets, growing, interactions, paths, knockout, knockout_heads, edges, "
+    "edges_by_query, circuits, circuit_tests"
+)
+FIRST = "the first that was measured, in this order"
 
 
 @commands.command(app)
@@ -84,7 +90,9 @@ def report(
 def export(
     folder: Annotated[Path, typer.Argument(help="A saved trace or a run folder.")],
     file: Annotated[Path, typer.Argument(help="The file to write: .csv or .parquet (a long table), .nc (netCDF).")],
-    of: Annotated[str | None, typer.Option(help="blocks, heads, neurons or lens (default: blocks).")] = None,
+    of: Annotated[
+        str | None, typer.Option(help=f"Which of its maps: {MAPS}; or lens, the readout (default: {FIRST}).")
+    ] = None,
     hub_card: Annotated[
         bool,
         typer.Option(
@@ -102,7 +110,7 @@ def export(
     from causal_tracing import open_trace
 
     trace = open_trace(folder)
-    written = trace.to_hub(file) if hub_card else trace.export(file, of or "blocks")
+    written = trace.to_hub(file) if hub_card else trace.export(file, of)
     console.wrote(written)
     print(written)
 
@@ -113,7 +121,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another, of the same pairs.")],
     metric: Annotated[str | None, typer.Option(help="Of both, unless --second-metric is given.")] = None,
     second_metric: Annotated[str | None, typer.Option(help="The metric of the second.")] = None,
-    of: Annotated[str, typer.Option(help="blocks, heads or neurons.")] = "blocks",
+    of: Annotated[str | None, typer.Option(help=f"Which map of both: {MAPS} (default: {FIRST}).")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the resamples and flips.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file to write.")] = None,
     as_json: commands.Json = False,

@@ -102,7 +102,6 @@ def understood(
     """Each pair's preview, and what the model expects after its clean prompt: all unedited runs are recorded once."""
     for pair in pairs:
         check_length(model, pair)
-    # Midpoints: where the slope changes evenly they give the integral exactly, with any number of steps.
     runs = [run for contrast in contrasts for run in (contrast.clean, *contrast.corrupt)]
     expected = dict(zip(runs, log_probs(backend, runs), strict=True))
     both = zip(pairs, contrasts, strict=True)

@@ -115,6 +115,7 @@ def integrated(
     both = list(zip(sites, read, strict=True))
     # Midpoints: of an even slope they give the integral exactly with any number of steps.
     runs = [
+        # Midpoints: where the slope changes evenly they give the integral exactly, with any number of steps.
         Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))
         for step in range(steps)
     ]

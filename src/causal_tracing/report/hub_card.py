@@ -11,6 +11,7 @@ from pathlib import Path
 from causal_tracing import __version__
 from causal_tracing.errors import MachineError
 from causal_tracing.report.export import export
+from causal_tracing.report.words.method import says_of_pairs
 from causal_tracing.results.lens import LENS
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.places import check_target
@@ -83,6 +84,6 @@ def card(measurements: Measurements) -> str:
         "# A causal trace\n\nHow much of each pair's behaviour comes back, and how much is lost, at every site: a row "
         "for each pair, cell and effect, a column for each metric.\n\n| | |\n|---|---|\n"
         f"{rows}\n{again}\n"
-        f"`{RECORD}` is the whole record; `{PAGE}` is the page, one file that needs no network. An effect says that a "
-        "site carries the difference between the two prompts of a pair, not that it stores a fact.\n"
+        f"`{RECORD}` is the whole record; `{PAGE}` is the page, one file that needs no network. "
+        f"{says_of_pairs(measurements.kinds, record)}\n"
     )

@@ -106,6 +106,7 @@ BLOCKS = SiteKind(
     called="{component} site",
     address="layer {layer}",
     named="{component} layer {layer}",
+    asked='components=["resid_post"]',
 )
 SINGLE_HEADS = SiteKind(
     name="heads",

@@ -95,7 +95,8 @@ class EstimateOptions:
     senders: Mapping[str, Sequence[str]] | Sequence[str] | None = same(
         Options,
         "senders",
-        help="Of paths: who sends. Default: every head by its z, every MLP, the embedding, at the token at.",
+        help="Who sends, with a method of paths: sites (z, attn_out, mlp_out, resid_pre 0). By name, several are one "
+        "sender. Default: every head by its z, every MLP and the embedding, at the token that `at` names.",
     )
     receivers: Mapping[str, Sequence[str]] | Sequence[str] | None = same(Options, "receivers")
     at: int | str = same(FollowOptions, "at")

@@ -32,7 +32,11 @@ class FollowOptions:
     """The options of `paths`. Raises InvalidOption for a value that cannot be meant."""
 
     senders: Mapping[str, Sequence[str]] | Sequence[str] | None = same(
-        Options, "senders", help="Default: every head by its z, every MLP, and the embedding, at the token at."
+        Options,
+        "senders",
+        help="Who sends: sites (z, attn_out, mlp_out, resid_pre 0) whose addition to the residual stream is followed "
+        "to each receiver, all that adds to it between them held. By name, several are one sender. Default: every head "
+        "by its z, every MLP and the embedding, at the token that `at` names.",
     )
     receivers: Mapping[str, Sequence[str]] | Sequence[str] | None = same(Options, "receivers")
     at: Column = option(

@@ -121,8 +121,8 @@ class NodeOptions(PathOptions):
     )
     circuit_tested: int | float | None = option(
         None,
-        help="The size of the set that is tested for completeness and minimality, as in circuit_sizes: single ones "
-        "and random subsets are taken out of it, and out of the whole model.",
+        help="The size of the set that is tested for completeness and minimality, a number or a share of all there "
+        "are: single ones and random subsets are taken out of it, and out of the whole model.",
         group=CIRCUIT,
         text=SIZE,
         check=partial(check_size, "circuit_tested="),

@@ -10,7 +10,14 @@ import xarray as xr
 from causal_tracing.report.labels import asking, between, number, p_value, percent
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.lens import mean_lens_sentences
-from causal_tracing.report.words.method import USUAL, control_sentences, device_sentences, thirds, usual_sentence
+from causal_tracing.report.words.method import (
+    USUAL,
+    control_sentences,
+    device_sentences,
+    says_of_pairs,
+    thirds,
+    usual_sentence,
+)
 from causal_tracing.report.words.paths import through, verb_of
 from causal_tracing.report.words.senders import NOT_SHOWN_SENDERS, mean_sender_sentences
 from causal_tracing.results.arms import DIRECT, DIRECT_NAMES, DIRECTIONS
@@ -25,8 +32,6 @@ CAVEATS = (
     "The unit is the pair, and pairs of one cluster are one. The templates are fixed, not sampled: nothing here speaks "
     "for prompts of another kind.",
     "Intervals are 95 % by bootstrap over clusters; of few clusters they cover less (docs/statistics.md).",
-    "An effect says that a site carries the difference between the two prompts of a pair. It does not say that the "
-    "site stores a fact, and where tracing peaks does not predict where editing the weights works.",
 )
 
 
@@ -38,7 +43,7 @@ class MeanReading:
     total: str
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
-    caveats: tuple[str, ...] = CAVEATS
+    caveats: tuple[str, ...]
 
 
 def beside_the_maps(measurements: Measurements, metric: str | None = None) -> Iterator[str]:
@@ -69,7 +74,7 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], besid
             *_warnings(main),
             *(each for one in maps if not KINDS[one.kind].large for each in _of_peaks(one)),
         ),
-        caveats=(*CAVEATS, *(NOT_SHOWN_SENDERS if PATHS.name in means else ())),
+        caveats=(*CAVEATS, says_of_pairs(means, record), *(NOT_SHOWN_SENDERS if PATHS.name in means else ())),
     )
 
 

@@ -25,6 +25,7 @@ from causal_tracing.results.site_kinds import KINDS
 
 WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
 ITSELF = "the same with keys hidden"
+ABLATIONS = ("zero", "mean", "resample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,22 @@ NOT_SHOWN_ABLATED = (
     "states that no text does, and each of them can rank sites otherwise.",
     NOT_SHOWN[-1],
 )
+NOT_SHOWN_HIDDEN = (
+    "An effect says that the clean run does worse (or better) where a query cannot see these keys, not that they carry "
+    "the difference between two prompts, nor that a fact is stored there.",
+    "Keys that can be hidden without a loss may be backed up by others, and effects of different keys and layers do not "
+    "add up.",
+)
+OF_PAIRS = (
+    "An effect says that a site carries the difference between the two prompts of a pair. It does not say that the "
+    "site stores a fact, and where tracing peaks does not predict where editing the weights works."
+)
+NOT_SHOWN_BY = {
+    "patched": NOT_SHOWN,
+    "noised": NOT_SHOWN_WITH_NOISE,
+    "ablated": NOT_SHOWN_ABLATED,
+    "hidden": NOT_SHOWN_HIDDEN,
+}
 WINDOWED = "A window is several layers patched together, named by the layer it is centred on{sums}. {edges}"
 SUMMED = "; beside its joint effect stands the sum of what each layer does alone"
 EDGES = "Where there is no whole window, nothing is measured."
@@ -122,7 +139,7 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
     attending = attention_read(measurements)
     # Where nothing of another run is written, restoration and disruption by it need no words.
-    if attending and not any(KINDS[name].patches for name in measurements.kinds):
+    if what_is_done(measurements.kinds, record) == "hidden":
         texts = [HOW_TO_READ[-1]]
     if ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
@@ -146,16 +163,31 @@ def _preset(measurements: Measurements) -> str | None:
     return measurements.provenance.get("options", {}).get("preset")
 
 
+def what_is_done(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
+    """What is done to measure an effect: "hidden" keys alone, or a site is "ablated", "noised" or "patched"."""
+    if not any(KINDS[name].patches for name in kinds):
+        return "hidden"
+    if record.get("options", {}).get("write", {}).get("kind") in ABLATIONS:
+        return "ablated"
+    return "noised" if record.get("noise") else "patched"
+
+
+def says_of_pairs(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
+    """What an effect of many pairs says, and does not say."""
+    done = what_is_done(kinds, record)
+    return OF_PAIRS if done == "patched" else NOT_SHOWN_BY[done][0]
+
+
 def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
-    noise = measurements.provenance.get("noise")
-    shown = NOT_SHOWN_ABLATED if ablates(measurements) else NOT_SHOWN_WITH_NOISE if noise else NOT_SHOWN
+    shown = NOT_SHOWN_BY[what_is_done(measurements.kinds, measurements.provenance)]
     shown = (*shown, *joint_not_shown(measurements), *senders_not_shown(measurements))
     shown = (*shown, *attention_not_shown(measurements), *paths_not_shown(measurements))
     shown = (*shown, *circuit_not_shown(measurements))
     shown = (*shown, *lens_not_shown(measurements))
     shown = (*shown, *mixture_not_shown(measurements))
-    few = f"One {'prompt' if noise else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
+    alone = measurements.provenance.get("noise") or not any(measurements.pairs.corrupt_prompt.values)
+    few = f"One {'prompt' if alone else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
 
 
@@ -248,7 +280,7 @@ def pairing_warnings(data: xr.Dataset) -> Iterator[str]:
 
 def ablates(measurements: Measurements) -> bool:
     """Whether what is at a site is taken away, and nothing of the other prompt put there."""
-    return measurements.write["kind"] in ("zero", "mean", "resample")
+    return measurements.write["kind"] in ABLATIONS
 
 
 def _written(measurements: Measurements) -> str:

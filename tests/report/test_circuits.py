@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 import causal_tracing as ct
 from causal_tracing.report.document import document
 from causal_tracing.report.terminal import maps
+from causal_tracing.report.words.circuits import share_of
 from causal_tracing.testing import circuit, toys
 from joint import PAIR, ByHand, measured, others, tiny
 
@@ -47,6 +49,13 @@ def test_a_set_that_is_enough_is_called_a_set() -> None:
     )
     assert "A ranking that was made on these pairs fits them" in text
     assert "The circuit" not in text
+
+
+def test_what_rounding_leaves_of_a_share_is_told_as_nothing() -> None:
+    shares = [-2.1e-7, 3e-5, -0.00012, 0.31049]
+    rows = [pd.Series({"faithfulness": share, "low": share, "high": np.nan, "reason": ""}) for share in shares]
+    assert [share_of(row).partition(" ")[0] for row in rows] == ["0.00", "0.00", "−0.0001", "0.31"]
+    assert "−0.00," not in share_of(rows[0])
 
 
 def test_the_world_and_what_is_ablated_are_named() -> None:
@@ -190,7 +199,7 @@ def test_edges_are_told_as_edges() -> None:
     assert "node" not in "".join(line for line in text.splitlines() if "edges" in line)
     shown = Page(page)
     told = next(cells for cells in shown.rows if cells[:1] == ["3"])
-    assert told[3:] == ["3.00", "resid_pre 0 -> v 0.0, z 0.1 -> mlp_out 2, mlp_out 2 -> logits"]
+    assert told[3:] == ["3", "resid_pre 0 -> v 0.0, z 0.1 -> mlp_out 2, mlp_out 2 -> logits"]
     assert shown.rows[0][0] == "edges"
     found = json.loads(json.dumps(document(trace.measurements), allow_nan=False))
     assert (found["faithful"]["of"], found["faithful"]["items"]) == ("edges", 343)

@@ -104,7 +104,7 @@ class Attribution(Trace):
         return in_words.words(self.measurements, self.agreement, self.checked)
 
     def _left_out(self) -> Iterator[str]:
-        return in_words.left_out(self.agreement, several=self.measurements.pairs.sizes["pair"] > 1)
+        return in_words.left_out(self.measurements, self.agreement)
 
     def plot(self, kind: str = "scatter", **options: Any) -> "Figure":
         """Estimates against exact effects ("scatter"), or a figure as `Trace.plot` has them."""

@@ -38,10 +38,19 @@ def compare(
 ) -> Comparison:
     """The first trace minus the second on the pairs (by id) and cells that both have, with intervals and tests.
 
-    `of` is the kind of site, "blocks", "heads" or "neurons" (default: the first trace's first). `metric` is of both
-    unless `second_metric` is given (default: the first trace's first). Differences of effects are in the metric's unit,
-    and NaN where the two units differ; fractions of the total effect are compared then too.
+    Differences of effects are in the metric's unit, and NaN where the two units differ; fractions of the total effect
+    are compared too. Positive: larger in the first trace.
+
+    first, second: traces of the same pairs, such as `open_trace` gives.
+    metric: of both, unless `second_metric` is given (default: the one that the first trace shows).
+    second_metric: the metric of the second trace.
+    of: the map, "blocks", "heads", "neurons", "sets", "knockout", … (default: the first trace's first).
+    seed: chooses the resamples and flips.
+
     Raises InvalidOption where the two share fewer than two pairs, or no cells that mean the same.
+
+    Example:
+        print(ct.compare(ct.open_trace("run-a"), ct.open_trace("run-b")).summary())
     """
     for each in (first, second):
         if not isinstance(each, Trace):

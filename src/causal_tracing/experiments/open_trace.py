@@ -14,7 +14,13 @@ from causal_tracing.results.storage.saved import open_measurements
 def open_trace(folder: str | Path) -> Trace:
     """A trace or Attribution that was saved, or what a run folder holds so far (its provenance says what is missing).
 
+    folder: what `save`, `run` or `--out` wrote.
+
     Raises InvalidResults for a folder that is missing, damaged, or of a newer version, or where nothing is done yet.
+
+    Example:
+        trace = ct.open_trace("colosseum")
+        trace.provenance.get("pairs_missing")
     """
     if not isinstance(folder, str | os.PathLike):
         raise InvalidResults(f"A folder's name is needed, and this is {folder!r:.200}.")

@@ -76,9 +76,21 @@ class Preview:
 def preview(
     model: Model, pairs: Pair | Sequence[Pair], *, align: str = "strict", noise: object = None, alone: bool = False
 ) -> list[Preview]:
-    """What the tool understands of each pair on this model; runs the two unedited prompts only. Raises InvalidPair.
+    """What is understood of each pair on this model: its tokens, where they differ, first choices, warnings.
 
-    With noise, only the clean prompt is run; so it is of pairs `alone`, which may lack a corrupt one.
+    First choices are the five likeliest next tokens of each prompt, with their probabilities. Runs the two
+    unedited prompts, and patches nothing. `print` shows a preview; `warnings` is a tuple of sentences.
+
+    model: from `load`.
+    pairs: one Pair or several.
+    align: how tokens are paired: strict (one by one), suffix (same end), spans (equal roles).
+    noise: a Noise, for pairs that are to be corrupted by it: only the clean prompt is run.
+    alone: pairs may lack a corrupt prompt, as those of knockouts may: only the clean one is run.
+
+    Raises InvalidPair (MisalignedPair where tokens cannot be paired).
+
+    Example:
+        print(ct.preview(model, pair)[0])
     """
     require_model(model)
     tokens = tokenize_pairs(as_pairs(pairs), model.tokenizer, align=align, noise=noise is not None, alone=alone)

@@ -10,7 +10,7 @@ from rich.text import Text
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
-from causal_tracing.report.words.circuits import WEIGHTED, share_of
+from causal_tracing.report.words.circuits import WEIGHTED, share_of, weight_of
 from causal_tracing.results.circuits import circuits
 from causal_tracing.results.columns import is_token
 from causal_tracing.results.effects import label
@@ -55,9 +55,7 @@ def _circuits(measurements: Measurements) -> Iterator[RenderableType]:
     lines = [Text(f"circuits, {found.how}: faithfulness f by the number of {found.of}, of {found.items}", style="bold")]
     lines.append(Text(f"{found.of:>7} {WEIGHTED[found.of]:>16} {found.unit:>10}  f"))
     for _, row in found.curve.iterrows():
-        lines.append(
-            Text(f"{row['size']:>7} {number(row.weighted_size):>16} {number(row.metric):>10}  {share_of(row)}")
-        )
+        lines.append(Text(f"{row['size']:>7} {weight_of(found, row):>16} {number(row.metric):>10}  {share_of(row)}"))
     yield Group(*lines)
 
 

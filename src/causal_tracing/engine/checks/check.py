@@ -113,7 +113,19 @@ def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, s
 
 @made_on_cpu()
 def check(model: Model) -> Checkup:
-    """Examines a loaded model again and says what holds on it, with the measured differences (in shares of 1)."""
+    """Examines a loaded model again: what is offered on it, and each law that was tried with what was measured of it.
+
+    Differences are relative: shares of the largest number that was compared. `print` shows them as a table; `to_dict`
+    gives plain values.
+
+    model: from `load`.
+
+    Raises InvalidOption for a model on a server, UnsupportedModel where patching cannot be believed on it at all.
+
+    Example:
+        checkup = ct.check(ct.load("demo"))
+        checkup.to_dict()["refused"]
+    """
     require_model(model)
     if model.backend is not None:
         raise InvalidOption(f"{model.name} is run by a backend of its own: there is no network here to be checked.")

@@ -18,7 +18,7 @@ const storyOf = (words) => {
   return story;
 };
 const tableOf = (words) => {
-  const heads = ["site", `restoration (${words.unit})`, `disruption (${words.unit})`, "interaction", "what the two mean together"];
+  const heads = ["site", `restoration (${words.unit})`, `disruption (${words.unit})`, `interaction (${words.unit})`, "what the two mean together"];
   const number = (n) => (n > 0 && n < 4 ? "number" : "");
   const head = make("tr", {}, ...heads.map((text, n) => make("th", { scope: "col", className: number(n), textContent: text })));
   const rows = words.sites.map((cells) => make("tr", {}, ...cells.map((text, n) => make("td", { className: number(n), textContent: text }))));

@@ -10,7 +10,7 @@ import pandas as pd
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.text import visible
-from causal_tracing.report.words.circuits import WEIGHTED, share_of
+from causal_tracing.report.words.circuits import WEIGHTED, share_of, weight_of
 from causal_tracing.results.circuits import Circuits, circuits
 from causal_tracing.results.measurements import Measurements
 
@@ -110,7 +110,7 @@ def _table(found: Circuits) -> str:
     rows = "".join(
         f'<tr><th scope="row">{row["size"]}</th><td class="number">{escape(share_of(row))}</td>'
         f'<td class="number">{number(row.metric)} {escape(found.unit)}</td>'
-        f'<td class="number">{number(row.weighted_size)}</td><td>{escape(visible(named(row.added)))}</td></tr>'
+        f'<td class="number">{weight_of(found, row)}</td><td>{escape(visible(named(row.added)))}</td></tr>'
         for _, row in found.curve.iterrows()
     )
     return (

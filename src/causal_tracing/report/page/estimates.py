@@ -24,8 +24,7 @@ def estimates_page(
     measurements: Measurements, agreement: pd.DataFrame, checked: Sequence[Checked], path: str | Path | None = None
 ) -> str:
     """The page as text, also written to `path`, whole or not at all. Raises MachineError."""
-    record, unit = measurements.provenance, str(measurements.pairs.unit.values[0])
-    direction, several = measurements.directions[0], measurements.pairs.sizes["pair"] > 1
+    record, direction = measurements.provenance, measurements.directions[0]
     named = [(one, in_words.named(measurements, one)) for one in checked]
     asked, *against = in_words.asked(measurements)
     rows = [{"component": name, **row} for name, row in agreement.to_dict("index").items()]
@@ -37,10 +36,10 @@ def estimates_page(
             f"{record['model']}"
         ),
         agreement="".join(_agreement(row) for row in rows),
-        rest=list_of(tuple(visible(text) for text in in_words.left_out(agreement, several=several))),
+        rest=list_of(tuple(visible(text) for text in in_words.left_out(measurements, agreement))),
         scatters="".join(_scatter(row, named) for row in rows),
         direction=direction,
-        unit=unit,
+        unit=in_words.unit_of(measurements),
         noun=in_words.noun(measurements),
         sites="".join(_site(one, name) for one, name in sorted(named, key=_size)[:MOST_SITES]),
         provenance=escape("\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())),

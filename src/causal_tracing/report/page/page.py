@@ -176,7 +176,7 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
         f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'
         f'<table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
-        f'<th class="number">interaction</th><th>what the two mean together</th></tr></thead>'
+        f'<th class="number">interaction ({unit})</th><th>what the two mean together</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
         '<p class="quiet">Cuts and structural zeros are left out.</p></section>'
         f'<section><h2>What the model would say</h2><div class="choices">{choices}</div></section></div>'

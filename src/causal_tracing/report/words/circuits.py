@@ -91,7 +91,17 @@ def share_of(row: pd.Series) -> str:
     """f with its interval, where there is one: `0.86 [0.80, 0.91]`."""
     if np.isnan(row.faithfulness):
         return f"undefined ({row.reason})"
-    return number(row.faithfulness) + _between(row.low, row.high)
+    # Behind the fourth digit is what sums of float32 numbers leave: 0 would be told as -2.1e-07.
+    return _share(row.faithfulness) + ("" if np.isnan(row.low) else f" [{_share(row.low)}, {_share(row.high)}]")
+
+
+def weight_of(found: Circuits, row: pd.Series) -> str:
+    """The weighted size of a set: of edges a whole number."""
+    return f"{row.weighted_size:.0f}" if found.of == "edges" else number(row.weighted_size)
+
+
+def _share(value: float) -> str:
+    return number(round(value, 4) + 0.0)
 
 
 def _between(low: float, high: float) -> str:

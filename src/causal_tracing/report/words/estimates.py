@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from causal_tracing.report.labels import number
 from causal_tracing.report.words.method import Side, device_sentences, headline, sides
 from causal_tracing.results.estimates import Checked
 from causal_tracing.results.measurements import Measurements
@@ -36,15 +37,10 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
         patched = f"{row.verified:.0f} + {row.sampled:.0f}"
         pearson, spearman, same_sign, recall = (_share(row, column) for column in COLUMNS)
         lines.append(f"{name:{wide}}{patched:>14}{pearson:>9}{spearman:>10}{same_sign:>11}{recall:>9}")
-    several = measurements.pairs.sizes["pair"] > 1
-    lines += [
-        "",
-        *left_out(agreement, several=several),
-        "",
-        f"{'strongest of those patched':44}{'exact':>10}{'estimate':>10}",
-    ]
+    strongest_of = f"strongest of those patched, in {unit_of(measurements)}"
+    lines += ["", *left_out(measurements, agreement), "", f"{strongest_of:44}{'exact':>10}{'estimate':>10}"]
     strongest = sorted(checked, key=lambda one: -abs(one.exact))[:SHOWN]
-    lines += [f"{named(measurements, one):44}{one.exact:>10.2f}{one.estimate:>10.2f}" for one in strongest]
+    lines += [f"{named(measurements, one):44}{number(one.exact):>10}{number(one.estimate):>10}" for one in strongest]
     lines += [f"Warning: {warning}" for warning in device_sentences(record)]
     return "\n".join(lines)
 
@@ -54,7 +50,7 @@ def _share(row: Any, column: str) -> str:
     if isnan(row[column]):
         return "–"
     most = "≤ " if column == "recall" and row.above != 0 else ""  # what was not patched may hold stronger ones
-    return f"{most}{row[column]:.2f}"
+    return f"{most}{row[column]:.2f}".replace("-", "−")
 
 
 def asked(measurements: Measurements) -> tuple[Side, ...]:
@@ -76,17 +72,23 @@ def how(record: Mapping[str, Any]) -> str:
     return HOW[screen["method"]].format(**screen)
 
 
-def left_out(agreement: pd.DataFrame, *, several: bool) -> Iterator[str]:
+def unit_of(measurements: Measurements) -> str:
+    """The unit of estimates and effects: that of the one metric."""
+    return str(measurements.pairs.unit.values[0])
+
+
+def left_out(measurements: Measurements, agreement: pd.DataFrame) -> Iterator[str]:
     """What is known of the sites of each component that were not patched."""
+    each = " of each pair" if measurements.pairs.sizes["pair"] > 1 else ""
     for name, row in agreement.iterrows():
         cells = "paths" if str(name).partition(" ")[0] in PATHS.components else "sites"
         if row.above == 0:
             yield f"{name}: every {cells[:-1]} that can matter was patched."
         elif row.sampled:
-            each = " of each pair" if several else ""
+            most = f"{number(row.sampled_max)} {unit_of(measurements)}, of either sign"
             yield (
-                f"{name}: of {row.sampled:.0f} random {cells} among the rest{each}, none has an effect above "
-                f"{row.sampled_max:.2g}; so with 95 % confidence less than {100 * row.above:.1f} % of the rest do."
+                f"{name}: of {row.sampled:.0f} random {cells} among the rest{each}, none has an effect above {most}; "
+                f"so with 95 % confidence less than {100 * row.above:.1f} % of the rest do."
             )
 
 

@@ -84,8 +84,8 @@ NOT_SHOWN_ABLATED = (
 NOT_SHOWN_HIDDEN = (
     "An effect says that the clean run does worse (or better) where a query cannot see these keys, not that they carry "
     "the difference between two prompts, nor that a fact is stored there.",
-    "Keys that can be hidden without a loss may be backed up by others, and effects of different keys and layers do not "
-    "add up.",
+    "Keys that can be hidden without a loss may be backed up by others, and effects of different keys and layers do "
+    "not add up.",
 )
 OF_PAIRS = (
     "An effect says that a site carries the difference between the two prompts of a pair. It does not say that the "

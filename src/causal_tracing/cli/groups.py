@@ -10,7 +10,11 @@ from causal_tracing.cli import asked, commands
 from causal_tracing.cli.flags import Group
 from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
 
-CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
+CORRUPT = typer.Option(
+    help="The corrupt prompt, with equally many tokens unless --align pairs them otherwise. None with noise; a knockout "
+    "needs none.",
+    rich_help_panel=PAIR,
+)
 ANSWER = typer.Option(
     help="What follows the clean prompt, leading space included: ' Rome'; a set as a JSON list: '[\" he\", \" his\"]'.",
     rich_help_panel=PAIR,

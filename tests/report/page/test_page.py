@@ -132,7 +132,7 @@ def test_a_view_can_be_linked(page: Page):
 
 @needs_browser
 def test_curves_follow_the_chosen_token(page: Page):
-    assert "strongest single token" in page.locator("#curves-note").inner_text()
+    assert "restoration (logits) of the strongest single token" in page.locator("#curves-note").inner_text()
     page.locator("tbody th").nth(2).click()
     assert 'position 2 "t2"' in page.locator("#curves-note").inner_text()
     assert page.locator("#curves polyline").count() == 2

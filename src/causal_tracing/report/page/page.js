@@ -290,7 +290,8 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
       .filter((one) => one !== null).reduce((most, one) => (Math.abs(one) > Math.abs(most ?? 0) ? one : most), null);
     const at = state.cell ? state.cell[1] : pair().rows.length === 1 ? 0 : null;
     const series = Object.fromEntries(shown.map((name) => [name, data.layers.map((_, layer) => (at === null ? strongest(name, layer) : value(name, layer, at)))]));
-    $("curves-note").textContent = `${spoken("d", state.d)} ` + (at === null ? "of the strongest single token in each layer (choose a row of the map for one token)" : `at ${tokenOf(at).spoken}`);
+    const inUnit = state.v === "fraction" ? "share of the total effect" : unit();
+    $("curves-note").textContent = `${spoken("d", state.d)} (${inUnit}) ` + (at === null ? "of the strongest single token in each layer (choose a row of the map for one token)" : `at ${tokenOf(at).spoken}`);
     const most = Math.max(...Object.values(series).flat().map((one) => Math.abs(one ?? 0))) || 1;
     $("curves").replaceChildren(chart(series, most));
   };

@@ -11,8 +11,8 @@ from causal_tracing.cli.flags import Group
 from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
 
 CORRUPT = typer.Option(
-    help="The corrupt prompt, with equally many tokens unless --align pairs them otherwise. None with noise; a knockout "
-    "needs none.",
+    help="The corrupt prompt, with equally many tokens unless --align pairs them otherwise. None with noise; a "
+    "knockout needs none.",
     rich_help_panel=PAIR,
 )
 ANSWER = typer.Option(

@@ -25,6 +25,11 @@ def demo() -> Model:
     return causal_tracing.load("demo", device="cpu", progress=False)
 
 
+def pytest_runtest_setup() -> None:
+    """Annotations are checked in a function's first calls of each test."""
+    type_checks.begin_anew()
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector of garbage need not look through it again and again."""
     gc.collect()

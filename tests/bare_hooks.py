@@ -153,7 +153,8 @@ class Bare:
         with ExitStack() as stack:
             for layer, block in enumerate(self.layers):
                 hook = block.register_forward_pre_hook(
-                    lambda _, args, kwargs, layer=layer: look(layer, "resid_pre", stream(args, kwargs)), with_kwargs=True
+                    lambda _, args, kwargs, layer=layer: look(layer, "resid_pre", stream(args, kwargs)),
+                    with_kwargs=True,
                 )
                 stack.callback(hook.remove)
                 for name, path in self.outputs(block, layer).items():

@@ -131,7 +131,7 @@ type(AbstractArray).__instancecheck__ = fits  # pyright: ignore[reportAttributeA
 class Checks:
     """The checks of a function, or of all closures of one code, and how many more calls in this test they are for."""
 
-    function: FunctionType
+    function: Any
     left: int = CALLS
     compiled: "Compiled | None" = None
 

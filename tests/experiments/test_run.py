@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Patching by bare torch hooks, written against the models alone: nothing of the package is used here."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,7 @@ class Bare:
         self.network = network
         self.paths = paths
         self.layers: Any = network.get_submodule(paths.layers)
+        self.seen: dict[tuple[int, ...], list[dict[str, Tensor]]] = {}  # by layer, of the prompts that were looked at
 
     def run(self, tokens: tuple[int, ...], *, rows: int = 1) -> np.ndarray:
         with torch.no_grad():
@@ -133,32 +134,43 @@ class Bare:
 
     def donor(self, tokens: tuple[int, ...], component: str, layer: int) -> Tensor:
         """[token, d_model] of an unedited run."""
-        seen: dict[str, Tensor] = {}
-        block = self.layers[layer]
+        if tokens not in self.seen:
+            self.seen[tokens] = self.looked_at(tokens)
+        seen = self.seen[tokens][layer]
+        if component != "resid_mid":
+            return seen[component]
+        if self.paths.mid:
+            return seen["mid"]
+        return seen["resid_pre"] + self.paths.scale * (seen["attn_out"] + seen.get("beside", 0))
 
-        def look(name: str) -> Callable[..., None]:
-            return lambda _, __, output: seen.update({name: first(output).detach().clone().reshape(len(tokens), -1)})
+    def looked_at(self, tokens: tuple[int, ...]) -> list[dict[str, Tensor]]:
+        """What passes the parts of each layer in one unedited run."""
+        seen: list[dict[str, Tensor]] = [{} for _ in self.layers]
 
-        handles = [
-            block.register_forward_pre_hook(lambda _, args, kw: look("in")(0, 0, stream(args, kw)), with_kwargs=True)
-        ]
-        handles.append(block.register_forward_hook(look("out")))
-        if component in ("attn_out", "mixer_out", "mlp_out"):
-            part = block.get_submodule(self.paths.of(component, layer))
-            handles.append(part.register_forward_hook(look(component)))
-        if component == "resid_mid":
-            part = block.get_submodule(self.paths.mid or self.paths.of("attn_out", layer))
-            handles.append(part.register_forward_hook(look("mid" if self.paths.mid else "attn")))
-            if self.paths.beside:
-                handles.append(block.get_submodule(self.paths.beside).register_forward_hook(look("beside")))
-        self.run(tokens)
-        for handle in handles:
-            handle.remove()
-        if component == "resid_mid":
-            if self.paths.mid:
-                return seen["mid"]
-            return seen["in"] + self.paths.scale * (seen["attn"] + seen.get("beside", 0))
-        return seen[{"resid_pre": "in", "resid_post": "out"}.get(component, component)]
+        def look(layer: int, name: str, value: Tensor) -> None:
+            seen[layer][name] = value.detach().clone().reshape(len(tokens), -1)
+
+        with ExitStack() as stack:
+            for layer, block in enumerate(self.layers):
+                hook = block.register_forward_pre_hook(
+                    lambda _, args, kwargs, layer=layer: look(layer, "resid_pre", stream(args, kwargs)),
+                    with_kwargs=True,
+                )
+                stack.callback(hook.remove)
+                for name, path in self.outputs(block, layer).items():
+                    hook = block.get_submodule(path).register_forward_hook(
+                        lambda _, __, output, layer=layer, name=name: look(layer, name, first(output))
+                    )
+                    stack.callback(hook.remove)
+            self.run(tokens)
+        return seen
+
+    def outputs(self, block: nn.Module, layer: int) -> dict[str, str]:
+        """What is some module's output in a layer, and which one's."""
+        named = {name: self.paths.of(name, layer) for name in ("attn_out", "mixer_out", "mlp_out")}
+        named |= {"mid": self.paths.mid, "beside": self.paths.beside}
+        there = {path for path, _ in block.named_modules() if path}
+        return {"resid_post": ""} | {name: path for name, path in named.items() if path in there}
 
     def patched(self, tokens: tuple[int, ...], donor: Tensor, component: str, layer: int) -> np.ndarray:
         """[position patched, position, vocab]."""

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -13,6 +14,7 @@ import type_checks
 jaxtyping.jaxtyped = type_checks.jaxtyped  # pyright: ignore[reportPrivateImportUsage]
 
 import causal_tracing  # noqa: E402
+from causal_tracing.models.demo import demo_folder  # noqa: E402
 from causal_tracing.models.model import Model  # noqa: E402
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
@@ -23,6 +25,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes tha
 def demo() -> Model:
     """The embedded model, loaded once; downloaded and converted where the user's cache does not have it yet."""
     return causal_tracing.load("demo", device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer() -> Any:
+    """The embedded model's tokenizer, for tests that run no model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo_folder(progress=False))
+
+
+# Files of tests that run the embedded model: one process does, for to load it takes as long as most of them.
+DEMO = ("experiments/test_demo.py", "patching/test_noise_demo.py", "patching/test_paths_demo.py",
+        "prompts/test_datasets.py")  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With --dist loadfile, as always but that these files are handed out as one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "demo" if file.endswith(DEMO) else file
+
+    return ByFile(config, log)
+
+
+def pytest_runtest_setup() -> None:
+    """Annotations are checked in a function's first calls of each test."""
+    type_checks.begin_anew()
 
 
 def pytest_collection_finish() -> None:

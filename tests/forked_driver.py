@@ -1,8 +1,12 @@
-"""A run with workers in a process of its own: forks of processes that have imported what they need."""
+"""Processes of their own that need not import anything: forks of one that has imported what they need."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,3 +23,24 @@ def drive(folder: Path, run: Path, pairs: Sequence[ct.Pair], options: Mapping[st
     processes.SPAWN = FORKS
     torch.set_num_threads(2)
     ct.run(ct.load(folder, progress=False), pairs, run, workers=2, **options)
+
+
+def executed(code: str, *arguments: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
+    """What `python -c code arguments` gives; the tests' checks of annotations are not in it."""
+    with TemporaryDirectory() as folder:
+        streams = [str(Path(folder, name)) for name in ("stdout", "stderr")]
+        fork = FORKS.Process(target=_execute, args=(code, arguments, *streams))
+        fork.start()
+        fork.join(timeout)
+        fork.kill()
+        fork.join()
+        out, err = (Path(stream).read_text() for stream in streams)
+        return subprocess.CompletedProcess(arguments, fork.exitcode or 0, out, err)
+
+
+def _execute(code: str, arguments: Sequence[str], *streams: str) -> None:
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["-c", *arguments]
+    torch.set_num_threads(1)
+    exec(compile(code, "executed", "exec"), {"__name__": "__main__"})

@@ -15,7 +15,7 @@ import causal_tracing as ct
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.interventions.edits import Run
 from causal_tracing.patching.scoring import spread
-from type_checks import jaxtyped
+from type_checks import CALLS, jaxtyped
 
 Matrix = Float[Tensor, "row column"]
 
@@ -40,6 +40,11 @@ def rows(one: Matrix, other: Matrix) -> Iterator[Float[Tensor, " column"]]:
 class Two:
     one: Matrix
     name: str
+
+
+@jaxtyped()
+def itself(text: str) -> Any:
+    return text
 
 
 def adding(number: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -96,6 +101,15 @@ def test_each_closure_is_checked_and_called_itself():
             shaped(torch.ones(2, 3), torch.ones(1, 3))
     with pytest.raises(TypeCheckError):
         adding(0.5)[0](1)  # no whole number comes out
+
+
+@pytest.mark.parametrize("test", [1, 2])
+def test_the_first_calls_of_each_test_are_checked(test: int):
+    with pytest.raises(TypeCheckError):
+        itself(test)  # pyright: ignore[reportArgumentType]
+    for _ in range(CALLS):
+        itself("a")
+    assert itself(test) == test  # pyright: ignore[reportArgumentType]
 
 
 def test_the_package_runs_under_these_checks():

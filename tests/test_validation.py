@@ -5,18 +5,16 @@ The tests' own type checker would speak first, so all is run once in a process w
 
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import causal_tracing as ct
+from forked_driver import executed
 from joint import tiny
 
 PAIR = ct.Pair(clean=" w11 w12 w13 w14", corrupt=" w11 w12 w43 w14", answer=" w7", foil=" w8")
@@ -136,9 +134,7 @@ def outcomes() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, Any]:
-    script = "import json, test_validation; print(json.dumps(test_validation.outcomes()))"
-    here = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", script], cwd=here, capture_output=True, text=True, check=False)
+    done = executed("import json, test_validation; print(json.dumps(test_validation.outcomes()))")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

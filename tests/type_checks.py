@@ -4,8 +4,9 @@ jaxtyping's own wraps each function in four, binds the arguments of each call, a
 function anew whenever the function around it runs; with tiny models that was most of the suite's time. Here
 1. a function without a tensor's shape in its annotations is checked by beartype alone;
 2. one with shapes is checked in a scope of its own for the names of axes, as jaxtyping has it;
-3. the checks of a nested function are compiled once, and each closure gets a copy that calls it;
-4. an array whose axes all have names is compared with their sizes at once; where it does not fit, jaxtyping says why.
+3. checks are compiled when a function is first called, those of a nested one once: each closure gets a copy;
+4. an array whose axes all have names is compared with their sizes at once; where it does not fit, jaxtyping says why;
+5. a function is checked in its first calls of each test (`begin_anew`), and not in the thousands of a loop.
 """
 
 import dataclasses
@@ -29,7 +30,16 @@ typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)  # pyri
 whole = jaxtyping.jaxtyped
 typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))  # a TypeError, as jaxtyping raises it
 own_random = random.Random(0)  # beartype samples the items of a list: Python's generator is left to the tests
-nested: dict[Any, "Compiled"] = {}  # by code and annotations
+nested: dict[Any, "Checks"] = {}  # by code and annotations
+CALLS = 20  # of a function in one test are checked
+spent: list["Checks"] = []  # those of functions that were called as often in this test
+
+
+def begin_anew() -> None:
+    """A test begins: the next calls of every function are checked."""
+    for checks in spent:
+        checks.left = CALLS
+    spent.clear()
 
 
 def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
@@ -45,15 +55,30 @@ def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
 
 def checked(function: FunctionType) -> Callable[..., Any]:
     if "<locals>" not in function.__qualname__:
-        compiled = Compiled.of(function)
+        checks = Checks(function)
     else:
         key = (function.__code__, *function.__annotations__.items())
-        compiled = nested[key] if key in nested else nested.setdefault(key, Compiled.of(function))
-    if not compiled.shaped:
-        return compiled.calling(function)
-    if inspect.isgeneratorfunction(function):  # jaxtyping's own way, in which what is yielded is not checked
-        return whole(function, typechecker=lambda stub: Compiled.of(stub).calling(stub))
-    return scoped(compiled.calling(function))
+        checks = nested[key] if key in nested else nested.setdefault(key, Checks(function))
+    return sparing(checks, function) if checks.left > 0 else function
+
+
+def sparing(checks: "Checks", function: FunctionType) -> Callable[..., Any]:
+    """The function, within its checks as long as there are some left."""
+    strict: Any = None
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        nonlocal strict
+        if checks.left <= 0:
+            return function(*args, **options)
+        checks.left -= 1
+        if not checks.left:
+            spent.append(checks)
+        if strict is None:
+            strict = checks.around(function)
+        return strict(*args, **options)
+
+    return called
 
 
 def scoped(function: FunctionType) -> Callable[..., Any]:
@@ -100,6 +125,24 @@ def named(annotation: Any) -> tuple[str, ...] | None:
 
 
 type(AbstractArray).__instancecheck__ = fits  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(slots=True)
+class Checks:
+    """The checks of a function, or of all closures of one code, and how many more calls in this test they are for."""
+
+    function: Any
+    left: int = CALLS
+    compiled: "Compiled | None" = None
+
+    def around(self, function: FunctionType) -> Callable[..., Any]:
+        """The function within its checks, which are compiled for the first of its closures."""
+        compiled = self.compiled = self.compiled or Compiled.of(self.function)
+        if not compiled.shaped:
+            return compiled.calling(function)
+        if inspect.isgeneratorfunction(function):  # jaxtyping's own way, in which what is yielded is not checked
+            return whole(function, typechecker=lambda stub: Compiled.of(stub).calling(stub))
+        return scoped(compiled.calling(function))
 
 
 @dataclass(frozen=True, slots=True)

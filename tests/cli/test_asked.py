@@ -163,12 +163,12 @@ def test_the_table_of_formats_is_printed(monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_the_demo_model_takes_every_file(name: str, demo: Model):
+def test_the_demo_model_takes_every_file(name: str, demo_tokenizer: Any):
     """The same for a tokenizer that people use, whose ids the fixture of EAP-IG has."""
     with nullcontext() if name in UNCHANGED else pytest.warns(FormatNote):
-        pairs = ct.read_pairs(FILES[name], tokenizer=demo.tokenizer)
+        pairs = ct.read_pairs(FILES[name], tokenizer=demo_tokenizer)
     if "--corrupt-by" in MORE.get(name, []):
-        pairs = corrupted(pairs, "relation", demo.tokenizer)
+        pairs = corrupted(pairs, "relation", demo_tokenizer)
     for pair in pairs:
         if pair.corrupt is not None or name == "known_1000":
-            assert len(tokenize(pair, demo.tokenizer, noise=name == "known_1000").answers[0]) <= 3
+            assert len(tokenize(pair, demo_tokenizer, noise=name == "known_1000").answers[0]) <= 3

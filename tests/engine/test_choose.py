@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracing.engine import choose
+from causal_tracing.engine import choose, random_prompts
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.checks import agreement
 from causal_tracing.engine.checks import check as checks
@@ -244,3 +244,22 @@ def test_heads_are_proved_once_and_again_where_the_model_has_changed(monkeypatch
     handle.remove()
     open_backend(model, ["z"])
     assert asked == [["z"], ["z", "q"], ["z"]]
+
+
+def test_components_are_compared_together_as_far_as_their_logits_fit(monkeypatch):
+    model, groups = shared("gpt2"), []
+    prompts, names = random_prompts.short_prompts(model.network, model.tokenizer), model.anatomy.components
+    logits = agreement._logits  # pyright: ignore[reportPrivateUsage]
+
+    def counted(model: Model, worlds: Any, engine: str) -> Any:
+        groups.append(len(worlds))
+        return logits(model, worlds, engine)
+
+    monkeypatch.setattr(agreement, "_logits", counted)
+    together = agreement.compare(model, names, *prompts)
+    monkeypatch.setattr(agreement, "default_budget", lambda _: 1)
+    alone = agreement.compare(model, names, *prompts)
+    assert groups == [len(names)] * 2 + [1] * 2 * len(names)
+    for found in (together, alone):
+        assert found.differences.keys() == {*names}
+        assert all(0 < difference < 1e-6 for difference in found.differences.values())

@@ -24,8 +24,10 @@ from causal_tracing.engine.checks.check import accept
 from causal_tracing.engine.packed import base_runs
 from causal_tracing.errors import InvalidOption, InvalidResults, UnsupportedModel
 from causal_tracing.experiments.manifest import fingerprint
+from causal_tracing.experiments.workers import processes
 from causal_tracing.models.model import Model
 from families import build
+from forked_driver import FORKS
 from joint import WORDS
 from loaded import BY_NAME
 from made import pair
@@ -207,7 +209,8 @@ def test_what_lies_on_disk_goes_with_the_model(folder: Path, tmp_path: Path, mon
     assert [*tmp_path.glob("causal-tracing-*")] == []
 
 
-def test_a_run_with_workers_has_the_same_map(folder: Path, tmp_path: Path):
+def test_a_run_with_workers_has_the_same_map(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "SPAWN", FORKS)
     where = placed("model.layers.1")
     model, pairs = ct.load(folder, progress=False, device_map=where), [TINY]
     assert model.recipe is not None

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.results.storage.merge import merge
 from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, read_manifest, write_manifest
 from families import FAMILIES, build
+from forked_driver import executed
 from joint import WORDS, tiny
 from runs import COUNT, LONGER, PAIRS, arrays, pair
 from tokenizers_for_tests import words
@@ -153,8 +152,7 @@ print(kills)
 
 def test_twenty_kills_lose_nothing_and_double_nothing(tmp_path):
     """kill -9 at random moments: no lost row, no double row, the same arrays at the end."""
-    command = [sys.executable, "-c", KILLER, str(tmp_path / "run"), "7", str(Path(__file__).parents[1])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    done = executed(KILLER, str(tmp_path / "run"), "7", str(Path(__file__).parents[1]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "20"
     found = arrays(tmp_path / "run")
@@ -276,8 +274,7 @@ ct.run(model, PAIRS, sys.argv[1])
 
 def test_a_full_disk_is_said_and_earlier_rows_are_intact(model, whole, tmp_path):
     size = str((whole / RESULTS).stat().st_size * 6 // 10)  # enough for one chunk of three
-    command = [sys.executable, "-c", FULL, str(tmp_path / "run"), str(Path(__file__).parents[1]), size]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = executed(FULL, str(tmp_path / "run"), str(Path(__file__).parents[1]), size)
     assert done.returncode != 0
     assert "MachineError" in done.stderr
     assert "What was committed before is intact" in done.stderr

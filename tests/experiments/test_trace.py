@@ -1,8 +1,6 @@
 """The main job on tiny random models: laws of effects against bare hooks, options, several pairs, provenance."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.arrays import Sums
 from causal_tracing.results.units import METRICS
 from families import FAMILIES, build
+from forked_driver import executed
 from tokenizers_for_tests import words
 
 WORDS = words(*(f" w{n}" for n in range(96)))
@@ -351,7 +350,9 @@ for call in {calls}:
     except ct.CausalTracingError as error:
         print(error)
 """
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    done = executed(code)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
     assert [line.split(".")[0].split()[-1] for line in said] == ["str", "NoneType", "str"]
     assert all("Load it first" in line for line in said)
 

@@ -184,14 +184,17 @@ class Offered:
 
 
 def offered(model: Any, prompts: Prompts) -> Iterator[Offered]:
-    """Each component, asked for with its likes, and alone where one of them is refused."""
+    """Each component, asked for with its likes that the model offers, and alone where one of them is refused."""
     for components, request in REQUESTS:
-        together = list(asked(model, prompts, components, request))
+        likely = [component for component in components if model.anatomy.offers(component)]
+        together = list(asked(model, prompts, likely, request)) if likely else []
+        alone = [component for component in components if component not in likely]
         if all(one.numbers is not None for one in together):
             yield from together
         else:
-            for component in components:
-                yield from asked(model, prompts, [component], request)
+            alone = components
+        for component in alone:
+            yield from asked(model, prompts, [component], request)
 
 
 def asked(model: Any, prompts: Prompts, components: Sequence[str], request: Request) -> Iterator[Offered]:

@@ -232,9 +232,16 @@ def _windows(found: xr.Dataset) -> dict[str, Any]:
 
 def _status(found: xr.Dataset) -> dict[str, Any]:
     """Each component's statuses in the shape of its effects; null where a cell is ok."""
-    told = np.where(found.status.values == "ok", None, found.status.values)
+    told = _unless(found.status.values == "ok", found.status.values)
     by_component = np.moveaxis(told, found.status.dims.index("component"), 0)
     return dict(zip(found.component.values.tolist(), by_component, strict=True))
+
+
+def _unless(nothing: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The values as objects, None where there is nothing."""
+    found = values.astype(object)
+    found[nothing] = None
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -242,7 +249,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or (there := np.isfinite(value)).all():
             return value.tolist()
-        return np.where(there, value, None).tolist()
+        return _unless(~there, value).tolist()
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -328,13 +328,13 @@ def test_a_context_of_few_tokens_will_do(context):
 @pytest.mark.parametrize("masked", [-torch.inf, -1e9], ids=str)
 def test_words_that_are_masked_are_no_part_of_the_scale(masked):
     """A vocabulary that is padded, or words that are forbidden: everything holds as without them."""
-    network = build(BY_NAME["llama"])
+    network = build(BY_NAME["gpt2"])  # on which the engines differ by rounding
 
     def mask(_: nn.Module, __: Any, logits: Tensor) -> Tensor:
         return torch.cat([logits[..., :90], torch.full_like(logits[..., 90:], masked)], -1)
 
     network.lm_head.register_forward_hook(mask)
-    model = load("llama", network)
+    model = load("gpt2", network)
     assert model.anatomy.components == WHOLE
     assert model.agreement is not None
     assert max(model.agreement.differences.values()) > 1e-9  # of the words that are said

@@ -256,6 +256,7 @@ def test_a_model_in_memory_is_refused_with_what_to_do(model: Model, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("changed", ["weights", "hooks"])
 def test_what_was_changed_after_loading_is_refused(folder: Path, tmp_path: Path, changed: str):
     model = ct.load(folder, progress=False)
@@ -270,6 +271,7 @@ def test_what_was_changed_after_loading_is_refused(folder: Path, tmp_path: Path,
     assert not (tmp_path / "run" / RESULTS).exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_error_of_a_workers_is_raised_here(folder: Path, tmp_path: Path):
     gone = Path(shutil.copytree(folder, tmp_path / "model"))
     model = ct.load(gone, progress=False)

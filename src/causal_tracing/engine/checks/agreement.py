@@ -6,12 +6,14 @@ layer may do other things with a long prompt (windows, blocks, other scales). Th
 components on which it gives what replay gives.
 """
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
@@ -26,8 +28,9 @@ from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.model import Agreement, Model
 
 SEED = 0
-CELLS = 6  # a component
-CELLS_AT_LENGTH = 1  # beside the first and the last
+CELLS = 6  # random ones of a component
+CELLS_AT_LENGTH = 1
+OTHERS = 3  # the first cell, the last, and a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,8 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
     length = len(one.tokens)
     common = {"bound": TWO_FORWARDS[model.dtype], "circumstances": model.circumstances, "length": length}
     differences: dict[str, float] = {}
-    for component in components:
-        worlds = _worlds(model, component, one, other, cells)
+    for names in _at_once(model, components, length, cells):
+        worlds = [_worlds(model, name, one, other, cells) for name in names]
         try:
             packed = _logits(model, worlds, "packed")
         # Whatever a model's own code raises when it is called with packed tokens speaks against packing, and for
@@ -108,10 +111,23 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
             why = str(error) if isinstance(error, CannotPack) else f"it fails with {type(error).__name__}: {error}."
             return Agreement(differences=dict.fromkeys(components, float("nan")), reason=why, **common)
         replayed = _logits(model, worlds, "replay")
-        size = max(largest(logits) for logits in replayed)
-        # In shares of the largest logit, since what rounding does grows with the numbers.
-        differences[component] = max(apart(*both).max().item() for both in zip(packed, replayed, strict=True)) / size
+        differences |= {name: _apart(*both) for name, *both in zip(names, packed, replayed, strict=True)}
     return Agreement(differences=differences, reason="", **common)
+
+
+def _apart(packed: Sequence[Tensor], replayed: Sequence[Tensor]) -> float:
+    """How far apart the two engines' logits of the same worlds are, in shares of the largest."""
+    # In shares of the largest logit, since what rounding does grows with the numbers.
+    size = max(largest(logits) for logits in replayed)
+    return max(apart(*both).max().item() for both in zip(packed, replayed, strict=True)) / size
+
+
+def _at_once(model: Model, components: Sequence[str], length: int, cells: int) -> Iterator[Sequence[str]]:
+    """The components in groups whose worlds share forwards: as many as both engines' logits fit the budget of."""
+    logits = 2 * (cells + OTHERS) * length * (model.vocabulary or 1) * torch.float32.itemsize
+    size = max(1, default_budget(model) // logits)
+    for start in range(0, len(components), size):
+        yield components[start : start + size]
 
 
 def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: int) -> list[World]:
@@ -142,11 +158,12 @@ def _edit(site: Site, donor: Run, number: int) -> Edit:
     return Edit(site, (hidden, Attending(zeroed=(0,)), Attending(q=query), Attending(k=there, v=there))[number % 4])
 
 
-def _logits(model: Model, worlds: Sequence[World], engine: str) -> list[Tensor]:
-    """Each world's logits [readout, vocab], nothing pruned."""
-    run = engine_of(engine, model, worlds, default_budget(model))
+def _logits(model: Model, worlds: Sequence[Sequence[World]], engine: str) -> list[list[Tensor]]:
+    """Each component's worlds' logits [readout, vocab], nothing pruned."""
+    run = engine_of(engine, model, [world for each in worlds for world in each], default_budget(model))
     found: dict[int, Tensor] = {}
     for batch in run.batches(None):
         for numbers, logits in run.logits(batch):
             found.update(zip(numbers, logits.float(), strict=True))
-    return [found[number] for number in range(len(worlds))]
+    in_order = iter([found[number] for number in sorted(found)])
+    return [list(islice(in_order, len(each))) for each in worlds]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,34 @@ def test_an_adapter_is_told_from_a_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UnsupportedModel, match=r"is an adapter of peft, not a model\. Merge it into its base once"):
         open_model(tmp_path)
+
+
+ADAPTERS = {  # what peft writes: of weights, which can be merged, and of learned prompts, which cannot
+    "LORA": r"is an adapter of peft \(LORA\), not a model\. Merge it into its base org/base once, with Auto",
+    "PROMPT_TUNING": r"of the kind PROMPT_TUNING, which puts learned vectors before every prompt: they are no tokens",
+    "PREFIX_TUNING": "cannot be traced, nor merged into a model",
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("beside", ["nothing", "a configuration", "a model"])
+def test_an_adapter_is_told_by_its_kind_whatever_lies_beside_it(tmp_path: Path, kind: str, beside: str):
+    """transformers would open the base, or the model beside it, with the adapter where peft is installed."""
+    if beside == "a model":
+        tiny_folder(tmp_path)
+    elif beside == "a configuration":
+        tiny_model().config.save_pretrained(tmp_path)
+    adapter = {"peft_type": kind, "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UnsupportedModel, match=ADAPTERS[kind]):
+        open_model(tmp_path)
+
+
+def test_an_adapter_whose_configuration_cannot_be_read_is_one_all_the_same(tmp_path: Path):
+    for said in ("{", "[]", '"LORA"'):
+        (tmp_path / "adapter_config.json").write_text(said)
+        assert "is an adapter of peft, not a model" in refused(UnsupportedModel, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -480,8 +509,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         (folder / kind / name).write_bytes(source.read_bytes())
         if kind == "empty":
             tiny_tokenizer().save_pretrained(folder / kind)
+    for kind in ("lora", "lora-beside"):
+        (folder / kind).mkdir()
+        (folder / kind / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
+    shutil.copytree(folder / "empty", folder / "lora-beside", dirs_exist_ok=True)
     with serve() as hub:
-        for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs"):
+        for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs", "lora", "lora-beside"):
             hub.repositories[f"tiny/{kind}"] = Repository(folder=folder / kind)
         # Without "main": whoever forgets the revision at any step gets nothing.
         hub.repositories["tiny/tagged"] = Repository(folder=folder / "fine", revisions=("v1",))
@@ -501,7 +534,7 @@ JOBS: list[tuple[str, dict[str, Any]]] = [
 ]
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     *((f"tiny/{name}", {}) for name in ("t5", "untokenized", "empty", "ggufs", "gone", "private", "gated", "down")),
-    *((f"tiny/{name}", {}) for name in ("stalls", "stalls-inside", "breaks-off")),
+    *((f"tiny/{name}", {}) for name in ("stalls", "stalls-inside", "breaks-off", "lora", "lora-beside")),
     ("tiny/fine", {"revision": "v2"}),
     ("no..such", {}),
 ]
@@ -567,6 +600,8 @@ def test_code_of_the_hub_does_not_run_unasked(opened: dict[str, Any], hub: Hub):
         ("tiny/untokenized", UnsupportedTokenizer, "has no tokenizer"),
         ("tiny/empty", ModelError, "has none of the weights files"),
         ("tiny/ggufs", ModelNotFound, "has no config.json. If it holds GGUF files"),
+        ("tiny/lora", UnsupportedModel, "tiny/lora is an adapter of peft (LORA), not a model"),
+        ("tiny/lora-beside", UnsupportedModel, "tiny/lora-beside is an adapter of peft (LORA), not a model"),
         ("tiny/gone", ModelNotFound, "There is no repository tiny/gone"),
         ("tiny/private", ModelNotFound, "`hf auth login`, or set HF_TOKEN"),
         ("tiny/gated", ModelNotFound, "is gated: ask for access"),

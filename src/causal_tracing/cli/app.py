@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -64,6 +65,7 @@ SCORES = (
 Scores = Annotated[Path | None, typer.Option(help=SCORES, rich_help_panel=CIRCUIT)]
 AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
+PANELS = 80  # columns that help in panels takes
 Declared = tuple[type, Callable[[dict[str, Any]], dict[str, Any]]]  # options, and those of a trace that they mean
 
 app = typer.Typer(
@@ -76,6 +78,8 @@ app = typer.Typer(
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
     streams.ready()
+    if shutil.get_terminal_size().columns < PANELS:  # where panels would cut options' names off
+        app.rich_markup_mode = None
     completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
     try:
         with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):

@@ -1,6 +1,7 @@
 """What the commands share: models and pairs as they are named, a trace with what is said around it, the screen."""
 
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -20,6 +21,8 @@ MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no m
 _written: list[Path] = []  # by this command, so that Ctrl-C can say it
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from causal_tracing.experiments.compare import Comparison
     from causal_tracing.experiments.trace_result import Trace
     from causal_tracing.models.model import Model
@@ -152,10 +155,11 @@ def show(result: "Trace", page: Path | None) -> None:
 
     console = Console(highlight=False, markup=False)
     console.print(result.summary(), soft_wrap=True)
-    for shown in maps(result.measurements, colour=console.color_system is not None, most_pairs=MOST_MAPS):
+    look = {"colour": console.color_system is not None, "width": _width(console)}
+    for shown in maps(result.measurements, most_pairs=MOST_MAPS, **look):
         console.print()
         console.print(shown, soft_wrap=True)
-    for table in lens(result.measurements, most_pairs=MOST_MAPS):
+    for table in lens(result.measurements, most_pairs=MOST_MAPS, width=look["width"]):
         console.print(f"\n{table}", soft_wrap=True)
     if page is not None:
         result.to_html(page)
@@ -174,9 +178,15 @@ def show_comparison(found: "Comparison") -> None:
     if found.reason:
         return
     called = f"difference of {found.shown}"
-    for shown in heat_maps(found, found.shown, called, colour=console.color_system is not None):
+    look = {"colour": console.color_system is not None, "width": _width(console)}
+    for shown in heat_maps(found, found.shown, called, **look):
         console.print()
         console.print(shown, soft_wrap=True)
+
+
+def _width(console: "Console") -> int | None:
+    """How wide what is printed may be; None where nobody said so, as in a file."""
+    return console.width if console.is_terminal or "COLUMNS" in os.environ else None
 
 
 def check_page(file: Path | None) -> None:

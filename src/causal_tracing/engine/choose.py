@@ -40,6 +40,8 @@ def open_backend(
         raise UnsupportedModel(
             f"{model.name} had {before} layers when it was loaded, and has {now} now: load it again."
         )
+    if model.device.type == "meta":
+        raise UnsupportedModel(f"{model.name} has lost its weights since it was loaded (meta device): load it again.")
     if FINAL_SCALE in components:
         final_norm(model)
     components = list(dict.fromkeys(name for name in components if name not in (FINAL_SCALE, WIRING)))
@@ -47,7 +49,7 @@ def open_backend(
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]
     if mediators:
-        model = _with_proofs(model, mediators)
+        model = proved(model, mediators)
         for component in mediators:
             model.anatomy.require(component)
     choice = choose(model, components, asked, length)
@@ -76,8 +78,11 @@ def accept_again(model: Model, network: nn.Module) -> Model:
     return accept(network, model.tokenizer, name=model.name, source=dict(model.source))
 
 
-def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
-    """The model with these proved on it: once, as long as its network lives and nothing about it has changed."""
+def proved(model: Model, mediators: Sequence[str]) -> Model:
+    """The model with these heads' components and such proved on it, without those that are not what they are called.
+
+    Once, as long as its network lives and nothing about it has changed.
+    """
     known = _PROVED.setdefault(model.network, {})
     key = (model.anatomy, model.circumstances, tuple(mediators))
     if key not in known:

@@ -258,6 +258,8 @@ def _has_head(network: PreTrainedModel) -> bool:
 def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     """A model from memory, as it is."""
     refuse(options, "a model that is already in memory, which is left as it is")
+    if isinstance(model, nn.Module):
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: it is run as it was written
     network, wrapper = model, {}
     nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
     if nnsight is not None and isinstance(model, nnsight.Envoy):
@@ -270,8 +272,8 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     if not isinstance(network, PreTrainedModel):
         _refuse_soft_prompts(model)
         raise UnsupportedModel(
-            f"A {type(model).__name__} cannot be opened. Give a transformers model (if it is wrapped, the model inside "
-            "the wrapper), an nnsight LanguageModel, or a name or path."
+            f"{type(model).__name__} cannot be opened: it is no model of transformers. Give one (if it is wrapped, the "
+            "model inside the wrapper), an nnsight LanguageModel, or a name or path."
         )
     name = network.name_or_path or type(network).__name__
     if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):

@@ -68,6 +68,8 @@ def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
     for one in found:
         if one.layers is not None:
             validation.numbered("layer", [one.layers[1]], model.num_layers, model.name)
+        for layer, _ in one.places(model.num_layers) if one.component in IN_HEADS else ():
+            model.anatomy.require_layer(layer, one.component)
         if one.parts is not None:
             place = f"a layer of {model.name} ({one.component})"
             validation.numbered("head", [one.parts[1]], model.parts(one.component), place)

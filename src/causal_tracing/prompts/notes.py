@@ -1,7 +1,7 @@
 """What is legal in a pair, but probably not meant: each of these gives the sentences that say so, or none."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from causal_tracing.prompts.letters import alike, code_points, difference, joins, word_around
@@ -24,6 +24,21 @@ def of_start(side: str, prompt: TokenPrompt, tokenizer: Any, *, special: bool) -
             f"the {side} prompt begins with {shown} twice: the tokenizer puts it there, and the text has it too. Leave "
             "it out of the text."
         )
+
+
+def of_end(prompt: TokenPrompt, tokenizer: Any, *, special: bool) -> Iterator[str]:
+    """A token that the tokenizer puts behind every text, and that is left out."""
+    whole = tokenizer(prompt.text)["input_ids"] if special else prompt.tokens
+    if len(whole) > len(prompt.tokens):
+        shown = token_text(whole[len(prompt.tokens)], tokenizer)
+        yield f"the tokenizer puts {shown} behind every prompt: it is left out, and what comes next is asked."
+
+
+def of_unknown(what: str, text: str, tokens: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """Letters that the tokenizer does not know: all of them are read as the same token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in tokens and str(tokenizer.unk_token) not in text:
+        yield f"the {what} {text!r} has letters that this tokenizer does not know, read as {tokenizer.unk_token}."
 
 
 def of_letters(what: str, text: str, tokenizer: Any) -> Iterator[str]:

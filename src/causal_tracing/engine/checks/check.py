@@ -36,7 +36,7 @@ from causal_tracing.engine.checks.findings import (
     write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
+from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_outputs, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
@@ -50,7 +50,7 @@ from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
 from causal_tracing.models.offload import device_of
-from causal_tracing.models.quantised import method_of, say_once, stream_dtype, why_beside_others
+from causal_tracing.models.quantised import say_once, stream_dtype, why_beside_others
 
 # How far the two sides of a layer's sums may be apart, in shares of the largest number: on the tests' families 1e-7 was
 # measured in float32, 7e-4 in float16, 6e-3 in bfloat16.
@@ -169,6 +169,7 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
     say_once()
     require_words(network, name)
+    require_outputs(network, name)
     _say_short_products(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
@@ -254,8 +255,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
     yield bounded(Law.ALONE, (), alone, bound)
-    if method_of(model.network.config):  # activations may be quantised too, by what is beside them
-        yield beside_others(model, clean, corrupt, donors)
+    yield beside_others(model, clean, corrupt, donors)
     for component in components:
         yield own_activations(model, component, clean, donors)
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]

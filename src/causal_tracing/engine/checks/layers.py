@@ -70,6 +70,15 @@ def require_words(network: Any, name: str) -> None:
     )
 
 
+def require_outputs(network: Any, name: str) -> None:
+    """Raises UnsupportedModel where the configuration asks for plain tuples, in which nothing has a name."""
+    if getattr(network.config, "return_dict", True) is False:
+        raise UnsupportedModel(
+            f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
+            "model.config.return_dict = True."
+        )
+
+
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)

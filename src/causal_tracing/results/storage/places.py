@@ -23,6 +23,8 @@ def check_file(path: Path) -> None:
     parent = path.absolute().parent
     if os.path.isdir(path):
         raise MachineError(f"{path} is a folder, and a file is to be written there. Give the file's name too.")
+    if os.path.exists(path) and not os.path.isfile(path):  # a file of its name would take its place
+        raise MachineError(f"{path} is a device or a pipe, and not a file. Choose another place.")
     if not os.path.lexists(parent):
         raise MachineError(f"{path} cannot be written: there is no folder {parent}. Make it, or choose another place.")
     check_room(path)
@@ -50,6 +52,13 @@ def check_run_folder(folder: Path) -> Path:
     if foreign and not (folder / MANIFEST).is_file():
         raise InvalidResults(f"{folder} holds {foreign[0]} and is no run folder. Choose another name.")
     return folder
+
+
+def check_shelf(folder: Path) -> None:
+    """Raises MachineError where no folders can be made inside this one, which need not be there yet."""
+    check_room(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise MachineError(f"{folder} is no folder, and traces are to be saved in it. Choose another place.")
 
 
 def check_room(path: Path) -> None:

@@ -144,7 +144,7 @@ def begun(folder: Path) -> Iterator[None]:
                 _clear(folder, before)
                 raise
     except Exception:
-        if {*folder.iterdir()} == {*before, folder / LOCK}:
+        if _inside(folder) == {*before, folder / LOCK}:
             _remove([] if folder / LOCK in before else [folder / LOCK], made)
         raise
 
@@ -156,11 +156,18 @@ def _make(folder: Path) -> None:
         raise MachineError(f"{folder} cannot be written: {error}.") from error
 
 
+def _inside(folder: Path) -> set[Path]:
+    """What lies in a folder; nothing where somebody has taken it away."""
+    with suppress(OSError):
+        return {*folder.iterdir()}
+    return set()
+
+
 def _clear(folder: Path, before: Collection[Path]) -> None:
     """Takes away what a run has put into a folder, unless there is a result, or a server at work on one."""
     if _has_rows(folder / RESULTS) or (folder / JOBS).exists():
         return
-    for path in folder.iterdir():
+    for path in _inside(folder):
         if path not in before and path.name != LOCK and path.is_file():
             path.unlink()
 
@@ -197,6 +204,11 @@ class Store:
                 self._check(connection)
                 yield connection
         except (sqlite3.OperationalError, OSError) as error:
+            if not self.path.parent.is_dir():
+                raise MachineError(
+                    f"{self.path.parent} is not there any more: it was moved or deleted while it was worked in. Put it "
+                    "back and run the same command again, or begin another run."
+                ) from error
             raise MachineError(
                 f"{self.path} could not be read or written: {error}. What was committed before is intact; free what "
                 "is missing and run the same command again."

@@ -93,14 +93,16 @@ def test_heads_are_those_of_the_layers_that_attend(name: str):
         assert said == pytest.approx(expected, abs=1e-4), (layer, position, head)
 
 
-def test_queries_and_values_of_a_hybrid_are_what_its_attention_function_is_given():
-    model = loaded("lfm2")
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "afmoe"])
+def test_queries_and_values_are_what_the_attention_function_is_given_whatever_gate_stands_behind_it(name: str):
+    model = loaded(name)
     found = find(model.network, [random_prompt(9, seed=seed) for seed in range(4)])
-    effects = ct.trace(model, PAIR, components=(), heads=["q", "v"], progress=False).of("heads").restoration.sel(AT)
+    trace = ct.trace(model, PAIR, components=(), heads=["q", "v", "pattern"], progress=False)
+    effects = trace.of("heads").restoration.sel(AT)
     clean, corrupt = Attention.of_run(model.network, found, CLEAN), logit_diff(model.network, CORRUPT, {}, {})
-    for component, head in (("q", 3), ("v", 1)):
-        for layer, position in ((1, 4), (3, 6)):
-            cell = Cell(component=component, layer=layer, position=position, part=head)
+    for component, head in (("q", 3), ("v", 1), ("pattern", 2)):
+        for layer, position in ((effects.layer.values[0], 4), (effects.layer.values[-1], 6)):
+            cell = Cell(component=component, layer=int(layer), position=position, part=head)
             logits = clean.patched(model.network, found, CORRUPT, cell)[-1]
             said = effects.sel(component=component, layer=layer, head=head).isel(position=position).item()
             assert said == pytest.approx((logits[9] - logits[12]).item() - corrupt, abs=1e-4), (component, layer)
@@ -123,15 +125,17 @@ def hidden(network: nn.Module, layers: Sequence[int], key: int) -> Iterator[None
         yield
 
 
-def test_a_window_of_a_hybrid_hides_keys_in_those_of_its_layers_that_attend():
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next"])
+def test_a_window_of_a_hybrid_hides_keys_in_those_of_its_layers_that_attend(name: str):
     """ROME's windows around layer 3 of four, cut at the edge: layer 3, layers 2 and 3, layers 1 to 3."""
-    model = loaded("lfm2")
+    model = loaded(name)
     clean = logit_diff(model.network, CLEAN, {}, {})
-    for width, attending in ((1, [3]), (3, [3]), (4, [1, 3])):
+    layers = {"lfm2": [1, 3], "qwen3_next": [3]}[name]
+    for width, attending in ((1, [3]), (3, [3]), (4, layers)):
         cut = {"knockout_window": width, "knockout_cut": True}
         trace = ct.trace(model, PAIR, components=(), knockout=True, progress=False, **cut)
         effects = trace.of("knockout").disruption.sel(AT).squeeze("component")
-        assert effects.layer.values.tolist() == [1, 3]
+        assert effects.layer.values.tolist() == layers
         for key in (0, 4):
             with hidden(model.network, attending, key):
                 expected = clean - logit_diff(model.network, CLEAN, {}, {})

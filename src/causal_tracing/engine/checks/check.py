@@ -136,16 +136,14 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     clean, corrupt = short_prompts(model.network, model.tokenizer)
     parts = [name for name in mediators if name not in (ATTENTION, *MIXTURE)]
-    if ATTENTION in mediators and "pattern" not in parts:
-        parts.append("pattern")  # by which it is judged, and what mixes tokens is told
-    anatomy, found = model.anatomy, list(proofs(model, parts, clean, corrupt))
-    if ATTENTION in mediators:
+    if ATTENTION in mediators:  # judged by both; and by patterns what mixes tokens is told
+        parts += [name for name in ("pattern", "z") if name not in parts and model.anatomy.offers(name)]
+    found = list(proofs(model, parts, clean, corrupt))
+    model = _without_failed(model, found)
+    if ATTENTION in mediators and model.anatomy.offers(ATTENTION):
         found += attention_proofs(model, clean, corrupt)
     found += mixture_proofs(model, [name for name in mediators if name in MIXTURE], clean, corrupt)
-    for failed in (finding for finding in found if not finding.holds):
-        for component in failed.components:
-            if component in anatomy.asked_for or component == ATTENTION:
-                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+    anatomy = _without_failed(model, found).anatomy
     offered = [name for name in dict.fromkeys((*parts, *mediators)) if anatomy.offers(name)]
     model = _with_rules(replace(model, anatomy=anatomy), offered, clean, corrupt)
     agreement = compare(model, offered, clean, corrupt)
@@ -214,6 +212,16 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)
     return anatomy, [bounded("what a layer adds = its parts", parts, apart, bound)] if parts else []
+
+
+def _without_failed(model: Model, findings: Sequence[Finding]) -> Model:
+    """The model without those heads' components and such whose checks failed."""
+    anatomy = model.anatomy
+    for failed in (finding for finding in findings if not finding.holds):
+        for component in failed.components:
+            if component in anatomy.asked_for or (component == ATTENTION and anatomy.offers(ATTENTION)):
+                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+    return replace(model, anatomy=anatomy)
 
 
 def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Run) -> Model:

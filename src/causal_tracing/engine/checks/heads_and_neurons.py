@@ -2,7 +2,8 @@
 
 1. Two short runs show what attention sees in each layer, and what goes into the last projections (`counted`).
 2. All of a layer's heads are its attention, all of its neurons its MLP, queries and keys its pattern, pattern and
-   values its heads' outputs: patched at all positions, both must give the same logits (`proofs`).
+   values its heads' outputs: patched at all positions, both must give the same logits (`proofs`). Where a gate stands
+   between heads and the last projection, what goes into this is no head's output, and the rest is as it is called.
 """
 
 from collections.abc import Iterator, Sequence
@@ -230,5 +231,24 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             one, other = forward(model, runs, donors, keep=keep)[0].chunk(2)
             off = apart(one, other).max().item() / size
             bound = (PATTERN if "pattern" in (*parts, *whole) else TWO_FORWARDS)[model.dtype]
-            speaks_for = tuple(name for name in (*parts, *whole) if name in mediators)
-            yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+            blamed = (*parts, *whole)
+            if whole == ("z",) and not off <= bound and _mixed_by_pattern(model, clean) <= bound:
+                blamed = whole  # a gate stands behind the heads: patterns and values are what they are called
+            if speaks_for := tuple(name for name in blamed if name in mediators):
+                yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+
+
+def _mixed_by_pattern(model: Model, run: Run) -> float:
+    """How far patterns times values are from what attention gives in any layer, in shares of its largest number."""
+    apart_by = [0.0]
+
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        output, weights = asked.answer()
+        values = asked.value.repeat_interleave(asked.query.shape[1] // asked.value.shape[1], 1)
+        made = (asked.pattern() @ values).transpose(1, 2)
+        apart_by.append(((made - output).abs().max() / output.abs().max()).item())
+        return output, weights
+
+    with attention_by(model, look):
+        forward(model, [run], {}, keep=1)
+    return max(apart_by, key=lambda each: each if each == each else float("inf"))

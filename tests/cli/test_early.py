@@ -139,6 +139,17 @@ def test_it_is_said_before_a_model_is_looked_for(name: str, place: Path, monkeyp
     assert sorted(place.rglob("*")) == before
 
 
+def test_a_folder_that_was_deleted_below_a_command_is_said(monkeypatch, capsys):
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", gone)
+    monkeypatch.setattr(sys, "argv", ["causal-tracing", *TRACE])
+    with pytest.raises(SystemExit, match="^3$"):
+        cli.main()
+    assert "The folder that this is run in has been deleted. Change into another one." in capsys.readouterr().err
+
+
 def test_nothing_heavy_is_loaded_to_say_it(place: Path):
     commands = json.dumps([arguments for name, (arguments, _) in WRONG.items() if name not in HEAVY])
     done = subprocess.run(

@@ -198,6 +198,23 @@ def test_an_adapter_whose_configuration_cannot_be_read_is_one_all_the_same(tmp_p
         assert "is an adapter of peft, not a model" in refused(UnsupportedModel, tmp_path)
 
 
+def test_files_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Weights are saved for their owner alone, and an administrator, who runs tests, may read all the same."""
+    tiny_folder(tmp_path)
+
+    def refusing(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    said = r"cannot be read \(.*: Permission denied\)\. Ask who owns it to let you \(such as by chmod a\+rX\)"
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "_fingerprint", refusing)
+        with pytest.raises(ModelNotFound, match=said):
+            open_model(tmp_path)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refusing)
+    with pytest.raises(ModelNotFound, match=said):
+        open_model(tmp_path)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_a_model_of_images_and_text_opens_from_a_folder_and_reads_text(tmp_path: Path, family: str):
     built = build(family)

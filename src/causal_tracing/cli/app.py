@@ -19,7 +19,7 @@ from causal_tracing.cli import circuits as cli_circuits
 from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
-from causal_tracing.errors import CausalTracingError, Note
+from causal_tracing.errors import CausalTracingError, MachineError, Note
 from causal_tracing.patching.options.declare import CIRCUIT, MANY, OUTPUT, PAIR
 from causal_tracing.prompts.example import EXAMPLE
 
@@ -82,11 +82,20 @@ def main() -> None:
         app.rich_markup_mode = None
     completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
     try:
+        _require_folder()
         with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
             app()
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _require_folder() -> None:
+    """Raises MachineError where the command was started in a folder that has been deleted: nothing is found from it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise MachineError("The folder that this is run in has been deleted. Change into another one.") from None
 
 
 def _version(asked: bool | None) -> None:

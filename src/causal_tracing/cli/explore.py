@@ -46,7 +46,8 @@ def explore(
 
         stay(Saved(folders), Address(host=host, port=port, allowed=allowed), open=not no_open)
     else:
-        check_shelf(out)
+        if out != Path():  # whoever names no folder may not mean to save anything
+            check_shelf(out)
         require_free(Address(host=host, port=port, allowed=allowed))  # what is wrong is said before a model is loaded
         if limit_tokens < 1:
             raise InvalidOption(f"--limit-tokens must be at least 1; it is {limit_tokens}.")

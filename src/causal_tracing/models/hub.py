@@ -28,7 +28,7 @@ from causal_tracing.errors import (
     UnsupportedModel,
 )
 from causal_tracing.models.memory import is_out_of_memory
-from causal_tracing.models.place import ADAPTER, Place, adapter
+from causal_tracing.models.place import ADAPTER, Place, adapter, unreadable
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -181,7 +181,9 @@ def _of_the_hub(error: BaseException, place: Place, revision: str | None) -> Cau
     return None if status is None else ModelNotFound(f"The hub refused {place.name} ({brief(error)}).")
 
 
-def _of_the_machine(error: BaseException, place: Place) -> MachineError | None:
+def _of_the_machine(error: BaseException, place: Place) -> CausalTracingError | None:
+    if isinstance(error, PermissionError) and place.commit is None:
+        return unreadable(place.name, error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(f"The disk is full: {place.name} could not be kept. Make room, or set HF_HOME elsewhere.")
     if is_out_of_memory(error):

@@ -74,7 +74,10 @@ def place_of(
         return Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
     if name and os.path.exists(path):  # False of what is too long for a name, where pathlib raises
         refuse({"revision": revision}, f"{name}, which is on this disk")
-        return _on_disk(name, path, gguf, common)
+        try:
+            return _on_disk(name, path, gguf, common)
+        except OSError as error:
+            raise unreadable(name, error) from error
     if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name) or name[0] in "./~" or name.endswith(".gguf"):
         raise ModelNotFound(
             f"There is no folder or file {name} (seen from {Path.cwd()}). Give the path of a folder with config.json "
@@ -90,6 +93,14 @@ def place_of(
     source |= {"revision": revision} if revision else {}
     source |= {"file": gguf} if gguf else {}
     return Place(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
+
+
+def unreadable(name: str, error: OSError) -> ModelNotFound:
+    """The error for files that are there and may not be read."""
+    return ModelNotFound(
+        f"{name} cannot be read ({error.filename}: {error.strerror}). Ask who owns it to let you (such as by chmod "
+        "a+rX), or give another folder."
+    )
 
 
 def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> Place:

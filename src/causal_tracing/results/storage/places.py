@@ -74,8 +74,8 @@ def check_room(path: Path) -> None:
         if error.errno not in ABSENT:  # too long for a name
             raise MachineError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
     above = next(each for each in path.absolute().parents if os.path.lexists(each))
-    where = path if path.is_dir() else above
-    if not where.is_dir():
+    where = path if os.path.isdir(path) else above
+    if not os.path.isdir(where):
         raise MachineError(f"{path} cannot be written: {above} is no folder. Choose another place.")
     try:  # permissions alone do not say it: not to an administrator, nor of a read-only disk
         with tempfile.TemporaryDirectory(prefix=".causal-tracing-", dir=where):

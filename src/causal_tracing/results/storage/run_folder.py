@@ -72,7 +72,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         schema, expected, content = text["schema"], text["sha256"], text["content"]
     except FileNotFoundError:
         raise InvalidResults(f"{folder} has no {MANIFEST}: it is no run folder.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidResults(f"{path} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidResults(f"{path} is damaged: {error!r}. The run cannot be continued; begin another.") from None
     if not isinstance(schema, int) or schema > SCHEMA:
         raise InvalidResults(

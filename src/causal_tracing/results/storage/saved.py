@@ -52,7 +52,9 @@ def open_measurements(folder: str | Path) -> Measurements:
     try:
         text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
         schema, digest, content = int(text.get("schema", 0)), text["sha256"], text["content"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidResults(f"{folder / TEXT} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
     if schema > SCHEMA:
         raise InvalidResults(

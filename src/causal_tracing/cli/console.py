@@ -14,9 +14,12 @@ import typer
 
 from causal_tracing.errors import FormatNote, Note
 from causal_tracing.interventions.sites import COMPONENTS
+from causal_tracing.prompts.token_texts import printable
 
 INTERRUPTED = 130
 MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
+
+SHADED = ("256", "truecolor")  # of 16 colours, shades of both signs come out as the same grey
 
 _written: list[Path] = []  # by this command, so that Ctrl-C can say it
 
@@ -154,8 +157,8 @@ def show(result: "Trace", page: Path | None) -> None:
     from causal_tracing.report.terminal import lens, maps
 
     console = Console(highlight=False, markup=False)
-    console.print(result.summary(), soft_wrap=True)
-    look = {"colour": console.color_system is not None, "width": _width(console)}
+    console.print(_in_lines(result.summary()), soft_wrap=True)
+    look = {"colour": console.color_system in SHADED, "width": _width(console)}
     for shown in maps(result.measurements, most_pairs=MOST_MAPS, **look):
         console.print()
         console.print(shown, soft_wrap=True)
@@ -174,11 +177,11 @@ def show_comparison(found: "Comparison") -> None:
     from causal_tracing.report.terminal import heat_maps
 
     console = Console(highlight=False, markup=False)
-    console.print(found.summary(), soft_wrap=True)
+    console.print(_in_lines(found.summary()), soft_wrap=True)
     if found.reason:
         return
     called = f"difference of {found.shown}"
-    look = {"colour": console.color_system is not None, "width": _width(console)}
+    look = {"colour": console.color_system in SHADED, "width": _width(console)}
     for shown in heat_maps(found, found.shown, called, **look):
         console.print()
         console.print(shown, soft_wrap=True)
@@ -187,6 +190,11 @@ def show_comparison(found: "Comparison") -> None:
 def _width(console: "Console") -> int | None:
     """How wide what is printed may be; None where nobody said so, as in a file."""
     return console.width if console.is_terminal or "COLUMNS" in os.environ else None
+
+
+def _in_lines(text: str) -> str:
+    """The lines of a text, without what a terminal would obey: prompts may hold anything."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def check_page(file: Path | None) -> None:

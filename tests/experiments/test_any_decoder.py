@@ -227,6 +227,25 @@ def test_a_model_that_gives_plain_tuples_is_told_what_to_set(name: str):
         ct.load(network, tokenizer=WORDS)
 
 
+@pytest.mark.parametrize("layer", range(4))
+def test_a_model_that_looks_ahead_in_any_layer_is_not_causal(layer: int):
+    network = build("llama")
+    mlp = network.model.layers[layer].mlp
+    mlp.register_forward_hook(lambda _, __, output: output + 0.5 * output.mean(1, keepdim=True))
+    with pytest.raises(UnsupportedModel, match="is not causal: an edit changes what earlier tokens predict"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def test_a_head_of_zeros_is_told():
+    network = build("llama")
+    with torch.no_grad():
+        network.lm_head.weight.zero_()
+    with pytest.raises(
+        UnsupportedModel, match=r"all of its logits are 0, .*\. Load trained weights, with their head\."
+    ):
+        ct.load(network, tokenizer=WORDS)
+
+
 class Rounded(nn.Module):
     """A product whose inputs are rounded by the largest of all that are there, as dynamic quantisation does."""
 

@@ -18,6 +18,7 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.preview import Choice, choices_of, log_probs, previewed
 from causal_tracing.prompts.alignment import BOTH_SUBJECTS, BY_ROLES, OTHERWISE
+from causal_tracing.prompts.notes import ANOTHER
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
 from causal_tracing.prompts.tokens import encode, token_strings
 from causal_tracing.report.page.text import visible
@@ -26,6 +27,7 @@ OTHER_WAYS = ("spans", "suffix")  # of pairing tokens, where there are not equal
 BUTTONS = {
     OTHERWISE: "Or pair what they share, by a button below: by suffix (the same end), or by spans (equal roles).",
     BY_ROLES: "tokens are paired by their roles",
+    ANOTHER: "Select it elsewhere in the text to take that one.",
     BOTH_SUBJECTS: "Select the subject in both texts, or pair them by suffix.",
 }
 
@@ -59,7 +61,7 @@ def understand(model: Model, backend: Backend, asked: Asked, limit: int) -> dict
     return found | {
         "pairing": [list(slot) for slot in tokens.slots],
         "differing": list(tokens.differing),
-        "warnings": [visible(each) for each in shown.warnings],
+        "warnings": [visible(_as_on_the_page(each)) for each in shown.warnings],
     }
 
 

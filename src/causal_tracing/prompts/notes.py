@@ -8,6 +8,7 @@ from causal_tracing.prompts.letters import alike, code_points, difference, joins
 from causal_tracing.prompts.token_texts import token_text, token_texts
 from causal_tracing.prompts.tokens import TokenPrompt, encode, occurrences
 
+ANOTHER = "occurrence=1 (--occurrence 1) takes the second, -1 the last."
 BESIDE = 12  # letters that are shown of the text around a place
 LINES = "\n\r\u2028\u2029"
 
@@ -69,7 +70,7 @@ def of_span(what: str, part: str | None, side: str, text: str, occurrence: int |
         shown = f"{text[max(0, start - BESIDE) : start]}[{part}]{text[start + len(part) :][:BESIDE]}"
         yield (
             f"the {what} {part!r} stands {len(starts)} times in the {side} prompt, and the first is taken: {shown!r}. "
-            f"occurrence=1 (--occurrence 1) takes the second, -1 the last."
+            f"{ANOTHER}"
         )
     word = word_around(text, start, start + len(part))
     if word != part and _inside(text, start, part):

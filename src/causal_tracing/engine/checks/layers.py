@@ -94,6 +94,11 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
     _refuse_shared(network, best)
     _refuse_infinite(network, best, logits, name)
+    if not logits.any():
+        raise UnsupportedModel(
+            f"{name} cannot be traced: in a prompt of random tokens all of its logits are 0, so that nothing would be "
+            "seen of what is changed. Load trained weights, with their head."
+        )
     called = {*best.members}
     idle = tuple(number for number in range(best.size) if number not in called)
     return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))

@@ -29,6 +29,7 @@ HYBRIDS = {
     "jamba": ([1, 3], "self_attn.o_proj"),
     "minimax": ([1, 3], "self_attn.o_proj"),
     "nemotron_h+mixed": ([1], "mixer.o_proj"),
+    "zamba": ([1, 3], "shared_transf.self_attn.o_proj"),
 }
 Hook = Callable[[Tensor], Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")

@@ -6,9 +6,9 @@ with weights from an attention that is written out. "To the bit" is tested in wh
 engine computes fewer tokens, and differs in the last bits.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,24 +17,20 @@ import torch
 from numpy.testing import assert_array_equal
 from torch import Tensor, nn
 
-from bare_hooks import PATHS, Paths, attention_written_out
+from attending import BASE, DONOR, ENGINES, LAST, LAYERS, LENGTH, LONGER, WINDOWS, asked_by, given, logits, told
+from attending_by_hand import Z, of_query_heads, projection, seen, with_z, z_by_hand
 from causal_tracing.engine.checks.check import prove
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import ComponentNotOffered, InvalidEdit
-from causal_tracing.interventions.edits import Attending, Edit, From, Given, Plus, Run, World
+from causal_tracing.errors import InvalidEdit
+from causal_tracing.interventions.edits import Edit, From, Given, Plus, Run, World
 from causal_tracing.interventions.known import Rules, plan
 from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
-from loaded import BY_NAME, SOME, ids, shared
+from loaded import SOME, ids, shared
 
-BASE = Run((5, 17, 42, 11, 60, 33, 8, 71, 90))
-DONOR = Run((5, 17, 42, 13, 60, 29, 8, 71, 90))  # differs at 3 and 5
-LONGER = Run((7, 44, 19, 17, 2, 13, 64, 29, 81, 71, 12))  # differs everywhere
 TEXT = Run((*BASE.tokens, 12, 55, 3))  # with a text behind the prompt
-LENGTH, LAST, LAYERS = 9, 8, range(4)
 EVERYWHERE = tuple(range(LENGTH))
-ENGINES = ("replay", "packed")
 TOLERANCE = 1e-5  # of the largest logit
 LAST_BITS = 2e-6  # the same, for mixtures of experts where others are equal to the bit
 REAL = 1e-4  # of the largest logit: what differs by more is no rounding
@@ -43,18 +39,6 @@ MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
 # For laws that say little of a family: grouped queries or not, windows, sinks, values of another kind.
 FEW = [case for case in SOME if case[0].name in ("llama", "gpt2", "gemma3_text", "gpt_oss", "deepseek_v3")]
 on_few = pytest.mark.parametrize("model", FEW, indirect=True, ids=ids(FEW))
-
-# Layers whose queries see four keys, themselves the last of them.
-WINDOWS = {"mistral": (0, 1, 2, 3), "gemma2": (0, 2), "gemma3_text": (0, 1, 3), "gemma3": (0, 1, 3), "gpt_oss": (0, 2)}
-# The projection that the heads' outputs go into, where it has another name.
-PROJECTIONS = {
-    "gpt2": "attn.c_proj",
-    "gpt_neox": "attention.dense",
-    "gpt_neox-sequential": "attention.dense",
-    "opt": "self_attn.out_proj",
-    "opt-350m": "self_attn.out_proj",
-    "phi": "self_attn.dense",
-}
 
 
 @pytest.fixture(params=SOME, ids=ids(SOME))
@@ -71,31 +55,6 @@ def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "packed" and of_families and request.getfixturevalue("model").name == "falcon_h1":
         pytest.skip("its state space mixes tokens too: it is not packed")
     return request.param
-
-
-def told(layer: int, query: int, head: int | None = None, **how: Any) -> Edit:
-    return Edit(Site(ATTENTION, layer, query, head), Attending(**how))
-
-
-def given(keys: Iterable[int], donor: Run = LONGER) -> tuple[tuple[int, From], ...]:
-    """The donor's keys or values, each at its own place."""
-    return tuple((key, From(donor, key)) for key in keys)
-
-
-def asked_by(query: int, keys: Iterable[int], donor: Run = LONGER) -> tuple[tuple[int, From], ...]:
-    """The scores of these keys by the donor's query."""
-    return tuple((key, From(donor, query)) for key in keys)
-
-
-def logits(model: Model, engine: str, *worlds: tuple[Edit, ...], base: Run = BASE, alone: bool = False) -> np.ndarray:
-    """[world, position, vocab] of the base run with each world's edits, every one run.
-
-    Where it should be `alone`, each has a whole forward of its own; the packed engine has none.
-    """
-    planned = [World(base, world, tuple(range(len(base.tokens)))) for world in worlds]
-    rows = 1 if alone and engine == "replay" else None
-    found = evaluate(model, planned, lambda each, _: each.flatten(1), engine=engine, prune=False, rows=rows)
-    return found.values.reshape(len(worlds), len(base.tokens), -1)
 
 
 @cache
@@ -128,86 +87,6 @@ def assert_moved(model: Model, found: np.ndarray) -> None:
 def zeros(*worlds: tuple[Edit, ...], readout: tuple[int, ...] = EVERYWHERE) -> tuple[bool, ...]:
     """Which worlds are known to be the base run, where attention is all that mixes tokens."""
     return plan([World(BASE, world, readout) for world in worlds], Rules(num_layers=len(LAYERS))).structural_zero
-
-
-# By hand: nothing of the engine.
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
-    """A layer's weights [head, query, key] and, for every query head, its values [head, key, size]."""
-
-    weights: Tensor
-    values: Tensor
-
-
-def of_query_heads(value: Tensor, heads: int) -> Tensor:
-    """Heads of keys or values [head, token, size], each as often as query heads share it."""
-    return value.repeat_interleave(heads // len(value), 0)
-
-
-@cache
-def seen(model: Model) -> dict[int, Seen]:
-    """What the base run's layers see."""
-    if model.name == "gpt_oss":  # sinks are not in the attention that is written out
-        return seen_with_sinks(model)
-    found: dict[tuple[int, str], Tensor] = {}
-
-    def look(layer: int, name: str, value: Tensor) -> Tensor:
-        found[layer, name] = value[0]
-        return value
-
-    with attention_written_out(model.network, look), torch.no_grad():
-        model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False)
-    return {layer: of_heads(found[layer, "pattern"], found[layer, "v"]) for layer in LAYERS}
-
-
-def seen_with_sinks(model: Model) -> dict[int, Seen]:
-    values: dict[int, Tensor] = {}
-    layers = model.network.get_submodule("model.layers")
-    handles = [
-        block.get_submodule("self_attn.v_proj").register_forward_hook(
-            lambda _, __, output, layer=layer: values.update({layer: output[0].unflatten(1, (2, -1)).transpose(0, 1)})
-        )
-        for layer, block in enumerate(layers.children())
-    ]
-    with torch.no_grad():
-        ids = torch.tensor([BASE.tokens])
-        weights = model.network(input_ids=ids, use_cache=False, output_attentions=True).attentions
-    for handle in handles:
-        handle.remove()
-    return {layer: of_heads(weights[layer][0], values[layer]) for layer in LAYERS}
-
-
-def of_heads(weights: Tensor, values: Tensor) -> Seen:
-    return Seen(weights=weights, values=of_query_heads(values, len(weights)))
-
-
-Z = tuple[int, int, int, Tensor]  # layer, query, head, and the head's output there
-
-
-def projection(model: Model, layer: int) -> nn.Module:
-    """The module whose input are the heads' outputs."""
-    layers = PATHS.get(model.name, Paths()).layers
-    return model.network.get_submodule(f"{layers}.{layer}.{PROJECTIONS.get(model.name, 'self_attn.o_proj')}")
-
-
-def with_z(model: Model, rows: Sequence[Z]) -> np.ndarray:
-    """[row, position, vocab] of the base run where, in each row, one head's output at one query is what is given."""
-
-    def write(layer: int, _: Any, args: Any) -> Any:
-        changed = args[0].reshape(len(rows), LENGTH, -1).clone()
-        for row, (at, query, head, value) in enumerate(rows):
-            if at == layer:
-                changed[row, query, head * len(value) : (head + 1) * len(value)] = value
-        return (changed.reshape(args[0].shape), *args[1:])
-
-    handles = [projection(model, layer).register_forward_pre_hook(partial(write, layer)) for layer in LAYERS]
-    with torch.no_grad():
-        found = model.network(input_ids=torch.tensor([BASE.tokens] * len(rows)), use_cache=False).logits
-    for handle in handles:
-        handle.remove()
-    return found.double().numpy()
 
 
 # Some of one head's keys at one query: in windows too, some that are seen, and not all of them.
@@ -517,59 +396,6 @@ ROWS: tuple[Edit, ...] = (
 )
 
 
-def z_by_hand(model: Model, edit: Edit) -> Z:
-    """One head's row: softmax of the scores by algebra, in whatever scale and cap the model has.
-
-    Rows do not see each other: a key that is there for all queries does to this one what it does to it alone. A score
-    by another query is that of the key with this query's share of it exchanged.
-    """
-    site, how = edit.site, edit.source
-    assert isinstance(how, Attending)
-    assert site.part is not None
-    layer, row, head = site.layer, site.position, site.part
-    there = inside(model, LONGER, layer)
-    query: list[Tensor] = []
-    seen_here: dict[str, Tensor] = {}
-
-    def change(at: int, name: str, value: Tensor) -> Tensor:
-        if at != layer:
-            return value
-        if name == "q":
-            query.append(value[0, head, row])
-        if name in ("k", "v"):
-            value = of_query_heads(value[0], model.parts("q"))[None].clone()
-            for key, donor in getattr(how, name):
-                value[0, head, key] = there[name][head, donor.position]
-        for key, donor in how.q if name == "k" else ():
-            apart = (there["q"][head, donor.position] - query[0]) @ value[0, head, key]
-            value[0, head, key] += query[0] * apart / query[0].square().sum()
-        seen_here[name] = value[0]
-        return value
-
-    with attention_written_out(model.network, change), torch.no_grad():
-        model.network(input_ids=torch.tensor([BASE.tokens]), use_cache=False)
-    weights = seen_here["pattern"][head, row].clone()
-    weights[list(how.blocked)] = 0
-    weights /= weights.sum()
-    weights[list(how.zeroed)] = 0
-    return layer, row, head, weights @ seen_here["v"][head]
-
-
-@cache
-def inside(model: Model, run: Run, layer: int) -> dict[str, Tensor]:
-    """A layer's q, k and v of a run [head, token, size], one for each query head."""
-    found: dict[str, Tensor] = {}
-
-    def look(at: int, name: str, value: Tensor) -> Tensor:
-        if at == layer and name != "pattern":
-            found[name] = of_query_heads(value[0], model.parts("q"))
-        return value
-
-    with attention_written_out(model.network, look), torch.no_grad():
-        model.network(input_ids=torch.tensor([run.tokens]), use_cache=False)
-    return found
-
-
 def test_rows_are_those_by_hand(model, engine):
     if model.name == "gpt_oss":
         pytest.skip("sinks are not in the attention that is written out")
@@ -707,92 +533,3 @@ def test_a_row_that_is_made_again_has_no_pattern_to_read_or_write_over():
     with pytest.raises(InvalidEdit, match="goes with blocked= keys of the same query alone"):
         Run(BASE.tokens, (again, Edit(Site("pattern", 1, LAST, 0), From(BASE, LAST))))
     Run(BASE.tokens, (again, Edit(Site("pattern", 1, 3, 0), From(BASE, 3))))
-
-
-# What is not possible is said.
-
-
-def test_a_key_that_is_named_twice_is_refused():
-    donors = ((2, From(DONOR, 2)), (2, From(DONOR, 3)))
-    hows: list[dict[str, Any]] = [{part: donors} for part in ("q", "k", "v")]
-    for how in hows:
-        with pytest.raises(InvalidEdit, match="attention of layer 1 at position 8 names a key twice"):
-            Run(BASE.tokens, (told(1, LAST, **how),))
-
-
-@pytest.mark.parametrize(
-    ("site", "how", "message"),
-    [
-        (Site(ATTENTION, 1, 4), {"blocked": (0, 1, 2, 3, 4)}, r"attention of layer 1 at position 4: every key"),
-        (
-            Site(ATTENTION, 1, 2, 3),
-            {"blocked": (4, 2, 1, 0)},
-            r"attention \(head 3\) of layer 1 at position 2: every key",
-        ),
-        (Site(ATTENTION, 1, 0), {"blocked": (0,)}, "Leave it one, or use zeroed="),
-        (Site(ATTENTION, 1, 4), {"blocked": (9,)}, "attention of layer 1 at position 4 names the key 9, .* 0 to 8"),
-        (Site(ATTENTION, 1, 4), {"zeroed": (-1,)}, "names the key -1, but the run has 9 tokens"),
-        (Site(ATTENTION, 1, 4), {"q": asked_by(4, (9,))}, "names the key 9"),
-        (Site(ATTENTION, 1, 4), {"k": ((10, From(LONGER, 10)),)}, "names the key 10"),
-        (Site(ATTENTION, 1, 4), {"v": ((3, From(DONOR, 9)),)}, "A donor is read at position 9, .* 9 tokens"),
-        (Site(ATTENTION, 1, 9), {"blocked": (3,)}, "An edit is at position 9"),
-        (Site("z", 1, 4), {"blocked": (3,)}, "How a query attends is told at attention, and not at z of layer 1"),
-        (Site("resid_pre", 1, 4), {}, "told at attention, and not at resid_pre of layer 1 at position 4"),
-    ],
-)
-def test_what_cannot_be_told_is_said(site, how, message):
-    with pytest.raises(InvalidEdit, match=message):
-        World(BASE, (Edit(site, Attending(**how)),), (LAST,))
-    with pytest.raises(InvalidEdit, match=message):
-        Run(BASE.tokens, (Edit(site, Attending(**how)),))
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        Edit(Site(ATTENTION, 1, 4), From(DONOR, 4)),
-        Edit(Site(ATTENTION, 1, 4), Given(torch.zeros(32))),
-        Edit(Site(ATTENTION, 1, 4), Attending(blocked=(3,)), 0.5),
-        Edit(Site(ATTENTION, 1, 4), Attending(blocked=(3,)), 0.0),
-    ],
-)
-def test_attention_is_no_activation(edit):
-    with pytest.raises(InvalidEdit, match="attention of layer 1 at position 4 is no activation: only a whole"):
-        Run(BASE.tokens, (edit,))
-
-
-@pytest.mark.parametrize(("one", "other"), [(None, None), (2, 2), (None, 2), (2, None)])
-def test_a_head_is_told_once(one, other):
-    edits = (told(1, 4, one, blocked=(2,)), told(1, 4, other, zeroed=(3,)))
-    with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: attention .*of layer 1"):
-        World(BASE, edits, (LAST,))
-    with pytest.raises(InvalidEdit, match=r"Two edits of one run write at the same site: attention .*of layer 1"):
-        World(Run(BASE.tokens, edits[:1]), edits[1:], (LAST,))
-
-
-def test_heads_queries_and_layers_are_told_apart():
-    edits = (told(1, 4, 0), told(1, 4, 1), told(1, 5, 0), told(2, 4, 0))
-    assert len(World(BASE, edits, (LAST,)).run.edits) == len(edits)
-
-
-# That nothing is left in a window shows only where the mask is known.
-@pytest.mark.parametrize("head", [None, 1])
-@pytest.mark.parametrize("name", WINDOWS)
-def test_a_window_in_which_no_key_is_left_is_refused(name, engine, head):
-    model, layer = shared(name), WINDOWS[name][0]
-    good, bad = (told(layer, LAST, head, blocked=keys) for keys in ((5, 6, 7), (5, 6, 7, 8)))
-    assert np.isfinite(logits(model, engine, (good,))).all()
-    part = "" if head is None else r" \(head 1\)"
-    with pytest.raises(InvalidEdit, match=f"attention{part} of layer {layer} at position 8: every key .* is blocked"):
-        logits(model, engine, (told(layer, 6, blocked=(3,)),), (bad,))
-
-
-@pytest.mark.parametrize("name", [name for name, family in BY_NAME.items() if not family.packed])
-def test_where_it_is_not_offered_that_is_said(name):
-    with pytest.raises(ComponentNotOffered, match="attention is not offered on this model .*replaceable attention"):
-        logits(shared(name), "replay", (told(1, 4, blocked=(3,)),))
-
-
-def test_there_is_no_such_layer(engine):
-    with pytest.raises(InvalidEdit, match="An edit is at attention of layer 4 at position 5, but llama has 4 layers"):
-        logits(shared("llama"), engine, (told(4, 5, blocked=(3,)),))

@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,38 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from typer.testing import CliRunner
 
 import causal_tracing as ct
-from causal_tracing.cli.app import app
 from causal_tracing.engine.checks.check import accept
-from causal_tracing.errors import InvalidOption, InvalidPair, InvalidResults, MachineError, OutOfMemory
+from causal_tracing.errors import InvalidOption, InvalidResults, MachineError
 from causal_tracing.models.model import Model
-from causal_tracing.patching.options.trace import RunOptions
-from causal_tracing.prompts.pairs import named as ct_named
 from causal_tracing.results.storage.merge import merge
 from causal_tracing.results.storage.run_folder import MANIFEST, RESULTS, Store, read_manifest, write_manifest
 from families import FAMILIES, build
 from joint import WORDS, tiny
-from tiny import tiny_folder
+from runs import COUNT, LONGER, PAIRS, arrays, pair
 from tokenizers_for_tests import words
-
-COUNT = 20  # two whole chunks of eight, and four
-
-
-def pair(n: int, **fields: Any) -> ct.Pair:
-    common: dict[str, Any] = {
-        "clean": f" w11 w{20 + n} w13 w14",
-        "corrupt": f" w11 w{50 + n} w13 w14",
-        "answer": " w7",
-        "foil": " w8",
-    }
-    return ct.Pair(**(common | fields))
-
-
-PAIRS = [pair(n) for n in range(COUNT)]
-LONGER = ct.Pair(clean=" w11 w12 w13 w14 w15", corrupt=" w11 w42 w13 w14 w15", answer=" w7", foil=" w8")
-MISALIGNED = ct.Pair(clean=" w1 w2", corrupt=" w1 w2 w3", answer=" w7", id="misaligned")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +41,6 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
-
-
-def arrays(folder: Path) -> dict[str, tuple[str, bytes, str]]:
-    """What is in the rows, to the byte."""
-    with sqlite3.connect(folder / RESULTS) as connection:
-        found = connection.execute("SELECT pair, texts, arrays, sha256 FROM pairs").fetchall()
-    return {row[0]: tuple(row[1:]) for row in found}
 
 
 def test_a_run_is_the_trace_of_its_pairs(model, whole):
@@ -146,24 +116,25 @@ def test_so_it_does_with_what_is_patched_together(model, tmp_path):
 
 KILLER = """
 import os, signal, sys, time, random
-sys.path[:0] = [sys.argv[3], sys.argv[3] + "/experiments"]
+sys.path.insert(0, sys.argv[3])
 import torch
 torch.set_num_threads(1)  # a forked child could not wait for the parent's threads
-import test_run
 from causal_tracing.engine.checks.check import accept
 from families import FAMILIES, build
+from joint import WORDS
+from runs import PAIRS
 import causal_tracing as ct
 
-model = accept(build(next(family for family in FAMILIES if family.name == "llama")), test_run.WORDS, name="tiny")
+model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
 folder, seed = sys.argv[1], int(sys.argv[2])
 started = time.time()
 few = {"components": ["mlp_out"], "spot_checks": 1}  # short, so that most kills fall between beginning and end
-ct.run(model, test_run.PAIRS, folder + "-whole", **few)
+ct.run(model, PAIRS, folder + "-whole", **few)
 length, wait, kills = time.time() - started, random.Random(seed), 0
 while True:
     child = os.fork()
     if not child:
-        ct.run(model, test_run.PAIRS, folder, **few)
+        ct.run(model, PAIRS, folder, **few)
         os._exit(0)
     time.sleep(wait.uniform(0.05, 0.6) * length)
     if kills < 20:
@@ -288,17 +259,18 @@ def test_something_else_in_the_folder_is_left_alone(model, tmp_path):
 
 FULL = """
 import resource, sys
-sys.path[:0] = [sys.argv[2], sys.argv[2] + "/experiments"]
+sys.path.insert(0, sys.argv[2])
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-import test_run
 from causal_tracing.engine.checks.check import accept
 from families import FAMILIES, build
+from joint import WORDS
+from runs import PAIRS
 import causal_tracing as ct
 
-model = accept(build(next(family for family in FAMILIES if family.name == "llama")), test_run.WORDS, name="tiny")
+model = accept(build(next(family for family in FAMILIES if family.name == "llama")), WORDS, name="tiny")
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
-ct.run(model, test_run.PAIRS, sys.argv[1])
+ct.run(model, PAIRS, sys.argv[1])
 """
 
 
@@ -326,51 +298,6 @@ def test_a_folder_that_vanishes_while_it_is_worked_in_is_said(model, tmp_path):
     ):
         ct.run(model, PAIRS, folder, progress=vanish)
     assert not folder.exists()
-
-
-def test_pairs_that_cannot_be_traced_are_marked_and_the_rest_goes_on(model, tmp_path):
-    found = ct.run(model, [PAIRS[0], MISALIGNED, LONGER, pair(3, id="same", foil=" w7")], tmp_path / "run")
-    assert found.provenance["failed"].keys() == {"misaligned", "same"}
-    assert "cannot be patched position by position" in found.provenance["failed"]["misaligned"]
-    assert "answer and foil are the same token" in found.provenance["failed"]["same"]
-    assert found.effects.pair.values.tolist() == ["pair-0", "pair-2"]
-    assert found.effects.sizes["position"] == 5
-    alone = ct.trace(model, LONGER).effects
-    at = {"metric": "logit_diff"}
-    np.testing.assert_allclose(
-        found.effects.restoration.sel(at).isel(pair=1), alone.restoration.sel(at).isel(pair=0), rtol=0, atol=2e-5
-    )
-    assert (found.effects.status.sel(pair="pair-0", position=4) == "unpaired").all()
-    with pytest.raises(InvalidPair, match="None of the 1 pairs can be traced. The first: .*position by position"):
-        ct.run(model, [MISALIGNED], tmp_path / "none")
-
-
-def test_a_pair_that_does_not_fit_into_memory_is_marked(model, tmp_path, monkeypatch):
-    from causal_tracing.experiments import chunks
-
-    real = chunks.measured  # pyright: ignore[reportPrivateImportUsage]
-
-    def too_large(job: Any, progress: Any) -> Any:
-        if any(each.id == "pair-2" for each in job.pairs):
-            raise OutOfMemory("A single run does not fit.")
-        return real(job, progress)
-
-    monkeypatch.setattr(chunks, "measured", too_large)
-    found = ct.run(model, PAIRS[:4], tmp_path / "run")
-    assert found.provenance["failed"] == {"pair-2": "A single run does not fit."}
-    assert found.effects.pair.values.tolist() == ["pair-0", "pair-1", "pair-3"]
-
-
-def test_a_pair_of_unequal_lengths_fails_by_itself_where_patterns_are_exchanged(model, tmp_path):
-    shifted = ct.Pair(clean=f" w9{PAIRS[1].clean}", corrupt=PAIRS[1].corrupt, answer=" w7", foil=" w8", id="shifted")
-    options: dict[str, Any] = {"align": "suffix", "heads": ["pattern"], "layers": [1]}
-    for _ in range(2):  # and so it does when the run is gone on with
-        found = ct.run(model, [PAIRS[0], shifted], tmp_path / "run", **options)
-        assert found.effects.pair.values.tolist() == ["pair-0"]
-        assert found.provenance["failed"].keys() == {"shifted"}
-        assert "a pattern goes over all tokens of a prompt, and these have 5 and 4" in str(found.provenance["failed"])
-    with pytest.raises(InvalidPair, match="pair 'shifted': a pattern goes over all tokens"):
-        ct.trace(model, [PAIRS[0], shifted], **options)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -449,133 +376,6 @@ def test_shards_of_other_thread_counts_are_not_merged(whole, tmp_path):
     assert not (tmp_path / "all").exists()
 
 
-def limited(real: Callable[..., Any], fits: Callable[[Any], bool]) -> Callable[..., Any]:
-    """A forward for which memory runs out where the runs do not fit."""
-
-    def forward(model: Model, runs: Any, *given: Any, **options: Any) -> Any:
-        if not fits(runs):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return real(model, runs, *given, **options)
-
-    return forward
-
-
-def test_a_run_goes_on_with_fewer_at_once_where_eight_do_not_fit(model, whole, tmp_path, monkeypatch):
-    from causal_tracing.engine.hooks import record
-    from causal_tracing.engine.packed import base_runs
-
-    for module in (record, base_runs):
-        monkeypatch.setattr(module, "forward", limited(module.forward, lambda runs: len(runs) <= 4))
-    found, there = ct.run(model, PAIRS[:8], tmp_path / "run"), ct.open_trace(whole)
-    assert found.provenance["failed"] == {}
-    at = {"metric": "logit_diff", "pair": found.effects.pair}
-    np.testing.assert_allclose(found.effects.restoration.sel(at), there.effects.restoration.sel(at), rtol=0, atol=2e-5)
-
-
-def test_where_memory_runs_out_half_of_the_pairs_are_in_work_at_once(model, tmp_path, monkeypatch):
-    from causal_tracing.experiments import chunks
-
-    real, sizes = chunks.measured, []  # pyright: ignore[reportPrivateImportUsage]
-
-    def too_many(job: Any, progress: Any) -> Any:
-        sizes.append(len(job.pairs))
-        if len(job.pairs) > 4:
-            raise OutOfMemory("A single run does not fit.")
-        return real(job, progress)
-
-    monkeypatch.setattr(chunks, "measured", too_many)
-    assert ct.run(model, PAIRS[:8], tmp_path / "run").effects.sizes["pair"] == 8
-    assert sizes == [8, 4, 4]
-
-
-def test_a_pair_whose_noise_does_not_fit_into_memory_is_marked(model, tmp_path, monkeypatch):
-    """How strong noise is, is measured on a run of the prompt, before anything is traced."""
-    from causal_tracing.engine.hooks import record
-
-    fits = limited(record.forward, lambda runs: all(len(run.tokens) < 5 for run in runs))
-    monkeypatch.setattr(record, "forward", fits)
-    longer = ct.Pair(clean=LONGER.clean, answer=" w7", foil=" w8", subject="w12", id="longer")
-    pairs = [ct.Pair(clean=one.clean, answer=" w7", foil=" w8", subject="w13") for one in PAIRS[:2]]
-    found = ct.run(model, [longer, *pairs], tmp_path / "run", noise=ct.Noise(draws=2), positions=["last"])
-    assert found.provenance["failed"].keys() == {"longer"}
-    assert "A single run of 5 tokens does not fit into the memory" in found.provenance["failed"]["longer"]
-    assert found.effects.sizes["pair"] == 2
-    with pytest.raises(OutOfMemory, match="A single run of 5 tokens does not fit"):
-        ct.trace(model, longer, noise=ct.Noise(draws=2))
-
-
-def test_only_pairs_that_the_clean_run_gets_right(model, tmp_path):
-    """Chosen by the clean run alone, as a bare forward has it."""
-    import torch
-
-    def clean(one: ct.Pair) -> torch.Tensor:
-        with torch.no_grad():
-            return model.network(torch.tensor([WORDS(one.clean)["input_ids"]])).logits[0, -1]
-
-    answer, foil = (WORDS(text)["input_ids"][0] for text in (" w7", " w8"))
-    preferred = [f"pair-{n}" for n, one in enumerate(PAIRS) if clean(one)[answer] > clean(one)[foil]]
-    assert 0 < len(preferred) < COUNT
-    found = ct.run(model, PAIRS, tmp_path / "preferred", keep="preferred")
-    assert found.effects.pair.values.tolist() == preferred
-    assert len(found.provenance["dropped"]) == COUNT - len(preferred)
-    assert f"Mean over {len(preferred)} of {COUNT} pairs" in found.summary()
-    right = [
-        pair(n, answer=WORDS.decode([int(clean(one).argmax())]), foil=" w96") if n % 2 else one
-        for n, one in enumerate(PAIRS[:6])
-    ]
-    found = ct.run(model, right, tmp_path / "first", keep="first_choice")
-    assert found.effects.pair.values.tolist() == [f"pair-{n}" for n in (1, 3, 5)]
-
-
-def test_what_keep_asks_is_of_few_pairs_at_once_and_of_a_shards_own(model, tmp_path, monkeypatch):
-    """No more than a chunk's log-probabilities are there at once; what they say is not asked again."""
-    from causal_tracing.experiments import filter as filtering
-
-    real, asked = filtering.log_probs, []  # pyright: ignore[reportPrivateImportUsage]
-
-    def counted(backend: Any, runs: Any) -> Any:
-        asked.append([run.tokens for run in runs])
-        return real(backend, runs)
-
-    monkeypatch.setattr(filtering, "log_probs", counted)
-    tokens = [tuple(WORDS(one.clean)["input_ids"]) for one in PAIRS]
-    kept = filtering.keep_pairs(model, ct_named(PAIRS * 2), RunOptions(), "preferred")
-    assert max(map(len, asked)) == filtering.ASKED_AT_ONCE
-    whole = ct.run(model, PAIRS, tmp_path / "whole", keep="preferred")
-    assert [id for id in kept.dropped if int(id[5:]) < COUNT] == [*whole.provenance["dropped"]]
-    asked.clear()
-    ct.run(model, PAIRS, tmp_path / "shard-1", keep="preferred", shard=(1, 2))
-    assert asked == [tokens[8:16]]
-    ct.run(model, PAIRS, tmp_path / "shard-0", keep="preferred", shard=(0, 2))
-    assert asked == [tokens[8:16], tokens[:8], tokens[16:]]
-    ct.run(model, PAIRS, tmp_path / "shard-0", keep="preferred", shard=(0, 2))
-    assert len(asked) == 3
-    assert merge(tmp_path / "all", [tmp_path / "shard-0", tmp_path / "shard-1"]) == []
-    assert arrays(tmp_path / "all") == arrays(tmp_path / "whole")
-    merged = ct.run(model, PAIRS, tmp_path / "all", keep="preferred")
-    said, expected = (re.sub(r" worlds in \d+ s", "", each.summary()) for each in (merged, whole))
-    assert said == expected
-
-
-def test_what_only_pairs_have_that_were_left_out_is_in_no_map(model, tmp_path):
-    longer = replace(LONGER, foil=None)  # which it cannot be preferred to
-    found = ct.run(model, [longer, *PAIRS[:8]], tmp_path / "run", keep="preferred", heads=["z"], layers=[1])
-    assert found.provenance["dropped"]["pair-0"] == "there is no foil"
-    assert (found.effects.sizes["position"], found.heads.sizes["position"], found.effects.sizes["token"]) == (4, 4, 4)
-    with pytest.raises(InvalidResults, match="None of the 1 pairs of .* was measured. The first: there is no foil"):
-        ct.run(model, [longer], tmp_path / "none", keep="preferred")
-
-
-def test_a_pair_that_is_too_large_to_be_asked_about_is_marked(model, tmp_path, monkeypatch):
-    from causal_tracing.engine.hooks import record
-
-    fits = limited(record.forward, lambda runs: all(len(run.tokens) < 5 for run in runs))
-    monkeypatch.setattr(record, "forward", fits)
-    found = ct.run(model, [replace(LONGER, id="longer"), *PAIRS[:8]], tmp_path / "run", keep="preferred")
-    assert found.provenance["failed"].keys() == {"longer"}
-    assert found.effects.sizes["pair"] + len(found.provenance["dropped"]) == 8
-
-
 def test_shards_put_together_are_the_whole(model, whole, tmp_path):
     shards = [tmp_path / f"shard-{n}" for n in range(2)]
     for n, shard in enumerate(shards):
@@ -610,90 +410,6 @@ def test_noise_heads_and_neurons_are_kept_too(model, tmp_path):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
     assert "Gaussian noise" in run.summary(pair="pair-5")
-
-
-@pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.chdir(tmp_path)
-    tiny_folder(tmp_path / "model")
-    rows = [
-        {"clean": f" Rome {noun} Mary", "corrupt": f" Rome John {last}", "answer": " the", "foil": " of"}
-        for noun in (" Paris", " city", " is")
-        for last in (" Mary", " drink", " to")
-    ]
-    rows.append({"clean": " Rome", "corrupt": " Rome John", "answer": " the", "id": "odd"})
-    texts = [json.dumps({name: text.replace("  ", " ") for name, text in row.items()}) for row in rows]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(texts), encoding="utf-8")
-    return ["trace", "--model", "model", "--pairs", "pairs.jsonl", "--out", "run"]
-
-
-def test_the_command_line_begins_a_run_and_says_what_became_of_the_pairs(asked):
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 5  # one pair cannot be traced
-    command = ct.open_trace("run").provenance["command"]
-    assert command.startswith("causal-tracing trace --model")
-    assert command.endswith("--keep all --out run")
-    assert "--pairs pairs.jsonl" in command
-    assert "9 of 10 pairs measured; 0 left out (keep=all), 1 failed, 0 not done" in done.stderr
-    assert "pair odd failed:" in done.stderr
-    assert "Mean over 9 of 10 pairs (1 failed)" in done.stdout
-    assert Path("run/report.html").is_file()
-    again = CliRunner().invoke(app, [*asked, "--json"])
-    document = json.loads(again.stdout)
-    assert len(document["pairs"]) == 9
-    assert document["provenance"]["failed"].keys() == {"odd"}
-    assert CliRunner().invoke(app, ["report", "run"]).exit_code == 0
-
-
-def test_the_command_line_merges_and_shards(asked):
-    for n in range(2):
-        done = CliRunner().invoke(app, [*asked[:-1], f"shard-{n}", "--shard", f"{n}/2"])
-        assert done.exit_code == 5
-        assert (
-            f"{(8, 1)[n]} of 10 pairs measured; 0 left out (keep=all), {n} failed, {(2, 8)[n]} not done" in done.stderr
-        )
-    done = CliRunner().invoke(app, ["merge", "all", "shard-0", "shard-1"])
-    assert done.exit_code == 0, done.output
-    merged, part = ct.open_trace("all"), ct.open_trace("shard-0")
-    assert merged.effects.sizes["pair"] == 9
-    assert merged.provenance["command"] == part.provenance["command"].replace("--shard 0/2 --out shard-0", "--out all")
-    assert "--shard" not in Path("all/report.html").read_text()
-    manifest = read_manifest("shard-0")
-    write_manifest(Path("shard-0"), {name: each for name, each in manifest.items() if name != "whole_command"})
-    done = CliRunner().invoke(app, ["merge", "half", "shard-0"])
-    assert done.exit_code == 5
-    assert ct.open_trace("half").provenance["command"] is None  # 0.1.0 did not keep it
-    assert "made by: none: the shards that were merged do not say it" in Path("half/report.html").read_text()
-    assert "1 chunks are in none of the shards: 1" in done.stderr
-
-
-def test_an_interrupted_run_says_how_to_go_on(asked, monkeypatch):
-    from causal_tracing.experiments import chunks
-
-    def interrupted(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(chunks, "measured", interrupted)
-    monkeypatch.setattr(sys, "argv", ["causal-tracing", *asked])
-    done = CliRunner().invoke(app, asked)
-    assert done.exit_code == 128 + signal.SIGINT
-    assert "What is done is kept in run; go on with:\ncausal-tracing trace --model model" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--overwrite"], "A run folder is gone on with, never overwritten"),
-        (["--shard", "3/3"], "is no shard. Write such as 0/4"),
-        (["--keep", "best"], "There is no keep 'best'"),
-    ],
-)
-def test_what_a_run_cannot_be(asked, options, message):
-    done = CliRunner().invoke(app, [*asked, *options])
-    assert message in str(done.exception)
-    single = ["trace", "--model", "model", "--clean", "a", "--corrupt", "b", "--answer", " c", "--shard", "0/2"]
-    said = str(CliRunner().invoke(app, single).exception)
-    assert "--shard: for many pairs in a folder. Give --pairs and --out too." in said
 
 
 def test_law_31_order_neighbours_and_duplicates_change_no_pair_and_no_mean(model, tmp_path):

@@ -1,33 +1,22 @@
-"""Opening models: every way in, what is left untouched, and a clear error for everything that goes wrong."""
+"""Opening models from folders and files: what they become, and a clear error for everything that goes wrong."""
 
 import hashlib
 import json
-import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
 )
 
 from causal_tracing.errors import (
-    CausalTracingError,
     InvalidOption,
-    MachineError,
     ModelError,
     ModelNotFound,
     UnsupportedModel,
@@ -36,27 +25,16 @@ from causal_tracing.errors import (
 from causal_tracing.experiments.load import load
 from causal_tracing.models import place
 from causal_tracing.models.open import Opened, open_model
-from hub import COMMIT, Hub, Repository, open_in_a_new_process, serve
 from model_types.recipes import build
+from opening import refused, with_code
 from tiny import SHAPE, logits, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 0}
 
 
-def refused(kind: type[CausalTracingError], *names: Any, **options: Any) -> str:
-    """The message of exactly this error."""
-    with pytest.raises(kind) as caught:
-        open_model(*names, **options)
-    assert caught.type is kind
-    return str(caught.value)
-
-
 def is_at_rest(network: torch.nn.Module) -> bool:
     gradients = any(parameter.requires_grad for parameter in network.parameters())
     return not gradients and not any(module.training for module in network.modules())
-
-
-# --- folders ---
 
 
 def test_a_folder_opens_at_rest_in_float32_and_equals_the_original(tmp_path: Path):
@@ -299,26 +277,6 @@ def test_what_is_no_tokenizer(tmp_path: Path):
     assert "is a type, not a tokenizer" in refused(InvalidOption, tmp_path, type(tiny_tokenizer()))
 
 
-CODE = """
-from pathlib import Path
-Path({mark!r}).touch()
-from transformers import LlamaConfig, LlamaForCausalLM
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-class OwnModel(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
-
-
-def with_code(folder: Path, mark: Path) -> None:
-    """A model that comes with Python code of its own; the code leaves a mark when it runs."""
-    tiny_folder(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(CODE.format(mark=str(mark)))
-
-
 def test_code_out_of_a_folder_runs_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -345,108 +303,6 @@ def test_a_device_that_this_machine_does_not_have(tmp_path: Path):
     assert "device='cuda' cannot be used on this machine" in refused(InvalidOption, tmp_path, device="cuda")
 
 
-# --- models from memory ---
-
-
-def test_a_model_from_memory_is_left_as_it_is():
-    model = tiny_model(attn_implementation="eager").to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    model.train()
-    model.model.layers[1].eval()
-    model.lm_head.requires_grad_(False)
-    tokenizer = tiny_tokenizer()
-    before = state(model)
-    opened = open_model(model, tokenizer)
-    assert opened.network is model
-    assert opened.tokenizer is tokenizer
-    assert state(model) == before
-    assert opened.source == {"kind": "memory", "class": "transformers.models.llama.modeling_llama.LlamaForCausalLM"}
-    assert opened.name == "LlamaForCausalLM"
-
-
-def state(model: Any) -> dict[str, Any]:
-    return {
-        "modes": [module.training for module in model.modules()],
-        "gradients": [parameter.requires_grad for parameter in model.parameters()],
-        "storage": [(parameter.data_ptr(), parameter.dtype, parameter.device) for parameter in model.parameters()],
-        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
-        "attention": model.config._attn_implementation,
-    }
-
-
-def test_a_model_from_memory_needs_its_tokenizer():
-    assert "handed in without its tokenizer" in refused(InvalidOption, tiny_model())
-
-
-@pytest.mark.parametrize("option", [{"dtype": "float32"}, {"device": "cpu"}, {"revision": "main"}, {"gguf_file": "x"}])
-def test_a_model_from_memory_takes_no_options(option: dict[str, str]):
-    message = refused(InvalidOption, tiny_model(), tiny_tokenizer(), **option)
-    assert f"{next(iter(option))}=" in message
-    assert "already in memory" in message
-
-
-SMALL = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 97}
-BERT = SHAPE | {"num_key_value_heads": 4}
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model("t5", **SMALL)),
-        AutoModel.from_config(AutoConfig.for_model("llama", **SHAPE)),
-        AutoModelForSequenceClassification.from_config(AutoConfig.for_model("llama", **SHAPE)),
-        AutoModel.from_config(AutoConfig.for_model("bert", **BERT)),
-        torch.nn.Linear(2, 2),
-        17,
-    ],
-    ids=["t5", "no head", "classifier", "bert", "module", "number"],
-)
-def test_something_from_memory_that_is_no_causal_language_model(model: Any):
-    message = refused(UnsupportedModel, model, tiny_tokenizer())
-    said = {
-        "T5": "an encoder with a decoder: .* Give a causal decoder",
-        "Ll": r"has no head that predicts the next token\. Load the model with one: AutoModelForCausalLM",
-        "Be": r"an encoder: each of its tokens sees the later ones\. Give a causal decoder",
-    }.get(type(model).__name__[:2], "cannot be opened")
-    assert re.search(said, message)
-    assert ("AutoModelForCausalLM" in message) == (type(model).__name__[:2] == "Ll")  # no advice that cannot help
-
-
-def test_learned_prompts_are_not_the_model_inside():
-    class PeftModelForCausalLM(torch.nn.Module):
-        peft_config: ClassVar = {"default": SimpleNamespace(is_prompt_learning=True, peft_type="PROMPT_TUNING")}
-
-    message = refused(UnsupportedModel, PeftModelForCausalLM(), tiny_tokenizer())
-    assert "of the kind PROMPT_TUNING puts learned vectors before every prompt" in message
-    assert "is another one" in message
-
-
-def test_an_encoder_from_memory_is_found_out_when_it_is_checked():
-    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("bert", **BERT)).eval()
-    with pytest.raises(UnsupportedModel):
-        load(model, tiny_tokenizer())
-
-
-def test_a_model_without_weights():
-    with torch.device("meta"):
-        model = tiny_model()
-    said = refused(UnsupportedModel, model, tiny_tokenizer())
-    assert "has no weights: all its 39 parameters are on the meta device (model.embed_tokens.weight, " in said
-    assert "and 36 more), and no hook of accelerate's says where their numbers are kept." in said
-
-
-def test_a_model_without_some_of_its_weights():
-    model = tiny_model()
-    model.get_submodule("model.layers.1.mlp").to("meta")
-    said = refused(UnsupportedModel, model, tiny_tokenizer())
-    assert "lacks weights: 3 of its 39 parameters are on the meta device (model.layers.1.mlp.gate_proj.weight, " in said
-
-
-def test_a_model_whose_weights_accelerate_keeps_is_left_as_it_is():
-    model = cpu_offload(tiny_model(), execution_device=torch.device("cpu"))
-    assert open_model(model, tiny_tokenizer()).network is model
-    assert all(parameter.is_meta for parameter in model.parameters())
-
-
 def test_load_checks_the_anatomy(tmp_path: Path):
     tiny_folder(tmp_path)
     model = load(tmp_path)
@@ -454,212 +310,6 @@ def test_load_checks_the_anatomy(tmp_path: Path):
     assert model.name == str(tmp_path)
     assert model.source["kind"] == "folder"
     assert "resid_post" in model.anatomy.components
-
-
-# --- nnsight ---
-
-NNSIGHT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from causal_tracing.errors import UnsupportedModel
-from causal_tracing.models.open import open_model
-from tiny import logits, tiny_model, tiny_tokenizer
-open_model({folder!r})
-assert "nnsight" not in sys.modules, "nnsight was imported"
-
-from nnsight import LanguageModel, NNsight
-lazy = LanguageModel({folder!r}, tokenizer=tiny_tokenizer())
-assert not lazy.dispatched
-opened = open_model(lazy)
-assert lazy.dispatched and opened.network is lazy._module and opened.tokenizer is lazy.tokenizer
-assert torch.equal(logits(opened.network), logits(tiny_model()))
-assert opened.source["wrapper"] == "nnsight LanguageModel", opened.source
-own = tiny_tokenizer()
-assert open_model(lazy, own).tokenizer is own
-
-model = tiny_model()
-assert open_model(NNsight(model), own).network is model
-def refused(wrapper):
-    try:
-        open_model(wrapper)
-    except UnsupportedModel as error:
-        assert "holds 1 stored edit(s)" in str(error), error
-        return True
-
-with lazy.edit(inplace=True):
-    lazy.model.layers[1].output[:] = 0
-assert refused(lazy)
-lazy.clear_edits()
-with lazy.edit() as (_, edited):
-    edited.model.layers[1].output[:] = 0
-assert refused(edited)
-assert open_model(lazy).network is lazy._module
-print("done")
-"""
-
-
-def test_nnsight_models_are_dispatched_not_copied_and_nnsight_is_not_imported(tmp_path: Path):
-    pytest.importorskip("nnsight")
-    tiny_folder(tmp_path / "m")
-    code = NNSIGHT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "m"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "done\n", done.stderr
-
-
-# --- the hub ---
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    folder = tmp_path_factory.mktemp("hub")
-    tiny_folder(folder / "fine")
-    AutoConfig.for_model("t5").save_pretrained(folder / "t5")
-    with_code(folder / "code", folder / "mark")
-    tiny_gguf(folder / "gguf.gguf")
-    tiny_model().save_pretrained(folder / "shards", max_shard_size="40KB")
-    tiny_tokenizer().save_pretrained(folder / "shards")
-    tiny_model().save_pretrained(folder / "untokenized")
-    for kind, name in (("empty", "config.json"), ("ggufs", "tiny.gguf")):
-        (folder / kind).mkdir()
-        source = folder / "fine" / "config.json" if kind == "empty" else folder / "gguf.gguf"
-        (folder / kind / name).write_bytes(source.read_bytes())
-        if kind == "empty":
-            tiny_tokenizer().save_pretrained(folder / kind)
-    for kind in ("lora", "lora-beside"):
-        (folder / kind).mkdir()
-        (folder / kind / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
-    shutil.copytree(folder / "empty", folder / "lora-beside", dirs_exist_ok=True)
-    with serve() as hub:
-        for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs", "lora", "lora-beside"):
-            hub.repositories[f"tiny/{kind}"] = Repository(folder=folder / kind)
-        # Without "main": whoever forgets the revision at any step gets nothing.
-        hub.repositories["tiny/tagged"] = Repository(folder=folder / "fine", revisions=("v1",))
-        for fault in ("gone", "private", "gated", "down", "stalls", "stalls inside", "breaks off", "breaks off once"):
-            name = f"tiny/{fault.replace(' ', '-')}"
-            hub.repositories[name] = Repository(folder=folder / "fine", fault=fault)
-        yield hub
-
-
-JOBS: list[tuple[str, dict[str, Any]]] = [
-    ("tiny/fine", {}),
-    ("tiny/tagged", {"revision": "v1", "dtype": "float64"}),
-    ("tiny/shards", {}),
-    ("tiny/ggufs", {"gguf_file": "tiny.gguf"}),
-    ("tiny/breaks-off-once", {}),
-    ("tiny/code", {}),
-]
-FAULTS: list[tuple[str, dict[str, Any]]] = [
-    *((f"tiny/{name}", {}) for name in ("t5", "untokenized", "empty", "ggufs", "gone", "private", "gated", "down")),
-    *((f"tiny/{name}", {}) for name in ("stalls", "stalls-inside", "breaks-off", "lora", "lora-beside")),
-    ("tiny/fine", {"revision": "v2"}),
-    ("no..such", {}),
-]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home") / "hf"
-
-
-@pytest.fixture(scope="module")
-def opened(hub: Hub, home: Path) -> dict[str, Any]:
-    answers, errors = open_in_a_new_process(hub, home, JOBS)
-    return {f"{name}{options or ''}": answer for (name, options), answer in zip(JOBS, answers, strict=True)} | {
-        "stderr": errors
-    }
-
-
-@pytest.fixture(scope="module")
-def faults(hub: Hub, home: Path) -> dict[str, Any]:
-    answers, _ = open_in_a_new_process(hub, home.with_name("faults"), FAULTS, at_once=True)
-    return {f"{name}{options or ''}": answer for (name, options), answer in zip(FAULTS, answers, strict=True)}
-
-
-def test_the_hub_gives_the_model_and_its_commit(opened: dict[str, Any]):
-    answer = opened["tiny/fine"]
-    assert answer["source"] == {"kind": "hub", "id": "tiny/fine", "commit": COMMIT}
-    assert (answer["dtypes"], answer["grads"], answer["training"]) == (["torch.float32"], False, False)
-    assert answer["logits"] == logits(tiny_model())[0, -1].tolist()
-    assert answer["tokens"] == tiny_tokenizer()("the city of").input_ids
-    assert "causal-tracing: downloading tiny/fine/model.safetensors" in opened["stderr"]
-
-
-def test_a_revision_and_a_dtype(opened: dict[str, Any]):
-    answer = opened["tiny/tagged{'revision': 'v1', 'dtype': 'float64'}"]
-    assert answer["source"] == {"kind": "hub", "id": "tiny/tagged", "commit": COMMIT, "revision": "v1"}
-    assert answer["dtypes"] == ["torch.float64"]
-
-
-def test_shards_and_gguf_files_of_the_hub(opened: dict[str, Any]):
-    assert opened["tiny/shards"]["logits"] == logits(tiny_model())[0, -1].tolist()
-    answer = opened["tiny/ggufs{'gguf_file': 'tiny.gguf'}"]
-    assert answer["source"] == {"kind": "hub", "id": "tiny/ggufs", "commit": COMMIT, "file": "tiny.gguf"}
-
-
-def test_a_download_that_breaks_off_is_resumed(opened: dict[str, Any], hub: Hub):
-    assert opened["tiny/breaks-off-once"]["logits"] == logits(tiny_model())[0, -1].tolist()
-    path = f"/tiny/breaks-off-once/resolve/{COMMIT}/model.safetensors"
-    assert [asked[:2] for asked in hub.asked].count(("GET", path)) == 2
-
-
-def test_code_of_the_hub_does_not_run_unasked(opened: dict[str, Any], hub: Hub):
-    assert opened["tiny/code"]["error"] == "ModelError"
-    assert "trust_remote_code=True" in opened["tiny/code"]["message"]
-    assert not (hub.repositories["tiny/code"].folder.parent / "mark").exists()
-    assert not any(path.endswith("own.py") for _, path, _ in hub.asked)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind", "said"),
-    [
-        ("tiny/t5", UnsupportedModel, "model type 't5'"),
-        ("tiny/untokenized", UnsupportedTokenizer, "has no tokenizer"),
-        ("tiny/empty", ModelError, "has none of the weights files"),
-        ("tiny/ggufs", ModelNotFound, "has no config.json. If it holds GGUF files"),
-        ("tiny/lora", UnsupportedModel, "tiny/lora is an adapter of peft (LORA), not a model"),
-        ("tiny/lora-beside", UnsupportedModel, "tiny/lora-beside is an adapter of peft (LORA), not a model"),
-        ("tiny/gone", ModelNotFound, "There is no repository tiny/gone"),
-        ("tiny/private", ModelNotFound, "`hf auth login`, or set HF_TOKEN"),
-        ("tiny/gated", ModelNotFound, "is gated: ask for access"),
-        ("tiny/fine{'revision': 'v2'}", ModelNotFound, "has no branch, tag or commit 'v2'"),
-        ("no..such", ModelNotFound, "There is no repository no..such"),
-        ("tiny/down", MachineError, "could not deliver tiny/down"),
-        ("tiny/stalls", MachineError, "could not deliver tiny/stalls (ReadTimeout"),
-        ("tiny/stalls-inside", MachineError, "could not deliver tiny/stalls-inside (ReadTimeout"),
-        ("tiny/breaks-off", MachineError, "a download resumes where it broke off"),
-    ],
-)
-def test_faults_of_the_hub(faults: dict[str, Any], name: str, kind: type[CausalTracingError], said: str):
-    assert faults[name]["error"] == kind.__name__
-    assert said in faults[name]["message"]
-    assert faults[name]["seconds"] < 30  # with time-outs of one second; a stalled hub is not asked again and again
-
-
-def test_a_model_that_cannot_be_traced_is_refused_before_its_weights_are_downloaded(faults: dict[str, Any], hub: Hub):
-    assert faults["tiny/t5"]["error"] == "UnsupportedModel"
-    assert {path.rpartition("/")[2] for _, path, _ in hub.asked if path.startswith("/tiny/t5/")} == {"config.json"}
-
-
-def test_half_a_file_is_never_in_the_cache(faults: dict[str, Any], home: Path):
-    assert faults["tiny/breaks-off"]["error"] == "MachineError"
-    cache = home.with_name("faults") / "hub"
-    assert list(cache.rglob("config.json"))  # this is where files would be
-    assert not list(cache.rglob("model.safetensors"))
-
-
-def test_without_a_network_what_was_downloaded_still_opens(opened: dict[str, Any], home: Path):
-    nobody = Hub(endpoint="http://127.0.0.1:9")
-    jobs: list[tuple[str, dict[str, Any]]] = [("tiny/fine", {}), ("tiny/shards", {}), ("tiny/other", {})]
-    (fine, shards, other), _ = open_in_a_new_process(nobody, home, jobs)
-    assert fine["source"] == opened["tiny/fine"]["source"]
-    assert fine["logits"] == shards["logits"] == opened["tiny/fine"]["logits"]
-    assert other["error"] == "MachineError"
-    assert "Check the network" in other["message"]
-    assert other["seconds"] < 20
-    (fine, other), _ = open_in_a_new_process(nobody, home, [jobs[0], jobs[2]], HF_HUB_OFFLINE="1")
-    assert fine["logits"] == opened["tiny/fine"]["logits"]
-    assert other["error"] == "MachineError"
 
 
 def test_opened_is_a_value(tmp_path: Path):

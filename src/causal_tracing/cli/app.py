@@ -1,6 +1,5 @@
 """The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
 
-import inspect
 import os
 import shutil
 import sys
@@ -14,56 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracing import __version__
-from causal_tracing.cli import asked as cli_pairs
 from causal_tracing.cli import circuits as cli_circuits
 from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
+from causal_tracing.cli.groups import LoadingFlags, OutputFlags, Overwrite, PairFlags
 from causal_tracing.errors import CausalTracingError, MachineError, Note
-from causal_tracing.patching.options.declare import CIRCUIT, MANY, OUTPUT, PAIR
+from causal_tracing.patching.options.declare import CIRCUIT, OUTPUT
 from causal_tracing.prompts.example import EXAMPLE
 
-CORRUPT = typer.Option(help="The corrupt prompt, with equally many tokens.", rich_help_panel=PAIR)
-ANSWER = typer.Option(
-    help="What follows the clean prompt, leading space included: ' Rome'; a set as a JSON list: '[\" he\", \" his\"]'.",
-    rich_help_panel=PAIR,
-)
-Corrupt = Annotated[str | None, CORRUPT]
-Foil = Annotated[str | None, typer.Option(help="What follows the corrupt prompt; as --answer.", rich_help_panel=PAIR)]
-Clean = Annotated[str | None, typer.Option("--clean", "--prompt", help="The clean prompt.", rich_help_panel=PAIR)]
-SUBJECT = "A stretch of the clean prompt; names the roles of tokens."
-Subject = Annotated[str | None, typer.Option(help=SUBJECT, rich_help_panel=PAIR)]
-CorruptSubject = Annotated[
-    str | None, typer.Option(help="The same stretch of the corrupt prompt.", rich_help_panel=PAIR)
-]
-OCCURRENCE = "Which of the subject's places is meant, where there are several: 0 is the first, -1 the last."
-Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel=PAIR)]
-Chat = Annotated[
-    bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
-]
-MANY_PAIRS = "Many pairs: a file (JSON, CSV, Parquet), or a built-in set such as facts."
-Pairs = Annotated[str | None, typer.Option(help=MANY_PAIRS, rich_help_panel=MANY)]
-FORMAT = (
-    "Whose rows the file has, such as counterfact (default: recognised by their keys; datasets --formats lists them)."
-)
-Format = Annotated[str | None, typer.Option(help=FORMAT, rich_help_panel=MANY)]
-CORRUPT_BY = (
-    "relation: pairs without a corrupt prompt get the subject of another fact of their relation, with another answer "
-    "and equally many tokens; --seed chooses it."
-)
-CorruptBy = Annotated[str | None, typer.Option(help=CORRUPT_BY, rich_help_panel=MANY)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a saved trace at --out.", rich_help_panel=OUTPUT)]
-DRY_RUN = "Say what it would take (worlds, memory, time), and stop."
-DryRun = Annotated[bool, typer.Option("--dry-run", help=DRY_RUN, rich_help_panel=OUTPUT)]
-OUT = "A folder to write: the trace, its page, and the file that makes it again. A file of pairs goes on there."
-Out = Annotated[Path | None, typer.Option(help=OUT, rich_help_panel=OUTPUT)]
-ALL_METRICS = "With --json: every metric's effects."
 SCORES = (
     "A file to write: each node's score in the format of EAP-IG and MIB, with the nodes of --tested (default: all) in "
     "its graph."
 )
 Scores = Annotated[Path | None, typer.Option(help=SCORES, rich_help_panel=CIRCUIT)]
-AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
 PANELS = 80  # columns that help in panels takes
 Declared = tuple[type, Callable[[dict[str, Any]], dict[str, Any]]]  # options, and those of a trace that they mean
@@ -129,54 +92,26 @@ def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, rank
     def carried_out(
         model: commands.ModelName,
         options: dict[str, Any],
-        clean: Clean = None,
-        corrupt: Corrupt = None,
-        answer: Annotated[str | None, ANSWER] = None,
-        foil: Foil = None,
-        subject: Subject = None,
-        corrupt_subject: CorruptSubject = None,
-        occurrence: Occurrence = None,
-        chat: Chat = False,
-        pairs: Pairs = None,
-        format: Format = None,
-        corrupt_by: CorruptBy = None,
-        dtype: commands.Dtype = None,
-        device: commands.Device = None,
-        device_map: commands.DeviceMap = None,
-        remote: commands.Remote = False,
-        revision: commands.Revision = None,
-        trust_remote_code: commands.Trust = False,
-        dry_run: DryRun = False,
-        out: Out = None,
-        overwrite: Overwrite = False,
-        as_json: commands.Json = False,
-        all_metrics: AllMetrics = False,
+        asked: PairFlags,
+        loading: LoadingFlags,
+        output: OutputFlags,
         scores: Scores = None,
     ) -> None:
-        fields = {
-            "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-            "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
-        }  # fmt: skip
         console.check_page(scores)
-        named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
-        loading = {
-            "revision": revision, "dtype": dtype, "device": device, "device_map": device_map, "remote": remote or None,
-            "trust_remote_code": trust_remote_code,
-        }  # fmt: skip
+        finish = partial(cli_circuits.finished, scores=scores, out=output.out, dry_run=output.dry_run)
         wanted = tracing.Wanted(
-            pairs=named, many=pairs is not None, model=model, loading=loading, options=declares()[1](options),
-            finish=partial(cli_circuits.finished, scores=scores, out=out, dry_run=dry_run) if ranks else None,
-        )  # fmt: skip
-        tracing.carry_out(
-            wanted, out=out, overwrite=overwrite, dry_run=dry_run, as_json=as_json, all_metrics=all_metrics
+            pairs=asked.read(),
+            many=asked.pairs is not None,
+            model=model,
+            loading=loading.options(),
+            options=declares()[1](options),
+            finish=finish if ranks else None,
         )
+        tracing.carry_out(wanted, output)
 
+    # typer calls a command as its function is called, and helps with what stands in its docstring.
     carried_out.__name__, carried_out.__doc__ = name, help
-    if not ranks:
-        shown = inspect.signature(carried_out)
-        others = [each for each in shown.parameters.values() if each.name != "scores"]
-        carried_out.__signature__ = shown.replace(parameters=others)  # pyright: ignore[reportFunctionMemberAccess]
-    commands.command(app, lambda: declares()[0])(carried_out)
+    commands.command(app, lambda: declares()[0], without=() if ranks else ("scores",))(carried_out)
 
 
 def _of_a_trace() -> Declared:
@@ -232,26 +167,12 @@ _that_traces(
 )
 
 
-@commands.command(app, _of_estimates)
+@commands.command(app, _of_estimates, without=("remote",))
 def attribute(
     model: commands.ModelName,
     options: dict[str, Any],
-    clean: Clean = None,
-    corrupt: Corrupt = None,
-    answer: Annotated[str | None, ANSWER] = None,
-    foil: Foil = None,
-    subject: Subject = None,
-    corrupt_subject: CorruptSubject = None,
-    occurrence: Occurrence = None,
-    chat: Chat = False,
-    pairs: Pairs = None,
-    format: Format = None,
-    corrupt_by: CorruptBy = None,
-    dtype: commands.Dtype = None,
-    device: commands.Device = None,
-    device_map: commands.DeviceMap = None,
-    revision: commands.Revision = None,
-    trust_remote_code: commands.Trust = False,
+    asked: PairFlags,
+    loading: LoadingFlags,
     out: Annotated[
         Path | None, typer.Option(help="A folder to write: what open_trace opens.", rich_help_panel=OUTPUT)
     ] = None,
@@ -262,23 +183,18 @@ def attribute(
     as_json: commands.Json = False,
 ) -> None:
     """Estimates by gradient of every site, checked by patching the strongest and a random sample of the rest."""
-    fields = {
-        "clean": clean, "corrupt": corrupt, "answer": answer, "foil": foil,
-        "subject": subject, "corrupt_subject": corrupt_subject, "occurrence": occurrence,
-    }  # fmt: skip
-    named = cli_pairs.read(pairs, fields, chat=chat, format=format, corrupt_by=corrupt_by)
+    named = asked.read()
+    # All that can be wrong without a model is said first: loading one takes from seconds to minutes.
     named.check(options, alone=True)
     tracing.check_folder(out, many=False, of_a_run={}, overwrite=overwrite)
     console.check_page(page)
-    loaded = console.load(
-        model, revision=revision, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code
-    )
-    asked = named.on(loaded, options, alone=True)
+    loaded = console.load(model, **loading.options())
+    pairs = named.on(loaded, options, alone=True)
     from causal_tracing import attribute as run  # after the model is found: it takes seconds
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # said below, as a note
-        found = run(loaded, asked, **options)
+        found = run(loaded, pairs, **options)
     if found.provenance["engine_note"]:
         console.note(f"note: {found.provenance['engine_note']}")
     if out is not None:

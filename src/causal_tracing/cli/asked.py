@@ -69,6 +69,7 @@ def read(
         one_of("way to corrupt", corrupt_by, BY)
     reading = files.read(source, format=format or files.AUTO)
     with console.format_notes():
+        # Token ids are texts to one tokenizer alone, which comes with the model.
         pairs = [] if reading.needs_tokenizer else reading.pairs(chat=chat)
     return Asked(pairs=pairs, reading=reading, chat=chat, corrupt_by=corrupt_by)
 

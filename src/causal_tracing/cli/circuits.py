@@ -67,6 +67,7 @@ def _traceable(model: "Model", pairs: "list[Pair]", options: Mapping[str, Any]) 
     if len(pairs) == 1:
         return pairs
     asked = Options(**{"circuit": _names(model, options), **options})
+    # Where none can be traced, all of them are tried, so that the reason is said.
     return list(traceable_pairs(model, named(pairs), asked).pairs) or pairs
 
 

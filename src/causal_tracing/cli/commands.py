@@ -1,7 +1,7 @@
 """What all commands share: options that several take, exit codes, and how a command ends on Ctrl-C."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, update_wrapper
 from typing import Annotated, Any
@@ -49,24 +49,26 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 
 
 def command(
-    app: typer.Typer, declares: Callable[[], type] | None = None
+    app: typer.Typer, declares: Callable[[], type] | None = None, *, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that ends on Ctrl-C with a word and the usual exit code (typer would print "Aborted" and exit 1).
 
     Where it `declares` options it has their flags and --config too; it is called with its own parameters, and
     `options`: those that were given, by name, each of them checked. Their declaration is imported when it is needed: a
-    list of commands needs none.
+    list of commands needs none. Its own may be groups of flags, some of them `without`: those keep their default.
     """
 
-    return lambda function: app.command()(_Interruptible(function, declares))
+    return lambda function: app.command()(_Interruptible(function, declares, without))
 
 
 class _Interruptible:
     """A command's function. Its flags are made out when someone asks for them: five commands have a hundred each."""
 
-    def __init__(self, function: Callable[..., None], declares: Callable[[], type] | None) -> None:
-        update_wrapper(self, function, updated=())  # a signature of the function's own is not that of the command
-        self.function, self.declares = function, declares
+    def __init__(
+        self, function: Callable[..., None], declares: Callable[[], type] | None, without: Collection[str]
+    ) -> None:
+        update_wrapper(self, function)
+        self.function, self.declares, self.without = function, declares, without
 
     @cached_property
     def declared(self) -> type | None:
@@ -77,15 +79,34 @@ class _Interruptible:
     def __signature__(self) -> inspect.Signature:
         if self.declared is None:
             return inspect.signature(self.function)
-        return flags.signature(self.function, self.declared)
+        return flags.signature(self.own, self.declared)
+
+    @cached_property
+    def own(self) -> Mapping[str, inspect.Parameter]:
+        """The flags of its own parameters."""
+        return flags.own_flags(self.function, self.without)
 
     def __call__(self, *arguments: Any, **given: Any) -> None:
         console.begin()
         try:
-            self.function(*arguments, **(_meant(self.function, self.declared, given) if self.declared else given))
+            self.function(*arguments, **(self._meant(self.declared, given) if self.declared else given))
         except KeyboardInterrupt:
             console.interrupted()
             raise typer.Exit(console.INTERRUPTED) from None
+
+    def _meant(self, declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given here, and what a file says beside it. Raises InvalidOption."""
+        # A flag that was not given is None: then the file, and behind it the default, has the word.
+        found = {name: value for name, value in given.items() if value is not None}
+        file = found.pop(flags.CONFIG, None)
+        if file is not None:
+            # Flags win over the file.
+            found = config.read(file, self.own, declared, given=found) | found
+        flags.complete(self.own, found)
+        options = flags.values(found, declared)
+        declared(**options)  # what cannot be meant is said before a model is loaded
+        own = {name: found[name] for name in self.own if name in found}
+        return flags.gathered(self.function, own) | {"options": options}
 
 
 @contextmanager
@@ -111,16 +132,3 @@ def _told(function: Callable[..., Any]) -> CommandInfo:
         raise AssertionError("it is not the command that was named")
 
     return CommandInfo(name=function.__name__, callback=told, help=function.__doc__)
-
-
-def _meant(function: Callable[..., None], declared: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given here, and what a file says beside it. Raises InvalidOption."""
-    found = {name: value for name, value in given.items() if value is not None}
-    file = found.pop(flags.CONFIG, None)
-    if file is not None:
-        found = config.read(file, function, declared, given=found) | found
-    flags.complete(function, found)
-    options = flags.values(found, declared)
-    declared(**options)  # what cannot be meant is said before a model is loaded
-    own = {name: found[name] for name in flags.own_parameters(function) if name in found}
-    return own | {"options": options}

@@ -1,11 +1,11 @@
 """A configuration file: any of a command's options, by their names in Python, in TOML."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_tracing.cli.flags import flag_of, kind_of, own_parameters
+from causal_tracing.cli.flags import flag_of, kind_of
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.patching.options.declare import Spec, specs
 from causal_tracing.prompts.datasets import is_name
@@ -13,12 +13,14 @@ from causal_tracing.prompts.datasets import is_name
 KINDS = {str: "a text", bool: "true or false", int: "a whole number", Path: "a path"}
 
 
-def read(path: Path, function: Callable[..., Any], declared: type, given: Collection[str]) -> dict[str, Any]:
+def read(path: Path, flags: Mapping[str, inspect.Parameter], declared: type, given: Collection[str]) -> dict[str, Any]:
     """What the file says, as the flags of the command; not of what is `given` there. Paths are relative to the file.
+
+    `flags` are the command's own, beside those of what is `declared`.
 
     Raises InvalidOption, with the file and the key, for a name that is not there or a value that cannot be meant.
     """
-    own = {_key(each): each for each in own_parameters(function).values()}
+    own = {_key(each): each for each in flags.values()}
     options = {name: spec for name, spec in specs(declared).items() if spec.text}
     found: dict[str, Any] = {}
     for key, value in _content(path).items():
@@ -26,12 +28,13 @@ def read(path: Path, function: Callable[..., Any], declared: type, given: Collec
             raise InvalidOption(f"{path}: There is no option {key!r}. {nearest(key, (*own, *options))}")
         try:
             if key in own:
-                flags = {own[key].name: _own(key, value, kind_of(own[key]), path.parent)}
+                said = {own[key].name: _own(key, value, kind_of(own[key]), path.parent)}
             else:
-                flags = _spelled(key, value, options[key], path.parent)
+                said = _spelled(key, value, options[key], path.parent)
         except InvalidOption as error:
             raise InvalidOption(f"{path}, {key}: {error}") from None
-        found |= {} if key in given else flags
+        # Read all the same, so that an error in the file is said even where a flag hides it.
+        found |= {} if key in given else said
     return found
 
 

@@ -106,6 +106,7 @@ def estimate(model: "Model", pairs: "list[Pair]", options: dict[str, Any], *, ke
         for id, reason in found.failed.items():
             note(f"pair {id} cannot be traced: {reason}")
         note(f"{len(found.pairs)} of {len(pairs)} pairs: {len(found.dropped)} left out, {len(found.failed)} fail")
+        # Where none can be traced, the estimate says why.
         pairs = list(found.pairs) or pairs
     found = run(model, pairs, **options)
     print(json_of(found.to_dict()) if as_json else found)

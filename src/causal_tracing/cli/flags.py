@@ -1,8 +1,9 @@
 """Commands made of declarations: the flags that spell a command's options, and the values that were meant."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -21,23 +22,42 @@ Config = Annotated[
 ]
 
 
-def signature(function: Callable[..., Any], declared: type) -> inspect.Signature:
-    """What typer reads: the command's own parameters, --config, and a flag for all that is declared, by group.
+class Group:
+    """Flags that belong together: a command that has them takes them as one parameter, of a dataclass of these."""
+
+
+def own_flags(function: Callable[..., Any], without: Collection[str] = ()) -> dict[str, inspect.Parameter]:
+    """The command's own flags by name: its parameters, a group as its fields; not `options`, nor those `without`."""
+    found: dict[str, inspect.Parameter] = {}
+    for name, each in inspect.signature(function).parameters.items():
+        group = _group_of(each)
+        found |= {name: each} if group is None else {one.name: _as_parameter(one) for one in fields(group)}
+    return {name: each for name, each in found.items() if name not in ("options", *without)}
+
+
+def gathered(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of its own flags as the command takes them: those of a group as one."""
+    found: dict[str, Any] = {}
+    for name, each in inspect.signature(function).parameters.items():
+        group = _group_of(each)
+        if group is not None:
+            found[name] = group(**{one.name: values[one.name] for one in fields(group) if one.name in values})
+        elif name in values:
+            found[name] = values[name]
+    return found
+
+
+def signature(own: Mapping[str, inspect.Parameter], declared: type) -> inspect.Signature:
+    """What typer reads: the command's own flags, --config, and a flag for all that is declared, by group.
 
     A flag that is not given is None, whatever its default: a file may say it.
     """
-    own = [_left_open(each) for each in own_parameters(function).values()]
     config = inspect.Parameter(CONFIG, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config)
-    flags: dict[str, inspect.Parameter] = {}
+    found: dict[str, inspect.Parameter] = {}
     for name, spec in specs(declared).items():
         for each in _flags(name, spec):
-            flags.setdefault(each.name, each)  # two options may share a flag
-    return inspect.Signature(sorted([*own, *flags.values(), config], key=_place))
-
-
-def own_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The command's own parameters: all but its `options`."""
-    return {name: each for name, each in inspect.signature(function).parameters.items() if name != "options"}
+            found.setdefault(each.name, each)  # two options may share a flag
+    return inspect.Signature(sorted([*map(_left_open, own.values()), *found.values(), config], key=_place))
 
 
 def values(flags: Mapping[str, Any], declared: type) -> dict[str, Any]:
@@ -49,12 +69,22 @@ def values(flags: Mapping[str, Any], declared: type) -> dict[str, Any]:
     }
 
 
-def complete(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+def complete(own: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
     """Raises InvalidOption where something is missing that the command cannot do without."""
-    needed = [name for name, each in own_parameters(function).items() if each.default is inspect.Parameter.empty]
+    needed = [name for name, each in own.items() if each.default is inspect.Parameter.empty]
     missing = [f"--{name}" for name in needed if name not in given]
     if missing:
         raise InvalidOption(f"{' and '.join(missing)} missing. Give it here, or in the file of --config.")
+
+
+def _group_of(parameter: inspect.Parameter) -> Any:
+    """The group that a parameter is; None where it is one flag."""
+    kind = parameter.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Group) else None
+
+
+def _as_parameter(field: Field[Any]) -> inspect.Parameter:
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
 
 
 def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
@@ -62,6 +92,7 @@ def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
     text = spec.text
     if text is None:
         return
+    # As the flag would be written: the help shows what can be typed.
     usual = None if spec.default in (None, ()) else text.write(name, plain(spec.kept(spec.default))).get(name)
     default = "" if usual is None or text.kind is bool else f"Default: {usual}."
     yield _parameter(name, text.kind, " ".join(filter(None, (spec.help, text.example, default))), spec)

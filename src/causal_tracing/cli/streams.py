@@ -42,6 +42,7 @@ def written() -> Iterator[None]:
             if sys.stdout is not None:  # closed
                 sys.stdout.flush()
     except OSError as error:
+        # An error that names a file is of that file, and not of what was printed.
         if error.errno not in REFUSED or error.filename is not None:
             raise
         sys.stdout = None  # what is left in it would fail once more when Python ends

@@ -10,6 +10,7 @@ import typer
 
 from causal_tracing.cli import commands, console
 from causal_tracing.cli.asked import Asked
+from causal_tracing.cli.groups import OutputFlags
 from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.options.declare import specs
 
@@ -31,29 +32,28 @@ class Wanted:
     finish: Finish | None = None
 
 
-def carry_out(
-    wanted: Wanted, *, out: Path | None, overwrite: bool, dry_run: bool, as_json: bool, all_metrics: bool
-) -> None:
+def carry_out(wanted: Wanted, output: OutputFlags) -> None:
     """Traces what is asked for; exits with `PARTLY` where some pairs could not be. Raises what a trace raises."""
-    options, many = dict(wanted.options), wanted.many
+    options, many, out = dict(wanted.options), wanted.many, output.out
     of_a_run = {name: options.pop(name) for name in [*options] if name in _of_a_run()}
+    # A single pair that is wrong is an error; of many in a folder it is a row with its reason.
     alone = out is None or not many
     wanted.pairs.check(options, alone=alone)
-    check_folder(out, many=many, of_a_run=of_a_run, overwrite=overwrite)
+    check_folder(out, many=many, of_a_run=of_a_run, overwrite=output.overwrite)
     model = console.load(wanted.model, **wanted.loading)
     pairs = wanted.pairs.on(model, options, alone=alone)
     if wanted.finish is not None:
         options = wanted.finish(model, pairs, options)
-    if dry_run:
-        console.estimate(model, pairs, options, keep=of_a_run.get("keep", "all"), as_json=as_json)
+    if output.dry_run:
+        console.estimate(model, pairs, options, keep=of_a_run.get("keep", "all"), as_json=output.as_json)
         return
     if out is not None and many:
         result = console.ran(model, pairs, out, **of_a_run, **options)
     else:
         result = console.traced(model, pairs, **options)
     if out is not None:
-        console.kept(result, model, pairs, out, options, saved=many, overwrite=overwrite)
-    console.say(result, as_json=as_json, all_metrics=all_metrics)
+        console.kept(result, model, pairs, out, options, saved=many, overwrite=output.overwrite)
+    console.say(result, as_json=output.as_json, all_metrics=output.all_metrics)
     if result.provenance.get("failed") or result.provenance.get("pairs_missing"):
         raise typer.Exit(commands.PARTLY)
 

@@ -245,15 +245,11 @@ class Reading(Protocol):
         ...
 
     def pulled_back(
-        self,
-        runs: Sequence[Run],
-        slopes: Mapping[Place, Float[Tensor, "run token width"]],
-        *,
-        donors: Mapping[Run, Recording] | None = None,
-    ) -> Mapping[Place, Float[Tensor, "run token d_model"]]:
+        self, run: Run, slopes: Sequence[Mapping[Place, Float[Tensor, "token width"]]]
+    ) -> Sequence[Mapping[Place, Float[Tensor, "token d_model"]]]:
         """Slopes at parts of layers as slopes at the stream that these read, through nothing but their own layer.
 
-        By the places of the stream: (resid_pre, layer), and (resid_mid, layer) of an MLP that reads behind attention.
-        Runs of equal length, and slopes of each. Raises ComponentNotOffered.
+        Several times by themselves, each at some parts, and each then by the places of the stream: (resid_pre, layer),
+        or (resid_mid, layer) of an MLP that reads behind attention. Raises ComponentNotOffered.
         """
         ...

@@ -56,6 +56,7 @@ def largest_product(model: Model) -> Any:
     """The layers' module with the largest matrix."""
     inside: list[Any] = [*model.layers[model.active[0]].modules()]
     products = [module for module in inside if isinstance(getattr(module, "in_features", None), int)]
+    # GPT-2's Conv1D is a product too, with its weight the other way round and no in_features.
     convs = [module for module in inside if type(module).__name__ == "Conv1D"]
     return max((*products, *convs), key=lambda each: each.weight.numel(), default=None)
 
@@ -64,6 +65,7 @@ def _seconds(model: Model, product: Any, tokens: int) -> float:
     """The median time of the product on so many tokens; 1 where there is no product to be timed."""
     if product is None:
         return 1.0
+    # A Conv1D's weight is [in, out].
     width = getattr(product, "in_features", None) or product.weight.shape[0]
     weight = product.weight
     given = torch.randn(tokens, width, device=weight.device, dtype=getattr(torch, model.dtype))
@@ -73,6 +75,7 @@ def _seconds(model: Model, product: Any, tokens: int) -> float:
 
 
 def _timed(product: Any, given: torch.Tensor) -> float:
+    # What was queued before must not be counted with it.
     _wait_for(given.device)
     began = time.perf_counter()
     product(given)

@@ -35,6 +35,7 @@ def open_backend(
     """
     if model.backend is not None:
         return _own(model, components, asked, budget)
+    # Somebody may have pruned the network since: layers would be patched under other numbers.
     if len(model.layers) != len(model.anatomy.layouts):
         before, now = len(model.anatomy.layouts), len(model.layers)
         raise UnsupportedModel(
@@ -43,13 +44,16 @@ def open_backend(
     if model.device.type == "meta":
         raise UnsupportedModel(f"{model.name} has lost its weights since it was loaded (meta device): load it again.")
     if FINAL_SCALE in components:
+        # Asked for its refusal: before a job begins, and not in its middle.
         final_norm(model)
+    # Both are no activations of a module, so that the anatomy knows neither.
     components = list(dict.fromkeys(name for name in components if name not in (FINAL_SCALE, WIRING)))
     for component in components:
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]
     if mediators:
         model = proved(model, mediators)
+        # What the proofs have refused meanwhile is not offered any more.
         for component in mediators:
             model.anatomy.require(component)
     choice = choose(model, components, asked, length)
@@ -83,6 +87,7 @@ def proved(model: Model, mediators: Sequence[str]) -> Model:
 
     Once, as long as its network lives and nothing about it has changed.
     """
+    # By the anatomy as it was asked with: the proofs give another one.
     known = _PROVED.setdefault(model.network, {})
     key = (model.anatomy, model.circumstances, tuple(mediators))
     if key not in known:
@@ -94,6 +99,7 @@ def proved(model: Model, mediators: Sequence[str]) -> Model:
 
 def _own(model: Model, components: Sequence[str], asked: str, budget: int | None) -> Backend:
     described = model.backend.describe()
+    # Neither would have any effect, and a user who gives them believes otherwise.
     if asked != "auto" or budget is not None:
         raise InvalidOption(
             f"{model.name} is run by a backend of its own, {described.engine!r}: leave engine= and budget= out."

@@ -28,6 +28,7 @@ def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, sec
     others = [world for world in planned if not rewired_in(world)]
     whole = sum(len(world.base.tokens) for world in others) * model.num_layers
     token_layers = _packed(model, others) if engine == "packed" and others else whole
+    # A rewired world is a forward of several rows on either engine.
     token_layers += sum(rows_of(model, world) * len(world.base.tokens) for world in rewired) * model.num_layers
     return Cost(
         worlds_run=len(planned),
@@ -40,7 +41,10 @@ def cost_of(model: Model, worlds: Sequence[World], engine: str, budget: int, sec
 
 def seconds_a_token_layer(model: Model, run: Run) -> float:
     """Seconds that one token takes in one layer, by the second of two forwards of the run without its edits."""
+    # Without its edits, whose donors would have to be recorded first. Of a short prompt several rows: a call of few
+    # tokens is mostly overhead, and would make the guess far too long.
     plain, rows = Run(run.tokens), max(1, TIMED_TOKENS // len(run.tokens))
+    # The first one pays for what is made once, such as memory and kernels.
     _forwards(model, [plain])
     started = time.perf_counter()
     _forwards(model, [plain] * rows)

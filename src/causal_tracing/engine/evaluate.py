@@ -73,6 +73,7 @@ def evaluate(
     """
     if not worlds:
         raise InvalidEdit("There is no world to evaluate: the list is empty.")
+    # Laws are tested with prune=False: then nothing is concluded, of experts neither.
     planned = plan(worlds, model.rules, prune=prune, silent=silent_experts(model, worlds) if prune else None)
     told = Steps(progress, len(planned.worlds) * model.num_layers) if progress else None
     budget = budget or default_budget(model)
@@ -109,9 +110,11 @@ class _Work:
         try:
             return self._at_once(worlds)
         except OutOfMemory as error:
+            # Worlds that read the same runs would need all of it in either half.
             halves = _by_what_is_recorded(worlds)
             if len(halves) == 1 or self._stopped_by(error):
                 raise
+        # What was counted of the attempt that failed is done again.
         self.done, found = before, dict[int, Tensor]()
         for numbers in halves:
             found.update(zip(numbers, self.values([worlds[number] for number in numbers]), strict=True))
@@ -136,6 +139,7 @@ class _Work:
         try:
             tick = self.told.layers(len(batch)) if self.told else never
             for numbers, measured in run.numbers(batch, self.measure, tick):
+                # In float64, since effects are small differences of these numbers.
                 done.update(zip(numbers, measured.double().cpu(), strict=True))
         except Exception as error:
             if not is_out_of_memory(error) or self._stopped_by(error):
@@ -150,6 +154,7 @@ class _Work:
         return done
 
     def _stopped_by(self, error: BaseException) -> bool:
+        # A listener may stop the work by any exception, a MemoryError too: that must not be answered with halves.
         return self.told is not None and error is self.told.stopped_by
 
 
@@ -164,6 +169,7 @@ def _numbered(furthest: tuple[int, World] | None, planned: Plan) -> tuple[int, i
     """The world by its number among those that were asked for."""
     if furthest is None:
         return None
+    # By the first world that was asked for and became this one in the plan.
     tokens, world = furthest
     return tokens, planned.index.index(planned.worlds.index(world))
 

@@ -68,11 +68,13 @@ def scale_shown(model: Model, see: Callable[[Float[Tensor, "*state 1"]], Tensor]
         seen.append(norm.scale(_stream(args, kwargs)))
 
     def divide(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        # The norm's own call has just been noted: both hooks belong to one call.
         own = seen.pop()
         new = see(own)
         if new is own:
             return output
         offset = module.forward(torch.zeros_like(output)).to(own)  # past the hooks: this is no run
+        # The norm is affine in its input over its scale: another scale multiplies all but the offset.
         held = offset + (output.to(own) - offset) * (own / new)
         return torch.where(new == own, output, held.to(output.dtype))
 
@@ -83,6 +85,7 @@ def scale_shown(model: Model, see: Callable[[Float[Tensor, "*state 1"]], Tensor]
 
 
 def _scale(stream: Tensor, *, centred: bool, eps: float) -> Tensor:
+    # Half precision cannot hold the square of a large state.
     wide = stream if stream.dtype == torch.float64 else stream.float()
     wide = wide - wide.mean(-1, keepdim=True) if centred else wide
     return (wide.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -120,6 +123,7 @@ def _reader(model: Model) -> str:
 
     run = short_prompts(model.network, model.tokenizer)[0]
     last = model.layers[model.active[-1]]
+    # Smallest ones: a module around the norm reads the same stream, and divides by nothing itself.
     smallest = {path: part for path, part in model.network.named_modules() if not any(part.children())}
     outside = {path: part for path, part in smallest.items() if not path.startswith(f"{model.anatomy.layers}.")}
     with model.at_rest(), ExitStack() as stack:
@@ -128,6 +132,7 @@ def _reader(model: Model) -> str:
         for path, part in outside.items():
             stack.callback(part.register_forward_pre_hook(partial(note, path), with_kwargs=True).remove)
         model.network(input_ids=torch.tensor([run.tokens], device=model.device), use_cache=False)
+    # These hand the stream on as it is, and the norm reads it behind them.
     return next((path for path in readers if not isinstance(outside[path], THROUGH)), "")
 
 
@@ -142,6 +147,7 @@ def _recognised(module: nn.Module, model: Model) -> tuple[bool, float] | None:
     like = next((each for each in module.parameters() if not each.is_meta), torch.empty(0, device=model.device))
     drawn = torch.randn(STATES, model.width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
     states = drawn.to(like.device, like.dtype)
+    # The constant beside the variance is one of the module's own numbers, whatever it is called there.
     constants = sorted({value for value in vars(module).values() if isinstance(value, float)})
     kinds = [*product((False, True), constants)]
     kinds += [(centred, _eps(module, states, centred=centred)) for centred in (False, True)]  # where it is not kept
@@ -155,6 +161,7 @@ def _recognised(module: nn.Module, model: Model) -> tuple[bool, float] | None:
 def _eps(module: nn.Module, states: Float[Tensor, "state d_model"], *, centred: bool) -> float:
     """What is added to the variance, by how much less a small state is divided by than a large one."""
     offset = module(torch.zeros_like(states[:1])).float()
+    # A norm divides a state by √(v + eps), and a hundredth of it by √(v/10,000 + eps): the share of both gives eps.
     large, small = ((module(each).float() - offset).norm() for each in (states[:1], states[:1] * SMALL))
     square = float(_scale(states[:1], centred=centred, eps=0.0).square())
     share = float((SMALL * large / small).square())
@@ -169,6 +176,7 @@ def _from_affine(module: nn.Module, states: Float[Tensor, "state d_model"], *, c
         return (module(value).float() - offset) * _scale(value, centred=centred, eps=eps).float()
 
     single = times_scale(states)
+    # Sums to sums and a hundredth to a hundredth: a map that keeps both is linear.
     parts: Sequence[tuple[Tensor, Tensor]] = [
         (times_scale(states[:-1] + states[1:]), single[:-1] + single[1:]),
         (times_scale(states * SMALL) / SMALL, single),

@@ -62,6 +62,7 @@ def _height(model: Model, runs: Sequence[Run], keep: int) -> int:
     return height.most
 
 
+# Counted here, because torch counts what is allocated on some kinds of device only, and never on a CPU.
 class Height(TorchDispatchMode):
     """Within it, `most` is how many bytes of tensors that were made here were alive at once, on any device."""
 
@@ -87,6 +88,7 @@ class Height(TorchDispatchMode):
         self.alive.add(id(storage))
         self.now += storage.nbytes()
         self.most = max(self.most, self.now)
+        # At the interpreter's end nobody counts any more.
         finalize(storage, self._gone, id(storage), storage.nbytes()).atexit = False
 
     def _gone(self, name: int, size: int) -> None:

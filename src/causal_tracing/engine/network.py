@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from causal_tracing.engine.packed.engine import read
 from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.interventions.sites import ATTENTION, PARTED
-from causal_tracing.models.memory import in_parts
+from causal_tracing.models.memory import in_parts, memory_said
 from causal_tracing.models.model import Model
 
 BOTH = 2  # runs of a pair: their gradients are computed together, and apart where they do not fit
@@ -85,6 +84,7 @@ class NetworkBackend:
 
     def record(self, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
         """Each distinct run's activations at the places, and its logits at the last `keep` positions."""
+        # A tape has the logits behind the last token alone; any other question is a forward of its own.
         if self._tapes is None or places or keep > 1:
             return record(self.model, runs, places, keep=keep)
         tapes = self._tapes.of(list(dict.fromkeys(runs)))  # they will be wanted again, with worlds behind them
@@ -128,6 +128,7 @@ class NetworkBackend:
         if self._tapes is not None:
             budget = self.budget or default_budget(self.model)
             return read(self.model, base, wanted, budget, self._tapes, self.call)
+        # Whole forwards, on which runs can share a batch where the same is kept of them.
         by_places: dict[frozenset[Place], list[Run]] = {}
         for run, kept in wanted.items():
             by_places.setdefault(frozenset(each[:2] for each in kept), []).append(run)
@@ -137,33 +138,11 @@ class NetworkBackend:
         return found
 
     def pulled_back(
-        self,
-        runs: Sequence[Run],
-        slopes: Mapping[Place, Float[Tensor, "run token width"]],
-        *,
-        donors: Mapping[Run, Recording] | None = None,
-    ) -> dict[Place, Float[Tensor, "run token d_model"]]:
-        """Slopes at parts of layers as slopes at the stream that these read, as many runs at a time as fit."""
-        model, found = self.model, list[Mapping[Place, Tensor]]()
-        donors = donor_recordings(model, runs) if donors is None else donors
-        budget = (self.budget or default_budget(model)) // model.num_layers
-        rows = rows_that_fit(model, len(runs[0].tokens), 1, budget)
-        numbers = range(len(runs))
-        for start in range(0, len(runs), rows):
-            work = partial(self._pulled_back, runs=runs, slopes=slopes, donors=donors)
-            found += in_parts(numbers[start : start + rows], work, too_large(model, len(runs[0].tokens)))
-        return {place: torch.cat([each[place] for each in found]) for place in found[0]}
-
-    def _pulled_back(
-        self,
-        numbers: Sequence[int],
-        *,
-        runs: Sequence[Run],
-        slopes: Mapping[Place, Tensor],
-        donors: Mapping[Run, Recording],
-    ) -> dict[Place, Tensor]:
-        some = {place: each[list(numbers)] for place, each in slopes.items()}
-        return pulled_back(self.model, [runs[number] for number in numbers], some, donors)
+        self, run: Run, slopes: Sequence[Mapping[Place, Float[Tensor, "token width"]]]
+    ) -> list[dict[Place, Float[Tensor, "token d_model"]]]:
+        """Slopes at parts of layers as slopes at the stream that these read, several times by themselves."""
+        with memory_said(too_large(self.model, len(run.tokens))):
+            return pulled_back(self.model, run, slopes, donor_recordings(self.model, [run]))
 
     def _cost(self, worlds: Sequence[World], budget: int) -> Cost:
         if self._seconds is None:

@@ -29,6 +29,7 @@ class Steps:
         return lambda layer: self._tell(self.before + size * layer)
 
     def _tell(self, steps: int) -> None:
+        # Work that is done again in halves is counted anew, and a bar must not run backwards.
         self.reached = max(self.reached, steps)
         try:
             self.progress(self.reached, self.total)

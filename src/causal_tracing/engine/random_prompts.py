@@ -14,11 +14,13 @@ SEED = 0
 
 def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> tuple[Run, Run]:
     """Two prompts of random ordinary tokens that differ everywhere but in the first."""
+    # Tables are often padded beyond the tokenizer's words, and some tokenizers name words that a table lacks.
     known = network.get_input_embeddings().weight.shape[0]  # pyright: ignore
     special = set(getattr(tokenizer, "all_special_ids", ()))
     ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
     if len(ordinary) < 2:
         raise UnsupportedModel(f"The vocabulary has {len(ordinary)} ordinary tokens; a check needs two.")
+    # A generator of its own leaves the caller's random state as it was.
     generator = torch.Generator().manual_seed(SEED)
     picks = ordinary[torch.randperm(len(ordinary), generator=generator)]
     places = torch.arange(length)

@@ -19,6 +19,7 @@ def silent_experts(model: Model, worlds: Sequence[World]) -> Silent | None:
         return None
     runs = dict.fromkeys(run for base, edit in found for run in (base, *(each.run for each in donors_of(edit.source))))
     layers = sorted({edit.site.layer for _, edit in found})
+    # Of base runs, edits of the world left out: where one has changed a token before, `effective` does not ask.
     recordings = record(model, [*runs], [("router", layer) for layer in layers])
     chosen = {
         (run, layer): (recordings[run].activations["router", layer] != 0).tolist() for run in runs for layer in layers

@@ -216,6 +216,7 @@ def _map(
     for row in (row for row in verified if row["component"] in names):
         at = names.index(row["component"]), row["layer"], row["unit"] or 0, row["position"]
         exact = np.nan if row["exact"] is None else row["exact"]
+        # The base run of a restoration is told as 0, that of a disruption as the total effect.
         numbers[arm.raw][at] = exact if arm.restores else total - exact
         flags["top" if row["why"] == "top" else "sampled"][at] = True
     flags["not_patched"] = ~(flags["top"] | flags["sampled"] | flags["unpaired"])

@@ -88,6 +88,7 @@ def _too_large(model: Model, pair: Pair, options: RunOptions) -> str:
         plan_job(model, [pair], options)
     except OutOfMemory as error:
         return str(error)
+    # A pair alone may lack what all of them have together, such as a role: that is judged elsewhere.
     except InputError:
         pass
     return ""

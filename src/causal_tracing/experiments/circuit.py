@@ -105,6 +105,7 @@ def ranking_of(model: Model, pairs: Pair | Sequence[Pair], ranking: Any, given: 
     require_model(model)
     shared = dict(given)
     of = shared.pop("of")
+    # Its own words first: a file that is called "exact" can be named as "./exact".
     if isinstance(ranking, str) and ranking in RANKINGS:
         ranking = (_traced_edges if of == "edges" else _traced)(model, pairs, ranking, **shared)
     elif isinstance(ranking, (str, Path)):
@@ -123,9 +124,11 @@ def _traced(model: Model, pairs: Pair | Sequence[Pair], ranking: str, *, directi
     whole = list(dict.fromkeys(node.component for node in nodes if node.parts is None))
     heads = ["z"] if any(node.parts is not None for node in nodes) else []
     if ranking == "exact":
+        # No cells are run again: a ranking says in which order sets are measured, and these are what is checked.
         at = {"positions": "together", "head_positions": "together", "directions": [direction], "spot_checks": 0}
         return trace(model, pairs, components=whole, heads=heads, **at, **shared)
     given = _of_patches(shared, ranking)
+    # As few as can be are patched, since what counts here is measured by the sets.
     return attribute(model, pairs, components=[*whole, *heads], direction=direction, verify=1, sample=1, **given)
 
 

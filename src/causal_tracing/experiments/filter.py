@@ -64,6 +64,7 @@ def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep:
     except OutOfMemory as error:
         if len(pairs) == 1:
             return Kept(pairs=(), failed={pairs[0].id or "": str(error)}, dropped={})
+    # One by one, so that what does not fit is told from what does.
     return _together([preferred_pairs(model, [pair], options, keep) for pair in pairs])
 
 

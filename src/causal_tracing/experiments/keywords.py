@@ -67,6 +67,7 @@ class Keywords(Generic[P, Options]):
 
         @wraps(verb)
         def called(*given: Any, **named: Any) -> Any:
+            # Before Python's own TypeError, which knows no nearest name.
             for name in named:
                 if name not in shown.parameters:
                     raise InvalidOption(f"There is no option {name!r}. {nearest(name, names)}")

@@ -38,6 +38,7 @@ def begin_or_resume(folder: Path, job: Job, pairs: Sequence[Pair], options: RunO
     if not is_run_folder(folder):
         return _begun(folder, job, pairs, options, threads)
     found = read_manifest(folder)
+    # Threads are those that the run was begun with, on which it is gone on with: they cannot differ.
     spec = _spec(job, pairs, options, threads_of(found))
     if "threads" not in found["spec"]:  # 0.1.0 had them beside it
         del spec["threads"]
@@ -49,6 +50,7 @@ def begin_or_resume(folder: Path, job: Job, pairs: Sequence[Pair], options: RunO
             f"causal-tracing=={began} to go on."
         )
     differ = [
+        # Through JSON, as what was written went: tuples are lists there, and numbers as keys are texts.
         *differences(found["spec"], json.loads(json.dumps(spec))),
         *differences(found["shard"], list(options.shard), "shard"),
     ]
@@ -113,6 +115,7 @@ def fingerprint(model: Model) -> str:
         return found.hexdigest()
     for name, weight in chain(weights(model.network), beside_parameters(model.network)):
         flat = weight.flatten()
+        # Some numbers, evenly spread over each parameter: a run is begun without reading gigabytes.
         step = max(1, len(flat) // SAMPLED)
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         found.update(flat[::step][:SAMPLED].float().cpu().numpy().tobytes())

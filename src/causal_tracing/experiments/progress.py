@@ -69,6 +69,7 @@ def _in_terminal(delay: float, pairs: int) -> Iterator[Progress]:
 
     def told(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total, said=pace.said(done, total))
+        # A bar that is made, but not begun, prints nothing.
         if not bar.live.is_started and time.monotonic() - started >= delay:
             bar.start()
 

@@ -17,6 +17,7 @@ def rechecked(job: Job, work: Callable[[Job], Numbers], *, stacklevel: int) -> t
     """
     found = work(job)
     against = apart(found.spot_checks)
+    # Nothing is plainer than replay, and a backend of a model's own is the only one that there is.
     if against and job.backend.describe().engine == "packed":
         note = f"The packed engine is wrong here: {against}. All was run again on replay, which is slower."
         warnings.warn(note, EngineNote, stacklevel=stacklevel + 1)

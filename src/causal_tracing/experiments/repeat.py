@@ -108,6 +108,7 @@ def keep_config(
 
 def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any] | None:
     """The model and the pairs: a single pair by its fields, where they say all of it and it is asked for alone."""
+    # No command line could name what is in this process's memory.
     if model.source.get("kind") in (None, "memory") or "nnsight" in model.source:
         return None
     found: dict[str, Any] = {"model": model.name}
@@ -115,10 +116,13 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         found["revision"] = model.source["commit"]
     if model.source["kind"] == "ndif":
         found["remote"] = True
+    # At NDIF the server says which type a model has.
     elif model.dtype != "float32":
         found["dtype"] = model.dtype
+    # A map from modules to devices is no flag.
     if model.recipe is not None and isinstance(model.recipe.device_map, str):
         found["device_map"] = model.recipe.device_map
+    # Labels and spans have no flags: a pair that has any is named as a file.
     if not (alone and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*FIELDS, "id", "cluster", "chat"}):
         return found | {"pairs": PAIRS}
     (pair,) = pairs

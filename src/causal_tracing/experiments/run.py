@@ -52,6 +52,7 @@ def run(model: Model, pairs: Pair | Sequence[Pair], folder: str | Path, options:
     if recipe is not None:
         require_sendable(options)
     crew = crew_of(options.workers)
+    # Planned before the folder is made: what is wrong with the options leaves no trace on the disk.
     kept, job = planned(model, traceable_pairs(model, asked, options), options)
     with begun(folder), telling(options.progress, pairs=len(asked)) as progress:
         manifest = begin_or_resume(folder, job, asked, options, crew.threads)

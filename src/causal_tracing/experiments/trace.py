@@ -61,6 +61,7 @@ def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> M
     started, clock = datetime.now(UTC), time.perf_counter()
     if note := job.backend.describe().note:
         warnings.warn(note, EngineNote, stacklevel=4)
+    # Handed on as a function of the job: it may have to be run once more, on replay.
     job, found = rechecked(job, partial(measure, progress=progress, sink=sink), stacklevel=4)
     record = provenance(
         job,

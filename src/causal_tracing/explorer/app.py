@@ -171,6 +171,7 @@ class Explorer:
             silent += LOOK
             if silent >= QUIET:
                 silent = 0.0
+                # A comment, which browsers pass over: what stands between may close a stream that is silent for long.
                 yield ": still here\n\n"
 
     def _job(self, request: Request) -> Job:

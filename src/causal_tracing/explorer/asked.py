@@ -74,6 +74,7 @@ def deeper_of(body: Any) -> Deeper:
     kind, layer, position = body.get("kind"), body.get("layer"), body.get("position")
     if kind not in KINDS:
         raise InvalidOption(f"There is no kind {kind!r}. {nearest(str(kind), KINDS)}")
+    # type() and not isinstance: true is a number in Python, and none in a request.
     if type(layer) is not int:
         raise InvalidOption(f"layer must be a whole number; it is {layer!r}.")
     if type(position) not in (int, str):

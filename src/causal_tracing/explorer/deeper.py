@@ -49,4 +49,5 @@ def told_of(cell: Deeper, found: Measurements, *, filling: bool) -> tuple[str, M
     """The event with which the page is told of these numbers, and what is in it."""
     if cell.kind == "paths":
         return "paths", {"part": paths_from(found, filling=filling)}
+    # A layer has some tens of heads, which are all shown, and thousands of neurons.
     return "parts", strongest_parts(found, cell.kind, None if cell.kind == "heads" else MOST_TOLD)

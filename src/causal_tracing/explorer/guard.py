@@ -60,6 +60,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request through, or answers it."""
         if scope["type"] != "http":
+            # Refused whatever it says: no part of the page opens one.
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
@@ -77,12 +78,15 @@ class Guard:
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why this request is refused; None where it is let through."""
         host = _all(scope, b"host")
+        # A page elsewhere can have its own name resolve to this machine; its requests then carry that name as their
+        # host.
         if len(host) != 1 or host[0].lower() not in self.hosts:
             return Refusal(
                 status=400,
                 message="This address is not the explorer's. Open the address that it printed, or start it with "
                 "--allow-host NAME.",
             )
+        # The page and its scripts hold nothing that is not public: they are needed to read the token from the address.
         if not scope["path"].startswith("/api"):
             return None
         return self._foreign(scope, host[0].lower()) or self._without_token(scope) or _unreadable(scope)
@@ -99,6 +103,7 @@ class Guard:
     def _without_token(self, scope: Scope) -> Refusal | None:
         given = _all(scope, b"authorization")
         expected = f"Bearer {self.token}"
+        # In the same time whatever is wrong with it: else it could be guessed letter by letter.
         if len(given) == 1 and hmac.compare_digest(given[0].encode(), expected.encode()):
             return None
         return Refusal(

@@ -57,7 +57,12 @@ class Job:
 
     def tell(self, kind: str, **data: Any) -> None:
         """Keeps an event, as JSON."""
-        self.events.append((kind, json.dumps(plain({"v": 1, **data}), allow_nan=False)))
+        event = {"v": 1, **data}
+        try:  # numbers to draw are plain already: a map has tens of thousands
+            text = json.dumps(event, allow_nan=False)
+        except (TypeError, ValueError):
+            text = json.dumps(plain(event), allow_nan=False)
+        self.events.append((kind, text))
 
     def stop(self) -> None:
         """Asks the work to end."""
@@ -130,6 +135,7 @@ class Worker:
         """The job in line, or an equal one that is finished; one under way belongs to its tab. Raises Full."""
         with self._ready:
             done = (each for each in self.jobs.values() if each.state == "done" and job.key)
+            # Answered again from the shelf, though the tab's work under way ends all the same.
             known = next((each for each in done if each.key == job.key), None)
             for other in self._live(job.tab, job.lane):
                 other.stop()
@@ -175,6 +181,7 @@ class Worker:
         """Runs the errands that wait: called by the work, where the model is at rest."""
         while self._errands:
             work, future = self._errands.popleft()
+            # Whoever asked has gone meanwhile.
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -217,6 +224,7 @@ class Worker:
                 self._ready.wait_for(lambda: self._closing or self._errands or self._waiting or self._spare)
                 if self._closing:
                     return
+                # Errands first, which somebody waits for while typing.
                 job = self._running = self._waiting.popleft() if self._waiting and not self._errands else None
             if job is not None:
                 job.run()

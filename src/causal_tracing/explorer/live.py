@@ -65,6 +65,7 @@ class Live:
         for component in filter(anatomy.offers, wanted):
             began = time.perf_counter()
             open_backend(self.model, [component], length=length)
+            # A large model is compared when a trace needs it: whoever types would be held up at each step.
             if time.perf_counter() - began > PATIENCE:
                 return
             yield
@@ -98,6 +99,7 @@ class Live:
 
         def cost() -> dict[str, Any]:
             planned = self._planned(asked)
+            # Backends are made anew for each pair, and each would time its own forwards.
             known = self.timed.setdefault(planned.backend.describe().engine, planned.backend)
             return cost_of_job(replace(planned, backend=known)).to_dict()
 

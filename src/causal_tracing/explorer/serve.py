@@ -51,6 +51,7 @@ class Serving:
             from causal_tracing.explorer.app import Explorer
             from causal_tracing.explorer.guard import Guard, hosts_of
         except ModuleNotFoundError as error:
+            # Something else that is missing is not cured by the extra.
             if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
                 raise
             raise MachineError(MISSING) from None

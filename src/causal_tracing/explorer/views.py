@@ -60,6 +60,7 @@ def new_cells(measurements: Measurements, new: tuple[Place, ...]) -> dict[str, A
         told: dict[str, Any] = {}
         for n, metric in enumerate(metrics):
             here = [plain(float(numbers[name][(n, *at)])) for name in directions]
+            # What has not come yet is NaN too, and would be taken for a cell that failed.
             waits = any(each is None for each in here) and len(directions) > 1 and not all(e is None for e in here)
             known = status[(n, *at)]  # that a cell cannot matter, or is a cut, is known of it from the start
             told[metric] = [len(STATUSES) if waits and known == "failed" else STATUSES.index(known), *here]

@@ -16,6 +16,7 @@ def read_by(runs: Iterable[Run]) -> dict[Run, dict[Kept, None]]:
     order: dict[Run, None] = {}
     waiting = [(run, False) for run in dict.fromkeys(runs)]
     seen: set[Run] = set()
+    # True behind a run says that all it reads of has been walked: so it is put in order behind its own donors.
     while waiting:
         run, known = waiting.pop()
         if known:
@@ -37,6 +38,7 @@ def in_levels(donors: Mapping[Run, object]) -> list[list[Run]]:
     """Donors in groups of which each reads of the groups before it alone; they come as `read_by` orders them."""
     depth: dict[Run, int] = {}
     for run in donors:
+        # Its donors come before it here, so that how deep they lie is known.
         depth[run] = max((1 + depth[one.run] for edit in run.edits for _, one in edit.reads), default=0)
     levels: list[list[Run]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     for run, level in depth.items():

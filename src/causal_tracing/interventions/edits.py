@@ -37,6 +37,7 @@ class Zero:
     """Nothing: zeros."""
 
 
+# Two tensors have no single answer to whether they are equal, so what holds one is compared by identity.
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
     """A tensor of the site's size ([d_model] in the stream), as it is. Compared by identity."""
@@ -181,6 +182,7 @@ class Run:
     def __eq__(self, other: object) -> bool:
         if self is other or not isinstance(other, Run):
             return self is other
+        # Hashes first: comparing edits would walk through all donors, and runs that differ nearly always differ here.
         return self._hash == other._hash and (self.tokens, self.edits) == (other.tokens, other.edits)
 
     def __hash__(self) -> int:
@@ -205,6 +207,7 @@ class Run:
             if at not in written:  # nearly always, and there are hundreds of thousands
                 written[at] = {place.part}
                 continue
+            # A whole site and a part of it overlap: which of them would count is not said.
             parts = written[at]
             if place.part in parts or place.part is None or None in parts:
                 raise InvalidEdit(
@@ -215,6 +218,7 @@ class Run:
         _check_patterns(self.edits)
 
 
+# Weak, so that runs go with the traces that made them.
 _ONE: WeakValueDictionary[Run, Run] = WeakValueDictionary()
 
 
@@ -260,6 +264,7 @@ class World:
 
 def _check_told(edit: Edit, run: Run) -> None:
     """Raises InvalidEdit where attention or wiring is written at as if it were an activation, or one as if it were."""
+    # Nearly all of some hundred thousand edits are plain, and are let through first.
     if edit.site.component not in (ATTENTION, WIRING) and not isinstance(edit.source, (Attending, Rewired)):
         return
     if isinstance(edit.source, Attending):
@@ -268,6 +273,7 @@ def _check_told(edit: Edit, run: Run) -> None:
         edit.site.component == ATTENTION and edit.alpha != 1
     ):
         raise InvalidEdit(f"{edit.site} is no activation: only a whole Attending (alpha 1) can be written there.")
+    # A rewired world is run in rows of its own, made of its base run: another edit beside it would be dropped unsaid.
     if (edit.site.component == WIRING) != isinstance(edit.source, Rewired) or (
         edit.site.component == WIRING and (edit.alpha != 1 or len(run.edits) > 1)
     ):

@@ -68,6 +68,8 @@ def effective(world: World, rules: Rules, silent: Silent | None = None) -> tuple
     kept: list[Edit] = []
     sealed, first = _sealed_from(world, rules), len(world.base.tokens)  # the first token that something kept is at
     for edit in sorted(world.edits, key=_computation_order):
+        # What the base run has at a token is there only as long as nothing that is kept lies at that token or before
+        # it.
         there = edit.site.position < first and (
             _writes_what_is_there(edit, world.base, rules) or _writes_nothing(edit, world.base, silent)
         )
@@ -84,6 +86,7 @@ def _computation_order(edit: Edit) -> tuple[int, int, int]:
 def _reaches(edit: Edit, readout: Sequence[int], rules: Rules, sealed: int) -> bool:
     """Whether a token that is read can depend on the edit: what no layer mixes any more stays where it is."""
     site = edit.site
+    # It is told at layer 0 and position 0, which says nothing of where it acts.
     if site.component == WIRING:
         return True
     mixed_from = site.layer if site.component in rules.mixing else site.layer + 1
@@ -95,6 +98,7 @@ def _sealed_from(world: World, rules: Rules) -> int:
     written = {
         (edit.site.layer, edit.site.position)
         for edit in world.edits
+        # What keeps a share of what is there keeps what came from other tokens too.
         if edit.site.component in rules.gathers and edit.alpha == 1 and not isinstance(edit.source, (Plus, Subspace))
     }
     sealed = rules.num_layers
@@ -110,6 +114,7 @@ def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
         return True
     if isinstance(source, Attending):
         return _attends_as_it_does(source, site, base, rules)
+    # An activation from another position has another prefix behind it, whatever the tokens are.
     if not isinstance(source, From) or source.position != site.position:
         return False
     if source.run == base:
@@ -117,6 +122,7 @@ def _writes_what_is_there(edit: Edit, base: Run, rules: Rules) -> bool:
     alone = (site.position,)
     if site.layer == 0 and site.component in rules.tokenwise and not differing(source.run, base, alone):
         return True
+    # Attention is causal: where all tokens up to here agree, so does everything at this one.
     return not differing(source.run, base, range(site.position + 1))
 
 
@@ -132,6 +138,7 @@ def _writes_nothing(edit: Edit, base: Run, silent: Silent | None) -> bool:
 def _attends_as_it_does(source: Attending, site: Site, base: Run, rules: Rules) -> bool:
     """Whether nothing is taken from a query's sight, and all that it is given is there already."""
     seen = source.up_to(site.position)
+    # A key may have no weight at all, but only a run could tell.
     if seen.blocked or seen.zeroed:
         return False
     given = [Edit(Site("q", site.layer, site.position), donor) for _, donor in seen.q]
@@ -163,6 +170,7 @@ def is_cut(world: World, rules: Rules, layer: int | None = None) -> bool:
     """
     edits = [edit for edit in world.edits if layer in (None, edit.site.layer)]
     first = edits[0] if edits else None
+    # Below each state must stand at its own position; one that was moved to the readout is a cut all the same.
     if _moves_the_readout(world, edits, rules):
         return True
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
@@ -172,9 +180,11 @@ def is_cut(world: World, rules: Rules, layer: int | None = None) -> bool:
         whole = edit.source == From(donor, edit.site.position) and edit.alpha == 1
         if not whole or (edit.site.component, edit.site.layer) != (component, layer):
             return False
+    # An edit of the runs' own acts behind the cut in one of them and not in the other, and would part their logits.
     elsewhere = [edit for run in (donor, world.base) for edit in run.edits if edit.site.component != "embed"]
     if elsewhere or len(donor.tokens) != len(world.base.tokens):
         return False
+    # Behind the last layer nothing but norm and head follows, which read the stream alone on every model.
     behind_the_last = layer == rules.num_layers - 1 and component == "resid_post"
     if not (rules.cut or behind_the_last):
         return False
@@ -191,6 +201,7 @@ def _moves_the_readout(world: World, edits: Sequence[Edit], rules: Rules) -> boo
         here = behind and (site.layer, site.position) == (last, readout)
         read_alone = site.component == "resid_post" or rules.cut
         if here and read_alone and not others and isinstance(source, From) and edit.alpha == 1:
+            # Norm and head know of no positions: a last state gives its own logits wherever it is put.
             return source.position == len(source.run.tokens) - 1 != site.position
     return False
 
@@ -200,8 +211,11 @@ def _must_pass(world: World, donor: Run, component: str, layer: int, rules: Rule
     apart = differing(world.base, donor, range(len(donor.tokens)))
     if not apart:
         return set()
+    # No token passes anything on to another from here: those that are not read may differ.
     if layer == rules.num_layers - 1 and component not in rules.mixing:
         return {position for position in world.readout if position >= apart[0]}
+    # Equal tokens have equal states there, wherever the prompts part.
     if layer == 0 and component in rules.tokenwise:
         return set(apart)
+    # From the first difference on each later token may have taken some of it up.
     return set(range(apart[0], max(world.readout) + 1))

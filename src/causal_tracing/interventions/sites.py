@@ -53,6 +53,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.component not in ORDER:
+            # embed, the first of them, is not proposed: nothing can be traced there.
             raise InvalidOption(f"There is no component {self.component!r}. {nearest(self.component, ORDER[1:])}")
         if self.part is not None and self.component not in (*PARTED, ATTENTION):
             raise InvalidOption(f"{self.component} has no heads, neurons or experts: leave part={self.part} out.")

@@ -39,6 +39,7 @@ class Write:
 
     def __post_init__(self) -> None:
         validation.one_of("kind of write", self.kind, KINDS)
+        # True counts as a number in Python, and is a slip here.
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real) or not math.isfinite(self.alpha):
             raise InvalidOption(f"alpha= must be a finite number (1 writes it whole); it is {self.alpha!r}.")
         validation.whole("The number of draws", self.draws, least=1)
@@ -88,6 +89,7 @@ def _check_tensor(kind: str, place: tuple[str, int], tensor: Any) -> None:
         raise InvalidOption(f"tensors= has no numbers for {place}: {error}") from None
     if not numbers.ndim or not numbers.isfinite().all():
         raise InvalidOption(f"tensors= for {place} must be a tensor of finite numbers.")
+    # Rows that depend on each other span less than their number says, and would be recorded as more.
     if kind == "subspace" and (numbers.ndim != 2 or torch.linalg.matrix_rank(numbers) < len(numbers)):
         raise InvalidOption(
             f"A subspace needs rows that are linearly independent, [rank, size]; those for {place} are "
@@ -110,4 +112,5 @@ def _digest(tensor: Any) -> str:
     import numpy as np
     import torch
 
+    # In float64: the same numbers have one checksum in whatever type they are handed in.
     return hashlib.sha256(np.ascontiguousarray(torch.as_tensor(tensor).double().cpu().numpy()).tobytes()).hexdigest()

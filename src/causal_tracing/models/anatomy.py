@@ -117,6 +117,7 @@ class Anatomy:
     @property
     def added_from(self) -> int:
         """The layer from which on each one gives the stream and what its parts add to it, and nothing else is done."""
+        # From the end: a world may be held from some layer on only where every layer behind it is such a sum.
         first = len(self.layouts)
         while first and (sums := self.layouts[first - 1].sums) and all(each.plain for each in sums):
             first -= 1
@@ -127,6 +128,7 @@ class Anatomy:
         if component not in (*PARTED, ATTENTION):
             return 1
         self.require(component)
+        # How queries attend is told by the queries' heads, as their patterns are.
         return dict(self.counts)["pattern" if component == ATTENTION else component]
 
     def require_layer(self, layer: int, component: str | None = None) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 AUTOCAST = ("cpu", "cuda")
+# Reentrant: a forward at rest may record what it reads in another one.
 alone = threading.RLock()
 
 
@@ -23,6 +24,7 @@ def at_rest(network: nn.Module) -> Iterator[None]:
     Every module's own mode is put back afterwards. Other threads wait.
     """
     with alone:
+        # Usually none: then nothing is set, and nothing has to be put back.
         training = [module for module in network.modules() if module.training]
         if training:
             network.eval()

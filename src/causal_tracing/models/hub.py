@@ -36,6 +36,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[str, bool]:
     """The commit that a revision stands for now, and whether only the cache could say so (the hub did not answer)."""
     try:
+        # One request that fails quickly, before the download that would go on asking a hub that is silent.
         get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
         path = hf_hub_download(repository, file, revision=revision)  # the cache remembers the revision's commit
         silent = False
@@ -52,6 +53,7 @@ def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[st
             raise
         silent = True
     parts = Path(path).parts
+    # The hub's cache keeps a file as .../snapshots/COMMIT/FILE.
     return parts[len(parts) - parts[::-1].index("snapshots")], silent
 
 
@@ -92,6 +94,7 @@ def _fetch(place: Place, file: str) -> Path | None:
 
 def download_weights(place: Place) -> bool:
     """Fetches the weights of a repository: whether they are safetensors. One format only, shards one by one."""
+    # Many repositories have the same weights in several formats: the first of these alone is fetched.
     for file in WEIGHTS:
         found = _fetch(place, file)
         if found is None:
@@ -141,6 +144,7 @@ def known(error: BaseException | None, place: Place, revision: str | None = None
     """The first error in the chain whose cause is plain, in our words."""
     while error is not None:
         text = str(error)
+        # transformers wraps what the hub raised, often in words about something else: the first plain cause counts.
         found = _of_the_hub(error, place, revision) or _of_the_machine(error, place)
         if found is not None:
             return found

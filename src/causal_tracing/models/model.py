@@ -46,6 +46,7 @@ class Agreement:
             return self.reason
         for component in components:
             difference = self.differences.get(component, float("nan"))
+            # Written so that NaN, of what was not compared or failed, speaks against it.
             if not difference <= self.bound:
                 return (
                     f"on a prompt of {self.length} tokens its logits differ from replay's by {difference:.1e} of the "
@@ -176,6 +177,7 @@ class Model:
         with alone:  # hooks of another thread's work are not the model's own
             modules = list(self.network.modules())
             hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+            # A wrapper may set a forward on a module, which the number of hooks does not show.
             own = sum("forward" in module.__dict__ for module in modules)
         return self.attention, self.dtype, self.device, hooks, own
 

@@ -75,6 +75,7 @@ def _kept(network: nn.Module) -> dict[str, _Kept]:
         f"{path}.{name}" if path else name: _Kept(hook, name)
         for path, module in network.named_modules(remove_duplicate=False)
         for hook in _hooks(module)
+        # A hook may hold the weights of all modules inside its own.
         for name, _ in module.named_parameters(recurse=hook.place_submodules, remove_duplicate=False)
     }
 

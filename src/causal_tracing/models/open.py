@@ -87,6 +87,7 @@ def open_place(
     if tokenizer is not None:
         _require_tokenizer(tokenizer, place.name)
     kind, target = None if dtype is None else _dtype(dtype), _device(device)
+    # The demo model is read in a second, of which no bar need tell.
     with nullcontext() if place.progress and place.source["kind"] != "embedded" else without_bars():
         return _read(place, tokenizer, kind, spread or target)
 
@@ -96,6 +97,7 @@ def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread
         file = gguf_file(place)
         place = place if file is None else converted(place, file)
         config = AutoConfig.from_pretrained(place.where, **place.arguments())
+        # Before the weights, which may be gigabytes.
         _require_causal(config, place.name)
         tokenizer = tokenizer_of(place) if tokenizer is None else tokenizer
         method = method_of(config)
@@ -197,6 +199,7 @@ def _not_causal(config: Any) -> str:
         return "an encoder with a decoder: its encoder reads the whole prompt at once"
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return ""  # its own code says that it is one; the check of the loaded model will see
+    # Models of images and text read text alone too.
     if type(config) not in mapping and type(config) not in with_images:
         return "not a language model that predicts the next token"
     if type(config) in masked and not getattr(config, "is_decoder", False):
@@ -213,6 +216,7 @@ def _network(place: Place, config: Any, dtype: Any, spread: Spread | None = None
     if dtype is torch.float64:  # grouped products of experts are not made for it
         options["experts_implementation"] = "eager"
     read: Callable[..., Any] = kind.from_pretrained if spread is None else partial(spread.load, kind.from_pretrained)
+    # What files lack transformers fills with random numbers, and says so in a log line only.
     network, report = read(place.where, **options)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -260,15 +264,7 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     refuse(options, "a model that is already in memory, which is left as it is")
     if isinstance(model, nn.Module):
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: it is run as it was written
-    network, wrapper = model, {}
-    nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
-    if nnsight is not None and isinstance(model, nnsight.Envoy):
-        _refuse_edits(model)
-        if not getattr(model, "dispatched", True):
-            with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
-                model.dispatch()
-        network, wrapper = model._module, {"wrapper": f"nnsight {type(model).__name__}"}
-        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    network, tokenizer, wrapper = _unwrapped(model, tokenizer)
     if not isinstance(network, PreTrainedModel):
         _refuse_soft_prompts(model)
         raise UnsupportedModel(
@@ -276,13 +272,7 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
             "model inside the wrapper), an nnsight LanguageModel, or a name or path."
         )
     name = network.name_or_path or type(network).__name__
-    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
-        if _not_causal(network.config):
-            _require_causal(network.config, f"{name}, a {type(network).__name__},")
-        raise UnsupportedModel(
-            f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
-            "with one: AutoModelForCausalLM.from_pretrained(...)."
-        )
+    _require_head(network, name)
     _require_weights(network, name)
     if tokenizer is None:
         raise InvalidOption(
@@ -298,6 +288,30 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
         name=name,
         source=source | ({"commit": commit} if commit else {}) | _quantised(method_of(network.config)),
     )
+
+
+def _unwrapped(model: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
+    """The network of an nnsight model, dispatched, its tokenizer and what is recorded of it; else what is given."""
+    nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
+    if nnsight is None or not isinstance(model, nnsight.Envoy):
+        return model, tokenizer, {}
+    _refuse_edits(model)
+    if not getattr(model, "dispatched", True):
+        with memory_said(f"The nnsight {type(model).__name__} does not fit into memory. Give a smaller dtype."):
+            model.dispatch()
+    tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+    return model._module, tokenizer, {"wrapper": f"nnsight {type(model).__name__}"}
+
+
+def _require_head(network: PreTrainedModel, name: str) -> None:
+    """Raises UnsupportedModel for a network that does not predict the next token."""
+    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
+        if _not_causal(network.config):
+            _require_causal(network.config, f"{name}, a {type(network).__name__},")
+        raise UnsupportedModel(
+            f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
+            "with one: AutoModelForCausalLM.from_pretrained(...)."
+        )
 
 
 def _refuse_soft_prompts(model: Any) -> None:

@@ -61,6 +61,7 @@ def place_of(
 
     A `dtype` or `device` that there is not is said before it is looked for (InvalidOption).
     """
+    # Both are asked for their refusals, which need no model.
     dtype_name("float32" if dtype is None else dtype)
     check_device(device)
     common: dict[str, Any] = {"trust": trust, "progress": progress}

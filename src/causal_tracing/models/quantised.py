@@ -39,6 +39,7 @@ def stream_dtype(network: Any) -> torch.dtype:
 def products(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """The modules of a quantised network whose product with a matrix is not torch's own, by their paths."""
     for path, module in network.named_modules():
+        # By shape and not by class: packages have products of their own, and none need be installed here.
         if type(module) is not nn.Linear and isinstance(getattr(module, "in_features", None), int):
             yield path, module
 

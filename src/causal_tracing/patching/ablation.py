@@ -54,6 +54,7 @@ def check_tensors(
                 f"The tensor for {component} of layer {layer} must have {parts[component]} rows, one a head or neuron; "
                 f"it has the shape {shape}."
             )
+        # A subspace has one basis for all parts of a layer, [rank, size]; a given tensor a row for each.
         rows = [parts[component]] if component in parts else []
         expected = [*(rows if given else shape[:1]), widths.get((component, layer), shape[-1])]
         if shape != expected:
@@ -95,8 +96,10 @@ def reference_runs(found: Sequence[tuple[int, ...]], pair: TokenPair, write: Wri
     if write.kind not in REFERENCED:
         return ()
     length = len(pair.clean.tokens)
+    # A prompt that is given twice would count twice in a mean, and could be drawn twice.
     fitting = list(dict.fromkeys(tokens for tokens in found if len(tokens) == length))
     if write.kind == "resample":
+        # Its own activation changes nothing, and would draw the mean towards no effect.
         fitting = [tokens for tokens in fitting if tokens != pair.clean.tokens]
     if not fitting:
         lengths = ", ".join(str(size) for size in sorted({len(tokens) for tokens in found}))

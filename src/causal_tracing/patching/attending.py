@@ -102,12 +102,14 @@ def keys_of(prompt: TokenPrompt, column: Column) -> tuple[int, ...]:
     if isinstance(column, int):
         return (column,) if column < len(prompt.tokens) else ()
     named = prompt.positions(column)
+    # A span of the pair's may be called as a set is: then it is the span that is meant.
     if named or column not in KEY_SETS:
         return named
     subject, everything = {*prompt.subject}, range(len(prompt.tokens))
     sets = {
         "subject": prompt.subject,
         "subject_but_first": tuple(sorted(subject - {0})),
+        # Without the last token, as in Geva et al. 2023: it is the query itself.
         "non_subject": tuple(position for position in everything[:-1] if position not in subject),
         "first": (0,),
     }
@@ -160,6 +162,7 @@ def columns_named(
     if isinstance(named, str) and named == "each":
         return tuple(range(longest))
     asked = (named,) if isinstance(named, (str, int)) else tuple(named)
+    # A position from the right is one place only where all prompts are equally long.
     alike = len({len(pair.clean.tokens) for pair in pairs}) == 1
     columns = tuple(from_the_left(column, longest) if alike else column for column in asked)
     for column in columns:

@@ -117,13 +117,13 @@ class _Screened:
     def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
         """What is patched of one component: it does not depend on which others were asked for."""
         estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
-        open_ = (known == "") & ~np.isnan(estimates)
-        cells = [at for at in grid.cells() if at[0] == component and open_[at] and not grid.beside(at)]
-        order = np.argsort([-abs(estimates[at]) for at in cells], kind="stable")
-        yield from ((cells[n], "top") for n in order[: screen.verify])
+        cells = grid.compared(component, (known == "") & ~np.isnan(estimates))
+        order = np.argsort(-np.abs(estimates[tuple(cells.T)]), kind="stable")
+        top, rest = order[: screen.verify], order[screen.verify :]
         name = grid.components[component]
         random = np.random.default_rng([self.job.options.seed, *name.encode()])
-        yield from ((cells[n], "sample") for n in random.permutation(order[screen.verify :])[: screen.sample])
+        sample = random.permutation(rest)[: screen.sample]
+        yield from ((tuple(at), why) for some, why in ((top, "top"), (sample, "sample")) for at in cells[some].tolist())
 
     def _patch(self) -> None:
         worlds = [

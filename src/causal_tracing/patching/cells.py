@@ -74,6 +74,7 @@ def given_cells(question: Question, grid: Grid) -> Bool[np.ndarray, "..."] | Non
     contrast, pair, arm = question.contrast, question.pair, grid.arms[0]
     found = np.zeros(grid.shape, dtype=bool)
     base, donor = contrast.sides(0, restores=arm.restores)
+    # By the first draw and arm: where something is written depends on neither.
     for at in grid.cells() if contrast.donors or grid.overlaps else ():
         made = grid.edits(at, pair, contrast, arm, base, donor)
         taken = grid.held(at, pair) or (contrast.donors and any(written_twice(base, each) for each in made))
@@ -89,6 +90,7 @@ def written_twice(base: Run, edits: Sequence[Edit]) -> bool:
     for edit in base.edits:
         place, part = edit.site.place, edit.site.part
         here = place.component, place.layer, place.position
+        # Whole over part, part over the same part, and part over whole: each writes what another one has written.
         if here in whole or (*here, part) in places or (part is None and here in {each[:3] for each in places}):
             return True
     return False

@@ -99,6 +99,7 @@ class CircuitGrid(SetGrid):
     def members(self, at: At) -> tuple[frozenset[int], bool]:
         """The first ones; with everything goes the embedding."""
         size = self.sizes[at[1]]
+        # With everything kept nothing is ablated: the last cell is the unedited run, whatever is said of the input.
         everything = size == len(self.graph.names)
         return frozenset(_first(self.graph, self.ranked, size)), everything or (self.keep_input and size > 0)
 
@@ -233,7 +234,9 @@ def _removed(graph: Graph, circuit: Sequence[int], subsets: int, seed: int) -> t
     names = graph.names
     found: dict[str, tuple[int, ...]] = {NOTHING: ()} | {names[number]: (number,) for number in circuit}
     random, drawn = np.random.default_rng(seed), {}
+    # Two items have no subset that is neither one of them nor both.
     for n in range(1, subsets + 1 if len(circuit) > 2 else 1):
+        # Of two items at least, since single ones are all measured, and never of all of them.
         inside = random.permutation(len(circuit))[: random.integers(2, len(circuit))]
         drawn[f"random {n}"] = tuple(circuit[place] for place in sorted(inside))
     found |= drawn

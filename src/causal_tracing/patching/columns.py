@@ -18,6 +18,7 @@ def patched_together(pair: TokenPair, column: Column) -> list[tuple[Slot, ...]]:
     """
     if column == TOGETHER:
         return [pair.slots]
+    # A span may itself be called "... together".
     name = named_together(column) if column not in pair.clean.spans else ""
     positions = (column,) if isinstance(column, int) else pair.clean.named(name or column)
     slots = tuple(slot for slot in pair.slots if slot.clean in positions)
@@ -124,6 +125,7 @@ def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
     if not any(pair.clean.positions(column) for pair in pairs):
         hint = _why_no_role(pairs) if column in OF_SUBJECT else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
+    # A role at tokens that are not paired with each other would be a mean over something else in each direction.
     for pair in pairs:
         if not pair.corrupt.positions(column):
             continue

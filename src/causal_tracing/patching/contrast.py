@@ -55,6 +55,7 @@ class Contrast:
 def in_edited_world(contrast: Contrast, pair: TokenPair, given: Sequence[NamedSite]) -> Contrast:
     """The same contrast where these sites hold the other run's activations already, in both runs."""
     clean, corrupt = contrast.clean, contrast.corrupt[0]
+    # What is given is the other run's, whole; the write is of what is swept over it.
     whole = replace(contrast, write=Write())
     restored = tuple(edit for site in given for edit in site.edits(pair, whole, clean, restores=True))
     disrupted = tuple(edit for site in given for edit in site.edits(pair, whole, corrupt, restores=False))

@@ -45,6 +45,7 @@ def randomised(model: Model, seed: int) -> Model:
         network = copy.deepcopy(model.network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():  # tied ones come once
+            # By each parameter's own name: its order does not depend on which others there are.
             named = hashlib.sha256(f"{seed} {name}".encode()).digest()
             order = np.random.default_rng(int.from_bytes(named[:8], "big")).permutation(parameter.numel())
             flat = parameter.detach().reshape(-1)
@@ -59,6 +60,7 @@ def shuffled(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """
     asked = [(pair.answer, pair.foil) for pair in pairs]
     common, most = Counter(asked).most_common(1)[0]
+    # So many pairs with one answer cannot all get another one.
     if 2 * most > len(pairs):
         raise InvalidOption(
             f"control='shuffled-pairs' gives every pair another answer, and {most} of {len(pairs)} pairs have the same "

@@ -62,6 +62,7 @@ class EdgeGraph(Graph):
     def _reached(self, among: Bool[np.ndarray, "sender reader"]) -> Bool[np.ndarray, " sender"]:
         """Which senders the embedding reaches."""
         found = np.arange(len(self.sites)) == 0
+        # Senders are in computation order, so that all that reaches one is known when its turn comes.
         for sender, readers in enumerate(self.fed):
             found[sender] |= bool((among[:, list(readers)] & found[:, None]).any())
         return found
@@ -69,6 +70,7 @@ class EdgeGraph(Graph):
     def _reaching(self, among: Bool[np.ndarray, "sender reader"]) -> Bool[np.ndarray, " reader"]:
         """Which readers reach the logits."""
         found = np.array([name == LOGITS for name, *_ in self.readers])
+        # And from the end on, all that one reaches.
         for sender in reversed(range(len(self.sites))):
             found[list(self.fed[sender])] |= bool((among[sender] & found).any())
         return found
@@ -141,6 +143,7 @@ def _check(model: Model, stream: Stream, sites: Sequence[NamedSite]) -> None:
         raise ComponentNotOffered(f"{OPTION} needs a model that runs here, and {model.name} is run elsewhere.")
     for component in (*IN_HEADS, "z", "mlp_out"):
         model.anatomy.require(component)
+    # What a sender adds would come out of the norm as something that depends on all others.
     for layer in model.active:
         if layer not in model.having("z"):
             refuse(model, OPTION, f"layer {layer} has no heads, by which its edges would be told apart.")

@@ -55,6 +55,7 @@ class EdgeGrid(KeyGrid):
         keys = _paired(pair, keys_of(pair.clean, self.columns[at[-1]]), arm)
         edits = []
         for query, query_there in _paired(pair, queries_of(pair.clean, asks), arm):
+            # A score by the donor's query is read where that query is, a key or a value where the key is.
             seen = tuple((key, From(donor, query_there if part == "q" else there)) for key, there in keys)
             edits.append(Edit(Site(ATTENTION, layer, query, head), replace(Attending(), **{part: seen})))
         if keys and edits:

@@ -59,6 +59,7 @@ class Graph:
         """What is written at these sites, token by token."""
         key = (contrast, donor, arm.restores)
         if key not in self.made:
+            # Of one pair and direction at a time: the edits of all pairs would pile up.
             self.made.clear()
             self.made[key] = {}
         # Thousands of edits a world, and most are in most worlds of a pair: each is made once.
@@ -120,6 +121,7 @@ def ranked_items(graph: Graph, ranking: Mapping[str, float] | Sequence[str], by:
     computation order, whatever order they were given in. Names are in the order that they were given in.
     """
     known = {name: (number,) for number, name in enumerate(graph.names)}
+    # Full names are looked up, and only what else is named is parsed: rankings of edges have tens of thousands.
     named = [(number, text) for text in ranking for number in known.get(text) or graph.numbers(text)]
     validation.once(graph.of.removesuffix("s"), [graph.names[number] for number, _ in named])
     if isinstance(ranking, Mapping):

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
@@ -84,9 +84,10 @@ class Grid:
         """The column of a cell."""
         return self.columns[at[-1]]
 
-    def beside(self, at: At) -> bool:
-        """Whether a cell is none of those that are compared, but stands beside them."""
-        return False
+    def compared(self, component: int, open_: Bool[np.ndarray, "..."]) -> Int[np.ndarray, "cell axis"]:
+        """The places of a component's cells that are open and compared with one another, in the order of `cells`."""
+        found = [at for at in self.cells() if at[0] == component and open_[at]]
+        return np.array(found, dtype=int).reshape(-1, open_.ndim)
 
     def written(self) -> list[tuple[str, int]]:
         """The components and layers at which anything is written."""
@@ -162,6 +163,8 @@ class BlockGrid(Grid):
     @property
     def labels(self) -> dict[str, Any]:
         """The first and the last layer of each cell's window too; −1 where there is no whole one."""
+        # Named in super(): slots=True makes each dataclass anew, and super() alone would look for the class before
+        # that.
         return super(BlockGrid, self).labels | window_labels(self, self.windows)
 
     def written(self) -> list[tuple[str, int]]:
@@ -171,6 +174,7 @@ class BlockGrid(Grid):
 
     def added_up(self, alone: np.ndarray, joint: np.ndarray, base: np.ndarray) -> np.ndarray:
         """Each layer of a window alone."""
+        # `alone` is the mean over a window's layers: their sum is as many times what it adds to the base run.
         count = np.array([[len(self.around(name, layer)) for layer in self.layers] for name in self.components])
         return base + count[..., None] * (alone - base)
 
@@ -190,8 +194,8 @@ class BlockGrid(Grid):
                 yield from (whole([one]) for one in layers)
         elif arm.severed:
             if component in RESIDUAL and layers:
-                first = first_behind(component, layers[-1], arm.severed)
-                behind = [layer for layer in self.windows.among if layer >= first]
+                behind = [n for n in self.windows.among if n >= first_behind(component, layers[-1], arm.severed)]
+                # Severing goes with restoration alone, so that the base run is the corrupt one.
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
                 yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
         elif layers:
@@ -265,6 +269,7 @@ def plan_blocks(
     for component in (*components, *sever):
         model.anatomy.require(component)
     chosen = checked_layers(model, layers)
+    # Asked for its refusal: a trace of routers in layers without any would be empty.
     for component in (name for name in components if name in ROUTED):
         layers_having(model, component, layers)
     columns = resolved_columns(pairs, positions)
@@ -333,6 +338,7 @@ def plan_by_layer(
     chosen = tuple(sorted(map(int, by_layer))) if by_layer else layers_having(model, component, layers)
     parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
     for layer, listed in by_layer.items():
+        # An empty list means all of a layer; what has no length goes to the check, which says what is wrong with it.
         if not hasattr(listed, "__len__") or len(listed):
             validation.numbered(str(kind.part), listed, count, f"layer {layer} of {model.name}")
             parts[layer] = sorted({int(number) for number in listed})
@@ -351,8 +357,7 @@ def plan_by_layer(
 def layers_having(model: Model, component: str, layers: Sequence[int] | None) -> tuple[int, ...]:
     """Of the layers asked for those that have a component. Raises ComponentNotOffered where none has."""
     asked = checked_layers(model, layers)
-    found = tuple(layer for layer in asked if layer in model.having(component))
-    if not found:
+    if not (found := tuple(layer for layer in asked if layer in model.having(component))):
         model.anatomy.require_layer(asked[0], component)
     return found
 

@@ -23,7 +23,7 @@ from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by
 from causal_tracing.patching.metric import Asked, Metric, listed
 from causal_tracing.patching.metric_checks import check_measure
 from causal_tracing.patching.metrics import measured_metrics
-from causal_tracing.patching.named_sites import sites_on
+from causal_tracing.patching.named_sites import NamedSite, sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.options.choices import BLOCKS
 from causal_tracing.patching.options.declare import values_of
@@ -114,6 +114,7 @@ class Job:
         )
         return replace(
             self,
+            # The default depends on whether all pairs have foils, and some of them alone might choose another.
             options=replace(self.options, metric=self.options.metric or self.metric),
             asked=[self.asked[n] for n in numbers],
             pairs=[self.pairs[n] for n in numbers],
@@ -134,15 +135,11 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     tokens = tokenize_pairs(
         traced, model.tokenizer, align=options.align, noise=noise is not None, alone=clean_alone(values_of(options))
     )
-    for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
-        check_measure(metric, tokens[0], model.vocabulary)
-        check_metric(metric, tokens)
+    _check_metrics(model, options, tokens)
     paths = plan_paths(model, tokens, options.direct, options.direct_norm)
     grids = _grids(model, tokens, options, components, directions, paths)
-    severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
     given = sites_on(model, options.given, tokens, "given=")
-    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
-    needed = [*patched, *severed, *(READ if options.lens else ())]
+    needed = _needed(grids, given, options)
     backend = open_backend(model, needed, options.engine, options.budget, length=longest(model, tokens))
     for grid in grids:
         _check_written(model, backend, grid, tokens, write)
@@ -169,6 +166,7 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     offered = model.anatomy.components
     found = tuple(name for name in USUAL if name in offered)
     for name, reason in model.anatomy.refused:
+        # A model is no poorer for the rest: layers with two parts have no mixer_out.
         if name in BLOCKS:
             warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
     return found
@@ -184,6 +182,7 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
     """Raises InvalidOption or InvalidPair where what is to be written does not fit the sites of a grid."""
     if write.kind in TENSORED:
         counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
+        # Sizes are looked at on a run, since no configuration says those of all models.
         run = Run(pairs[0].clean.tokens)
         seen = backend.record([run], grid.written())[run].activations
         widths = {place: each.shape[-1] // counts.get(place[0], 1) for place, each in seen.items()}
@@ -192,6 +191,21 @@ def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[T
     if "pattern" in grid.needs:
         for pair in pairs:
             check_patterns(write, pair)
+
+
+def _needed(grids: Sequence[Grid], given: Sequence[NamedSite], options: Options) -> list[str]:
+    """All that is read or written, so that it is proved on the model before anything is measured."""
+    patched = [*(name for grid in grids for name in grid.needs), *(site.component for site in given)]
+    severed = [arm.severed for grid in grids for arm in grid.arms if arm.severed]
+    return [*patched, *severed, *(READ if options.lens else ())]
+
+
+def _check_metrics(model: Model, options: Options, pairs: Sequence[TokenPair]) -> None:
+    """Raises InvalidOption where a metric that was asked for measures nothing here."""
+    # A built-in one beside them may be undefined, and is empty then.
+    for metric in measured_metrics(options.metric)[: len(listed(options.metric))]:
+        check_measure(metric, pairs[0], model.vocabulary)
+        check_metric(metric, pairs)
 
 
 def check_metric(metric: Metric, pairs: Sequence[TokenPair]) -> None:
@@ -213,7 +227,26 @@ def _grids(
     directions: Sequence[str],
     paths: Paths | None,
 ) -> list[Grid]:
-    """What is patched, kind by kind."""
+    """What is patched, kind by kind: single sites, then what is patched together or between sites."""
+    return [
+        *_single_grids(model, pairs, options, components, directions, paths),
+        *joint_grids(model, pairs, options, directions),
+        *path_grids(model, pairs, options, directions),
+        *knockout_grids(model, pairs, options),
+        *edge_grids(model, pairs, options, directions),
+        *circuit_grids(model, pairs, options),
+    ]
+
+
+def _single_grids(
+    model: Model,
+    pairs: Sequence[TokenPair],
+    options: Options,
+    components: Sequence[str],
+    directions: Sequence[str],
+    paths: Paths | None,
+) -> list[Grid]:
+    """Whole components, heads, neurons and experts, each alone."""
     grids: list[Grid] = []
     if components:
         blocks = plan_blocks(
@@ -240,14 +273,7 @@ def _grids(
     ):
         if asked:
             grids.append(plan_by_layer(kind, model, pairs, named=asked, positions=where, **common))
-    return [
-        *grids,
-        *joint_grids(model, pairs, options, directions),
-        *path_grids(model, pairs, options, directions),
-        *knockout_grids(model, pairs, options),
-        *edge_grids(model, pairs, options, directions),
-        *circuit_grids(model, pairs, options),
-    ]
+    return grids
 
 
 def _controlled(model: Model, pairs: list[Pair], options: Options) -> tuple[Model, list[Pair]]:

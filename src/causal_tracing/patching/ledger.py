@@ -73,6 +73,7 @@ def lines(
     base, donor = contrast.sides(0, restores=restores)
     edits = tuple(edit for site in sites for edit in site.edits(pair, contrast, donor, restores=restores))
     changes = _changes(backend.record([base, Run(base.tokens, edits)], _places(model)), model)
+    # Where the stream itself is written, what the writers do not explain is that write.
     if not any(site.component in RESIDUAL for site in sites):
         _check_sum(model, changes)
     last, end = len(base.tokens) - 1, model.num_layers - 1
@@ -97,6 +98,7 @@ def _changes(found: Mapping[Run, Recording], model: Model) -> dict[Place, Float[
     base, patched = (each.activations for each in found.values())
 
     def change(place: Place) -> Any:
+        # Few bits are left of a difference of two long sums.
         return patched[place][-1].double() - base[place][-1].double()
 
     writers = {place: scale * change(place) for place, scale in writers_of(model).items()}

@@ -142,6 +142,7 @@ def _lens(job: Job, number: int, read: Sequence[Readout], found: np.ndarray) -> 
     longest = max(len(draws[0].tokens) for draws in runs.values())
     values = np.full((len(RUNS), len(layers), longest, len(NAMES)), np.nan)
     for n, name in enumerate(RUNS):
+        # Zeros, to which the draws are added; what lies behind a prompt's end stays undefined.
         values[n, :, : len(runs[name][0].tokens)] = 0
     for each, numbers in zip(read, found, strict=True):
         tokens, draws = each.world.readout, len(runs[each.run])

@@ -124,6 +124,7 @@ class _Tally:
         tell, before = self.progress, self.done
 
         def report(done: int, of: int) -> None:
+            # How many worlds there are is a guess (`Grid.count`): told as no more than all.
             tell(min(STEPS, round(STEPS * (before + size * done / of) / self.total)), STEPS)
 
         return report
@@ -271,6 +272,7 @@ def _sums(job: Job, number: int, grid: Grid) -> Sums:
 
 def coarse_to_fine(count: int) -> Iterator[list[int]]:
     """Numbers 0 to count − 1 in rounds: a few that are far apart first, then those between them."""
+    # A power of two by which the first round has four at most.
     step = 1 << max(0, (count - 1).bit_length() - 2)
     seen: set[int] = set()
     while len(seen) < count:

@@ -83,6 +83,7 @@ class Metric:
         Raises InvalidOption where a function uses a value that cannot be told from another.
         """
         found = hashlib.sha256(repr((self.takes, self.needs_foil, self.reads_texts)).encode())
+        # Hashed only where it is set: records of metrics made before there was such a thing stay the same.
         if self.few:
             found.update(b"few")
         for function in (self.measure, self.of_texts):

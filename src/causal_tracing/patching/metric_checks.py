@@ -87,4 +87,5 @@ def _measured(metric: Metric, logits: Tensor, answers: Tensor, foils: Tensor, cl
             f"metric {metric.name}: its function must give one number a world, a tensor [{len(logits)}] of logits "
             f"{[*logits.shape]}; it gave {found}."
         )
+    # A metric may be undefined of made-up logits: NaN is then equal to itself, as it is in results.
     return values.double().nan_to_num()

@@ -56,6 +56,7 @@ def measure_logits(logits: Tensor, measures: tuple, answers: Tensor, foils: Tens
     counts = torch.stack([(tokens != NO_TOKEN).sum(-1) for tokens in (answers, foils)], -1)
     values = torch.empty((len(logits), len(measures)), dtype=torch.float64, device=logits.device)
     at_once = max(ROWS, NUMBERS // logits.shape[-1])
+    # One function call for all worlds with as many answers and foils, without padding.
     for count in counts.unique(dim=0).tolist():
         for rows in (counts == torch.tensor(count)).all(-1).nonzero().squeeze(-1).split(at_once):
             here = rows.to(logits.device)
@@ -69,6 +70,7 @@ def measure_logits(logits: Tensor, measures: tuple, answers: Tensor, foils: Tens
 
 def _measured(measures: tuple, logits: Tensor, answers: Tensor, foils: Tensor, clean_log_probs: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Once for all metrics: over a large vocabulary it takes most of what they take.
     log_probs = logits.log_softmax(-1) if any(of_log_probs for _, of_log_probs, _ in measures) else logits
     clean = clean_log_probs.to(logits)
     undefined = torch.full((len(logits),), torch.nan, dtype=torch.float64, device=logits.device)

@@ -141,6 +141,7 @@ def some_range(text: str, what: str, first: str | None, last: str | None) -> Num
     """The range that a text gives of layers, heads or neurons. Raises InvalidOption where it runs backwards."""
     if first is None:
         return None
+    # Before a range is made of it: a slip of the finger would fill the memory.
     if max(len(first), len(last or "")) > DIGITS:
         raise InvalidOption(f"{text!r:.200}: no model has so many {what}.")
     if last is not None and int(last) < int(first):

@@ -83,5 +83,6 @@ def weighted_size(kept: Sequence[NamedSite], readers: Mapping[str, Sequence[str]
 
     The logits read every node, and are always kept.
     """
+    # Added up in the order of their names: a set has none, and the last bits of a sum depend on it.
     names = {name_of(node) for node in kept}
     return float(sum((1 + len(names.intersection(readers[name]))) / (1 + len(readers[name])) for name in sorted(names)))

@@ -69,6 +69,7 @@ def draws(pair: TokenPair, noise: Noise, width: int) -> Float[Tensor, "draw toke
     rows = []
     for number in range(noise.draws):
         digest = hashlib.sha256(f"{named} {number}".encode()).digest()
+        # On the CPU, so that every device gets the same noise; seven bytes always fit into a seed.
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
         rows.append(torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"))
     return torch.stack(rows)

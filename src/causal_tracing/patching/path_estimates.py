@@ -40,8 +40,9 @@ def path_estimates(
         found = by_reception(paths, term.measure, scoring, progress)
     else:
         found = by_slopes(paths, term.measure, steps)
-    estimates = np.where(paths.reaches, found, 0.0) @ paths.members
-    known = np.where(paths.reaches @ paths.members, "", "structural_zero").astype(object)
+    members = paths.members.astype(float)  # numpy multiplies booleans one by one
+    estimates = np.where(paths.reaches, found, 0.0) @ members
+    known = np.array(["structural_zero", ""], dtype=object)[(paths.reaches @ members > 0).astype(int)]
     every = [name for name, _ in grid.receivers].index(EVERY)
     estimates[:, every], known[:, every] = _senders(paths, term.measure, way(paths.base, paths.donor, steps)), ""
     none = [sender for sender, changed in enumerate(paths.changed) if not changed]

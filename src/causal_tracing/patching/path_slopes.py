@@ -19,9 +19,10 @@ from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.followed import Followed
-from causal_tracing.patching.receivers import IN_HEADS, LOGITS
+from causal_tracing.patching.receivers import LOGITS
 from causal_tracing.patching.senders import Reading
 
+READ_AT = ("resid_mid", "resid_pre")  # where a part of a layer reads the stream: one of these
 Slopes = Mapping[Reading, Float[Tensor, "token d_model"]]
 
 
@@ -149,25 +150,26 @@ def _pulled_back(
     yield from (
         ((component, layer, None), slope) for (component, layer), slope in slopes.items() if component == "resid_post"
     )
-    for group in (IN_HEADS, ("mlp_out",)):
-        mine = [reading for reading in paths.readings if reading[0] in group]
-        rows = {row: n for n, row in enumerate(dict.fromkeys((component, part) for component, _, part in mine))}
-        if not rows:
-            continue
-        given = {
-            place: slopes[place].new_zeros(len(rows), *slopes[place].shape) for place in slopes if place[0] in group
-        }
-        for component, layer, part in mine:
-            here = slice(None) if part is None else _span(paths, slopes[component, layer], component, part)
-            given[component, layer][rows[component, part]][:, here] = slopes[component, layer][:, here]
-        pulled = paths.backend.pulled_back([run] * len(rows), given)
-        for component, layer, part in mine:
-            behind = pulled.get(("resid_mid", layer), pulled.get(("resid_pre", layer)))
-            assert behind is not None
-            yield (component, layer, part), behind[rows[component, part]]
+    # The same part of all layers goes together: none of their slopes passes through another layer.
+    alike: dict[tuple[str, int | None], list[Reading]] = {}
+    for reading in paths.readings:
+        if reading[0] != LOGITS:
+            alike.setdefault((reading[0], reading[2]), []).append(reading)
+    given = [
+        {reading[:2]: _of_part(paths, slopes[reading[:2]], reading) for reading in some} for some in alike.values()
+    ]
+    for some, behind in zip(alike.values(), paths.backend.pulled_back(run, given), strict=True):
+        for reading in some:
+            yield reading, next(behind[name, reading[1]] for name in READ_AT if (name, reading[1]) in behind)
 
 
-def _span(paths: Followed, value: Tensor, component: str, part: int) -> slice:
-    """Where a head's numbers lie."""
-    size = value.shape[-1] // paths.parts(component)
-    return slice(part * size, (part + 1) * size)
+def _of_part(paths: Followed, slope: Float[Tensor, "token width"], reading: Reading) -> Float[Tensor, "token width"]:
+    """A component's slope where it is that of one head alone; as it is for all heads together."""
+    component, _, part = reading
+    if part is None:
+        return slope
+    size = slope.shape[-1] // paths.parts(component)
+    here = slice(part * size, (part + 1) * size)
+    found = torch.zeros_like(slope)
+    found[:, here] = slope[:, here]
+    return found

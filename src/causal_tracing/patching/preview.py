@@ -103,6 +103,7 @@ def understood(
     """Each pair's preview, and what the model expects after its clean prompt: all unedited runs are recorded once."""
     for pair in pairs:
         check_length(model, pair)
+    # Midpoints: where the slope changes evenly they give the integral exactly, with any number of steps.
     runs = [run for contrast in contrasts for run in (contrast.clean, *contrast.corrupt)]
     expected = dict(zip(runs, log_probs(backend, runs), strict=True))
     both = zip(pairs, contrasts, strict=True)
@@ -133,6 +134,7 @@ def check_length(model: Model, pair: TokenPair) -> None:
 
 def run_length(pair: TokenPair) -> int:
     """The tokens of the longest run."""
+    # A text's last token is predicted and never read, so that it takes no place.
     longest = max(len(prompt.tokens) for prompt in (pair.clean, pair.corrupt))
     return longest + pair.longest - 1
 

@@ -82,6 +82,7 @@ class Scoring:
         repeats = [world for world in flat if world.again > 0]  # those of equal prompts are run once
         count = {"worlds": len(flat) - len(repeats), "worlds_run": found.worlds_run - len({*repeats})}
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
+        # Of a world with several runs the first stands for it; the last column is what each text scores.
         values, zero = found.values[firsts, :-1], found.structural_zero[firsts]
         for place, world in enumerate(worlds):
             if world.pair in self.several:
@@ -131,6 +132,7 @@ class _Numbers:
     def words(self, worlds: Sequence[World]) -> tuple[int, ...] | None:
         """The first tokens of answers and foils, where no metric looks at others and no text is scored."""
         pairs = [self.pairs[number] for number in {world.pair for world in worlds} if number >= 0]
+        # A text of several tokens is scored by log-probabilities, which need all words.
         whole = any(world.pair < 0 for world in worlds) or any(pair.several_tokens for pair in pairs)
         if whole or not all(metric.few for metric in self.metrics):
             return None
@@ -252,6 +254,7 @@ def spread(
     What remains when nothing changes but the shape of the computation, on the backend that runs the cells: no effect
     can be told from less.
     """
+    # Repeats come in the order of `Scoring.repeats`: all of one run, then all of the other.
     both = unedited[:BOTH]
     again = repeats.reshape(len(both), -1, repeats.shape[-1])
     with np.errstate(invalid="ignore"):  # of texts that the model never says

@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run, one_run
@@ -236,9 +236,9 @@ class PathGrid(Grid):
         chosen = range(self.slices) if slices is None else slices
         yield from ((0, sender, receiver) for sender in chosen for receiver in range(len(self.receivers)))
 
-    def beside(self, at: At) -> bool:
-        """The sender patched as ever is no path."""
-        return self.receivers[at[2]][0] == EVERY
+    def compared(self, component: int, open_: Bool[np.ndarray, "..."]) -> Int[np.ndarray, "cell axis"]:
+        """All that are open but the sender patched as ever, which is no path: of a million cells in one go."""
+        return np.argwhere(open_ & np.array([name != EVERY for name, _ in self.receivers]))
 
     def written(self) -> list[tuple[str, int]]:
         """The components and layers of the senders."""

@@ -33,6 +33,7 @@ def site_estimates(
 ) -> dict[str, np.ndarray]:
     """The estimated effects of every cell by kind, each of a position of its own; NaN where it is paired with none."""
     arm, pair = job.grids[0].arms[0], question.pair
+    # Estimates are of single positions: each column has one slot, or none where the token is not paired.
     slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
     places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
     moved = [
@@ -46,6 +47,7 @@ def site_estimates(
         for (c, component), (n, layer) in product(enumerate(grid.components), enumerate(grid.layers)):
             both = zip(weights, moved, strict=True)
             values = np.sum([weight * each[component, layer] for weight, each in both], axis=0)  # [slot, part]
+            # Of fewer heads (grouped keys and values) the places behind the last one stay undefined.
             target = into[c, n] if grid.kind.part else into[c, n][None]  # [part, column]
             target[: values.shape[1], list(slots)] = values.T
     return found
@@ -71,6 +73,7 @@ def _moved(
         (found,) = backend.gradients([base], places, term.measure, keep=term.keep)
         held, slopes = ({place: each[place][0] for place in places} for each in found)
     else:
+        # Integrated gradients are at other runs than the base run, whose activations are needed all the same.
         held = backend.record([base], places)[base].activations
         slopes = {}
         for done, (component, layer) in enumerate(places):
@@ -110,6 +113,7 @@ def integrated(
     component, layer = sites[0].component, sites[0].layer
     read = [site.position for site in sites] if there is None else there
     both = list(zip(sites, read, strict=True))
+    # Midpoints: of an even slope they give the integral exactly with any number of steps.
     runs = [
         Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))
         for step in range(steps)

@@ -49,6 +49,7 @@ class SpotChecks:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.random = np.random.default_rng(job.options.seed)
+        # Drawn before the work, so that what the model expects of the whole vocabulary is kept for these pairs alone.
         drawn = [self.random.integers(len(job.pairs), size=job.options.spot_checks).tolist() for _ in job.grids]
         self.drawn: Sequence[tuple[Grid, list[int]]] = list(zip(job.grids, drawn, strict=True))
 
@@ -77,6 +78,7 @@ class SpotChecks:
         if not cells:
             return record_of([])
         worlds = [world for one in cells for world in one.worlds]
+        # By the metric that is shown alone: one number a cell tells whether it is the same.
         scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted(clean)}, clean, job.metrics[:1])
         again = iter(scoring.evaluate(worlds, prune=False).values[:, 0])
         with np.errstate(invalid="ignore"):

@@ -29,6 +29,7 @@ class Windows:
             first, last = max(0, place - width // 2), place + (width - 1) // 2
         else:
             first, last = place - (width - 1) // 2, place + width // 2
+            # A window that is cut at an edge patches fewer layers, and its effect is not comparable with the others'.
             if first < 0 or last >= len(self.among):
                 return ()
         return self.among[first : last + 1]

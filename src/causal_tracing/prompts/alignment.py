@@ -93,6 +93,7 @@ def _spans(clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> list[Slot]:
             [position for position, name in enumerate(prompt.roles) if name == role and position >= first]
             for prompt in (clean, corrupt)
         )
+        # From the right: a role's last token is the one that has read the others.
         slots += [Slot(*both) for both in zip(reversed(here), reversed(there), strict=False)]
     return [slot for slot in slots if _may_meet(slot, clean, corrupt)]
 

@@ -251,6 +251,7 @@ def _separator(text: str) -> str:
             return []
 
     headers = {separator: [*map(_field, header(separator))] for separator in SEPARATORS}
+    # The needed fields count first: a text full of commas makes more columns than the true separator.
     return max(SEPARATORS, key=lambda each: (set(NEEDED) <= {*headers[each]}, len(headers[each])))
 
 
@@ -371,5 +372,6 @@ def _check_texts(row: Mapping[str, Any], place: str) -> None:
                 known = f"{unicodedata.name(letter, 'NUL')} (U+{ord(letter):04X})"
                 raise InvalidPair(f"{place}: {name} has a {known} at {at}: text would not look as it is.")
     for name in ("id", "cluster"):
+        # Ids become names in files, tables and pages.
         if re.search(r"[/\\\x00-\x1f\x7f]", texts.get(name, "")):
             raise InvalidPair(f"{place}: {name} {texts[name]!r} has a slash or a control character. Use other letters.")

@@ -90,6 +90,7 @@ def of_answer(
             f"{token_texts(tokens, tokenizer)!r} behind the token {prompt.strings[-1]!r}, which is rarely what the "
             "model would say. End the prompt without the space."
         )
+    # Digits behind digits go on a number, which is meant: "the year 17" and "83".
     if not joins(last, first) or (last.isdigit() and first.isdigit()):
         return
     spaced = _after(prompt, " " + text, tokenizer, special=special)

@@ -67,6 +67,7 @@ class Pair:
     def __post_init__(self) -> None:
         for name in ("answer", "foil"):
             if name == "answer" or self.foil is not None:
+                # A frozen value, set once here: a list would be shared with the caller, and of one text is that text.
                 object.__setattr__(self, name, checked_texts(f"{self._who}: {name}", getattr(self, name)))
         for name in ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id"):
             value = getattr(self, name)
@@ -77,6 +78,7 @@ class Pair:
             if not value:
                 raise InvalidPair(f"{self._who}: {name} is empty. Give a text, or leave it out.")
             check_letters(f"{self._who}: {name}", value)
+        # True is an int to isinstance.
         if type(self.occurrence) is not int:
             raise InvalidPair(f"{self._who}: occurrence must be a whole number, and is {self.occurrence!r}.")
         if type(self.chat) is not bool:
@@ -198,12 +200,7 @@ def tokenize(
     if align not in ALIGNMENTS:
         raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
     check_corruption(pair, noise=noise, alone=alone)
-    clean = corrupt = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
-    if pair.corrupt is not None:
-        corrupt_subject = pair.corrupt_subject
-        if corrupt_subject is None and pair.subject and pair.subject in pair.corrupt:
-            corrupt_subject = pair.subject
-        corrupt = _tokenize_prompt(pair.corrupt, pair, corrupt_subject, tokenizer, clean_side=False)
+    clean, corrupt = _tokenize_prompts(pair, tokenizer)
     if noise and not clean.subject:
         raise InvalidPair(
             f"pair {id!r}: the subject {pair.subject!r} covers no token of the prompt ({'|'.join(clean.strings)}), so "
@@ -212,6 +209,7 @@ def tokenize(
     slots = aligned(align, clean, corrupt, id)
     answers, foils = (
         Follower(id=id, what=what, texts=each_of(texts), chat=pair.chat).tokens(prompts, tokenizer)
+        # After both prompts, of which its own comes first: a text is scored in either run.
         for what, texts, prompts in (("answer", pair.answer, (clean, corrupt)), ("foil", pair.foil, (corrupt, clean)))
     )
     check_apart(id, answers, foils, each_of(pair.answer))
@@ -279,6 +277,18 @@ def tokenize_pairs(
     return [tokenize(pair, tokenizer, align=align, noise=noise, alone=alone) for pair in named(pairs)]
 
 
+def _tokenize_prompts(pair: Pair, tokenizer: Any) -> tuple[TokenPrompt, TokenPrompt]:
+    """Both prompts; the clean one twice where there is no corrupt one."""
+    clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    if pair.corrupt is None:
+        return clean, clean
+    subject = pair.corrupt_subject
+    # Pairs that differ elsewhere than in the subject have it in both prompts, and name it once.
+    if subject is None and pair.subject and pair.subject in pair.corrupt:
+        subject = pair.subject
+    return clean, _tokenize_prompt(pair.corrupt, pair, subject, tokenizer, clean_side=False)
+
+
 def _tokenize_prompt(
     text: str, pair: Pair, subject: str | None, tokenizer: Any, *, clean_side: bool = True
 ) -> TokenPrompt:
@@ -287,6 +297,7 @@ def _tokenize_prompt(
 
     def positions(part: str, occurrence: int = 0) -> tuple[int, ...]:
         try:
+            # In the user's text: a chat template may have the same words.
             start, end = find_span(text, part, occurrence)
         except InvalidPair as error:
             raise InvalidPair(f"pair {pair.id!r}: {error}") from None

@@ -41,6 +41,7 @@ def corrupted(pairs: Sequence[Pair], by: str, tokenizer: Any, *, seed: int = 0) 
     found = list(pairs)
     for number in missing:
         facts = [*related[pairs[number].labels[by]]]
+        # Seeded by its place: a pair's partner does not depend on how many random numbers others took.
         found[number] = _with_partner(
             pairs[number], called[number], facts, tokenizer, random.Random(f"{seed} {number}")
         )

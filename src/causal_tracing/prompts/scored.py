@@ -27,6 +27,7 @@ class Follower:
     def tokens(self, prompts: Sequence[TokenPrompt], tokenizer: Any) -> tuple[Tokens, ...]:
         """Each text's tokens, the same after all these prompts. Raises InvalidPair."""
         found = tuple(_tokens_after(self, text, prompts, tokenizer) for text in self.texts)
+        # The probability of a text holds that of each text which begins with it.
         for first, tokens in enumerate(found):
             for second, longer in enumerate(found):
                 if first != second and longer[: len(tokens)] == tokens:
@@ -52,6 +53,7 @@ def check_apart(id: str, answers: Sequence[Tokens], foils: Sequence[Tokens], tex
 def _tokens_after(asked: Follower, text: str, prompts: Sequence[TokenPrompt], tokenizer: Any) -> Tokens:
     id, what, found = asked.id, asked.what, list[Tokens]()
     for prompt in prompts:
+        # Tokenised together: alone, a text may be other tokens than behind the prompt.
         ids, offsets = encode(prompt.text + text, tokenizer, special=not asked.chat)
         length = len(prompt.tokens)
         if tuple(ids[:length]) != prompt.tokens:

@@ -64,6 +64,7 @@ def as_message(text: str, tokenizer: Any) -> Written:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UnsupportedTokenizer("This tokenizer has no chat template. Leave out chat (--chat).")
+    # By a mark of our own: the user's words may stand in the template too.
     start, full = _message(MARK, tokenizer).find(MARK), _message(text, tokenizer)
     for shown, skipped in ((text, 0), (text.strip(), len(text) - len(text.lstrip()))):  # some templates strip
         if start >= 0 and shown and full.startswith(shown, start):
@@ -120,6 +121,7 @@ def _added(ids: list[int], text: list[int]) -> list[bool]:
 
 def occurrences(text: str, part: str) -> list[int]:
     """Where a part begins in the text, each time."""
+    # Overlapping ones too, which str.count leaves out.
     return [start for start in range(len(text)) if text.startswith(part, start)]
 
 
@@ -142,6 +144,7 @@ def find_span(text: str, part: str, occurrence: int = 0) -> tuple[int, int]:
 def span_positions(offsets: Sequence[tuple[int, int]], span: tuple[int, int]) -> tuple[int, ...]:
     """The tokens that share at least one letter with a [start, end) of the text."""
     start, end = span
+    # Special tokens lie nowhere: they end where they begin.
     return tuple(n for n, (first, last) in enumerate(offsets) if first < end and last > start and last > first)
 
 
@@ -162,6 +165,7 @@ def token_strings(text: str, ids: list[int], offsets: Offsets | None, tokenizer:
         return tuple(_alone(token, tokenizer) for token in ids)
     strings, reached = [], 0
     for token, (start, end) in zip(ids, offsets, strict=True):
+        # From where the last one ended: some tokenizers leave the space before a word out of its token's place.
         piece = text[reached:end] if end > start and not in_pieces(token, tokenizer) else ""
         strings.append(piece or token_text(token, tokenizer))
         reached = max(reached, end)

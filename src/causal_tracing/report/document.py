@@ -56,7 +56,7 @@ def comparison_document(found: Differences) -> dict[str, Any]:
         which: {"model": side.model, "metric": side.metric, "unit": side.unit, "total": interval(side.total)}
         for which, side in found.sides.items()
     }
-    return {
+    return plain({
         "schema": SCHEMA,
         "of": found.kind,
         **both,
@@ -70,14 +70,14 @@ def comparison_document(found: Differences) -> dict[str, Any]:
         "total": interval(found.total),
         "reason": found.reason,
         **maps(found.cells),
-        "smallest_p": plain(found.smallest_p),
+        "smallest_p": found.smallest_p,
         "seed": found.seed,
-    }
+    })  # fmt: skip
 
 
 def interval(found: Interval) -> dict[str, Any]:
     """One number with its interval."""
-    return {name: plain(getattr(found, name).item()) for name in ("estimate", "low", "high")}
+    return {name: getattr(found, name).item() for name in ("estimate", "low", "high")}
 
 
 def maps(cells: xr.Dataset) -> dict[str, Any]:
@@ -98,10 +98,7 @@ def _map(cells: xr.Dataset, name: str, parts: Iterable[str]) -> dict[str, Any]:
     """One effect's mean and what belongs to it, by component."""
     variables = {"mean": name} | {part: f"{name}_{part}" for part in parts if f"{name}_{part}" in cells}
     return {
-        str(component): {
-            part: plain(cells[variable].sel(component=component).values.tolist())
-            for part, variable in variables.items()
-        }
+        str(component): {part: cells[variable].sel(component=component).values for part, variable in variables.items()}
         for component in cells.component.values
     }
 
@@ -121,7 +118,7 @@ def _evidence(measurements: Measurements, of: str) -> dict[str, Any]:
         "total": interval(found.total),
         **maps(found.cells),
         "peaks": {component: _peak(found, component) for component in found.peaks},
-        "smallest_p": plain(found.smallest_p),
+        "smallest_p": found.smallest_p,
     }
 
 
@@ -131,8 +128,8 @@ def _peak(found: MeanMap, component: str) -> dict[str, Any]:
     dims = [str(name) for name in found.cells.status.dims if name != "component"]
     return {
         **{name: None if cell is None else cell[name].item() for name in dims},
-        "held_out": plain(half.held_out),
-        "within_one_layer": plain(stable.within_one_layer),
+        "held_out": half.held_out,
+        "within_one_layer": stable.within_one_layer,
         "reason": half.reason,
     }
 
@@ -178,13 +175,13 @@ def _lens(measurements: Measurements) -> dict[str, Any]:
     names = [name for name in found.data_vars if "layer" in found[name].dims and name != "top_id"]
     texts: dict[str, Any] = {"runs": found.run.values.tolist(), "layers": found.layer.values.tolist()}
     numbers = found[names].transpose("pair", "run", "layer", "token")
-    texts |= {str(name): plain(each.values.tolist()) for name, each in numbers.data_vars.items()}
+    texts |= {str(name): each.values for name, each in numbers.data_vars.items()}
     if found.sizes["pair"] > 1:
         try:
             means = mean_lens(measurements)
         except NoMean as error:
             return texts | {"evidence": {"reason": str(error)}}
-        numbers = {str(name): plain(each.values.tolist()) for name, each in means.data_vars.items()}
+        numbers = {str(name): each.values for name, each in means.data_vars.items()}
         texts["evidence"] = {"positions": means.position.values.tolist(), **numbers}
     return texts
 
@@ -205,18 +202,19 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
         **tokens,
         "answer": texts_of(data.answer.item()),
         "foil": texts_of(data.foil.item()) or None,
-        **{name: plain(found[name].item()) for name in ("clean", "corrupt", "total_effect")},
+        **{name: found[name].item() for name in ("clean", "corrupt", "total_effect")},
         **({"reason": reason} if (reason := str(found.reason.item())) else {}),
-        **({"total_effect_deviation": plain(found.total_effect_deviation.item())} if DEVIATION in found else {}),
+        **({DEVIATION: found.total_effect_deviation.item()} if DEVIATION in found else {}),
     }
 
 
 def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Each direction's numbers, and those that windows, noise and severing add, by component."""
+    # Windows are the same in both directions, and stand once, under a key of their own.
     beside = [name for name in (*BESIDE, *BEYOND) if name in found and name not in WINDOW]
     components = found.component.values.tolist()
     return {
-        effect: {name: plain(found[effect].sel(component=name).values.tolist()) for name in components}
+        effect: {name: found[effect].sel(component=name).values for name in components}
         for effect in (*measurements.directions, *beside)
     }
 
@@ -234,17 +232,17 @@ def _windows(found: xr.Dataset) -> dict[str, Any]:
 
 def _status(found: xr.Dataset) -> dict[str, Any]:
     """Each component's statuses in the shape of its effects; null where a cell is ok."""
-    return {str(name): _not_ok(found.status.sel(component=name).values.tolist()) for name in found.component.values}
-
-
-def _not_ok(status: Any) -> Any:
-    if isinstance(status, list):
-        return [_not_ok(item) for item in status]
-    return None if status == "ok" else status
+    told = np.where(found.status.values == "ok", None, found.status.values)
+    by_component = np.moveaxis(told, found.status.dims.index("component"), 0)
+    return dict(zip(found.component.values.tolist(), by_component, strict=True))
 
 
 def plain(value: Any) -> Any:
-    """A number as JSON has it, or lists and mappings of them of any depth: what is not finite is None."""
+    """A number as JSON has it, or arrays, lists and mappings of them of any depth: what is not finite is None."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f" or (there := np.isfinite(value)).all():
+            return value.tolist()
+        return np.where(there, value, None).tolist()
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -82,6 +82,7 @@ def export(measurements: Measurements, path: str | Path, of: str | None = None) 
     if ending not in NEEDED:
         what = f"has the ending {target.suffix!r}" if target.suffix else "has no ending"
         raise InvalidOption(f"{target} {what}, which names no format. Valid: {', '.join(NEEDED)}.")
+    # Asked before the table is made, which may take long.
     for package in NEEDED[ending]:
         _require(package, ending)
     fill = {".csv": _csv, ".parquet": _parquet, ".nc": _netcdf}[ending]
@@ -131,6 +132,7 @@ def _tokens(found: xr.Dataset) -> dict[str, np.ndarray]:
 def _status(found: xr.Dataset, dims: Sequence[str]) -> np.ndarray:
     """Each cell's status by the first metric that its pair has."""
     first, *others = found.status.transpose("metric", *dims).values
+    # A pair without a foil has none of the metrics that need one; the others know its cells.
     for other in others:
         first = np.where(first == "undefined", other, first)
     return first
@@ -157,6 +159,7 @@ def _parquet(measurements: Measurements, of: str | None, path: Path) -> None:
 
 def _netcdf(measurements: Measurements, of: str | None, path: Path) -> None:
     found = lens_of(measurements) if of == LENS else effects(measurements, of)
+    # Coordinates too: labels of tokens are where such letters come from.
     texts = {name: each for name, each in found.variables.items() if each.dtype.kind in "OUT"}
     changed = {name: (each.dims, _array([_writable(str(text)) for text in each.values.flat], each.shape))
                for name, each in texts.items()}  # fmt: skip

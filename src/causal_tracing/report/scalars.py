@@ -20,6 +20,7 @@ def scalars(measurements: Measurements, *, metric: str | None = None) -> dict[st
     rows = _of_pair if found["pairs"] == 1 else _of_means
     for group in rows(measurements, metric):
         kept = {name: float(value) for name, value in group.items() if value is not None and isfinite(value)}
+        # Whole groups: a mean without its interval would say less than it seems to.
         if len(found) + len(kept) <= MOST:
             found |= kept
     return found
@@ -49,6 +50,7 @@ def _of_means(measurements: Measurements, metric: str | None) -> Iterator[dict[s
     for means in mean_maps(measurements, metric=metric).values():
         if isinstance(means, NoMean):
             continue
+        # The total effect is of the pairs, and the same for every kind of site.
         if not told:
             told, total = True, means.total
             names = {"total_effect": total.estimate, "total_effect_low": total.low, "total_effect_high": total.high}

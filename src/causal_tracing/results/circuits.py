@@ -103,10 +103,12 @@ def circuits(
 @once
 def _circuits(measurements: Measurements, metric: str, seed: int) -> Circuits:
     found = _defined(measurements, metric, CIRCUITS.name).isel(component=0)
+    # Sets are measured in one direction alone, and each has a fraction of its own name.
     share = next(name for name, effect in FRACTIONS.items() if name in found and effect in OF_ENDS)
     beyond = found[FRACTIONS[share]].transpose("pair", "size").values
     codes = cluster_codes(clusters_of(measurements, found.pair.values))
     by_cluster = cluster_means(beyond, codes)
+    # A single pair has no interval by which a denominator could be told from 0: its own threshold says whether it can.
     ratio = _ratio(by_cluster, seed, undefined=len(beyond) == 1 and bool(found[share].isnull().all()))
     options = measurements.provenance["options"]
     sizes = found["size"].values
@@ -178,8 +180,10 @@ def _areas(by_cluster: np.ndarray, curve: pd.DataFrame, seed: int, *, undefined:
     """CMD and CPR: over MIB's shares where all of their sizes were measured, else over the sizes that were."""
     sizes: list[int] = curve["size"].tolist()
     every = sizes[-1]
+    # Areas over other sizes are not comparable with those that the benchmark publishes, and are marked.
     of_mib = {size_of(share, every) for share in MIB_SHARES} <= {*sizes}
     shares = MIB_SHARES if of_mib else tuple(size / every for size in sizes[1:])
+    # Between the last ranked item and everything the curve would be a guess.
     reason = "" if of_mib or curve["added"].iloc[-1] else "the ranking does not name all there is"
     if reason or undefined:
         none = Area(estimate=np.nan, low=np.nan, high=np.nan, reason=reason or NO_WHOLE, shares=shares, of_mib=of_mib)

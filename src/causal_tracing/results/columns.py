@@ -31,6 +31,7 @@ def labelled(columns: Sequence[Column]) -> np.ndarray:
     """Columns as the labels of an axis: numbers where all are tokens, else each as it is."""
     if all(map(is_token, columns)):
         return np.array(columns, dtype=int)
+    # Filled afterwards: numpy would make one kind of all that it is handed.
     found = np.empty(len(columns), dtype=object)
     found[:] = [int(column) if is_token(column) else str(column) for column in columns]
     return found

@@ -92,23 +92,18 @@ def differences(
 ) -> Differences:
     """Both compared. Raises InvalidOption where fewer than two pairs, or no cells, are in both."""
     metric, of = metric or first.metric, of or first.kind()
-    metrics = metric, second_metric or metric
-    tables = _chosen(first, metrics[0], "first", of), _chosen(second, metrics[1], "second", of)
+    tables = _chosen(first, metric, "first", of), _chosen(second, second_metric or metric, "second", of)
     ids, undefined = _shared_pairs(*tables)
     one, other = (found.sel(pair=ids) for found in tables)
     for found in (one, other):
         require_finite(found)
     codes = _clusters(first, second, ids)
     both, labels = _shared_cells(*_columns(one, other))
-    units = str(one.unit.item()), str(other.unit.item())
+    sides = [_side(measured, found, codes, seed) for measured, found in ((first, one), (second, other))]
+    units = [side.unit for side in sides]
     reason = "" if units[0] == units[1] else f"the first is in {units[0]}, the second in {units[1]}"
     totals = one.total_effect.values, other.total_effect.values
     cells, least = _cells(both, totals, codes, reason, seed)
-    total = _mean(cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0), seed)
-    sides = [
-        _side(measured, by, unit, _mean(cluster_means(each, codes), seed))
-        for measured, by, unit, each in zip((first, second), metrics, units, totals, strict=True)
-    ]
     return Differences(
         kind=of,
         metric=metric,
@@ -118,7 +113,7 @@ def differences(
         undefined=tuple(undefined),
         clusters=int(codes.max()) + 1,
         cells=cells,
-        total=replace(total, reason=np.array(reason, dtype=object)) if reason else total,
+        total=_total(totals, codes, reason, seed),
         smallest_p=least,
         first=sides[0],
         second=sides[1],
@@ -131,8 +126,19 @@ def differences(
     )
 
 
-def _side(measured: Measurements, metric: str, unit: str, total: Interval) -> Side:
-    return Side(model=str(measured.provenance.get("model", "")), metric=metric, unit=unit, total=total)
+def _side(measured: Measurements, found: xr.Dataset, codes: np.ndarray, seed: int) -> Side:
+    return Side(
+        model=str(measured.provenance.get("model", "")),
+        metric=str(found.metric.item()),
+        unit=str(found.unit.item()),
+        total=_mean(cluster_means(found.total_effect.values, codes), seed),
+    )
+
+
+def _total(totals: tuple[np.ndarray, np.ndarray], codes: np.ndarray, reason: str, seed: int) -> Interval:
+    """The mean difference of the total effects; undefined where there is a reason why there is none."""
+    found = _mean(cluster_means(totals[0] - totals[1], codes) * (np.nan if reason else 1.0), seed)
+    return replace(found, reason=np.array(reason, dtype=object)) if reason else found
 
 
 def _chosen(measurements: Measurements, metric: str, which: str, of: str) -> xr.Dataset:
@@ -177,6 +183,7 @@ def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> 
         members: dict[tuple[str, str], list[str]] = {}
         for id, name in zip(ids, clusters_of(measurements, ids), strict=True):
             members.setdefault(name, []).append(id)
+        # Two clusters that share a pair by the other trace's names become one, whatever they are called.
         for named in members.values():
             together = {cluster[id] for id in named}
             if len(together) > 1:
@@ -250,6 +257,7 @@ def _cells(
     first, second = both
     status = _status(status_over_pairs(first), status_over_pairs(second))
     names = [name for name in AVERAGED if name in first]
+    # A difference is of the same pairs on both sides: what one lacks is left out of the other's mean too.
     values = {name: _both_present(first[name].values, second[name].values) for name in names}
     apart = {name: one - other for name, (one, other) in values.items()}
     if reason:
@@ -300,6 +308,7 @@ def _status(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
     """Of cells in both: what they share; a cut where each is known beforehand; ok where one of them is open."""
     kept = [each.drop_vars(["metric", "unit"], errors="ignore") for each in (first, second)]
     one, other = (each.values for each in kept)
+    # A zero in one and a cut in the other differ by what is known of both, so that there is nothing to test.
     known = np.isin(one.astype(str), KNOWN) & np.isin(other.astype(str), KNOWN)
     status = np.where(one == other, one, np.where(known, "cut", "ok"))
     status = np.where((one == "unpaired") | (other == "unpaired"), "unpaired", status)

@@ -53,6 +53,7 @@ def edge_ranking(measurements: Measurements, *, effect: str | None = None, metri
             "The paths of this trace begin at some tokens, and the edges of a circuit are at all of them: use at='all'."
         )
     numbers, status = (found[each].transpose("pair", "sender", "receiver").values for each in (name, "status"))
+    # Zero in every pair: nothing passes there whatever is asked, so that it is no edge of the model.
     zero = (status == "structural_zero").all(0)
     names = {
         (s, r): f"{sender.removesuffix(EVERYWHERE)}{ARROW}{receiver}"

@@ -153,9 +153,11 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
     everything = measurements.numbers(of)
     data = everything if metrics is None else everything.sel(metric=_measured(everything, metrics, of))
     numbers = data.variables
+    # More of it is neither cleaner nor less clean: a difference of entropies would be read as an effect.
     not_entropy = numbers["metric"] != "entropy"
     scored = {name: numbers[name].where(not_entropy) for name in data.data_vars if "metric" in numbers[name].dims}
     total = scored["clean"] - scored["corrupt"]
+    # The total effect is a difference of two runs, each with this spread: √2 of it, over the precision that is wanted.
     threshold = numbers["spread"] * np.sqrt(2) / FRACTION_PRECISION
     uncertain = _half_interval(numbers, measurements.provenance)
     divisor = total.where((abs(total) > threshold) & (abs(total) > uncertain))
@@ -167,6 +169,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
         if effect in found:
             whole = whole_of(found[effect]) if effect in OF_ENDS else divisor
             found[fraction] = found[effect] / whole.where(abs(whole) > threshold)
+    # Of all metrics, also where few are asked for: damage is told by three of them together.
     if "restored" in data and {*DAMAGE} <= {*everything.metric.values.tolist()}:
         found["damage_like"] = _damage_like(everything)
     found |= {name: numbers[name] for name in ("top", "sampled") if name in data}
@@ -256,17 +259,20 @@ def label(name: str, vocabulary: str | None = None) -> str:
 
 def _status(numbers: Unlabelled, found: Unlabelled, there: xr.Variable) -> xr.Variable:
     """Why a cell has a number or none: for each cell and metric one of `STATUSES`."""
+    code = {name: number for number, name in enumerate(STATUSES)}  # texts of a million cells are made once, at the end
     measured = [found[name] for name in DIRECTIONS if name in found]
     missing = reduce(or_, (array.isnull() for array in measured))
-    status: Any = xr.full_like(missing, "ok", dtype=object)
-    status = status.where(~missing, "failed")
-    status = status.where(there, "undefined")
+    status: Any = xr.full_like(missing, code["ok"], dtype=np.int64)
+    status = status.where(~missing, code["failed"])
+    status = status.where(there, code["undefined"])
     for name in ("not_patched", "cut", "structural_zero", "unpaired"):
         if name in numbers:
-            status = status.where(~numbers[name] | (status == "undefined"), name)
-    status = status.where(~numbers["unpaired"], "unpaired")
-    status = status.where(~numbers["given"], "given") if "given" in numbers else status
-    return status.where(numbers["window_first"] >= 0, "no_window") if "window_first" in numbers else status
+            status = status.where(~numbers[name] | (status == code["undefined"]), code[name])
+    status = status.where(~numbers["unpaired"], code["unpaired"])
+    status = status.where(~numbers["given"], code["given"]) if "given" in numbers else status
+    if "window_first" in numbers:
+        status = status.where(numbers["window_first"] >= 0, code["no_window"])
+    return xr.Variable(status.dims, np.array(STATUSES, dtype=object)[status.values])
 
 
 def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:

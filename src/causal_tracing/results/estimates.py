@@ -127,10 +127,13 @@ def _agreement(found: xr.Dataset, mine: list[Checked]) -> dict[str, Any]:
     estimate, exact = (np.array([getattr(one, name) for one in mine]) for name in ("estimate", "exact"))
     top = np.array([one.why == "top" for one in mine], dtype=bool)
     sampled = int((~top).sum())
+    # Of effects near zero the sign is a matter of rounding.
     counts = abs(exact) >= OF_INTEREST * abs(found.total_effect.item())
+    # Of as many exact effects as estimates were taken for strong: else recall would grow with how many were patched.
     strongest = np.argsort(-abs(exact), kind="stable")[: int(top.sum())]
     varies = len(mine) > 1 and np.ptp(estimate) > 0 and np.ptp(exact) > 0
     can_matter = int((~found.status.isin(KNOWN)).sum())
+    # Were a share f of the rest above, n random ones would all miss it with the probability (1 − f)^n: solved for 5 %.
     above = 1 - (1 - CONFIDENCE) ** (1 / sampled) if sampled else np.nan
     return {
         "sites": can_matter,

@@ -86,6 +86,7 @@ def mean_at_the_end(measurements: Measurements) -> xr.Dataset:
     """The means over pairs there, over (run, layer). Raises as `mean_lens`."""
     means = mean_lens(measurements)
     lengths = [int(measurements.pairs[f"{run}_length"].values[0]) for run in RUNS]
+    # Where columns are tokens, all pairs are as long as the first.
     ends = ["last" if "last" in means.position.values else length - 1 for length in lengths]
     last = [means.sel(run=run, position=end) for run, end in zip(RUNS, ends, strict=True)]
     return xr.concat([each.drop_vars("position") for each in last], "run")

@@ -164,6 +164,7 @@ def require_finite(kept: xr.Dataset) -> None:
 def clusters_of(measurements: Measurements, ids: Iterable[Any]) -> list[tuple[str, str]]:
     """Each pair's cluster: ("cluster", the one it names), or ("pair", itself)."""
     said = {pair.get("id"): pair.get("cluster") for pair in measurements.provenance.get("pairs", ())}
+    # Named apart, so that a cluster may be called as a pair is.
     return [("cluster", str(said[id])) if said.get(id) else ("pair", id) for id in map(str, ids)]
 
 
@@ -232,6 +233,7 @@ def _role(kept: xr.Dataset, roles: np.ndarray, role: str) -> xr.Dataset:
     """One column: for each pair the mean over its tokens of a role, and the status that they share."""
     at = roles[:, tokens_among(kept)] == role
     mask = xr.DataArray(at, dims=("pair", "position"))
+    # NaN for a pair without such a token: what it lacks is missing, and not 0.
     column = kept.drop_vars("status").where(mask).mean("position")
     shared = xr.full_like(column[next(iter(column.data_vars))], "", dtype=object)
     for n in range(len(at)):
@@ -250,6 +252,7 @@ def _shared(status: np.ndarray) -> np.ndarray:
 def status_over_pairs(averaged: xr.Dataset) -> xr.DataArray:
     """Over pairs: what is a cut or a structural zero in every pair that has the cell is one; ok else."""
     status = averaged.status
+    # Pairs that lack the cell have no say in what it is.
     there = ~status.isin(["unpaired", "failed", "undefined", "no_window"])
     shared = xr.full_like(status.isel(pair=0, drop=True), "ok", dtype=object)
     shared = shared.where(~(status == "not_patched").any("pair"), "not_patched")
@@ -295,6 +298,7 @@ def _fractions(
             continue
         values = averaged[effect].values
         of_each = values[..., -1:] if effect in OF_ENDS else totals.reshape(-1, *[1] * (values.ndim - 1))
+        # Of the pairs that have the cell alone: else its effect would be a share of other pairs' totals.
         whole = np.where(np.isnan(values), np.nan, of_each)
         ratio = ratio_interval(
             by_cluster[effect], cluster_means(whole, codes), level=LEVEL, resamples=RESAMPLES, seed=seed

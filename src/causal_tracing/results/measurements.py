@@ -55,6 +55,7 @@ class Measurements:
         Raises InvalidOption where they were not measured.
         """
         found = self.maps[self.kind(of)]
+        # The unedited runs have all metrics, cells of large maps perhaps one.
         few = found.sizes["metric"] < self.pairs.sizes["metric"]
         return found.merge(self.pairs.sel(metric=found.metric.values) if few else self.pairs)
 

@@ -85,6 +85,7 @@ def _at_all_tokens(found: xr.Dataset, name: str) -> tuple[xr.DataArray, str]:
     if columns_of(found) == [TOGETHER]:
         return found[name].sel(position=TOGETHER), "at all tokens together"
     lengths = (found.clean_token != "").sum("token").values
+    # Sums over tokens are of all of them: one that was not patched may be the one that matters.
     if not has_sum(found) or found.sizes["position"] < max(lengths):
         raise InvalidOption(
             "This trace has nodes at some tokens, and a circuit's are patched at all of them: trace with "

@@ -66,6 +66,7 @@ def _key(scores: np.ndarray, by: str) -> np.ndarray:
 
 def _first(key: np.ndarray, count: int) -> np.ndarray:
     """Which are the first so many; of equal ones the first come first."""
+    # Not sorted: a thousand resamples of tens of thousands of edges are asked for their first few.
     least = np.partition(key, len(key) - count)[len(key) - count]
     found, equal = key > least, np.flatnonzero(key == least)
     found[equal[: count - int(found.sum())]] = True
@@ -78,6 +79,7 @@ def over_pairs(measurements: Measurements, by_pair: Mapping[str, np.ndarray], sa
     Raises InvalidOption where no pair has.
     """
     ids = [str(id) for id in measurements.pairs.pair.values]
+    # Pairs that have a number for every item, or items would be ranked by means over different pairs.
     numbers = np.stack([*by_pair.values()], axis=1)
     there = np.flatnonzero(~np.isnan(numbers).any(1)).tolist()
     if not there:

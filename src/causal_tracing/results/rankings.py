@@ -55,6 +55,7 @@ def summed(found: xr.Dataset, effect: str) -> xr.Dataset:
     said: Any = found.status.variable  # without labels, which are the same
     values: Any = found[effect].variable
     missing = said == "unpaired"
+    # A cell that failed makes the sum undefined; a token that a prompt does not have adds nothing.
     value = values.where(~missing, 0.0).sum("position", skipna=False).where(~missing.all("position"))
     zero = ((said == "structural_zero") | missing).all("position")
     status = xr.full_like(zero, "ok", dtype=object).where(~zero, "structural_zero")

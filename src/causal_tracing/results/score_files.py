@@ -137,6 +137,7 @@ def _node_scores(path: Path, nodes: Mapping[str, Any]) -> Iterator[tuple[str, fl
 
 
 def _of_edges(path: Path, edges: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    # A node without outgoing edges has the score 0; a file without any edges says nothing of nodes.
     found = dict.fromkeys(names.values(), 0.0) if edges else {}
     for edge, each in edges.items():
         sender, arrow, _ = edge.partition("->")
@@ -193,6 +194,7 @@ def _edges(kept: Sequence[str], scores: Mapping[str, float], parallel: bool) -> 
     for sender in ("input", *kept):
         for reader in (*kept, "logits"):
             if reader == "logits" or sender == "input" or _reads(sender, reader, parallel):
+                # Their readers are queries, keys and values of a head, and each edge is named by which of them it is.
                 for end in [f"<{each}>" for each in "qkv"] if reader.startswith("a") else [""]:
                     yield f"{sender}->{reader}{end}", {"score": scores.get(sender, 0.0), "in_graph": True}
 

@@ -270,6 +270,7 @@ CIRCUIT_TESTS = SiteKind(
     asked="circuit_tested=10, circuit=[…]",
     large=True,
 )
+# In the order in which they stand in tables, documents and pages.
 KINDS = {
     kind.name: kind
     for kind in (

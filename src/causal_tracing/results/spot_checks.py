@@ -8,6 +8,7 @@ from typing import Any
 def apart(record: Mapping[str, Any]) -> str:
     """What speaks against the numbers that were checked: they differ by more than rounding. Empty if nothing does."""
     largest, bound = record["largest_difference"], record.get("bound")
+    # Without a bound nothing can be said against the numbers: they stand beside the largest difference.
     if bound is None or largest is None or largest <= bound:
         return ""
     return (

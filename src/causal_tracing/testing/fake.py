@@ -170,6 +170,7 @@ class FakeBackend:
 
 def _until(run: Run, position: int) -> Run:
     """The run up to a token, with the edits that this token can depend on."""
+    # Causal: what is done to later tokens does not reach this one.
     edits = tuple(edit for edit in run.edits if edit.site.position <= position)
     return Run(run.tokens[: position + 1], edits)
 
@@ -208,6 +209,7 @@ class LinearToy:
         def at(component: str, layer: int, value: Tensor) -> Tensor:
             for edit in run.edits:
                 if (edit.site.component, edit.site.layer) == (component, layer):
+                    # What was seen of an earlier component may be this very tensor.
                     value = value.clone()
                     value[edit.site.position] = self._written(value[edit.site.position], edit)
             seen[component, layer] = value
@@ -245,6 +247,7 @@ class LinearToy:
             case Attending() | Rewired():
                 raise AssertionError(f"{edit.site} holds no numbers")  # the components of such sites are not offered
             case Subspace():
+                # A subspace may be given by any basis of it; only an orthonormal one projects.
                 basis = torch.linalg.qr(torch.as_tensor(source.basis).to(current).T)[0]
                 return current + basis @ (basis.T @ (read(source.donor) - current))
 

@@ -51,6 +51,7 @@ def choose(model: Model, components: Sequence[str], asked: str = "auto", length:
     if asked == "replay":
         return EngineChoice("replay")
     agreement = model.agreement
+    # Used as long as nothing about the model has changed: a hook of the user's may bear one engine and not the other.
     known = agreement.differences if agreement else {}
     if agreement is None or agreement.circumstances != model.circumstances or not {*components} <= {*known}:
         with room_for_checks(model.name):
@@ -73,6 +74,7 @@ def _against_at(model: Model, components: Sequence[str], length: int) -> str | N
     if length <= LENGTH:
         return None
     known = _AT_LENGTH.setdefault(model.network, {}).setdefault(model.circumstances, {})
+    # Not asked again of shorter prompts: windows and blocks begin to matter at some length, and do not stop.
     missing = [name for name in components if name not in known or known[name].length < length]
     if missing:
         with room_for_checks(model.name):
@@ -98,6 +100,8 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
         worlds = _worlds(model, component, one, other, cells)
         try:
             packed = _logits(model, worlds, "packed")
+        # Whatever a model's own code raises when it is called with packed tokens speaks against packing, and for
+        # replay.
         except (CannotPack, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -105,6 +109,7 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
             return Agreement(differences=dict.fromkeys(components, float("nan")), reason=why, **common)
         replayed = _logits(model, worlds, "replay")
         size = max(largest(logits) for logits in replayed)
+        # In shares of the largest logit, since what rounding does grows with the numbers.
         differences[component] = max(apart(*both).max().item() for both in zip(packed, replayed, strict=True)) / size
     return Agreement(differences=differences, reason="", **common)
 
@@ -120,6 +125,7 @@ def _worlds(model: Model, component: str, one: Run, other: Run, random_cells: in
     written.append([(layer, position) for layer in layers[middle : middle + 3] for position in sorted({2, length - 2})])
     worlds = []
     for number, sites in enumerate(written):
+        # By turns both ways, and with all or one position read: each is another path through the engine.
         base, donor = (one, other) if number % 2 else (other, one)
         edits = tuple(_edit(Site(component, layer, position), donor, number) for layer, position in sites)
         readout = tuple(range(length)) if number % 3 else (length - 1,)

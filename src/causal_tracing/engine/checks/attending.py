@@ -29,6 +29,7 @@ def attention_proofs(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding
     def pattern(layer: int, *, anew: bool) -> tuple[tuple[Edit, ...], float]:
         heads = patterns["pattern", layer][last].view(model.parts("pattern"), -1).clone()
         taken = heads[:, list(HIDDEN)].sum(-1, keepdim=True)
+        # A softmax over fewer keys is the same weights in the same proportion, with what was taken away shared out.
         heads[:, list(HIDDEN)] = 0
         left = 1 - taken
         given = Given((heads / left if anew else heads).flatten())
@@ -43,6 +44,8 @@ def attention_proofs(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding
         yield _equal(model, clean, "zeroed keys = the pattern with zeros", both, PATTERN[model.dtype])
     if "z" in model.anatomy.mediators:
         for layer in layers:
+            # A query that sees all of the donor's keys and values by the donor's query gives what the donor's heads
+            # give there.
             at = [(key, From(corrupt, key)) for key in range(last + 1)]
             scores = tuple((key, From(corrupt, last)) for key in range(last + 1))
             both = told(layer, q=scores, k=tuple(at), v=tuple(at)), (Edit(Site("z", layer, last), From(corrupt, last)),)

@@ -199,6 +199,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
     layers = find_layers(network, clean.tokens, name)
     found = explained(network, layers, clean.tokens, name, bound)
+    # One text may fit by chance, where a part is zero or two are equal there.
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
     found = [each if off.get(n, 0.0) <= bound else Explained(way=(), whole=False) for n, each in enumerate(found)]
     mixing = mixing_parts(network, layers, clean.tokens, name, [each.way for each in found], bound)
@@ -228,6 +229,7 @@ def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Ru
     """The model with what may be concluded of these components, each by what a write does."""
     bound, anatomy = ONE_FORWARD[model.dtype], model.anatomy
     mixes = mixing(model, [name for name in components if name != ATTENTION], clean, bound)
+    # It cannot be read, so it is not tried by a write; where the pattern reaches later tokens at once, so does it.
     if ATTENTION in components and "pattern" in mixes:
         mixes = (*mixes, ATTENTION)
     at_start = [name for name in components if name in ("resid_pre", "q", "k", "v")]
@@ -260,12 +262,15 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
         return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=keep)[0]
 
     components = model.anatomy.components
+    # Beside a row that is patched, as every row will be.
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
     yield bounded(Law.ALONE, (), alone, bound)
     yield beside_others(model, clean, corrupt, donors)
     for component in components:
         yield own_activations(model, component, clean, donors)
+    # Held apart from whole layers, which models may fail that read something besides the stream: behind the last layer
+    # nothing reads anything else, so that a failure here says that the layers are not what they seem.
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     difference = apart(last, donors[corrupt].logits).max().item() / size
     yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
@@ -293,6 +298,8 @@ def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: st
             )
         if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
+        # Read-back and self-patch held, so the site is what it says; it is only no cut (gemma3n reads embeddings in
+        # each layer).
         if finding.name == Law.WHOLE_LAYER and finding.components != ("resid_mid",):
             anatomy = replace(anatomy, cut=False)
             continue

@@ -127,6 +127,7 @@ def _run_noised(
                     stack.callback(part.register_forward_pre_hook(partial(watch.enter, path), with_kwargs=True).remove)
                     stack.callback(part.register_forward_hook(partial(watch.leave, path)).remove)
             stack.callback(layer.register_forward_hook(partial(watch.end, partial(see, number))).remove)
+        # Both in one batch: row 0 as it is, so that each layer of row 1 can be given its stream.
         run_text(network, as_batch(network, tokens, rows=2), name)
 
 
@@ -154,6 +155,7 @@ class _Watch:
 
     def leave(self, path: str, part: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         value, given = first_tensor(output), output
+        # Noise goes where something is computed: what wraps it has it already, and dropout only hands it on.
         smallest = not any(part.children()) and not isinstance(part, (nn.Dropout, nn.Identity))
         if smallest and value is not None and self._fits(value):
             value = self._with_noise(value)
@@ -163,6 +165,7 @@ class _Watch:
 
     def end(self, see: Callable[[Sequence[Value]], None], _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         self._note("", first_tensor(output), output=True)
+        # A module that is called twice has no single output in the layer's sum.
         see([value for value in self.values if not value.path or self.calls[value.path] == 1])
         self.stream, self.values = None, []
 
@@ -174,9 +177,11 @@ class _Watch:
     def _with_noise(self, value: Tensor) -> Tensor:
         """As large as the value, and at least as what most of the stream's dimensions hold: it shows in half floats."""
         assert self.stream is not None
+        # The median, since a few dimensions of the stream may be a thousand times the others.
         size = torch.maximum(_size(value).square().mean().sqrt(), _size(self.stream).median()).clamp(min=0.01)
         size = size * self.share
         shaped = by_token_of(value, 2, self.lanes)
+        # Drawn in float32 on the CPU: the same on every device and in every type.
         noise = torch.randn(shaped[1].shape, generator=self.generator, dtype=torch.float32).to(value.device) * size
         return as_before(torch.stack([shaped[0], shaped[1] + noise.to(value.dtype)]), value, self.lanes)
 
@@ -204,6 +209,7 @@ def _solved(values: Sequence[Value], layer: nn.Module, bound: float) -> Explaine
     if not values or values[0].path or values[0].output or values[-1].path:
         return Explained(way=(), whole=False)
     search = _Search(values, _scalars(layer), bound)
+    # One module in a sum first: of two there are far more combinations, and a chance fit among them is likelier.
     for at_once in (1, 2):
         way = search.way(at_once)
         if way is not None:
@@ -247,6 +253,7 @@ class _Search:
         self.values = values
         self.scalars = scalars
         self.bound = bound
+        # Each dimension by its size, or the few large ones would decide every fit alone.
         self.stack = np.stack([(value.numbers / _dimensions(values)).ravel() for value in values])
         self.gram = self.stack @ self.stack.T
         self.end = len(values) - 1
@@ -292,9 +299,11 @@ class _Search:
         if not terms.size or not targets.size:
             return
         inner = self.gram[terms[:, :, None], terms[:, None, :]]
+        # Two outputs may be the same, and the equations would then have no single solution.
         inner = inner + 1e-13 * np.trace(inner, axis1=1, axis2=2)[:, None, None] * np.eye(terms.shape[1])
         right = self.gram[terms[:, :, None], targets]
         left = self.gram[targets, targets] - (np.linalg.solve(inner, right) * right).sum(1)
+        # By products alone half of the digits are lost: what is likely is fitted again, number by number.
         likely = left <= max((self.bound * 3) ** 2, 1e-10) * self.gram[targets, targets]
         for number, which in sorted(zip(*(axis.tolist() for axis in likely.T.nonzero()), strict=True)):
             step = self._step(int(targets[number]), [int(each) for each in terms[which]])
@@ -307,6 +316,7 @@ class _Search:
         if self.values[target].time < max(self.values[term].time for term in terms):
             return None
         factors = np.linalg.lstsq(rows.T, goal)[0]
+        # Else any sum could be had with one more term that adds nothing.
         if (abs(factors) * abs(rows).max(1)).min() < NOTHING * abs(goal).max():
             return None
         snapped = [self._snapped(each) for each in factors.tolist()]
@@ -340,6 +350,7 @@ class _Search:
     def _snapped(self, factor: float) -> float:
         """The factor, or the number of the layer's own that it is up to rounding."""
         nearest = min(self.scalars, key=lambda scalar: abs(scalar - factor))
+        # To the last bit, since the stream is added up anew with it (`resid_mid`, held layers).
         return nearest if abs(nearest - factor) <= self.bound * abs(factor) else factor
 
 

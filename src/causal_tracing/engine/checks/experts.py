@@ -57,9 +57,11 @@ def experts_located(model: Model, seen: Sequence[tuple[Calls, Tensor | None]]) -
         if reason:
             break
         given, added = seen[layer][0].found[path][1], seen[layer][1]
+        # A shared expert beside them adds to the MLP's output, which is then more than theirs.
         alone = added is not None and torch.equal(added.flatten(), given.flatten())
         layouts[layer] = replace(layouts[layer], experts=path, experts_alone=alone)
         counts.add(_count(model.part(layer, path)))
+    # Offered in all layers that have some, or in none: a map has one axis of experts.
     if reason or len(counts) > 1:
         for component in MIXTURE:
             anatomy = anatomy.refuse(component, reason or "its layers have different numbers of them.")
@@ -88,6 +90,7 @@ def _experts_of(model: Model, layer: int, calls: Calls) -> tuple[str, str]:
 
 def _count(part: nn.Module) -> int:
     """How many experts there are: as many as its stacked weights hold, or as it says; 0 where it does neither."""
+    # Weights of all experts in one tensor [expert, ...], as transformers stacks them.
     stacked = [len(each) for each in part.parameters() if each.ndim > 2]
     said = getattr(part, "num_experts", 0)
     return max(stacked) if stacked else said if isinstance(said, int) else 0
@@ -107,6 +110,7 @@ def _fault(model: Model, part: nn.Module, call: Call, output: Tensor, count: int
         except (RuntimeError, TypeError, ValueError, IndexError, UnsupportedModel) as error:
             return f"what is called with a router's choice cannot be called by hand ({type(error).__name__})."
     for fault, found in tried:
+        # Written so that NaN is a fault.
         if not found <= bound:
             return f"what is called with a router's choice {fault} (measured {found:.2g}, bound {bound:.2g})."
     return ""
@@ -115,6 +119,7 @@ def _fault(model: Model, part: nn.Module, call: Call, output: Tensor, count: int
 def _tried(part: nn.Module, call: Call, total: Tensor, count: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """What must be equal of a sum over experts, with what is wrong where it is not."""
     hidden, index, weights = call.hidden, call.index, call.weights
+    # The expert that most tokens go to.
     parts, one = parts_of(part, call, count), int(index.flatten().mode().values)
     every = torch.arange(count, device=index.device).to(index).expand(len(index), -1)
 
@@ -141,6 +146,7 @@ def mixture_proofs(model: Model, asked: Sequence[str], clean: Run, corrupt: Run)
     for component in asked:
         yield own_activations(model, component, clean, donors)
         yield from random_write(model, component, clean, donors[clean])
+    # Three layers say what all of them say of one kind of module, and a model has dozens.
     layers = model.having("experts")
     some = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     yield _same(model, (clean, corrupt), donors, ROUTED, "experts", some)

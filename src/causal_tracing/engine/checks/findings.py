@@ -82,6 +82,7 @@ def own_activations(model: Model, component: str, run: Run, donors: Mapping[Run,
     itself = Run(run.tokens, write_all(model, component, run))
     logits, _ = forward(model, [itself], donors, keep=len(run.tokens))
     change = apart(logits[0], donors[run].logits).max().item() / largest(donors[run].logits)
+    # Repeats are run only where something changed: most devices repeat a forward to the bit.
     bound = 0.0 if change == 0 else _unrepeated(model, component, run)
     return bounded("its own activations change nothing", (component,), change, bound)
 
@@ -102,6 +103,7 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
     component, layer = "resid_pre" if "resid_pre" in model.anatomy.components else "resid_post", model.active[0]
     stream = donors[run].activations[component, layer].float()
     huge = torch.zeros_like(stream[0])
+    # In the dimension that is largest anyway: there a layer that quantises looks for outliers.
     huge[stream.abs().amax(0).argmax()] = HUGE * stream.norm(dim=-1).max()
     edited = Run(run.tokens, (Edit(Site(component, layer, len(run.tokens) // 2), Given(huge)),))
     logits, _ = forward(model, [run, other, edited], {}, keep=len(run.tokens))
@@ -128,6 +130,7 @@ def random_write(model: Model, component: str, run: Run, recording: Recording) -
     logits = written(LARGE[0])
     for times in LARGE[1:]:
         logits = written(times) if logits.isnan().any() else logits
+    # Both rows are of one forward, so that rounding is the same on both sides.
     change = apart(logits[1], logits[0]) / largest(logits[0])
     yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
     yield Finding(

@@ -52,6 +52,7 @@ def counted(model: Model, run: Run) -> Anatomy:
         width = 0 if missing else _width(replace(model, anatomy=anatomy), component, run)
         if component == "neurons":
             counts["neurons"] = width
+        # Heads of different sizes would be cut at the wrong places.
         if not width or (component == "z" and (not heads[0] or width % heads[0])):
             anatomy = anatomy.refuse(component, missing or "its layers have different numbers of them.")
     return replace(anatomy, counts=(*counts.items(), *anatomy.counts))
@@ -77,6 +78,7 @@ def _attending(model: Model, passing: Sequence["_Passing"]) -> list[int]:
 
 def _heads(model: Model, passing: Sequence["_Passing"]) -> tuple[tuple[int, int], str]:
     """How many heads queries have, and keys and values; and the reason where attention does not show them."""
+    # Where the attention function is not asked, nothing else says how many heads a layer has.
     named = getattr(model.config, "num_attention_heads", 0)
     attending = _attending(model, passing)
     if not attending:
@@ -163,11 +165,13 @@ class _Passing:
 
     def located(self, layout: Layout) -> Layout:
         """The layout with its last projections: attention's goes into `z`, `neurons` gives what the MLP adds."""
+        # By the numbers that go in, which are what attention gave: no name is asked.
         z = next((path for path in self._matrices(layout.attn) if _same(self.inputs.get(path), self.attended)), None)
         return replace(layout, z=z or self._last(layout.attn), neurons=self._last(layout.mlp))
 
     def _matrices(self, before: str | None = None) -> list[str]:
         """The matrices that were done when a part was (None: all), the last one first."""
+        # A module's output is noted when it is done, so that the order is that of the computation.
         done = [*self.outputs]
         until = done[: done.index(before) + 1] if before in self.outputs else done
         return [path for path in reversed(until) if _is_matrix(self.layer.get_submodule(path))]

@@ -91,6 +91,7 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
             f"{name} cannot be traced layer by layer: in one run its {again.path} are called {len(again.calls)} times, "
             f"in the order {_shortly(again.members)}. A layer that runs more than once has no activation of its own."
         )
+    # Other lists may be passed in order too: the layers are those whose members hand on most.
     best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
     _refuse_shared(network, best)
     _refuse_infinite(network, best, logits, name)
@@ -133,6 +134,7 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        # That is how accelerate fails where a tied weight lies on two devices.
         if isinstance(error, KeyError):
             refuse_parted(network, name)
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
@@ -162,6 +164,7 @@ def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], 
             hook = layer.register_forward_hook(lambda _, __, output: seen.append(_size(output)))
             stack.callback(hook.remove)
         run_text(network, as_batch(network, tokens), name, logits_to_keep=1)
+    # Some models drop tokens in the last layer where few logits are wanted: then it has not all activations.
     return len({*seen}) == 1
 
 
@@ -175,6 +178,7 @@ def _note(
 ) -> None:
     before, after = stream_in(args, kwargs), first_tensor(output)
     if before is not None and after is not None:
+        # Clones, since some models add to the stream in place.
         passed.calls.append((number, before.clone(), after.clone()))
 
 

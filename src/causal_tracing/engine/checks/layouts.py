@@ -19,6 +19,7 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     parts = [(path, scale) for step in found.way for path, scale in step.parts]
     if found.whole and len(parts) == 1:
         path, scale = parts[0]
+        # A layer of one part is attention or an MLP by what it does; mixer_out is it in either case.
         attn, mlp = (path, None) if path in mixing else (None, path)
         sums = _sums(found, {path: "mixer_out"})
         return Layout(mixer=path, attn=attn, mlp=mlp, attn_scale=scale, mlp_scale=scale, sums=sums)
@@ -26,6 +27,7 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     scales = dict(parts)
     layout = Layout(attn=attn, mlp=mlp, attn_scale=scales[attn] if attn else 1.0, mlp_scale=scales[mlp] if mlp else 1.0)
     layout = replace(layout, mlp_mixes=mlp in mixing)
+    # An MLP that mixes tokens hands something on that no rule of `interventions.known` counts with.
     if attn and mlp and mlp not in mixing:
         layout = replace(layout, sums=_sums(found, {attn: "attn_out", mlp: "mlp_out"}))
     return _with_middle(layout, found.way)
@@ -63,6 +65,7 @@ def named(path: str, words: Sequence[str]) -> bool:
 def _with_middle(layout: Layout, way: Way) -> Layout:
     """The layout with the stream that the MLP is added to, where it can be read and written between the two."""
     last = next((step for step in way if layout.mlp in dict(step.parts)), None)
+    # In parallel layers both read the layer's input: there is nothing between.
     if last is None or not last.base[0] or _order(way, layout.attn) > _order(way, layout.mlp):
         return layout
     path, is_output = last.base

@@ -44,12 +44,14 @@ def mixing_parts(
 
     def change(changed: Sequence[int], afresh: bool, value: Tensor) -> Tensor:
         shaped = by_token_of(value, rows, layers.lanes)
+        # Of row 0 again at each layer, so that a change made in one layer is not told of the next.
         new = shaped[:1].repeat(rows, 1, 1) if afresh else shaped.clone()
         new[[number + 1 for number in changed], WRITTEN] += _noise(shaped[0], generator)
         return as_before(new, value, layers.lanes)
 
     def judge(path: str, number: int, value: Tensor) -> Tensor:
         shaped = by_token_of(value, rows, layers.lanes)
+        # In any layer is enough: what is concluded of a component is concluded in all of them.
         if _reached(shaped[0], shaped[number + 1], bound):
             found.add(path)
         return value
@@ -89,6 +91,7 @@ def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> t
             changed[1:] = value[0]
         elif component == "resid_post":
             found.update(name for row, name in enumerate(asked, 1) if _reached(value[0], value[row], bound))
+            # Something behind the layers may mix tokens too (another decoder): it would be seen in the logits alone.
             if layer == model.active[-1]:
                 changed[behind] = value[0]
                 changed[behind, WRITTEN] += _noise(value[0], generator)
@@ -113,6 +116,7 @@ def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, b
     if not components:
         return ()
     turns = Run(tuple(pair[place % 2] for place, pair in enumerate(zip(clean.tokens, other.tokens, strict=True))))
+    # At these places the tokens are equal and what stands before them is not.
     same = range(2, len(turns.tokens), 2)
     _, seen = forward(model, [clean, turns], {}, keep=1, wanted=[(name, 0) for name in components])
     return tuple(
@@ -127,6 +131,7 @@ def gathering(anatomy: Anatomy, active: Sequence[int]) -> tuple[str, ...]:
     written at the components behind it must stay at its token.
     """
     behind = {"attn_out", "resid_mid", "neurons", "mlp_out", "mixer_out"} & {*anatomy.components, *anatomy.mediators}
+    # Neurons are inside the MLP: that they mix says nothing that mlp_out does not.
     mixes, passed = behind & ({*anatomy.mixing} - {"neurons"}), len(active) == len(anatomy.layouts)
     if mixes or not passed or not all(layout.sums for layout in anatomy.layouts):
         return ()

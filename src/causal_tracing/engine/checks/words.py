@@ -31,6 +31,7 @@ def _agrees(model: Model, states: Tensor, words: Sequence[int], token: int, tupl
     few = logits_of(model, states, token=token, tuples=tuples, words=words)
     if few.shape != (len(states), len(words)):
         return False
+    # What follows the head is the model's own, and might look at all words.
     named = whole[:, torch.tensor(words, device=whole.device)]
     bound = ONE_FORWARD[str(whole.dtype).removeprefix("torch.")] * largest(whole)
     return bool((apart(named, few) <= bound).all())

@@ -45,6 +45,7 @@ def rewritten(
 
     What a tensor gives is before the layer's `scale`, as donors are. Raises InvalidEdit where it has another size.
     """
+    # A run refuses a whole site beside one of its parts, so that it does not matter which are written first.
     whole = [(row, edit) for row, edit in writes if edit.site.part is None]
     single = [(row * parts + edit.site.part, edit) for row, edit in writes if edit.site.part is not None]
     if whole:
@@ -63,7 +64,9 @@ def _rewritten(value: Tensor, writes: Sequence[Write], donors: Donors, parts: in
         new = torch.stack([_source(there, edit, donors, parts, scale) for there, (_, edit) in zip(current, writes)])  # noqa: B905
     if any(edit.alpha != 1 for _, edit in writes):
         alpha = torch.tensor([[edit.alpha] for _, edit in writes], dtype=value.dtype, device=value.device)
+        # Alpha 1 is the source to the bit: 0 · current would make NaN of an infinite number.
         new = torch.where(alpha == 1, new, (1 - alpha) * current + alpha * new)
+    # A copy: the model may hold the value elsewhere, and autograd may need it as it was.
     return value.index_copy(0, rows, new)
 
 
@@ -84,6 +87,7 @@ def _source(current: Tensor, edit: Edit, donors: Donors, parts: int, scale: floa
             raise AssertionError(f"{edit.site} holds no numbers")  # it is told to attention, or to a run, itself
         case Subspace():
             basis = _given(current, site, source.basis, (len(source.basis), *current.shape))
+            # The rows need not be orthonormal, and torch has no QR in half precision.
             orthonormal = torch.linalg.qr(basis.float().T)[0].to(current.dtype)
             apart = _donor(current, edit, source.donor, donors, parts) - current
             return current + orthonormal @ (orthonormal.T @ apart)
@@ -101,6 +105,7 @@ def _donated(current: Tensor, edits: Sequence[Edit], donors: Donors, parts: int)
             numbers[read] = len(found)
             found.append(_whole(edit, edit.source, donors, parts, current.shape[-1]).to(current))
         which.append(numbers[read] * parts + (edit.site.part or 0))
+    # Each donor's parts lie one behind the other: the part is picked by the same index as the donor.
     return torch.stack(found).view(len(found) * parts, -1)[indices(which, current.device)]
 
 

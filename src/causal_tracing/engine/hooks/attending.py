@@ -44,6 +44,7 @@ def require_sight(mask: Bool[np.ndarray, "run head query key"], told: Iterable[t
     for run, edit in told:
         site, how = edit.site, edit.source
         if isinstance(how, Attending) and how.blocked:
+            # One mask may be shared by all runs, and by all heads.
             seen = mask[min(run, len(mask) - 1), :, site.position]
             seen = seen if site.part is None or len(seen) == 1 else seen[[site.part]]
             kept = np.ones(seen.shape[-1], dtype=bool)
@@ -89,10 +90,12 @@ def attended(
 def _hidden(asked: Asked, told: Sequence[_Told]) -> Tensor:
     """The mask with the keys that are blocked hidden."""
     mask = asked.full_mask
+    # A mask of its own for each head is large, and is made only where single heads are told.
     single = any(one.head is not None for one in told)
     heads = asked.query.shape[1] if single else mask.shape[1]
     rows, _, tokens, keys = len(asked.query), *asked.query.shape[1:3], mask.shape[-1]
     mask = mask.expand(rows, heads, tokens, keys).clone()
+    # The smallest number, as the models' own masks have it: a row of −inf would come out of the softmax as NaN.
     hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     for single in (True, False):
         some = [one for one in told if (one.head is not None) == single]
@@ -108,6 +111,7 @@ def _rows(asked: Asked, told: Sequence[_Told], donors: Donors) -> Float[Tensor, 
     row, query = indices([(one.row, one.query) for one in told], asked.query.device).T
     mask = asked.full_mask.expand(len(asked.query), -1, -1, -1)[row, :, query]
     seen = _Seen(asked.query[row, :, query], asked.key[row], asked.value[row], asked.layer, donors)
+    # A given score is one coordinate more beside the product, so that the model's own scale, cap and sinks act on it.
     if any(one.how.q for one in told):
         seen.widen()
     for number, one in enumerate(told):
@@ -120,6 +124,7 @@ def _rows(asked: Asked, told: Sequence[_Told], donors: Donors) -> Float[Tensor, 
     values = seen.values.repeat_interleave(seen.group, 1).unflatten(0, (-1, seen.times))
     made = (weights[..., None, :] @ values)[..., 0, :]
     heads = torch.arange(made.shape[2], device=made.device)
+    # Of each head the copy of the keys in which its own scores stand.
     return made[:, heads % seen.times, heads]
 
 
@@ -153,6 +158,7 @@ class _Seen:
             self.values[mine, :, key] = self._of("v", donor, self.values.shape[-1])
         for key, donor in one.how.q:
             apart = self._of("q", donor, self.size) - self.query[mine.start, :, : self.size]
+            # What the donor's query scores there, less what the product with this query will bring by itself.
             scores = (apart.unflatten(0, (-1, self.group)) * self.keys[mine.start, :, None, key, : self.size]).sum(-1)
             self.keys[mine, :, key, self.size] = scores.T
 

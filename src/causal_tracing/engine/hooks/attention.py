@@ -51,6 +51,7 @@ class Asked:
     def full_mask(self) -> Tensor:
         """The mask [1 or batch, 1 or head, token, key], in the model's own form. Raises CannotPack for other forms."""
         if self.mask is None:
+            # Without a mask sdpa is told is_causal, which leaves nothing to hide a key in.
             return causal_rows(self.query.shape[2], self.query, eager=self.own is _eager(self.module))
         if not isinstance(self.mask, Tensor) or self.mask.ndim != 4:
             raise CannotPack(f"layer {self.layer} has an attention mask of a form in which no key can be hidden.")
@@ -65,6 +66,7 @@ class Asked:
             raise CannotPack(f"layer {self.layer} has an attention mask of a form that eager attention cannot read.")
         elif mask.dtype == torch.bool:
             mask = torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, torch.finfo(like.dtype).min)
+        # sdpa and flash attention give no weights; the eager function does.
         return _eager(self.module)(self.module, self.query, self.key, self.value, mask, **self.options)[1]
 
 
@@ -118,6 +120,7 @@ def _attend_shown(
         return by_token(partial(visit, *place), tensor) if place in places else tensor
 
     passed[asked.layer] += 1
+    # Queries, keys and values come before what is told of attention, as they do in computation order.
     asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
     if asked.layer in changed:
         (asked, output), weights = changed[asked.layer](asked), None
@@ -134,6 +137,7 @@ def by_token(
     """Shows a tensor of heads as [batch, token, head · size]."""
     shaped = value.transpose(1, 2).flatten(2)
     seen = see(shaped)
+    # Unchanged, the very tensor goes on: to look must change nothing, not even how numbers lie in memory.
     if seen is shaped:
         return value
     made = seen.unflatten(2, (value.shape[1], -1)).transpose(1, 2)
@@ -148,9 +152,11 @@ def with_patterns(
     new = see(pattern)
     if new is pattern:
         return output
+    # Grouped values stand for several heads each.
     made = (new @ asked.value.repeat_interleave(new.shape[1] // asked.value.shape[1], 1)).transpose(1, 2)
     if torch.is_grad_enabled():  # the same numbers, and the way back leads through the pattern
         output = output.detach() + (made - made.detach())
+    # Rows that nobody wrote keep what the model's own function gave, to the bit.
     changed = (new != pattern).any(-1).transpose(1, 2)
     return torch.where(changed[..., None], made, output).contiguous()  # some models view it in another shape
 
@@ -169,6 +175,7 @@ def _dispatch(
     """Called as the library's own functions are: some models name the mask, and some leave it out."""
     own, mask = found or _eager(module), attention_mask
     layer = layers.get(id(module))
+    # Another model's module, or one outside the layers.
     if layer is None:
         return own(module, query, key, value, mask, **options)
     asked = Asked(own=own, layer=layer, module=module, query=query, key=key, value=value, mask=mask, options=options)

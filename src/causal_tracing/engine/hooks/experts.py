@@ -70,6 +70,7 @@ class Call:
         index = self.index.long()
         if index.numel() and not 0 <= index.min().item() <= index.max().item() < experts:
             raise UnsupportedModel(f"A router chose an expert beyond the {experts} that there are. Leave experts out.")
+        # Added up, should a token be sent to one expert twice.
         return self.weights.new_zeros(len(index), experts).scatter_add(1, index, self.weights)
 
 
@@ -92,6 +93,7 @@ def call_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
 def result(module: nn.Module, call: Call, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """What the module gives for other tokens, experts and weights [token, d_model]. No hooks are passed."""
     args, kwargs = call.arguments(hidden, index, weights)
+    # Past the hooks: this call is made up, and nobody is to see it as one of the run's.
     found = module.forward(*args, **kwargs)
     first = found[0] if isinstance(found, (tuple, list)) else found
     return first.reshape(-1, first.shape[-1])
@@ -105,6 +107,7 @@ def parts_of(
     if rows is not None:
         hidden, index, weights = hidden[rows], index[rows], weights[rows]
     tokens, slots = index.shape
+    # A token as often as it has experts, each time with one of them: no expert computes more than in the run itself.
     alone = result(module, call, hidden.repeat_interleave(slots, 0), index.reshape(-1, 1), weights.reshape(-1, 1))
     first = torch.arange(tokens, device=index.device)[:, None] * experts
     found = alone.new_zeros(tokens * experts, alone.shape[-1])
@@ -137,12 +140,14 @@ def _on_parts(module: nn.Module, experts: int, see: See, rows: Sequence[int] | N
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         call, total = call_of(args, kwargs), output[0] if isinstance(output, (tuple, list)) else output
         assert call is not None, "it was called like that when it was found"
+        # Asked for its refusal of an expert that is not there: below it would be added to another token's.
         call.dense(experts)
         at = None if rows is None else indices(rows, total.device)
         parts = parts_of(module, call, experts, at).flatten(1)
         seen = see(parts)
         if seen is parts:
             return output
+        # A change of one part is small beside the sum, and half precision would lose it.
         exact = torch.promote_types(total.dtype, torch.float32)
         change = (seen.to(exact) - parts.to(exact)).unflatten(1, (experts, -1)).sum(1)
         flat = total.reshape(-1, total.shape[-1])
@@ -200,7 +205,10 @@ def _rerouted(experts: int, see: See, call: Call) -> tuple[Tensor, Tensor, Tenso
     index, weights = call.index, call.weights
     if torch.is_grad_enabled():  # the way back leads through the weights of all experts, chosen or not
         return call.hidden, torch.arange(experts, device=index.device).to(index).expand(len(index), -1), seen
+    # Experts are added up in the order in which they are listed, which tells in the last bit: who is not written keeps
+    # it.
     changed = (seen != dense).any(-1, keepdim=True)
+    # A written token may go to more experts than the router chose; the others' new slots have the weight 0.
     slots = max(index.shape[-1], int((torch.where(changed, seen, 0) != 0).sum(-1).max()))
     wider = slots - index.shape[-1]
     chosen = seen.abs().topk(slots, -1).indices

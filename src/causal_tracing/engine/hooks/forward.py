@@ -61,13 +61,7 @@ def watched(
 
     Gradients are as they are where it is called.
     """
-    edits: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
-    length = len(runs[0].tokens)
-    check_layers(model, (edit for run in runs for edit in run.edits))
-    for row, run in enumerate(runs):
-        for edit in run.edits:
-            _check_shown(edit, wanted)
-            edits[edit.site.component, edit.site.layer].append((row, edit))
+    length, edits = len(runs[0].tokens), _by_place(model, runs, wanted)
     few, rows = narrowed({place: _writes(made, length) for place, made in edits.items()}, wanted)
 
     def visit(component: str, layer: int, value: Tensor) -> Tensor:
@@ -80,6 +74,7 @@ def watched(
 
     tokens = indices([run.tokens for run in runs], model.device)
     places = edits.keys() | set(wanted)
+    # No module holds these two kinds: the attention function sees the one, and the final norm the other.
     inside = {place for place in places if place[0] in SEEN}
     behind = {place for place in places if place[0] == FINAL_SCALE}
     changed = {
@@ -90,8 +85,24 @@ def watched(
         attention_shown(model, inside, visit, changed),
         scale_shown(model, partial(visit, *behind.pop())) if behind else nullcontext(),
     ):
+        # Nothing is generated: a cache would hold every layer's keys and values for nobody.
         logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
+    # A model that cannot be asked for few gives all.
     return logits[:, -keep:]
+
+
+def _by_place(
+    model: Model, runs: Sequence[Run], wanted: Collection[Place]
+) -> Mapping[Place, Sequence[tuple[int, Edit]]]:
+    """The edits of all runs where they are made, each with the row of its run. Raises InvalidEdit."""
+    check_layers(model, (edit for run in runs for edit in run.edits))
+    found: dict[Place, list[tuple[int, Edit]]] = defaultdict(list)
+    for row, run in enumerate(runs):
+        for edit in run.edits:
+            # Asked before the run, since a layer would show the pattern that it had before its row was made again.
+            _check_shown(edit, wanted)
+            found[edit.site.component, edit.site.layer].append((row, edit))
+    return found
 
 
 def _writes(edits: Sequence[tuple[int, Edit]], length: int) -> list[Write]:
@@ -127,6 +138,7 @@ def _edited(
 def scale_at(model: Model, place: Place) -> float:
     """What the layer multiplies a place's value by before it is added to the stream."""
     component, layer = place
+    # The stream is what was added up already, and heads and neurons lie before the module's output.
     if component not in ("attn_out", "mlp_out", "mixer_out"):
         return 1.0
     layout = model.layout(layer)

@@ -54,10 +54,12 @@ def linearised(
     probes: dict[Place, Tensor] = {}
 
     def probe(place: Place, value: Tensor) -> Tensor:
+        # The value goes on in the graph, so that a place before this one has its gradient through it too.
         values[place], probes[place] = value.detach(), torch.zeros_like(value, requires_grad=True)
         return value + probes[place]
 
     with _differentiating(model):
+        # The runs are rows that do not meet: the gradient of the sum is each row's own.
         measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
@@ -66,33 +68,39 @@ def linearised(
 
 def pulled_back(
     model: Model,
-    runs: Sequence[Run],
-    slopes: Mapping[Place, Float[Tensor, "run token width"]],
+    run: Run,
+    slopes: Sequence[Mapping[Place, Float[Tensor, "token width"]]],
     donors: Mapping[Run, Recording],
-) -> dict[Place, Float[Tensor, "run token d_model"]]:
+) -> list[dict[Place, Float[Tensor, "token d_model"]]]:
     """Slopes at parts of layers as slopes at the stream that they read, through nothing but their own layer.
 
-    The graph is cut where layers read: so a single backward holds them all, and none passes through another layer.
-    Raises ComponentNotOffered.
+    The graph is cut where layers read: so none passes through another layer, one forward serves all slopes, and each
+    costs no more than the parts that it is at. Raises ComponentNotOffered.
     """
     _require_products(model)
-    streams = dict.fromkeys(read_at(model, place) for place in slopes)
+    wanted = dict.fromkeys(place for each in slopes for place in each)
+    streams = {place: read_at(model, place) for place in wanted}
     cuts: dict[Place, Tensor] = {}
     ends: dict[Place, Tensor] = {}
 
     def cut(place: Place, value: Tensor) -> Tensor:
-        if place in slopes:
+        if place in wanted:
             ends[place] = value
         else:
+            # A leaf here ends the way back: the layer's own reading is behind it, everything earlier is cut off.
             value = cuts[place] = value.detach().requires_grad_()
         return value
 
+    def back(each: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
+        made, given = [ends[place] for place in each], [slope[None].to(ends[place]) for place, slope in each.items()]
+        read = dict.fromkeys(streams[place] for place in each)
+        at = [cuts[stream] for stream in read]
+        found = torch.autograd.grad(made, at, given, retain_graph=True, materialize_grads=True)
+        return {stream: slope[0] for stream, slope in zip(read, found, strict=True)}
+
     with _differentiating(model):
-        watched(model, runs, donors, [*streams, *slopes], cut, keep=1)
-        given = [slopes[place].to(ends[place]) for place in slopes]
-        made = [ends[place] for place in slopes]
-        found = torch.autograd.grad(made, [cuts[place] for place in streams], given, materialize_grads=True)
-    return dict(zip(streams, found, strict=True))
+        watched(model, [run], donors, [*dict.fromkeys(streams.values()), *wanted], cut, keep=1)
+        return [back(each) for each in slopes]
 
 
 def read_at(model: Model, place: Place) -> Place:

@@ -52,9 +52,11 @@ def attached(
     with ExitStack() as stack:
         for component, layer in sorted(places, key=_registration_order):
             some = (rows or {}).get((component, layer))
+            # Some rows of a whole call are no longer batches of equal length.
             see = _Seen(visit, (component, layer), batch if some is None else 1, model.anatomy.lanes, passed)
             stack.enter_context(_hook(model, component, layer, see, some))
         yield
+    # Asked behind the run, and only where it did not raise: a place that is skipped shows in nothing else.
     for place in places:
         require_once(place, passed[place])
 
@@ -112,6 +114,7 @@ class _Seen:
         self.passed[self.place] += 1
         shaped = by_token_of(value, self.batch, self.lanes)
         seen = self.visit(*self.place, shaped)
+        # Unchanged, the very tensor goes on that came.
         return value if seen is shaped else as_before(seen, value, self.lanes)
 
 
@@ -151,6 +154,7 @@ def _input_hook(
 
 def where_stream(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str:
     """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers."""
+    # By its usual name first: some layers are given other floating-point tensors before it.
     if isinstance(kwargs.get("hidden_states"), Tensor):
         return "hidden_states"
     for where, value in (*enumerate(args), *kwargs.items()):

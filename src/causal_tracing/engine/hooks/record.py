@@ -45,7 +45,9 @@ def _recorded(
     logits, captured = forward(model, batch, donors, keep=keep, wanted=places)
     return {
         run: Recording(
-            activations={place: values[row].clone() for place, values in captured.items()}, logits=logits[row].clone()
+            # Clones: a view of one row would keep the whole batch.
+            activations={place: values[row].clone() for place, values in captured.items()},
+            logits=logits[row].clone(),
         )
         for row, run in enumerate(batch)
     }

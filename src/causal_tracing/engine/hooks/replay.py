@@ -23,6 +23,7 @@ class Replay:
         self.model = model
         self.worlds = worlds
         self.budget = budget
+        # By whole forwards too, so that nothing of the faster engine is in what it is held against.
         self.donors = donor_recordings(model, (world.run for world in worlds))
         self.furthest = (0, -1)  # every row has its own place
 
@@ -46,6 +47,7 @@ class Replay:
     ) -> Iterator[tuple[list[int], Float[Tensor, "world *metric"]]]:
         """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
+        # From the end on as far as any world reads, and no more: logits are most of the memory.
         keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
         with self.model.at_rest(), layers_told(self.model, tick):
             logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)

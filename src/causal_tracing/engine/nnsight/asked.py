@@ -22,6 +22,7 @@ class Asked:
         """The same for the same question: by it, what a killed process asked for is known again."""
         found = hashlib.sha256()
         for part in _flat([self.inputs, self.function, self.arguments]):
+            # With its length, so that no two lists of parts run together into the same bytes.
             found.update(len(part).to_bytes(8, "big") + part)
         return found.hexdigest()
 

@@ -109,7 +109,9 @@ class NnsightBackend:
         """The numbers that `measure` makes of each world's logits: where they are, if it is `Portable`."""
         if not worlds:
             raise InvalidEdit("There is no world to evaluate: the list is empty.")
+        # Nothing is said of experts: they are not offered through nnsight.
         planned = plan(worlds, self.model.rules, prune=prune)
+        # Whole worlds: between its layers a trace tells nothing.
         told = Steps(progress, len(planned.worlds)) if progress else None
         values: dict[int, Tensor] = {}
         for numbers in _batches(planned.worlds, rows):
@@ -148,6 +150,7 @@ class NnsightBackend:
         """The numbers of worlds of one batch (their logits, without a function), and the values that are wanted."""
         edits = [edit for run in levels_of(world.run for world in worlds) for edit in run.edits]
         check_layers(self.model, edits)
+        # Of donors' edits too, which run in the same trace.
         for edit in edits:
             self.model.anatomy.require(edit.site.component)
         batch = batch_of(self.model, [world.run for world in worlds], wanted)

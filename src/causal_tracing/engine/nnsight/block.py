@@ -31,6 +31,7 @@ def patched(model, batch, places, rows, readout, function, data):
         first = _first(whole)
         value = first.reshape(batch, -1, first.shape[-1])
         if steps:
+            # Written into by index, which a view of the model's own tensor would pass on.
             value = value.clone(memory_format=torch.contiguous_format)
             for step in steps:
                 _write(value, parts, step)
@@ -101,6 +102,7 @@ def _write(value: Tensor, parts: int, step: dict) -> None:
     donors = tuple(each[:, None] for each in inner)
     read = shaped[(step["donor_rows"], step["donor_positions"], *donors)]
     weights = step["weights"].to(value.dtype)[..., None]
+    # Where, because 0 · an infinite number is NaN, and rows that are not read may hold anything.
     new = torch.where(weights == 0, 0, weights * read).sum(1)
     if step["basis"] is not None:
         basis = step["basis"].to(value.dtype)

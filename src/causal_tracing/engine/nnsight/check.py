@@ -70,6 +70,7 @@ class _Checks:
         self.model, self.bound = model, TWO_FORWARDS[backend.known.dtype]
         self.clean, self.corrupt = short_prompts(model.network, model.tokenizer)
         known = min(model.network.get_input_embeddings().weight.shape[0], len(model.tokenizer))
+        # Some words of each token: all logits of each check would be sent back.
         self.measure = _Picked(torch.arange(0, known, max(1, known // WORDS)))
         self.alone = self.numbers([()])[0]
         self.size = self.alone.abs().max().item()
@@ -87,6 +88,7 @@ class _Checks:
 
     def in_a_batch(self) -> Finding:
         """A run beside a longer one, behind which its own row is filled up."""
+        # A longer donor makes every row be filled up, as it will be where donors have other lengths.
         longer = Run((*self.corrupt.tokens, *self.clean.tokens))
         last = self.model.active[-1], len(self.clean.tokens) - 1
         beside = (Edit(Site("resid_post", *last), From(longer, 0)),)
@@ -95,6 +97,7 @@ class _Checks:
 
     def own_activations(self, component: str) -> Finding:
         """What is read at every token of every layer is what is there."""
+        # Both in one batch, whose shape decides the last bits.
         itself, twin = self.numbers([(), write_all(self.model, component, self.clean)])
         return bounded("its own activations change nothing", (component,), self.apart(itself, twin), self.bound)
 

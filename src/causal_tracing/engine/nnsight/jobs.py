@@ -29,6 +29,7 @@ class Jobs:
     def take(self, asked: str) -> str | None:
         """A job of an earlier process that was asked this."""
         jobs = self.left.get(asked)
+        # In the order in which they were asked, for repeats are the same question.
         return jobs.pop(0) if jobs else None
 
     def note(self, asked: str, job: str) -> None:

@@ -34,6 +34,7 @@ def anatomy_by_names(network: Any, tokenizer: Any, transport: Transport) -> tupl
     tokens = short_prompts(network, tokenizer)[0].tokens
     dtype = _sums(transport, tokens, path, [Layout()] * config.num_hidden_layers)[1]
     said = ""
+    # Attention's and the MLP's own outputs are tried first, then those of norms that may stand behind them.
     for layouts in _candidates(network.get_submodule(path), config):
         try:
             apart, _ = _sums(transport, tokens, path, layouts)
@@ -58,6 +59,7 @@ def _path_of_layers(network: nn.Module, count: int) -> str:
             f"The network has no list of {count} layers by its configuration's num_hidden_layers, and without its "
             "weights nothing else says where they are. Load the model itself."
         )
+    # The outermost: a layer may hold a list of as many experts.
     return min(found, key=lambda name: name.count("."))
 
 
@@ -89,6 +91,7 @@ def _last(module: nn.Module) -> str | None:
     projections = {
         name: _shape(each) for name, each in module.named_modules() if len(_shape(each)) == 2 and "." not in name
     }
+    # A single matrix may be all of the module, and its input then is no heads or neurons.
     if len(projections) < 2:
         return None
     *_, name = projections

@@ -47,6 +47,7 @@ class Ndif:
 
     def answer(self, asked: Asked) -> Any:
         """What the function gives inside the trace. Raises MachineError."""
+        # By server, model and environment too: another one's answer to the same words is another answer.
         question = hashlib.sha256(f"{self.host} {self.key} {self.env} {asked.key()}".encode()).hexdigest()
         earlier = self.jobs.take(question)
         found = earlier and self._collected(earlier, again=True)
@@ -56,6 +57,7 @@ class Ndif:
         self._said("take a job", lambda: traced(self.model, asked, backend=request))
         if request.job_id is None:
             raise MachineError(f"{self.host} took a job without giving it a number. Run the command again.")
+        # Noted before it is waited for: from here on a kill loses nothing.
         self.jobs.note(question, request.job_id)
         return self._collected(request.job_id)["found"]
 
@@ -71,6 +73,7 @@ class Ndif:
             try:
                 found = self._said(f"give the result of job {job}", request.poll, DAMAGED)
             except JobFailed:
+                # An earlier process's job is no reason to fail: it is asked for anew.
                 if again:
                     return None
                 raise

@@ -46,6 +46,7 @@ def batch_of(model: Model, runs: Iterable[Run], wanted: Mapping[Place, Collectio
     levels = levels_of(runs)
     rows = {run: row for row, run in enumerate(levels)}
     longest = max(len(run.tokens) for run in rows)
+    # Filled up behind, where causal attention never looks, and not before, where it would.
     tokens = torch.tensor([[*run.tokens, *[run.tokens[-1]] * (longest - len(run.tokens))] for run in rows])
     steps: dict[Place, list[Step]] = {}
     for place, by_level in _by_place_and_level(levels).items():
@@ -151,6 +152,7 @@ class _Sum:
 
 
 def _sum_of(edit: Edit, run: Run, rows: Mapping[Run, int]) -> _Sum:
+    # A tensor has no empty rows: who reads nothing reads itself, with the weight 0.
     donors = donors_of(edit.source) or (From(run, edit.site.position),)  # of weight 0
     match edit.source:
         case From() | Mean():

@@ -69,6 +69,7 @@ class Tapes:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        # The stream is on every tape, before each layer and behind the last.
         inside = [name for name in model.anatomy.components if name not in ("resid_pre", "resid_post")]
         self.places: set[Place] = {(name, layer) for name in inside for layer in range(model.num_layers)}
         self.recorded: set[Place] = set()
@@ -118,6 +119,7 @@ def _tape(model: Model, runs: Sequence[Run], *, donors: Mapping[Run, Recording],
     for number in range(model.num_layers):
         if number not in listener.attended:
             raise CannotPack(f"layer {number} does not attend by transformers' replaceable attention function.")
+    # A layer's output is the next one's input: recorded once, known under both names.
     activations = dict(seen) | {("resid_post", layer): seen[streams[layer + 1]] for layer in range(model.num_layers)}
     return Tape(
         rows={run: row for row, run in enumerate(runs)},
@@ -148,6 +150,7 @@ class _Listener:
         layer, keys, values = asked.layer, asked.key, asked.value
         if layer in self.attended:
             raise CannotPack(f"layer {layer} attends more than once.")
+        # With more keys than tokens (memory, compressed keys) it cannot be told which key is whose.
         if keys.shape[2] != self.length or values.shape[2] != self.length:
             raise CannotPack(f"layer {layer} attends to {keys.shape[2]} keys in a prompt of {self.length} tokens.")
         self.attended[layer] = Attended(keys=keys, values=values, mask=self._mask(layer, asked.query, asked.mask))
@@ -161,6 +164,7 @@ class _Listener:
             return self.causal[kind]
         if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[-2:] != (self.length, self.length):
             raise CannotPack(f"layer {layer} has an attention mask of a form that cannot be divided by tokens.")
+        # One for all where they agree: nothing need then be gathered for each world.
         return mask[:1] if all(torch.equal(row, mask[0]) for row in mask[1:]) else mask
 
     def listening(self, layers: nn.ModuleList) -> ExitStack:
@@ -178,6 +182,7 @@ class _Listener:
         # Of a model on several devices, what all layers are given (positions, rotations) lies on the first of them.
         move = partial(_moved, None if stream is None else stream.device)
         self.calls[number] = Call(
+            # The stream, which comes first or by name, is the one thing that each wave brings itself.
             args=tree_map(move, args[1:]),
             kwargs={name: tree_map(move, value) for name, value in kwargs.items() if name != "hidden_states"},
             named=not args,

@@ -51,6 +51,7 @@ def behind_bases(bases: Iterable[Run], donors: Mapping[Run, Collection[Kept]]) -
         if all(component in KEPT for component, *_ in kept):
             for base in by_tokens.get(run.tokens, ()):
                 edits = run.edits[len(base.edits) :]
+                # A wave begins behind the embedding, where noise is added.
                 noised = any(edit.site.component == "embed" for edit in edits)
                 if edits and not noised and run.edits[: len(base.edits)] == base.edits:
                     found[run] = World(base, edits, (max(position for *_, position in kept),))

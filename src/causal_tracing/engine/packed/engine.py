@@ -60,6 +60,7 @@ class Packed:
         """The worlds' numbers, in waves that fit the memory; `rows` caps their number."""
         batch, tokens = [], 0
         for number, world in enumerate(self.worlds):
+            # Counted as if each had all of its tokens: the plan, which knows better, is made for a whole batch.
             own = len(world.base.tokens)
             if batch and (tokens + own > self.sizes.wave or len(batch) == rows):
                 yield batch
@@ -93,6 +94,7 @@ class Packed:
         self, numbers: Sequence[int], readout: int, measure: Measure
     ) -> Iterator[tuple[slice, tuple[int, ...] | None]]:
         """Worlds in parts whose logits fit the memory, and the words that are looked at there; None: all."""
+        # Few words' logits are a fraction of the vocabulary's, so that many more states fit.
         size = max(1, (STATES if isinstance(measure, Sparing) else self.sizes.head) // readout)
         for start in range(0, len(numbers), size):
             some = slice(start, min(start + size, len(numbers)))
@@ -114,6 +116,8 @@ class Packed:
     ) -> Float[Tensor, "world *metric"]:
         flat, how = states.flatten(0, 1), {"token": worlds[0].base.tokens[0], "tuples": tuples}
         with self.model.at_rest():
+            # The head's rows are tried once on the network; else the whole head is asked, and few of its words are
+            # read.
             spared = words is not None and spares_words(self.model, flat, words, **how)
             rows = words if spared else None
             logits = logits_of(self.model, flat, words=rows, scales=self._scales(worlds), **how)
@@ -137,6 +141,7 @@ def read(
     model: Model, base: Run, wanted: Mapping[Run, Collection[Kept]], budget: int, known: Tapes, call: int | None
 ) -> Mapping[Run, Donor]:
     """Single activations of runs that are mostly the base run with more edits: what these cannot change is its own."""
+    # What these runs' own edits read is kept of theirs in turn.
     kept = read_by(wanted)
     for run, each in wanted.items():
         kept[run] = kept.get(run, {}) | dict.fromkeys(each)
@@ -155,6 +160,7 @@ def recorded(
 
     `runs` are those whose edits are made.
     """
+    # Before anything is recorded at a layer that is not there.
     check_layers(model, (edit for run in dict.fromkeys(runs) for edit in run.edits))
     bases = dict.fromkeys(bases)
     behind = behind_bases(bases, kept)
@@ -165,6 +171,7 @@ def recorded(
     found = known.of(list(dict.fromkeys([*bases, *whole])), of_whole | of_bases)
     donors: dict[Run, Donor] = {run: found[run].recordings[run] for run in found}
     tapes = {base: found[base] for base in bases}
+    # A level reads of those before it alone: what its edits need is among the donors by then.
     for level in in_levels(kept):
         some = {run: behind[run] for run in level if run in behind}
         donors |= recorded_behind(model, some, kept, tapes, donors, limits)

@@ -53,6 +53,7 @@ class Wave:
             for layer in range(last + 1):
                 tick(layer)
                 self._pass(layer, last)
+        # Edits behind the last layer, at its resid_post, are made here.
         self._join(last + 1)
         return _by_width(part for states in self.states for part in states.final())
 
@@ -69,6 +70,7 @@ class Wave:
         self._join(layer)
         passing = [states for states in self.states if states.group.passes(layer)]
         held = [states for states in passing if states.group.held]
+        # What ends in this layer is looked at alone, since what it gives goes nowhere.
         going = [states for states in passing if states.group.until != layer]
         whole = self._whole(layer, going)
         stretches = self._read(layer, whole) if layer == last else whole
@@ -93,6 +95,7 @@ class Wave:
         for states in self.states:
             states.to(states.tape.streams[layer].device)
             states.join(layer)
+        # Behind the joining, which gives a world its base run's tokens: these single ones replace some of them.
         for stretch in self.arrived:
             stretch.states.put(stretch)
         self.arrived = []
@@ -106,6 +109,7 @@ class Wave:
                 yield from stretch.states.read(layer, stretch, own)
 
     def _keys_and_values(self, layer: int, sent: Sequence[Stretch]) -> Sequence[KeysValues]:
+        # Attention is asked with keys and values in hand, and there the call is left.
         self.gathered = gathered = []
         try:
             self._send(layer, sent)
@@ -138,6 +142,7 @@ class Wave:
         hidden = torch.cat([stretch.hidden.flatten(0, 1) for stretch in sent])[None]
         writes, rows = narrowed(_merged([(each.writes, each.tokens) for each in sent]))
         marked = _merged([(each.marked, each.tokens) for each in sent])
+        # Tapes lie together in the schedule, so that each is asked once.
         index = [Index(tape, list(stretches)) for tape, stretches in groupby(sent, lambda stretch: stretch.tape)]
         calls = [one.tape.calls[layer] for one in index]
         args = [_gathered([call.args[number] for call in calls], index) for number in range(len(calls[0].args))]
@@ -173,6 +178,7 @@ class Wave:
     def _attend(self, asked: Asked) -> tuple[Tensor, None]:
         """The model's own attention, stretch by stretch: the only place where worlds are told apart."""
         starts = [0, *accumulate(stretch.tokens for stretch in self.sent)]
+        # A layer may drop or add tokens: then it cannot be told which are whose.
         tokens = asked.query.shape[2]
         if tokens != starts[-1]:
             raise CannotPack(f"layer {asked.layer} attends with {tokens} tokens where {starts[-1]} were sent.")
@@ -255,6 +261,7 @@ def _gathered(values: Sequence[Any], index: Sequence[Index]) -> Any:
         return tuple(_gathered(parts, index) for parts in zip(*values, strict=True))
     if not isinstance(first, Tensor):
         return first
+    # The mask: each stretch gets its own rows of it where attention is asked.
     if first.ndim == 4 and first.shape[-2:] == (index[0].tape.length,) * 2:
         return None
     picked = [_picked(value, one) for value, one in zip(values, index, strict=True)]
@@ -269,6 +276,7 @@ def _picked(value: Tensor, index: Index) -> Tensor:
     if value.ndim == 1 and len(value) == length:
         return value[index.positions]
     if value.ndim >= 2 and value.shape[1] == length:
+        # One for all runs, such as positions; else each run has its own row.
         if len(value) == 1:
             return value[:, index.positions]
         if len(value) == len(index.tape.rows):

@@ -170,7 +170,9 @@ def _grouped(
     gathered: dict[tuple[int, int, bool], list[Member]] = {}
     for member in members:
         tape = tapes[member.base]
+        # No token behind the last one that is read is ever computed.
         stops[tape] = max(stops.get(tape, 0), last(member) + 1)
+        # Worlds with the same first token send equally many of them: they share matrices without padding.
         gathered.setdefault((tape, member.first, member.held), []).append(member)
     return [
         Group(
@@ -200,6 +202,7 @@ def joining(world: World, number: int, num_layers: int, added_from: int, *, unti
     first = min((edit.site.position for edit in edits), default=len(world.base.tokens))
     layer = min((edit.site.place.layer for edit in edits), default=num_layers)
     here = [edit for edit in edits if edit.site.place.layer == layer]
+    # One edit that reaches later tokens already here makes the world join here, with all that follow.
     inside = bool(here) and all(edit.site.component in INSIDE for edit in here)
     points = tuple(sorted({edit.site.position for edit in here})) if inside else ()
     return Member(
@@ -239,6 +242,7 @@ def _again(edits: Sequence[Edit], first: int, layer: int, points: Sequence[int])
     for edit in edits:
         component, at = _place(edit)
         position = edit.site.position
+        # At single tokens the layer is computed for those alone; what was edited beside them is on the tape.
         if points and (at == layer or (at == layer + 1 and component == "resid_pre")):
             computed = position in points and (at > layer or component not in ("embed", "resid_pre"))
         else:

@@ -77,6 +77,7 @@ class Stretch:
             return own
         one = self.states.one_row
         before = (base if one is None else base[one : one + 1])[:, :, : self.first]
+        # Expanded, not copied, where the worlds have one base run.
         before = before.expand(self.shape[0], -1, -1, -1) if before.shape[0] == 1 else before[self.rows]
         return before if self.first == self.stop else torch.cat([before, own], 2)
 
@@ -98,6 +99,7 @@ class States:
         self.one_row = rows[0] if len({*rows}) == 1 else None  # of worlds with one base run no keys are gathered
         self.listed = range(group.first, group.first + group.length)
         self.positions = torch.arange(group.first, group.first + group.length, device=stream.device)
+        # Filled as worlds join; no layer is given a row before.
         self.values = stream.new_empty(len(group.members), group.length, stream.shape[-1])
 
     def to(self, device: torch.device) -> None:
@@ -179,12 +181,14 @@ class States:
             if listed:
                 positions = indices(listed, self.values.device)
                 hidden = self.tape.streams[layer][self.rows[members][:, None], positions]
+                # Edits inside a layer change no keys or values: up to `stop` these tokens see the base run's alone.
                 yield self._block(layer, members, listed, positions, hidden, first=self.group.stop)
 
     def final(self) -> Iterator[tuple[list[int], Float[Tensor, "world readout d_model"]]]:
         """Worlds' numbers and their states behind the last layer, for each set of readout positions."""
         everyone = range(len(self.group.members))
         for readout, members in _alike(everyone, lambda member: self._member(member).readout):
+            # What is read before the first edit is the base run's.
             states = self.tape.streams[-1][self.rows[members][:, None], list(readout)]
             for number, position in enumerate(readout):
                 if position >= self.group.first:
@@ -227,6 +231,7 @@ class States:
         found: dict[Place, list[Write]] = {}
         row_of = {member: row for row, member in enumerate(members)}
         column_of = {position: column for column, position in enumerate(positions)}
+        # Edits of the stream are not among them: those are made between the layers.
         for component in (*INSIDE, "k", "v"):
             for member, edit in self.group.writes.get((component, layer), ()):
                 row, column = row_of.get(member), column_of.get(edit.site.position)

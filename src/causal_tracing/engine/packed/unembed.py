@@ -32,6 +32,7 @@ def logits_of(
     where `head_of` finds a head. `scales` is shown what the final norm divides the states by, and gives what it divides
     them by instead.
     """
+    # Of one token each: rows do not see each other, and no position but the first is asked for.
     tokens = torch.full((len(states), 1), token, device=model.device)
     held = nullcontext() if scales is None else scale_shown(model, lambda own: scales(own.view(-1, 1)).view(own.shape))
     with _stand_ins(model, states[:, None], tuples=tuples), held, _rows_of_the_head(model, words):
@@ -41,6 +42,7 @@ def logits_of(
 def head_of(model: Model) -> nn.Linear | None:
     """The head, where it is a plain product whose rows can be taken, and not one that is stored otherwise."""
     head = getattr(model.network, "get_output_embeddings", lambda: None)()
+    # A subclass may be quantised, or add an adapter's product to its own.
     return head if type(head) is nn.Linear else None
 
 
@@ -57,6 +59,7 @@ def _rows_of_the_head(model: Model, words: Sequence[int] | None) -> Iterator[Non
         at = indices(words, head.weight.device)  # weights that are kept elsewhere are here while the head is called
         return nn.functional.linear(hidden, head.weight[at], None if head.bias is None else head.bias[at])
 
+    # An attribute of the object hides its class's method, and is gone without a trace when it is deleted.
     own, name = vars(head), "_old_forward" if hasattr(head, "_hf_hook") else "forward"  # accelerate wraps the former
     before = own.get(name)
     own[name] = rows

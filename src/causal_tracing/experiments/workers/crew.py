@@ -48,7 +48,7 @@ def crew_of(workers: int | str | None) -> Crew:
 def _here(tasks: Sequence[Task], chunks: Chunks, tell: Tell | None) -> Generator[Measured]:
     """One after the other, in this process."""
     for task in tasks:
-
+        # As a default, so that each function has the chunk of its own turn.
         def progress(done: int, total: int, chunk: int = task.chunk) -> None:
             if tell:
                 tell({chunk: done / max(1, total)})

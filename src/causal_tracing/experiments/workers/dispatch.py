@@ -131,6 +131,7 @@ def dispatched(
         with _until_interrupted() as interrupted:
             for worker in range(min(count, len(tasks))):
                 pool.start(worker)
+            # After Ctrl-C what is in the air is still waited for: its work would be lost.
             while work.flying or (work.waiting and not interrupted.is_set()):
                 if not interrupted.is_set():
                     work.hand_out()
@@ -191,6 +192,7 @@ class _Work:
         task = self.flying.pop(worker, None)
         if task is not None:
             yield from self._again(task, how)
+        # Neither at work nor waiting: it died before its first word, which more workers would do too.
         elif worker not in self.idle:
             self.stillborn += 1
             if self.stillborn >= TRIES:

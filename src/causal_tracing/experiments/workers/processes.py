@@ -66,6 +66,7 @@ class Processes:
     def _died(self, worker: int) -> Died:
         process, pipe = self.running.pop(worker)
         pipe.close()
+        # It may only have broken its pipe: a process that nobody hears any more must not go on computing.
         process.kill()
         process.join()
         return Died(worker=worker, how=_ended_by(process.exitcode))
@@ -163,6 +164,7 @@ def _shippable(error: Exception) -> Exception:
     """The error as it is where it can be sent, else what it says."""
     if isinstance(error, CausalTracingError):
         with suppress(Exception):
+            # Tried here: an error that cannot be read at the other end would be taken for a death.
             if type(pickle.loads(pickle.dumps(error))) is type(error):
                 return error
     return MachineError(f"A worker ended with {type(error).__name__}: {error}")

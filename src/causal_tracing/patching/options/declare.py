@@ -92,6 +92,7 @@ def option(
 
 def same(declared: Any, name: str, **changes: Any) -> Any:
     """A field that is the option of another dataclass once more, with these changes to its `Spec`."""
+    # What counted only beside another option is one of its own among these.
     spec = replace(specs(declared)[name], **{"beside": None, **changes})
     return field(default=spec.default, metadata={"option": spec})
 
@@ -105,6 +106,7 @@ def check_values(options: Any) -> None:
     """Checks every option by itself, but for those that are left out. Raises InvalidOption."""
     for name, spec in specs(options).items():
         value = getattr(options, name)
+        # None is how an option is left out, where that is its default.
         if spec.check is not None and not (value is None and spec.default is None):
             spec.check(value)
         if spec.text is not None and spec.text.kind is bool and not isinstance(value, bool):

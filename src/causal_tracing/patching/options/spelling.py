@@ -59,6 +59,7 @@ def one(
     """A value that is spelled in one flag."""
     return Text(
         read=lambda name, flags: parse(flags[name]),
+        # False is said by leaving the flag out, except of a switch, which may be on by default.
         write=lambda name, value: {} if value is False and kind is not bool else {name: spell(value)},
         fits=fits,
         form=form,

@@ -260,6 +260,7 @@ def noise(name: str, flags: Flags) -> Noise | None:
     """3sigma as so many standard deviations of the embedding, a number as the noise's own. Raises InvalidOption."""
     given, text = _drawn(flags), flags.get(name)
     if text is None:
+        # Draws are of the reference then, and not of noise.
         if given and flags.get("write") != "resample":
             raise InvalidOption(
                 "--draws and --draw-seed say how noise or a reference is drawn. Give --noise too, such as 3sigma, or "

@@ -35,6 +35,7 @@ def _sentence(number: int, chance: random.Random) -> Iterator[dict[str, Any]]:
     template = TEMPLATES[number % len(TEMPLATES)]
     one, two, third, *others = chance.sample(NAMES, 6)
     place, thing = chance.choice(PLACES), chance.choice(THINGS)
+    # Each order in turn: were it one, the answer would always be the first name.
     subject, receiver = (one, two) if number % 2 else (two, one)
 
     def said(first: str, second: str, again: str) -> str:

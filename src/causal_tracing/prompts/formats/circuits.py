@@ -31,6 +31,7 @@ def later_years(key: str, row: Fields) -> Iterator[Row]:
     """A year of two digits, `key`, after which all later ones of its century are right, and all others wrong."""
     clean, corrupt, number = row.text("clean"), row.text("corrupted"), row.whole(key)
     year = f"{clean[-2:]}{number:02}"
+    # After the century's last year nothing would be right.
     if not re.fullmatch("[0-9]{4}", year) or year not in clean or number == LAST_YEAR:
         raise row.wrong(
             f"{key} is {number}, and no year of two digits that stands in the prompt behind the century with which it "

@@ -53,6 +53,7 @@ def relation(file: Fields) -> Iterator[Row]:
                 id=f"{name}-{count}-{number}".replace("/", " "),
                 **file.filled(template, subject),
                 answer=answer,
+                # Templates of one fact are no independent evidence.
                 cluster=f"{name}: {subject}".replace("/", " "),
                 labels=about | {"relation": name, "template": template},
             )

@@ -120,6 +120,7 @@ class Fields:
 
     def _typed(self, key: str, kind: Any, called: str) -> Any:
         value = self._value(key)
+        # true is a number to Python, and none in a file.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(f"{self.path}{key} must be {called}, and is {value!r:.80}.")
         return value

@@ -22,6 +22,7 @@ def causalgym(row: Fields) -> Iterator[Row]:
     differ = [pair for pair in both if pair[0]["text"] != pair[1]["text"]]
     named = {f"span_{n}": pair for n, pair in enumerate(both) if pair[0]["first"] and pair[1]["first"]}
     subject: dict[str, Any] = {}
+    # One span is the subject of both prompts only where it stands there as the same occurrence of its letters.
     if len(differ) == 1 and differ[0][0]["before"] == differ[0][1]["before"]:
         here, there = differ[0]
         subject = {"subject": here["text"], "corrupt_subject": there["text"], "occurrence": here["before"]}
@@ -68,6 +69,7 @@ def syntaxgym(suite: Fields) -> Iterator[Row]:
                 corrupt, foil = _before(conditions[other], region)
                 yield suite.row(
                     clean=clean,
+                    # Conditions may differ in the region alone, or in what stands before it alone.
                     corrupt=corrupt if corrupt != clean else None,
                     answer=answer,
                     foil=foil if foil != answer else None,

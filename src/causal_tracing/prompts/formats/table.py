@@ -33,6 +33,7 @@ def translated(rows: Iterable[tuple[str, Any]], asked: str = AUTO) -> Iterator[t
     for place, row in rows:
         found = next(each for each in FORMATS if each.name == asked) if asked != AUTO else _recognised(row, place)
         first = first or (found, place)
+        # By the first row: two formats in one file are more likely a mistake than meant.
         if found is not first[0]:
             before = first[1].rpartition(", ")[2]
             raise InvalidPair(
@@ -53,6 +54,7 @@ def _recognised(row: Any, place: str) -> Format:
     keys = {str(key) for key, value in row.items() if value is not None}
     own = {key.strip("\ufeff \t").lower() for key in keys}  # their capitals do not count
     fitting = [each for each in FORMATS if each.keys <= (own if each is PAIRS else keys)]
+    # A format whose keys include another's is meant where all of them are there.
     fitting = [each for each in fitting if not any(each.keys < other.keys for other in fitting)]
     if len(fitting) > 1:
         names = " and ".join(each.name for each in fitting)
@@ -66,6 +68,7 @@ def _recognised(row: Any, place: str) -> Format:
 def _nearly(keys: set[str], place: str) -> Format:
     """This package's own. Raises InvalidPair where a row has most of another format's keys, and lacks some."""
     near = max(FORMATS[1:], key=lambda each: len(each.keys & keys) / len(each.keys))
+    # One key alone, such as "prompt", is no sign of any format.
     if len(near.keys & keys) / len(near.keys) < ALIKE or len(near.keys & keys) < 2:
         return PAIRS
     missing = ", ".join(sorted(near.keys - keys))

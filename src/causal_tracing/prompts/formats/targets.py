@@ -50,6 +50,7 @@ def _text(place: str, name: str, token: int, prompt: str, tokenizer: Any) -> str
             "another one. Give the model that it was made for."
         )
     text = token_strings("", [token], None, tokenizer)[0]
+    # A token's text behind a prompt may be read as other tokens, by which the pair would be scored unsaid.
     if encode(prompt + text, tokenizer)[0] != [*encode(prompt, tokenizer)[0], token]:
         raise InvalidPair(
             f"{place}: {name} is the token {token}, which is {text!r} to this tokenizer; after the prompt that text is "

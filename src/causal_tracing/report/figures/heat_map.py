@@ -61,6 +61,7 @@ def _panels(found: xr.Dataset, effect: str) -> dict[str, dict[str, Any]]:
     components = [str(name) for name in found.component.values]
     if not kind_of(found).by_query:
         return {name: {"component": name} for name in components}
+    # The same heads of every component, so that their panels can be compared.
     sizes = abs(found[effect].where(found.status == "ok")).max(["query", "position"]).fillna(-1)
     count = max(1, MOST_PANELS // len(components))
     strongest = {*np.argsort(-sizes.max("component").values, kind="stable")[:count]}

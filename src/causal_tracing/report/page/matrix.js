@@ -1,6 +1,9 @@
 // Paths as a matrix: senders down, receivers across, and apart at the edge what each sender does in all. There may be a
 // hundred thousand cells: only those in sight are in the page, between spaces as large as the others.
-const CELL = { height: 22, width: 22, names: 190, beside: 84, step: 10, least: 0.05 };
+const CELL = { height: 22, width: 22, step: 10, least: 0.05 };
+// What stays in sight at both sides: of a narrow window no more than leaves room for ten columns between.
+const SIDES = { wide: { names: 190, beside: 84 }, narrow: { names: 114, beside: 48 } };
+const sides = () => SIDES[matchMedia("(max-width: 600px)").matches ? "narrow" : "wide"];
 
 // A path by its numbers: `row` and `column` are places among the labels.
 const pathsOf = (view) => {
@@ -114,7 +117,7 @@ const matrixSection = (shared) => {
     if (told === inSight && !anew) return;
     inSight = told;
     const columns = now.columns.slice(left, right), table = node("map"), focused = table.contains(document.activeElement);
-    const widths = [CELL.names, left * CELL.width, ...columns.map(() => CELL.width), (now.columns.length - 1 - right) * CELL.width, CELL.beside];
+    const widths = [sides().names, left * CELL.width, ...columns.map(() => CELL.width), (now.columns.length - 1 - right) * CELL.width, sides().beside];
     const space = () => [make("td", { className: "space", ariaHidden: "true" })];
     const tall = (count) => make("tr", { className: "space", ariaHidden: "true" }, Object.assign(make("td", { colSpan: widths.length, className: "space" }), { style: `height:${count * CELL.height}px` }));
     const body = make("tbody", {}, ...(top ? [tall(top)] : []));
@@ -139,7 +142,7 @@ const matrixSection = (shared) => {
     const box = node("scroll"), head = node("map").tHead.offsetHeight;
     const into = (name, start, one, length) => { if (start < box[name]) box[name] = start; else if (start + one > box[name] + length) box[name] = start + one - length; };
     into("scrollTop", row * CELL.height, CELL.height, box.clientHeight - head);
-    if (column < now.columns.length - 1) into("scrollLeft", column * CELL.width, CELL.width, box.clientWidth - CELL.names - CELL.beside);
+    if (column < now.columns.length - 1) into("scrollLeft", column * CELL.width, CELL.width, box.clientWidth - sides().names - sides().beside);
   };
   const current = () => node("map").querySelector('td[tabindex="0"]');
   // Only what is looked at changes: the cells in sight are made anew where others come into sight.

@@ -1,9 +1,9 @@
 """What the page's script draws from: plain values, rows by name, and texts without characters that hide or reorder."""
 
+import math
 import unicodedata
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
@@ -49,8 +49,10 @@ def plain(value: Any, digits: int = DIGITS) -> Any:
     if isinstance(value, list):
         return [plain(item, digits) for item in value]
     if isinstance(value, float):
-        rounded = float(f"{value:.{digits}g}") if np.isfinite(value) else None
-        return int(rounded) if rounded is not None and rounded.is_integer() else rounded
+        if not math.isfinite(value):
+            return None
+        rounded = float(f"{value:.{digits}g}")
+        return int(rounded) if rounded.is_integer() else rounded
     return value
 
 

@@ -44,6 +44,7 @@ def attention_sentences(measurements: Measurements, pair: str) -> Iterator[str]:
     if KNOCKOUT.name not in measurements.maps:
         return
     found = select(measurements, pair=pair, of=KNOCKOUT.name)
+    # A sentence for each token of a long prompt would bury the rest; the map has them all.
     if found.sizes["position"] > MOST_KEYS:
         return
     for column in found.position.values.tolist():

@@ -100,11 +100,13 @@ def _between(low: float, high: float) -> str:
 
 def _enough(found: Circuits) -> str:
     """The smallest set that keeps much, or the largest that was measured."""
+    # The ends are 0 and 1 by definition, and say nothing of a set.
     inner = found.curve.iloc[1:-1]
     if not len(inner) or inner.faithfulness.isna().all():
         reason = f": {inner.reason.iloc[0]}" if len(inner) and inner.reason.iloc[0] else ""
         return f"Of sets of {found.of}, none between nothing and all {found.items} has a faithfulness{reason}."
     enough = inner[inner.faithfulness >= MUCH]
+    # The curve goes by size: its first set that keeps enough is the smallest.
     row = enough.iloc[0] if len(enough) else inner.iloc[-1]
     which = "" if len(enough) else f" (no set that was measured keeps {MUCH:g})"
     how = _how(found)
@@ -155,6 +157,7 @@ def _area(area: Area) -> str:
 
 def _complete(found: Circuits) -> str:
     """How far the set and the model are apart without the same nodes."""
+    # The first row has nothing taken out.
     taken = found.completeness.iloc[1:]
     if not len(taken):
         return f"Nothing was taken out of the set of {found.tested} {found.of}."

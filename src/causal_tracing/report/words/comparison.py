@@ -79,6 +79,7 @@ def _largest(found: Differences) -> Iterator[str]:
 
 def _measure(found: Differences) -> str:
     """What differences are ranked by: the first effect; where effects have no difference, a fraction; "" else."""
+    # Two metrics in other units have no difference of effects; fractions have no unit.
     fractions = [name for name in FRACTIONS if name in found.cells and found.cells[name].notnull().any()]
     return next(iter(fractions), "") if found.reason else found.shown
 

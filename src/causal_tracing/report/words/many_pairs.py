@@ -129,6 +129,7 @@ def _best(means: MeanMap) -> Iterator[str]:
         parts = [_effect(cell, name, means.unit) for name in DIRECTIONS if name in cell]
         adjusted = float(cell[f"{means.shown}_p_adjusted"])
         test = "" if np.isnan(adjusted) else f" (p {p_value(adjusted)} over the whole map)"
+        # Interactions have no fraction of the total effect: they are told by their size.
         if means.shown not in DIRECTIONS:
             low, high = float(cell[f"{means.shown}_low"]), float(cell[f"{means.shown}_high"])
             size = f"{number(float(cell[means.shown]))}{between(low, high)} {means.unit}"
@@ -212,6 +213,7 @@ def _usual(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
     if component is None or "subject_last" not in named:
         return
     stream = cells.sel(component=component)
+    # Where the total effect is negative, what carries it is negative too.
     effect = (stream[means.shown] * np.sign(float(means.total.estimate))).where(stream.status == "ok")
     seen, traced = [], cells.layer.values.tolist()
     for part, layers in thirds(traced, record).items():
@@ -258,6 +260,7 @@ def _of_peaks(means: MeanMap) -> Iterator[str]:
 def _disagreement(means: MeanMap, component: str, cell: xr.Dataset) -> Iterator[str]:
     """Where restoration and disruption at the peak cannot be the same number."""
     low, high = float(cell.interaction_low), float(cell.interaction_high)
+    # The interval's end nearer to 0: the interaction is at least so large.
     least = min(abs(low), abs(high)) if low * high > 0 else 0.0
     if least > OF_INTEREST * abs(float(means.total.estimate)):
         kind = "AND-like: the site needs partners" if low > 0 else "OR-like: others can do without it"

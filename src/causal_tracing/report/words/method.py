@@ -121,6 +121,7 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     measured = {str(name) for each in measurements.maps.values() for name in each.variables}
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
     attending = attention_read(measurements)
+    # Where nothing of another run is written, restoration and disruption by it need no words.
     if attending and not any(KINDS[name].patches for name in measurements.kinds):
         texts = [HOW_TO_READ[-1]]
     if ablates(measurements):

@@ -172,6 +172,7 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
         return
     stream = found.sel(component=component)
     effect = _towards(found, stream).where(stream.status.isin(["ok", "cut"]))
+    # Where nothing goes the way of the total effect, no token carries it.
     layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
     peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
     parts = []
@@ -214,6 +215,7 @@ def _best(found: xr.Dataset) -> Iterator[str]:
     """The strongest site of each component, with its numbers; circuits have sentences of their own."""
     for component in [] if kind_of(found).large else found.component.values:
         rows = strongest(found, 1, component=component)
+        # Whole layers have a sentence of their own, which says what they can mean.
         if rows and rows[0].position != "together":
             yield _site_sentence(rows[0], found.unit.item())
 
@@ -299,6 +301,15 @@ def _first_choice_is_wrong(data: xr.Dataset) -> bool:
 
 
 def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
+    """What is to be known of the pair, of how exact its numbers are, and of its cells."""
+    yield from _of_the_pair(measurements, data)
+    if found.fraction_reason.item():
+        yield f"Fractions are undefined: {found.fraction_reason.item()}."
+    yield from _of_exactness(measurements, data, found)
+    yield from _of_cells(found)
+
+
+def _of_the_pair(measurements: Measurements, data: xr.Dataset) -> Iterator[str]:
     if _first_choice_is_wrong(data):
         first, answer = data.clean_top.values[0], data.answer.item()
         what = (
@@ -311,8 +322,9 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
     yield from pairing_warnings(data)
     if "notes" in data:  # 0.1.0 did not keep them
         yield from (f"{note[0].upper()}{note[1:]}" for note in data.notes.item().splitlines())
-    if found.fraction_reason.item():
-        yield f"Fractions are undefined: {found.fraction_reason.item()}."
+
+
+def _of_exactness(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -> Iterator[str]:
     checks = measurements.provenance["spot_checks"]
     difference = checks["largest_difference"]
     if "reason" in checks:
@@ -327,6 +339,9 @@ def _warnings(measurements: Measurements, data: xr.Dataset, found: xr.Dataset) -
             f"The model ran in {measurements.provenance['dtype']}: repeats of the unedited runs differ by "
             f"{data.spread.sel(metric=found.metric.item()).item():.2g} {found.unit.item()} (standard deviation)."
         )
+
+
+def _of_cells(found: xr.Dataset) -> Iterator[str]:
     failed = int((found.status == "failed").sum())
     if failed:
         yield f"{failed} cells gave numbers that are not finite; they are left out."

@@ -94,6 +94,7 @@ def _pairs(found: xr.Dataset, direction: str) -> Iterator[str]:
 
 
 def _interaction(found: xr.Dataset, direction: str, one: str, other: str, size: float, unit: str) -> str:
+    # By layer: only the earlier one can act through the later one.
     first, second = sorted((one, other), key=lambda site: _layer(found, site))
     cells = found[direction].sel(component=INTERACTIONS.components[0])
     joint, alone = (

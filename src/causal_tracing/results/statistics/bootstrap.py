@@ -25,6 +25,7 @@ from causal_tracing.errors import InvalidOption
 
 FEWEST = 8  # clusters: with fewer there are values, and no interval
 AT_ONCE = 2**22  # numbers held at once: resamples or flips, times cells
+ROWS = 128  # of resamples that are copied together
 SAMPLED = 20  # one number of so many tells about where a rank lies
 ROUNDING = 1e-12  # sums in another order are the same number: ties are ties
 
@@ -136,6 +137,7 @@ def ratio_interval(
     counts = resample_counts(len(top), resamples, seed)
     reason = _denominator_reasons(bottom, ~missing, level, counts)
     estimate, low, high = _intervals(top, bottom, ~missing & (reason == ""), level, counts)
+    # With too few clusters the estimate stands, without an interval.
     estimate[(reason == NEAR_ZERO) | (reason == ZERO)] = np.nan
     estimate, low, high, reason = (each.reshape(numerator.shape[1:]) for each in (estimate, low, high, reason))
     return Interval(estimate=estimate, low=low, high=high, reason=reason, level=level)
@@ -203,11 +205,12 @@ def area_interval(
         ratio = _divided(top, bottom[:, None])
         return (abs(1 - ratio) if distance else ratio) @ weights
 
+    # BCa's acceleration is told by what each cluster's absence changes.
     left_out = area(numerator.sum(0) - numerator, denominator.sum() - denominator)[:, None]
     estimate = area(numerator.sum(0)[None], denominator.sum()[None])
     low = high = np.full(1, np.nan)
     if len(numerator) >= FEWEST:
-        drawn = np.ascontiguousarray(area(counts @ numerator, counts @ denominator)[None])
+        drawn = area(counts @ numerator, counts @ denominator)[None]
         tie = ROUNDING * (1 + abs(estimate))
         found = _Resampled(estimate=estimate, drawn=drawn, left_out=left_out, tie=tie)
         low, high = _bca(found, np.ones((len(numerator), 1), dtype=bool), level)
@@ -300,15 +303,24 @@ def _resampled(
     counts: Float[np.ndarray, "resample cluster"],
 ) -> _Resampled:
     """An estimate, Σ top / Σ bottom of each resample, and without each cluster (NaN for those without the cell)."""
+    # Mostly all cells have one denominator: then one product does for all of them.
     shared = bottom[:, :1] if (bottom == bottom[:, :1]).all() else bottom
     left_out = _divided(top.sum(0) - top, bottom.sum(0) - bottom)
     scale = np.abs(top).max(0) + np.abs(estimate) * np.abs(bottom).max(0)
     return _Resampled(
         estimate=estimate,
-        drawn=np.ascontiguousarray(_divided(counts @ top, counts @ shared).T),
+        drawn=_turned(_divided(counts @ top, counts @ shared)),
         left_out=np.where(present, left_out, np.nan),
         tie=ROUNDING * scale / np.abs(bottom.sum(0) / present.sum(0)),
     )
+
+
+def _turned(drawn: Float[np.ndarray, "resample cell"]) -> Float[np.ndarray, "cell resample"]:
+    """The same numbers cell by cell: some rows at a time, whose cache lines are still there for the next cell."""
+    turned = np.empty(drawn.shape[::-1])
+    for start in range(0, len(drawn), ROWS):
+        turned[:, start : start + ROWS] = drawn[start : start + ROWS].T
+    return turned
 
 
 def _bca(
@@ -317,7 +329,9 @@ def _bca(
     """BCa as scipy.stats.bootstrap has it (the tests hold it to that), which is one cell at a time and far slower."""
     estimate, drawn, left_out, tie = found  # NaN is a resample without any cluster that has the cell
     defined = np.maximum((~np.isnan(drawn)).sum(1), 1)
+    # Counted from both sides of a tie, and halved below: a resample that equals the estimate is half below it.
     below = (drawn < (estimate - tie)[:, None]).sum(1) + (drawn <= (estimate + tie)[:, None]).sum(1)
+    # Kept half a resample away from both ends, where the normal quantile is infinite.
     bias = ndtri(np.clip(below / 2, 0.5, defined - 0.5) / defined)
     pull = np.nan_to_num(means_over_clusters(left_out) - left_out)
     alike = np.abs(pull).max(0) * len(present) <= tie
@@ -337,6 +351,7 @@ def _quantile(
     at = share * (defined - 1)
     first = np.floor(at).astype(np.int64)
     ranks = [np.minimum(rank, defined - 1) for rank in (first, first + 1)]
+    # From the nearer end: fewer numbers lie below the rank that is sought, and those alone are sorted.
     if np.median(share) <= 0.5:
         before, after = _of_ranks(drawn, ranks[0], ranks[1])
     else:  # from the other end
@@ -354,6 +369,7 @@ def _of_ranks(
     """
     few = np.sort(drawn[:, ::SAMPLED], axis=1)
     about = (second + 1) * few.shape[1] / drawn.shape[1]
+    # Four standard deviations of a count, so that a guess is nearly always high enough.
     guess = np.minimum(about + 4 * np.sqrt(about + 1), few.shape[1] - 1).astype(np.int64)
     below = drawn <= few[np.arange(len(few)), guess][:, None]
     counts = below.sum(1)

@@ -68,6 +68,7 @@ def split_half_peak(
     generator = np.random.default_rng(seed)
     first = np.arange(len(values)) < len(values) // 2
     halved = np.stack([generator.permutation(first) for _ in range(halves)])
+    # Both ways round: each half chooses once and measures once.
     choosing = np.concatenate([halved, ~halved]).astype(np.float64)
     chosen = _peaks(choosing, columns, present)
     inside, outside = (_means_at(weights, columns, present, chosen) for weights in (choosing, 1 - choosing))
@@ -144,9 +145,14 @@ def _peaks(
 ) -> Int[np.ndarray, " row"]:
     """The cell with the largest mean in size, for each weighting of the clusters; the first of those that are equal."""
     found = np.empty(len(weights), dtype=np.int64)
+    # Mostly every cluster has every cell: then a row's clusters are counted once, and not for each cell.
+    there = np.ones((len(columns), 1)) if present.all() else present.astype(np.float64)
     for some in slices(len(weights), columns.shape[1]):
-        held = weights[some] @ present.astype(np.float64)
-        size = np.where(held > 0, np.abs(weights[some] @ columns) / np.maximum(held, 1.0), -1.0)
+        held = weights[some] @ there
+        size = np.abs(weights[some] @ columns) / np.maximum(held, 1.0)
+        if not held.all():
+            size = np.where(held > 0, size, -1.0)
+        # Up to rounding, or which of two equal cells is the peak would depend on the order of a sum.
         found[some] = (size >= size.max(1, keepdims=True) * (1 - ROUNDING)).argmax(1)
     return found
 

@@ -89,21 +89,24 @@ def _flip_p_values(
 ) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
     """p alone and by step-down max-T, for cells that are all in the family."""
     clusters, number = len(columns), present.sum(0)
+    # |t| grows with the cosine between a cell's values and the flip, so that one product does for all cells and flips.
     length = np.sqrt(number * (columns**2).sum(0))
     columns = columns / np.where(length > 0, length, 1.0)
     freedom = np.maximum(number - 1, 1) / max(clusters - 1, 1)
+    # From the weakest cell to the strongest: step-down compares each with the largest of those no stronger.
     order = np.argsort(_size(columns.sum(0)[None], freedom)[0], kind="stable")
     columns, freedom = columns[:, order], freedom[order]
     reached = _size(columns.sum(0)[None], freedom)[0] - ROUNDING
     alone, jointly = np.zeros(len(order)), np.zeros(len(order))
     for some in slices(len(flips), len(order)):
         size = _size(flips[some] @ columns, freedom)
-        alone += (size >= reached).sum(0)
+        alone += np.count_nonzero(size >= reached, axis=0)
         np.maximum.accumulate(size, axis=1, out=size)  # the largest of the cells no stronger than this one
-        jointly += (size >= reached).sum(0)
+        jointly += np.count_nonzero(size >= reached, axis=0)
     extra = 0 if clusters <= EXACT else 1  # an enumeration holds the unflipped values already
     p, adjusted = np.empty(len(order)), np.empty(len(order))
     p[order] = (extra + alone) / (extra + len(flips))
+    # A stronger cell's p is never above a weaker one's.
     adjusted[order] = np.maximum.accumulate(((extra + jointly) / (extra + len(flips)))[::-1])[::-1]
     return p, adjusted
 
@@ -115,5 +118,7 @@ def _size(
 
     For a cell that all n clusters have it is mean² / mean square; `freedom` is (clusters with the cell − 1) / (n − 1).
     """
-    square = np.minimum(cosine**2, 1.0)
+    square = np.minimum(np.square(cosine), 1.0)
+    if (freedom == 1).all():  # mostly: of every flip of a large map this is the same number at a third of the time
+        return square
     return freedom * square / (1 - (1 - freedom) * square)

@@ -19,6 +19,7 @@ def write_whole(path: Path, fill: Callable[[Path], None], *, otherwise: str = "C
     if target.exists() and not (target.is_file() or target.is_dir()):  # a file of its name would take its place
         raise MachineError(f"{path} is a device or a pipe, and not a file. {otherwise}")
     try:
+        # Beside it, since a file can be moved in one step within its own file system alone.
         scratch = target.parent / f".{target.name}-{secrets.token_hex(8)}"
         scratch.touch(mode=target.stat().st_mode & 0o777 if target.exists() else 0o666, exist_ok=False)
         try:

@@ -25,8 +25,11 @@ def joined(parts: Sequence[Measurements], provenance: Mapping[str, Any]) -> Meas
 
 
 def _joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    if len(parts) == 1:  # of a single pair's million paths no copy is made
+        return parts[0]
     names = {name: variable for part in parts for name, variable in part.data_vars.items()}
     alike = [_completed(part, names) for part in parts]
+    # "exact": parts with other sites or metrics are an error, and no table with holes.
     return xr.concat(alike, dim="pair", data_vars="minimal", coords="minimal", compat="equals", join="exact")
 
 

@@ -23,21 +23,9 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
     Raises InvalidResults where they are not of one run, or hold other numbers for a pair.
     """
     manifests = [read_manifest(source) for source in sources]
-    for source, manifest in zip(sources, manifests, strict=True):
-        if threads_of(manifest) != threads_of(manifests[0]):
-            raise InvalidResults(
-                f"{source} was run on {threads_of(manifest)} threads and {sources[0]} on {threads_of(manifests[0])}: "
-                "the last bits of their numbers depend on it. Run one of them again in a new folder, with "
-                "OMP_NUM_THREADS set to the same number for both."
-            )
-        differ = list(differences(manifests[0]["spec"], manifest["spec"]))
-        if differ:
-            raise InvalidResults(f"{source} is no shard of the same run as {sources[0]}: {'; '.join(differ)}.")
+    _require_one_run(manifests, sources)
     check_room(target)
-    if target.exists() and not target.is_dir():
-        raise InvalidResults(f"{target} is a file. Name a new folder for the whole.")
-    if target.exists() and any(target.iterdir()):
-        raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
+    _require_new(target)
     first = manifests[0]
     whole = Store(target, first["spec_sha256"])
     shards = [Store(source, first["spec_sha256"]) for source in sources]
@@ -53,6 +41,28 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
             raise
     chunks = range(-(-len(first["pairs"]) // first["spec"]["chunk"]))
     return sorted({*chunks} - {*whole.chunks()})
+
+
+def _require_one_run(manifests: Sequence[Mapping[str, Any]], sources: Sequence[Path]) -> None:
+    """Raises InvalidResults where one is of another run than the first."""
+    for source, manifest in zip(sources, manifests, strict=True):
+        if threads_of(manifest) != threads_of(manifests[0]):
+            raise InvalidResults(
+                f"{source} was run on {threads_of(manifest)} threads and {sources[0]} on {threads_of(manifests[0])}: "
+                "the last bits of their numbers depend on it. Run one of them again in a new folder, with "
+                "OMP_NUM_THREADS set to the same number for both."
+            )
+        differ = list(differences(manifests[0]["spec"], manifest["spec"]))
+        if differ:
+            raise InvalidResults(f"{source} is no shard of the same run as {sources[0]}: {'; '.join(differ)}.")
+
+
+def _require_new(target: Path) -> None:
+    """Raises InvalidResults where something is there already."""
+    if target.exists() and not target.is_dir():
+        raise InvalidResults(f"{target} is a file. Name a new folder for the whole.")
+    if target.exists() and any(target.iterdir()):
+        raise InvalidResults(f"{target} is not empty. Name a new folder for the whole.")
 
 
 def _of_the_whole(manifest: Mapping[str, Any], target: Path) -> str | None:

@@ -34,6 +34,7 @@ def open_run(folder: str | Path) -> Measurements:
     records = [record for chunk in sorted(chunks) for record in _records(chunks[chunk])]
     provenance = _provenance(manifest, done, rows, records)
     found = joined([_measurements(row, provenance) for row in done], provenance)
+    # Only of a run that is done: until then a longer pair may still come.
     left_out = len(rows) == len(ids) and any(row.status == DROPPED for row in rows.values())
     return _reached(found, manifest["spec"]["options"]) if left_out else found
 

@@ -146,6 +146,7 @@ def begun(folder: Path) -> Iterator[None]:
                 _clear(folder, before)
                 raise
     except Exception:
+        # The lock goes last, once it is released: on some systems a file that is held cannot be deleted.
         if _inside(folder) == {*before, folder / LOCK}:
             _remove([] if folder / LOCK in before else [folder / LOCK], made)
         raise
@@ -233,6 +234,7 @@ class Store:
         """Commits a chunk's rows and its record together."""
         packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
         with self._open(_to_write(self.path)) as connection:
+            # At once for writing: a transaction that begins by reading may be refused in its middle.
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", packed)
             text = json.dumps(dict(record))
@@ -307,6 +309,7 @@ class Store:
 
 
 def _connected(path: Path) -> sqlite3.Connection:
+    # Transactions are begun and ended above by name; Python's own would commit where it sees fit.
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=DELETE")
     connection.execute("PRAGMA synchronous=FULL")
@@ -330,6 +333,8 @@ def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             found.execute("PRAGMA schema_version").fetchone()  # the first look finds what is half-written
         except sqlite3.OperationalError as error:
+            # A journal that a kill left must be rolled back, and a folder that is opened for reading may not be written
+            # to.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
@@ -371,6 +376,7 @@ def _sha256(*parts: str | bytes) -> str:
     found = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else part.encode()
+        # With its length, so that letters cannot wander from one column into the next.
         found.update(len(data).to_bytes(8, "big") + data)
     return found.hexdigest()
 

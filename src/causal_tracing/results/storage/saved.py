@@ -35,6 +35,7 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
         with parents_of(place), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
             if place.exists():
+                # A folder cannot be replaced in one step: the old one is kept aside until the new one has its place.
                 os.replace(place, Path(scratch) / "old")
             os.replace(Path(scratch) / "new", place)
     except OSError as error:
@@ -122,6 +123,7 @@ def _write(measurements: Measurements, folder: Path) -> None:
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
     text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    # What the command of the provenance names as its file: the folder holds all that it needs.
     pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
     files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
     for name, payload in files.items():

@@ -75,6 +75,17 @@ WRONG = {
     "a long page": (["attribute", "--model", "demo", *PAIR, "--page", 300 * "x"], "File name too long"),
     "scores": (["circuit", "--model", "demo", *PAIR, "--scores", "none/scores.json"], "there is no folder"),
     "a folder of scores": (["circuit", "--model", "demo", *PAIR, "--scores", "folder"], "folder is a folder"),
+    "a ranking of a file": (
+        ["circuit", "--model", "demo", *PAIR, "--ranking", "scores.json"],
+        "--ranking 'scores.json' is a file or folder. Give it as --ranking-from scores.json.",
+    ),
+    "a ranking of a folder": (["circuit", "--model", "demo", *PAIR, "--ranking", "folder"], "--ranking-from folder."),
+    "a node": (["circuit", "--model", "demo", *PAIR, "--ranking", "zz 3"], "'zz 3': there is no component 'zz'"),
+    "no node": (["circuit", "--model", "demo", *PAIR, "--ranking", "z 3.1; mlps"], "'mlps' is no node: nodes are"),
+    "an edge": (["circuit", "--model", "demo", *PAIR, "--ranking", "z 3.1 -> w 5"], "'w' receives nothing"),
+    "a port": (["explore", "--model", "none", "--port", "70000"], "port must be 0-65535. Give another --port"),
+    "a shelf": (["explore", "--model", "none", "--out", "file/x"], "file/x cannot be written: "),
+    "a shelf that is a file": (["explore", "--model", "none", "--out", "file"], "file is no folder, and traces are"),
     "a run's out": (["trace", "--model", "demo", "--pairs", "facts", "--out", "file"], "file cannot be written"),
     "another's folder": (["trace", "--model", "demo", "--pairs", "facts", "--out", "folder"], "folder holds thesis"),
     "a page": (["attribute", "--model", "demo", *PAIR, "--page", "none/page.html"], "there is no folder"),
@@ -126,6 +137,17 @@ def test_it_is_said_before_a_model_is_looked_for(name: str, place: Path, monkeyp
     assert message in shown.err
     assert shown.out == ""
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_folder_that_was_deleted_below_a_command_is_said(monkeypatch, capsys):
+    def gone() -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("os.getcwd", gone)
+    monkeypatch.setattr(sys, "argv", ["causal-tracing", *TRACE])
+    with pytest.raises(SystemExit, match="^3$"):
+        cli.main()
+    assert "The folder that this is run in has been deleted. Change into another one." in capsys.readouterr().err
 
 
 def test_nothing_heavy_is_loaded_to_say_it(place: Path):

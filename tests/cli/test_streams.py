@@ -17,8 +17,8 @@ TEXT = "Überraschung → 東京 −1.5 ░▒▓█ σ…"
     ("encoding", "expected"),
     [
         ("utf-8", TEXT),
-        ("cp1252", "Überraschung -> \\u6771\\u4eac -1.5 .-=# sigma…"),
-        ("ascii", "\\xdcberraschung -> \\u6771\\u4eac -1.5 .-=# sigma..."),
+        ("cp1252", "Überraschung -> \\u6771\\u4eac -1.5 :+*# sigma…"),
+        ("ascii", "\\xdcberraschung -> \\u6771\\u4eac -1.5 :+*# sigma..."),
     ],
 )
 def test_letters_that_are_missing_are_written_otherwise(encoding: str, expected: str, monkeypatch):
@@ -40,6 +40,7 @@ def test_every_letter_of_our_own_has_one_that_looks_like_it():
     assert all(each.isascii() for each in streams.ALIKE.values())
     assert {"█", "▓", "▒", "░", "·", "−", "→"} <= {*streams.ALIKE}  # those of maps and words
     assert all(len(streams.ALIKE[shade]) == 1 for shade in "█▓▒░·−")  # maps keep their columns
+    assert len({streams.ALIKE[shade] for shade in "█▓▒░·−"}) == 6  # and their cells: − is a negative effect
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -79,3 +80,17 @@ def test_a_stream_that_cannot_be_written_is_one_error():
         )
     assert done.returncode == 3
     assert done.stderr == "MachineError: The result could not be printed: No space left on device. Send it elsewhere.\n"
+
+
+READ = """
+import sys
+from causal_tracing.cli.asked import read
+print(ascii(read(None, {"clean": sys.argv[1], "answer": "b"}, chat=False).pairs[0].clean))
+"""
+
+
+def test_prompts_are_utf_8_where_the_locale_knows_ascii_alone():
+    """Python then keeps the bytes of an argument as halves of letters, and the prompt was said to be made of such."""
+    beside = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", READ, "Köln 東"], capture_output=True, check=True, env=beside)
+    assert done.stdout.decode("ascii").strip() == ascii("Köln 東")

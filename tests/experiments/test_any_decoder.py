@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import causal_tracing as ct
-from causal_tracing.errors import ComponentNote, ComponentNotOffered, InvalidPair, UnsupportedModel
+from causal_tracing.errors import ComponentNote, ComponentNotOffered, InvalidOption, InvalidPair, UnsupportedModel
 from causal_tracing.models.model import Model
+from causal_tracing.testing import ToyTokenizer
 from loaded import WORDS, fresh
 from model_types.recipes import build
 from tiny import tiny_tokenizer
@@ -204,3 +205,119 @@ def test_mixtures_of_experts_in_float64(tmp_path):
     network = build("mixtral").double()
     network.set_experts_implementation("eager")
     assert ct.load(network, tokenizer=WORDS).dtype == "float64"
+
+
+# Models as people hand them in
+
+
+def test_a_compiled_model_is_traced_as_it_was_written():
+    network = build("llama")
+    model = ct.load(torch.compile(network, backend="eager"), tokenizer=WORDS)
+    assert model.network is network
+    trace = ct.trace(model, PAIR, components=["mlp_out"], progress=False)
+    expected = by_hand(network, "model.layers.1.mlp", 4)
+    assert restored(trace, "mlp_out", 1, 4) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_that_gives_plain_tuples_is_told_what_to_set(name: str):
+    network = build(name)
+    network.config.return_dict = False
+    with pytest.raises(UnsupportedModel, match=r"says return_dict=False, .* Set model\.config\.return_dict = True"):
+        ct.load(network, tokenizer=WORDS)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_a_model_that_looks_ahead_in_any_layer_is_not_causal(layer: int):
+    network = build("llama")
+    mlp = network.model.layers[layer].mlp
+    mlp.register_forward_hook(lambda _, __, output: output + 0.5 * output.mean(1, keepdim=True))
+    with pytest.raises(UnsupportedModel, match="is not causal: an edit changes what earlier tokens predict"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def test_a_head_of_zeros_is_told():
+    network = build("llama")
+    with torch.no_grad():
+        network.lm_head.weight.zero_()
+    with pytest.raises(
+        UnsupportedModel, match=r"all of its logits are 0, .*\. Load trained weights, with their head\."
+    ):
+        ct.load(network, tokenizer=WORDS)
+
+
+class Rounded(nn.Module):
+    """A product whose inputs are rounded by the largest of all that are there, as dynamic quantisation does."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear, self.weight = linear, linear.weight
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        step = value.abs().max() / 127
+        return self.linear((value / step).round() * step)
+
+
+def test_a_model_that_rounds_by_what_is_run_beside_is_refused_whatever_its_configuration_says():
+    network = build("llama")
+    for layer in network.model.layers:
+        layer.mlp.down_proj = Rounded(layer.mlp.down_proj)
+    with pytest.raises(UnsupportedModel, match="what it makes of a prompt depends on what is run beside it"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def test_a_model_that_loses_its_weights_behind_our_back_is_refused():
+    model = fresh("llama")
+    model.network.to("meta")
+    with pytest.raises(
+        UnsupportedModel, match=r"has lost its weights since it was loaded \(meta device\): load it again"
+    ):
+        ct.trace(model, PAIR, progress=False)
+
+
+# Words that the model is forbidden to say
+
+
+class Masked(nn.Module):
+    def __init__(self, head: nn.Linear, by: float) -> None:
+        super().__init__()
+        self.head, self.weight, self.by = head, head.weight, by
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        logits = self.head(value).clone()
+        logits[..., 12] = self.by
+        return logits
+
+
+@pytest.mark.parametrize("by", [-torch.inf, -1e9], ids=str)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_foil_that_is_masked_leaves_what_needs_it_undefined_and_says_why(by: float):
+    """In a number such as 1e9 nothing is left of what a patch changes."""
+    network = build("llama")
+    network.lm_head = Masked(network.lm_head, by)
+    model = ct.load(network, tokenizer=WORDS)
+    trace = ct.trace(model, PAIR, metrics="all", progress=False)
+    reasons = trace.effects.reason.sel(pair="pair-0")
+    assert reasons.sel(metric="logit_diff").item().startswith("the model masks the answer or the foil")
+    assert (reasons.sel(metric=["log_prob", "prob", "prob_diff", "neg_rank"]) == "").all()
+    assert trace.effects.restoration.sel(metric="logit_diff").isnull().all()
+    assert np.isfinite(trace.effects.restoration.sel(metric="prob_diff")).all()
+    assert "the model masks the foil ' w12', which it never says" in str(ct.preview(model, PAIR)[0])
+    expected = ct.trace(model, PAIR, metric="log_prob", components=["mlp_out"], progress=False)
+    assert np.isfinite(expected.effects.restoration.sel(metric="log_prob")).all()
+    with pytest.raises(InvalidOption, match="has no estimate of logit_diff: the model masks its foil"):
+        ct.attribute(model, PAIR, progress=False)
+    assert ct.attribute(model, PAIR, metric="prob", progress=False, verify=1).agreement is not None
+
+
+def test_two_equal_prompts_have_no_worlds_to_skip_below_zero():
+    pair = ct.Pair(clean=CLEAN, corrupt=CLEAN, answer=" w9", foil=" w12")
+    record = ct.trace(fresh("llama"), pair, progress=False).provenance
+    assert record["worlds"] - record["worlds_skipped"] == 1
+
+
+def test_a_tokenizer_with_fewer_words_than_the_model():
+    few = ToyTokenizer([f"w{n}" for n in range(40)])
+    pair = ct.Pair(clean="w5 w17 w32", corrupt="w5 w23 w32", answer=" w9", foil=" w12")
+    shown = str(ct.preview(ct.load(build("llama"), tokenizer=few), pair)[0])
+    assert "pair pair-0" in shown

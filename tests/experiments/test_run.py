@@ -283,6 +283,20 @@ def test_a_full_disk_is_said_and_earlier_rows_are_intact(model, whole, tmp_path)
     assert arrays(tmp_path / "run").keys() == arrays(whole).keys()
 
 
+def test_a_folder_that_vanishes_while_it_is_worked_in_is_said(model, tmp_path):
+    folder = tmp_path / "run"
+
+    def vanish(done: int, of: int) -> None:
+        if done > of // 2:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    with pytest.raises(
+        MachineError, match=r"run is not there any more: it was moved or deleted while it was worked in"
+    ):
+        ct.run(model, PAIRS, folder, progress=vanish)
+    assert not folder.exists()
+
+
 def listing(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Everything in a folder: when it was written, and what it holds."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -232,6 +232,11 @@ def test_a_preview_shows_tokens_choices_and_where_lengths_part():
         assert (parted["part"], parted["offers"]) == (4, ["spans", "suffix"])
         assert parted["error"]["type"] == "MisalignedPair"
         assert parted["error"]["field"] == "align"
+        assert "Or pair what they share, by a button below: by suffix" in parted["error"]["message"]
+        assert "align=" not in parted["error"]["message"]
+        unnamed = client.post("preview", body | {"options": {"align": "spans"}})["error"]["message"]
+        assert "tokens are paired by their roles, and the clean prompt has no subject. Select the subject" in unnamed
+        assert "=" not in unnamed
         assert len(parted["sides"]["corrupt"]["tokens"]) == 7
         half = client.post("preview", {"pair": {"clean": STORE["clean"]}})
         assert half["pairing"] is None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_types.anatomy import Found, Layer, Term
-from model_types.attention import NAMES, Attention, Cell, NotFound
+from model_types.attention import NAMES, Attention, Cell, NotFound, visiting
 from model_types.mixture import MIXTURE, Mixture
 from model_types.prompts import ANSWER, FOIL, Prompts
 from model_types.spots import Change, Spot, changing, look, put, run, unchanged
@@ -177,11 +177,29 @@ class Oracle:
             return self._middle(donor, into, layer, cell.position)
         changes: dict[Spot, Change] = {}
         for spot in spots_of(layer, cell.component):
+            if cell.component == "z":
+                self._require_heads(into, cell.layer, spot)
             given, own = donor.at(spot), into.at(spot)
             change = put(only(given, own, cell), cell.position, self.prompts.length)
             if not torch.equal(change(own), own):
                 changes[spot] = change
         return changes
+
+    def _require_heads(self, side: Side, layer: int, spot: Spot) -> None:
+        """Raises NotFound where a projection takes in more than its layer's attention gives: without values, too.
+
+        In some layers attention feeds another mixer of tokens, and that one's projection is the last.
+        """
+        if (layer, "v") not in side.attention.seen:
+            return
+
+        def without(number: int, name: str, value: Tensor) -> Tensor:
+            return torch.zeros_like(value) if (number, name) == (layer, "v") else value
+
+        with visiting(self.network, self.found, without):
+            left = look(self.network, side.tokens, [spot])[spot]
+        if left.any():
+            raise NotFound(f"what {spot.path} takes in is not what attention gives")
 
     def _middle(self, donor: Side, into: Side, layer: Layer, position: int) -> dict[Spot, Change]:
         """Attention's output as it must be for input + attention to be the donor's."""

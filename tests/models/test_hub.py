@@ -1,5 +1,6 @@
 """Models of the hub: its commits, revisions, shards and code; and each way in which it can fail."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         (folder / kind / name).write_bytes(source.read_bytes())
         if kind == "empty":
             tiny_tokenizer().save_pretrained(folder / kind)
+    for kind in ("lora", "lora-beside"):
+        (folder / kind).mkdir()
+        (folder / kind / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
+    shutil.copytree(folder / "empty", folder / "lora-beside", dirs_exist_ok=True)
     with serve() as hub:
-        for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs"):
+        for kind in ("fine", "t5", "code", "shards", "untokenized", "empty", "ggufs", "lora", "lora-beside"):
             hub.repositories[f"tiny/{kind}"] = Repository(folder=folder / kind)
         # Without "main": whoever forgets the revision at any step gets nothing.
         hub.repositories["tiny/tagged"] = Repository(folder=folder / "fine", revisions=("v1",))
@@ -59,7 +64,7 @@ JOBS: list[tuple[str, dict[str, Any]]] = [
 ]
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     *((f"tiny/{name}", {}) for name in ("t5", "untokenized", "empty", "ggufs", "gone", "private", "gated", "down")),
-    *((f"tiny/{name}", {}) for name in ("stalls", "stalls-inside", "breaks-off")),
+    *((f"tiny/{name}", {}) for name in ("stalls", "stalls-inside", "breaks-off", "lora", "lora-beside")),
     ("tiny/fine", {"revision": "v2"}),
     ("no..such", {}),
 ]
@@ -125,6 +130,8 @@ def test_code_of_the_hub_does_not_run_unasked(opened: dict[str, Any], hub: Hub):
         ("tiny/untokenized", UnsupportedTokenizer, "has no tokenizer"),
         ("tiny/empty", ModelError, "has none of the weights files"),
         ("tiny/ggufs", ModelNotFound, "has no config.json. If it holds GGUF files"),
+        ("tiny/lora", UnsupportedModel, "tiny/lora is an adapter of peft (LORA), not a model"),
+        ("tiny/lora-beside", UnsupportedModel, "tiny/lora-beside is an adapter of peft (LORA), not a model"),
         ("tiny/gone", ModelNotFound, "There is no repository tiny/gone"),
         ("tiny/private", ModelNotFound, "`hf auth login`, or set HF_TOKEN"),
         ("tiny/gated", ModelNotFound, "is gated: ask for access"),

@@ -1,6 +1,7 @@
 """Opening models from folders and files: what they become, and a clear error for everything that goes wrong."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,51 @@ def test_a_folder_without_config(tmp_path: Path):
 def test_an_adapter_is_told_from_a_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UnsupportedModel, match=r"is an adapter of peft, not a model\. Merge it into its base once"):
+        open_model(tmp_path)
+
+
+ADAPTERS = {  # what peft writes: of weights, which can be merged, and of learned prompts, which cannot
+    "LORA": r"is an adapter of peft \(LORA\), not a model\. Merge it into its base org/base once, with Auto",
+    "PROMPT_TUNING": r"of the kind PROMPT_TUNING, which puts learned vectors before every prompt: they are no tokens",
+    "PREFIX_TUNING": "cannot be traced, nor merged into a model",
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("beside", ["nothing", "a configuration", "a model"])
+def test_an_adapter_is_told_by_its_kind_whatever_lies_beside_it(tmp_path: Path, kind: str, beside: str):
+    """transformers would open the base, or the model beside it, with the adapter where peft is installed."""
+    if beside == "a model":
+        tiny_folder(tmp_path)
+    elif beside == "a configuration":
+        tiny_model().config.save_pretrained(tmp_path)
+    adapter = {"peft_type": kind, "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UnsupportedModel, match=ADAPTERS[kind]):
+        open_model(tmp_path)
+
+
+def test_an_adapter_whose_configuration_cannot_be_read_is_one_all_the_same(tmp_path: Path):
+    for said in ("{", "[]", '"LORA"'):
+        (tmp_path / "adapter_config.json").write_text(said)
+        assert "is an adapter of peft, not a model" in refused(UnsupportedModel, tmp_path)
+
+
+def test_files_that_may_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Weights are saved for their owner alone, and an administrator, who runs tests, may read all the same."""
+    tiny_folder(tmp_path)
+
+    def refusing(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    said = r"cannot be read \(.*: Permission denied\)\. Ask who owns it to let you \(such as by chmod a\+rX\)"
+    with monkeypatch.context() as patched:
+        patched.setattr(place, "_fingerprint", refusing)
+        with pytest.raises(ModelNotFound, match=said):
+            open_model(tmp_path)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refusing)
+    with pytest.raises(ModelNotFound, match=said):
         open_model(tmp_path)
 
 

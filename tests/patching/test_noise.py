@@ -270,7 +270,7 @@ def test_a_window_of_one_is_the_single_layer(model):
 )
 def test_the_layers_of_a_window(width, layer, paper, rome):
     for expected, convention in ((paper, False), (rome, True)):
-        windows = plan_windows(["mlp_out"], width, 48, rome=convention)
+        windows = plan_windows(["mlp_out"], width, range(48), rome=convention)
         assert windows.layers("mlp_out", layer) == tuple(expected)
 
 

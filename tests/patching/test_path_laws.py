@@ -30,7 +30,7 @@ SENT = [
     family.name for family in FAMILIES
     if family.name not in NOT_HELD and "mixer_out" not in family.parts
 ]  # fmt: skip
-NO_HEADS = ("qwen3_next",)  # none whose outputs go into one projection
+NO_HEADS = ("qwen3_next",)  # in some layers, and in none whose outputs go into one projection
 GROUPED = ["llama", "qwen3"]  # fewer keys than queries, rotary; in qwen3 keys are normed too
 
 
@@ -40,13 +40,14 @@ def pair() -> ct.Pair:
 
 
 def readers(name: str) -> list[str]:
-    offered = shared(name).anatomy.mediators
+    offered = () if name in NO_HEADS else shared(name).anatomy.mediators
     return [*(one for one in ("q", "k", "v") if one in offered), "mlp_out", "logits"]
 
 
 def heads(name: str) -> list[str]:
     model = shared(name)
-    return [f"z 1.{head} @ last" for head in range(model.parts("z"))] if "z" in model.anatomy.mediators else []
+    there = name not in NO_HEADS and "z" in model.anatomy.mediators
+    return [f"z 1.{head} @ last" for head in range(model.parts("z"))] if there else []
 
 
 @cache

@@ -74,7 +74,7 @@ def asked(name: str) -> list[str]:
 @cache
 def traced(name: str, engine: str, norm: str = "live") -> ct.Trace:
     model = shared(name)
-    heads = ["z"] if "z" in model.anatomy.mediators else []
+    heads = ["z"] if name not in WITHOUT_HEADS and "z" in model.anatomy.mediators else []
     components = ["resid_pre", *parts(name), "resid_post"]
     return ct.trace(
         model, pair(), components=components, heads=heads, direct=asked(name), direct_norm=norm, engine=engine,

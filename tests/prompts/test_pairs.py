@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_tracing import read_pairs
-from causal_tracing.errors import InvalidOption, InvalidPair, MisalignedPair, UnsupportedTokenizer
+from causal_tracing.errors import InvalidOption, InvalidPair, MisalignedPair
 from causal_tracing.prompts.pairs import Pair, tokenize, tokenize_pairs
 from causal_tracing.prompts.tokens import encode, find_span, span_positions
 from tokenizers_for_tests import byte_level, with_bos, words
 
 WORDS = words("a", " a", " b", " c", " d", " e", " f", "x", " x", "a b", " yes", " no", "yes", " \n", " maybe")
 BYTES, BOS = byte_level(), with_bos()
+
+
+LEFT_OUT = "the tokenizer puts {} behind every prompt: it is left out, and what comes next is asked."
 
 
 def pair(**fields: object) -> Pair:
@@ -41,7 +44,8 @@ def test_a_span_may_be_another_text_in_the_corrupt_prompt():
     assert tokens.corrupt.spans == {"S1": (1, 2), "S2": (2, 3)}
     with pytest.raises(InvalidPair, match="'pair-0': 'b' is not in the prompt 'a x c d'"):
         tokenize(pair(spans=spans, corrupt_spans={"S1": "b"}), WORDS)
-    (inside,) = tokenize(pair(corrupt="a xb c d", spans=spans, corrupt_spans={"S1": "x"}), WORDS).notes
+    unknown, inside = tokenize(pair(corrupt="a xb c d", spans=spans, corrupt_spans={"S1": "x"}), WORDS).notes
+    assert unknown == "the corrupt prompt 'a xb c d' has letters that this tokenizer does not know, read as <unk>."
     assert inside == "the span 'S1' 'x' is taken inside the word 'xb' of the corrupt prompt."
 
 
@@ -194,9 +198,26 @@ def test_an_answer_without_its_space_is_scored_as_written_with_a_note():
     assert tokens.notes == ("foil 's' is scored glued to the prompt: '…he city ofs'. Did you mean ' s'?",)
 
 
-def test_tokenizers_that_cannot_be_used_are_refused():
-    with pytest.raises(UnsupportedTokenizer, match="puts '<eos>' after every prompt"):
-        tokenize(pair(), with_bos(eos=True))
+def test_what_a_tokenizer_puts_behind_every_prompt_is_left_out_with_a_note():
+    asked = Pair(clean="in Rome and Mary", corrupt="in Paris and Mary", answer=" gave", foil=" is", subject="Rome")
+    plain, ended = (tokenize(asked, with_bos(eos=eos)) for eos in (False, True))
+    for name in ("clean", "corrupt"):
+        assert getattr(ended, name) == getattr(plain, name)
+    assert (ended.answers, ended.foils) == (plain.answers, plain.foils)
+    assert plain.notes == ()
+    assert ended.notes == (LEFT_OUT.format("<eos>"),)
+
+
+def test_letters_that_the_tokenizer_does_not_know_are_said_of_prompts_and_answers():
+    notes = tokenize(Pair(clean="in ☃ Rome", corrupt="in ☃ Paris", answer=" ☂", foil=" is"), with_bos()).notes
+    read = "has letters that this tokenizer does not know, read as <unk>."
+    assert notes == tuple(
+        f"the {what} {read}" for what in ("clean prompt 'in ☃ Rome'", "corrupt prompt 'in ☃ Paris'", "answer ' ☂'")
+    )
+    assert (
+        tokenize(Pair(clean="in <unk> Rome", corrupt="in <unk> Paris", answer=" and", foil=" is"), with_bos()).notes
+        == ()
+    )
 
 
 def test_pairs_are_named_and_may_not_share_a_name():

@@ -8,17 +8,17 @@ from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
 from tokenizers_for_tests import byte_level
 
 
-class Bytes(ByT5Tokenizer):
-    """Without EOS behind the prompt."""
+class Told(ByT5Tokenizer):
+    """Puts tokens around a prompt, and does not say so."""
 
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
-        return [*token_ids_0]
+        return [self.pad_token_id, *token_ids_0, self.eos_token_id]
 
     def get_special_tokens_mask(self, token_ids_0, token_ids_1=None, already_has_special_tokens=False):
         return [0] * len(token_ids_0)
 
 
-SLOW = Bytes()
+SLOW = ByT5Tokenizer()  # which puts </s> behind every prompt
 GOOD = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
 
 
@@ -34,8 +34,17 @@ def test_a_tokenizer_that_knows_no_places_is_taken_without_subject_and_spans():
     for fields in ({"subject": "Rome"}, {"spans": {"S": "Rome"}}):
         with pytest.raises(UnsupportedTokenizer) as error:
             pair(SLOW, **fields)
-        assert "Bytes cannot say where its tokens lie in the text (it is not a fast tokenizer)" in str(error.value)
+        assert "ByT5Tokenizer cannot say where its tokens lie in the text (it is not a fast" in str(error.value)
         assert "leave out subject and spans" in str(error.value)
+
+
+def test_what_a_slow_tokenizer_puts_behind_a_prompt_is_left_out_whether_it_says_so_or_not():
+    plain, told = pair(SLOW), pair(Told())
+    assert told.clean.tokens == (0, *plain.clean.tokens)
+    assert told.clean.strings[1:] == plain.clean.strings == tuple("in Rome")
+    assert told.answers == plain.answers == (tuple(SLOW("s", add_special_tokens=False)["input_ids"]),)
+    said = "the tokenizer puts </s> behind every prompt: it is left out, and what comes next is asked."
+    assert told.notes[0] == plain.notes[0] == said
 
 
 @pytest.mark.parametrize("template", [GOOD, {"default": GOOD, "tools": "{{ raise_exception('no') }}"}])

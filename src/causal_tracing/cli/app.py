@@ -1,6 +1,7 @@
 """The commands. Results go to stdout, progress and notes to stderr; heavy imports happen inside the commands."""
 
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.cli.groups import LoadingFlags, OutputFlags, Overwrite, PairFlags
-from causal_tracing.errors import CausalTracingError, Note
+from causal_tracing.errors import CausalTracingError, MachineError, Note
 from causal_tracing.patching.options.declare import CIRCUIT, OUTPUT
 from causal_tracing.prompts.example import EXAMPLE
 
@@ -27,6 +28,7 @@ SCORES = (
 )
 Scores = Annotated[Path | None, typer.Option(help=SCORES, rich_help_panel=CIRCUIT)]
 
+PANELS = 80  # columns that help in panels takes
 Declared = tuple[type, Callable[[dict[str, Any]], dict[str, Any]]]  # options, and those of a trace that they mean
 
 app = typer.Typer(
@@ -39,13 +41,24 @@ app = typer.Typer(
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
     streams.ready()
+    if shutil.get_terminal_size().columns < PANELS:  # where panels would cut options' names off
+        app.rich_markup_mode = None
     completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
     try:
+        _require_folder()
         with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
             app()
     except CausalTracingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _require_folder() -> None:
+    """Raises MachineError where the command was started in a folder that has been deleted: nothing is found from it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise MachineError("The folder that this is run in has been deleted. Change into another one.") from None
 
 
 def _version(asked: bool | None) -> None:

@@ -1,5 +1,6 @@
 """The pairs that a command names: read before a model is loaded, and finished with its tokenizer where need be."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def read(
     corrupt_by: str | None = None,
 ) -> Asked:
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
-    named = {name: value for name, value in given.items() if value is not None}
+    named = {name: _as_typed(value) for name, value in given.items() if value is not None}
     named |= {name: meant(f"--{name}", named[name]) for name in ("answer", "foil") if name in named}
     if source is None:
         return _one(named, chat, {"--format": format, "--corrupt-by": corrupt_by})
@@ -71,6 +72,16 @@ def read(
         # Token ids are texts to one tokenizer alone, which comes with the model.
         pairs = [] if reading.needs_tokenizer else reading.pairs(chat=chat)
     return Asked(pairs=pairs, reading=reading, chat=chat, corrupt_by=corrupt_by)
+
+
+def _as_typed(value: Any) -> Any:
+    """A text as UTF-8, where the locale knows ASCII alone and Python has kept its bytes as halves of letters."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    try:
+        return os.fsencode(value).decode("utf-8")
+    except UnicodeError:  # said of the pair
+        return value
 
 
 def _one(named: Mapping[str, Any], chat: bool, of_files: Mapping[str, str | None]) -> Asked:

@@ -1,6 +1,7 @@
 """What the commands share: models and pairs as they are named, a trace with what is said around it, the screen."""
 
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -13,13 +14,18 @@ import typer
 
 from causal_tracing.errors import FormatNote, Note
 from causal_tracing.interventions.sites import COMPONENTS
+from causal_tracing.prompts.token_texts import printable
 
 INTERRUPTED = 130
 MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
 
+SHADED = ("256", "truecolor")  # of 16 colours, shades of both signs come out as the same grey
+
 _written: list[Path] = []  # by this command, so that Ctrl-C can say it
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from causal_tracing.experiments.compare import Comparison
     from causal_tracing.experiments.trace_result import Trace
     from causal_tracing.models.model import Model
@@ -152,11 +158,12 @@ def show(result: "Trace", page: Path | None) -> None:
     from causal_tracing.report.terminal import lens, maps
 
     console = Console(highlight=False, markup=False)
-    console.print(result.summary(), soft_wrap=True)
-    for shown in maps(result.measurements, colour=console.color_system is not None, most_pairs=MOST_MAPS):
+    console.print(_in_lines(result.summary()), soft_wrap=True)
+    look = {"colour": console.color_system in SHADED, "width": _width(console)}
+    for shown in maps(result.measurements, most_pairs=MOST_MAPS, **look):
         console.print()
         console.print(shown, soft_wrap=True)
-    for table in lens(result.measurements, most_pairs=MOST_MAPS):
+    for table in lens(result.measurements, most_pairs=MOST_MAPS, width=look["width"]):
         console.print(f"\n{table}", soft_wrap=True)
     if page is not None:
         result.to_html(page)
@@ -171,13 +178,24 @@ def show_comparison(found: "Comparison") -> None:
     from causal_tracing.report.terminal import heat_maps
 
     console = Console(highlight=False, markup=False)
-    console.print(found.summary(), soft_wrap=True)
+    console.print(_in_lines(found.summary()), soft_wrap=True)
     if found.reason:
         return
     called = f"difference of {found.shown}"
-    for shown in heat_maps(found, found.shown, called, colour=console.color_system is not None):
+    look = {"colour": console.color_system in SHADED, "width": _width(console)}
+    for shown in heat_maps(found, found.shown, called, **look):
         console.print()
         console.print(shown, soft_wrap=True)
+
+
+def _width(console: "Console") -> int | None:
+    """How wide what is printed may be; None where nobody said so, as in a file."""
+    return console.width if console.is_terminal or "COLUMNS" in os.environ else None
+
+
+def _in_lines(text: str) -> str:
+    """The lines of a text, without what a terminal would obey: prompts may hold anything."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def check_page(file: Path | None) -> None:

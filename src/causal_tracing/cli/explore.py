@@ -33,9 +33,10 @@ def explore(
     trust_remote_code: commands.Trust = False,
 ) -> None:
     """A page that traces what is typed, and looks into heads and neurons; or opens saved traces. Prints its address."""
-    from causal_tracing.explorer.serve import Address
+    from causal_tracing.explorer.serve import Address, require_free
     from causal_tracing.explorer.start import explore as run
     from causal_tracing.explorer.start import stay
+    from causal_tracing.results.storage.places import check_shelf
 
     # Ends as Ctrl-C does, also where a shell has started it in the background, which takes Ctrl-C away.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -45,7 +46,9 @@ def explore(
 
         stay(Saved(folders), Address(host=host, port=port, allowed=allowed), open=not no_open)
     else:
-        Address(host=host, port=port, allowed=allowed)  # what is wrong with it is said before a model is loaded
+        if out != Path():  # whoever names no folder may not mean to save anything
+            check_shelf(out)
+        require_free(Address(host=host, port=port, allowed=allowed))  # what is wrong is said before a model is loaded
         if limit_tokens < 1:
             raise InvalidOption(f"--limit-tokens must be at least 1; it is {limit_tokens}.")
         loaded = console.load(model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

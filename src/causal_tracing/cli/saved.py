@@ -1,6 +1,7 @@
 """The commands that need no model: the built-in sets, and what saved traces and run folders hold."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +78,7 @@ def report(
 ) -> None:
     """The page again, from a saved trace or what a run folder holds so far."""
     page = out or folder / "report.html"
-    if folder.is_dir():  # else the folder is what is wrong
+    if os.path.isdir(folder):  # else the folder is what is wrong
         console.check_page(page)
     from causal_tracing import open_trace
 

@@ -41,6 +41,8 @@ def open_backend(
         raise UnsupportedModel(
             f"{model.name} had {before} layers when it was loaded, and has {now} now: load it again."
         )
+    if model.device.type == "meta":
+        raise UnsupportedModel(f"{model.name} has lost its weights since it was loaded (meta device): load it again.")
     if FINAL_SCALE in components:
         # Asked for its refusal: before a job begins, and not in its middle.
         final_norm(model)
@@ -50,7 +52,7 @@ def open_backend(
         model.anatomy.require(component)
     mediators = [name for name in components if name in (*MEDIATORS, *MIXTURE, ATTENTION)]
     if mediators:
-        model = _with_proofs(model, mediators)
+        model = proved(model, mediators)
         # What the proofs have refused meanwhile is not offered any more.
         for component in mediators:
             model.anatomy.require(component)
@@ -80,8 +82,11 @@ def accept_again(model: Model, network: nn.Module) -> Model:
     return accept(network, model.tokenizer, name=model.name, source=dict(model.source))
 
 
-def _with_proofs(model: Model, mediators: Sequence[str]) -> Model:
-    """The model with these proved on it: once, as long as its network lives and nothing about it has changed."""
+def proved(model: Model, mediators: Sequence[str]) -> Model:
+    """The model with these heads' components and such proved on it, without those that are not what they are called.
+
+    Once, as long as its network lives and nothing about it has changed.
+    """
     # By the anatomy as it was asked with: the proofs give another one.
     known = _PROVED.setdefault(model.network, {})
     key = (model.anatomy, model.circumstances, tuple(mediators))

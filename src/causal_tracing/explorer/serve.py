@@ -111,6 +111,11 @@ class Serving:
         self._server.run(sockets=[self._socket])
 
 
+def require_free(address: Address) -> None:
+    """Raises MachineError where nothing can listen at the address: asked before a model is loaded for it."""
+    _bound(address).close()
+
+
 def _bound(address: Address) -> socket.socket:
     kind = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     taken = socket.socket(kind, socket.SOCK_STREAM)
@@ -121,6 +126,6 @@ def _bound(address: Address) -> socket.socket:
     except (OSError, OverflowError) as error:
         taken.close()
         raise MachineError(
-            f"Nothing can listen at {address.host}:{address.port}: {error}. Give another --port, or leave it out for "
-            "one that is free."
+            f"Nothing can listen at {address.host}:{address.port}: {str(error).rstrip('.')}. Give another --port, or "
+            "leave it out for one that is free."
         ) from None

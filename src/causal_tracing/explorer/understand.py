@@ -17,11 +17,19 @@ from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import of_prompts
 from causal_tracing.patching.preview import Choice, choices_of, log_probs, previewed
+from causal_tracing.prompts.alignment import BOTH_SUBJECTS, BY_ROLES, OTHERWISE
+from causal_tracing.prompts.notes import ANOTHER
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
 from causal_tracing.prompts.tokens import encode, token_strings
 from causal_tracing.report.page.text import visible
 
 OTHER_WAYS = ("spans", "suffix")  # of pairing tokens, where there are not equally many
+BUTTONS = {
+    OTHERWISE: "Or pair what they share, by a button below: by suffix (the same end), or by spans (equal roles).",
+    BY_ROLES: "tokens are paired by their roles",
+    ANOTHER: "Select it elsewhere in the text to take that one.",
+    BOTH_SUBJECTS: "Select the subject in both texts, or pair them by suffix.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +61,7 @@ def understand(model: Model, backend: Backend, asked: Asked, limit: int) -> dict
     return found | {
         "pairing": [list(slot) for slot in tokens.slots],
         "differing": list(tokens.differing),
-        "warnings": [visible(each) for each in shown.warnings],
+        "warnings": [visible(_as_on_the_page(each)) for each in shown.warnings],
     }
 
 
@@ -63,13 +71,21 @@ def paired(fields: Mapping[str, Any], model: Model, align: str) -> TokenPair:
     try:
         return tokenize(Pair(**fields), model.tokenizer, align=align)
     except MisalignedPair as error:
-        error.add_note("align")
-        raise
+        told = MisalignedPair(_as_on_the_page(str(error)))
+        told.add_note("align")
+        raise told from None
     except InputError as error:
         words = str(error)
         place = next((field for name, field in named.items() if f"{name} " in words or f"{name}=" in words), "clean")
         error.add_note(place)
         raise
+
+
+def _as_on_the_page(words: str) -> str:
+    """What is said of Python's arguments, said of the page's buttons."""
+    for argument, button in BUTTONS.items():
+        words = words.replace(argument, button)
+    return words
 
 
 def completed(fields: Mapping[str, Any], prompts: Mapping[str, Prompt], model: Model) -> dict[str, Any]:

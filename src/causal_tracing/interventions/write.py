@@ -53,7 +53,10 @@ class Write:
         if given and self.kind not in kinds:
             raise InvalidOption(f"{name}= goes with {' and '.join(kinds)}; what is written is {self.kind!r}.")
         if self.kind in kinds and not given:
-            raise InvalidOption(f"write={self.kind!r} needs {name}=.")
+            flag = "--reference" if name == "prompts" else "--tensors"
+            raise InvalidOption(
+                f"write={self.kind!r} needs {name}=. Give it, as in Write({self.kind!r}, {name}=...); or {flag} FILE."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """What is kept with a result; of tensors their sha256."""

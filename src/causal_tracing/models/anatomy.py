@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from causal_tracing.errors import ComponentNotOffered
-from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, MEDIATORS, MIXTURE, PARTED
+from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS, MEDIATORS, MIXTURE, PARTED
 
 NO_MIXTURE = "in its layers no module was found that is called with what a router chose."
 
@@ -30,8 +30,9 @@ class Layout:
     each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and `neurons` are the last
     projections of attention and MLP, whose inputs are the heads' outputs and the neurons. `experts` is the module that
     a mixture calls with what is routed, and `experts_alone` says that what it gives is all that the MLP adds;
-    `mlp_mixes` that the MLP mixes tokens. `sums` are how the layer adds
-    up, in order, where these parts are all that it adds, and the MLP mixes no tokens; none elsewhere.
+    `mlp_mixes` that the MLP mixes tokens. `attends` is False in layers without heads, of models in which others have
+    some. `sums` are how the layer adds up, in order, where these parts are all that it adds, and the MLP mixes no
+    tokens; none elsewhere.
     """
 
     attn: str | None = None
@@ -44,6 +45,7 @@ class Layout:
     experts: str | None = None
     experts_alone: bool = False
     mlp_mixes: bool = False
+    attends: bool = True
     attn_scale: float = 1.0
     mlp_scale: float = 1.0
     gain: float = 1.0
@@ -105,8 +107,12 @@ class Anatomy:
         return (*self.mediators, *self.mixture)
 
     def has(self, component: str, layer: int) -> bool:
-        """Whether a layer has what the model offers: not every layer of a mixture has experts."""
-        return layer not in self.idle and (component not in MIXTURE or bool(self.layouts[layer].experts))
+        """Whether a layer has what the model offers: not every layer of a mixture has experts, or of a hybrid heads."""
+        if layer in self.idle:
+            return False
+        if component in MIXTURE:
+            return bool(self.layouts[layer].experts)
+        return component not in (*HEADS, ATTENTION) or self.layouts[layer].attends
 
     @property
     def added_from(self) -> int:
@@ -133,8 +139,9 @@ class Anatomy:
             )
         if component is not None and 0 <= layer < len(self.layouts) and not self.has(component, layer):
             having = [number for number in range(len(self.layouts)) if self.has(component, number)]
+            lacking = "experts" if component in MIXTURE else "attention heads"
             raise ComponentNotOffered(
-                f"{component} is not there in layer {layer} of this model ({self.family}), which has no experts. "
+                f"{component} is not there in layer {layer} of this model ({self.family}), which has no {lacking}. "
                 f"Layers that have: {', '.join(map(str, having))}."
             )
 

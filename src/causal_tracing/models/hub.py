@@ -28,7 +28,7 @@ from causal_tracing.errors import (
     UnsupportedModel,
 )
 from causal_tracing.models.memory import is_out_of_memory
-from causal_tracing.models.place import Place
+from causal_tracing.models.place import ADAPTER, Place, adapter, unreadable
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -41,6 +41,8 @@ def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[st
         path = hf_hub_download(repository, file, revision=revision)  # the cache remembers the revision's commit
         silent = False
     except RemoteEntryNotFoundError as error:
+        if file == "config.json" and (said := _adapter(repository, revision)) is not None:
+            raise adapter(repository, said) from None
         raise ModelNotFound(
             f"The repository {repository} has no {file}. If it holds GGUF files, give the name of one as gguf_file=; "
             "else it is not a transformers model."
@@ -53,6 +55,14 @@ def resolve_commit(repository: str, revision: str | None, file: str) -> tuple[st
     parts = Path(path).parts
     # The hub's cache keeps a file as .../snapshots/COMMIT/FILE.
     return parts[len(parts) - parts[::-1].index("snapshots")], silent
+
+
+def _adapter(repository: str, revision: str | None) -> Path | None:
+    """The configuration of the adapter that a repository without a model may hold."""
+    try:
+        return Path(hf_hub_download(repository, ADAPTER, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
 
 
 def gguf_file(place: Place) -> Path | None:
@@ -96,6 +106,8 @@ def download_weights(place: Place) -> bool:
         return "safetensors" in file
     if place.cached:
         raise ConnectionError("the weights were not downloaded before")
+    if (said := _fetch(place, ADAPTER)) is not None:
+        raise adapter(place.name, said)
     raise ModelError(
         f"{place.name} has none of the weights files {', '.join(WEIGHTS)}. If it holds GGUF files, name one of them "
         "with gguf_file=."
@@ -173,7 +185,9 @@ def _of_the_hub(error: BaseException, place: Place, revision: str | None) -> Cau
     return None if status is None else ModelNotFound(f"The hub refused {place.name} ({brief(error)}).")
 
 
-def _of_the_machine(error: BaseException, place: Place) -> MachineError | None:
+def _of_the_machine(error: BaseException, place: Place) -> CausalTracingError | None:
+    if isinstance(error, PermissionError) and place.commit is None:
+        return unreadable(place.name, error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineError(f"The disk is full: {place.name} could not be kept. Make room, or set HF_HOME elsewhere.")
     if is_out_of_memory(error):

@@ -89,8 +89,8 @@ class Model:
         return tuple(layer for layer in range(self.num_layers) if layer not in self.anatomy.idle)
 
     def having(self, component: str) -> tuple[int, ...]:
-        """The layers that have a component: all that a text passes, but of a mixture those with experts."""
-        if self.backend is not None:
+        """The layers that have a component: all that a text passes, but of a mixture or hybrid those with its parts."""
+        if not self.anatomy.layouts:  # of a backend that does not say
             return self.active
         return tuple(layer for layer in self.active if self.anatomy.has(component, layer))
 

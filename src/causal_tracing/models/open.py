@@ -262,12 +262,14 @@ def _has_head(network: PreTrainedModel) -> bool:
 def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
     """A model from memory, as it is."""
     refuse(options, "a model that is already in memory, which is left as it is")
+    if isinstance(model, nn.Module):
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: it is run as it was written
     network, tokenizer, wrapper = _unwrapped(model, tokenizer)
     if not isinstance(network, PreTrainedModel):
         _refuse_soft_prompts(model)
         raise UnsupportedModel(
-            f"A {type(model).__name__} cannot be opened. Give a transformers model (if it is wrapped, the model inside "
-            "the wrapper), an nnsight LanguageModel, or a name or path."
+            f"{type(model).__name__} cannot be opened: it is no model of transformers. Give one (if it is wrapped, the "
+            "model inside the wrapper), an nnsight LanguageModel, or a name or path."
         )
     name = network.name_or_path or type(network).__name__
     _require_head(network, name)

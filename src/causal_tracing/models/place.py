@@ -4,6 +4,7 @@ Nothing heavy is loaded for it: torch and transformers take seconds, and a wrong
 """
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ DEVICES = (
     "ipu", "fpga", "vulkan", "meta", "lazy", "privateuseone",
 )  # fmt: skip
 CHECKSUM_LIMIT = 2_000_000_000  # bytes; more would take longer to read than to load
+ADAPTER = "adapter_config.json"  # of peft; transformers would load its base, with the adapter or without it
+SOFT_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -72,7 +75,10 @@ def place_of(
         return Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
     if name and os.path.exists(path):  # False of what is too long for a name, where pathlib raises
         refuse({"revision": revision}, f"{name}, which is on this disk")
-        return _on_disk(name, path, gguf, common)
+        try:
+            return _on_disk(name, path, gguf, common)
+        except OSError as error:
+            raise unreadable(name, error) from error
     if isinstance(model, os.PathLike) or not HUB_ID.fullmatch(name) or name[0] in "./~" or name.endswith(".gguf"):
         raise ModelNotFound(
             f"There is no folder or file {name} (seen from {Path.cwd()}). Give the path of a folder with config.json "
@@ -90,6 +96,14 @@ def place_of(
     return Place(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
 
 
+def unreadable(name: str, error: OSError) -> ModelNotFound:
+    """The error for files that are there and may not be read."""
+    return ModelNotFound(
+        f"{name} cannot be read ({error.filename}: {error.strerror}). Ask who owns it to let you (such as by chmod "
+        "a+rX), or give another folder."
+    )
+
+
 def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> Place:
     if path.is_file():
         if path.suffix != ".gguf" or gguf is not None:
@@ -100,13 +114,9 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
             raise ModelNotFound(f"There is no file {gguf} in {path}: it holds {_listing(path)}.")
         source = {"kind": "gguf", "path": str((path / gguf).resolve()), **_fingerprint([path / gguf])}
         return Place(where=str(path), name=name, source=source, gguf=gguf, **common)
+    if (path / ADAPTER).is_file():
+        raise adapter(name, path / ADAPTER)
     if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise UnsupportedModel(
-                f"{name} is an adapter of peft, not a model. Merge it into its base once, with "
-                "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save "
-                "the tokenizer there, and give that folder."
-            )
         raise ModelNotFound(
             f"The folder {name} has no config.json, so it is not a saved transformers model: it holds "
             f"{_listing(path)}. Save one with model.save_pretrained(folder), and its tokenizer too."
@@ -114,6 +124,26 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     source = {"kind": "folder", "path": str(path.resolve()), **_fingerprint(weights)}
     return Place(where=str(path), name=name, source=source, **common)
+
+
+def adapter(name: str, config: Path) -> UnsupportedModel:
+    """The error for an adapter of peft, by its configuration: whether it can be made a model, and of what."""
+    try:
+        said = json.loads(config.read_bytes())
+        kind, base = (str(said.get(key) or "") for key in ("peft_type", "base_model_name_or_path"))
+    except (OSError, ValueError, AttributeError):
+        kind, base = "", ""
+    if kind in SOFT_PROMPTS:
+        return UnsupportedModel(
+            f"{name} is an adapter of peft of the kind {kind}, which puts learned vectors before every prompt: they "
+            "are no tokens, and cannot be traced, nor merged into a model. Adapters of weights (such as LoRA) can be."
+        )
+    of, on = f" ({kind})" if kind else "", f" {base}" if base else ""
+    return UnsupportedModel(
+        f"{name} is an adapter of peft{of}, not a model. Merge it into its base{on} once, with "
+        "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save the "
+        "tokenizer there, and give that folder."
+    )
 
 
 def _listing(folder: Path) -> str:

@@ -16,7 +16,7 @@ from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import check_column, from_the_left
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.grid import At, Grid, checked_layers, window_labels
+from causal_tracing.patching.grid import At, Grid, layers_having, window_labels
 from causal_tracing.patching.options.attention import OF_KNOCKOUT
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.windows import Windows, plan_windows
@@ -66,10 +66,14 @@ class KeyGrid(Grid):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnockoutGrid(KeyGrid):
-    """Keys that a query of the clean run cannot see, in windows of layers; `zeroed`: their weight is taken instead."""
+    """Keys that a query of the clean run cannot see, in windows of layers; `zeroed`: their weight is taken instead.
+
+    Of a window those layers count that attend (`attending`): the others have no keys to hide.
+    """
 
     query: Column
     windows: Windows
+    attending: tuple[int, ...]
     zeroed: bool = False
 
     @property
@@ -81,11 +85,12 @@ class KnockoutGrid(KeyGrid):
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[Edit, ...]]:
         """One world, in which all of these keys are hidden in the whole window."""
-        keys, layers = keys_of(pair.clean, self.columns[at[-1]]), self.windows.layers(ATTENTION, self.layers[at[1]])
+        keys, window = keys_of(pair.clean, self.columns[at[-1]]), self.windows.layers(ATTENTION, self.layers[at[1]])
         how = Attending(zeroed=keys) if self.zeroed else Attending(blocked=keys)
         sites = [
             Site(ATTENTION, layer, query, self.head(at))
-            for layer in layers
+            for layer in window
+            if layer in self.attending
             for query in queries_of(pair.clean, self.query)
         ]
         if keys and sites:
@@ -138,12 +143,13 @@ def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, hea
     return KnockoutGrid(
         kind=KNOCKOUT_HEADS if heads else KNOCKOUT,
         components=(ATTENTION,),
-        layers=checked_layers(model, options.layers),
+        layers=layers_having(model, ATTENTION, options.layers),
         columns=columns,
         arms=(DIRECTIONS["disruption"],),
         query=options.knockout_query,
         heads=model.parts(ATTENTION) if heads else 0,
-        windows=plan_windows((ATTENTION,), width, model.num_layers, rome=options.knockout_cut),
+        windows=plan_windows((ATTENTION,), width, model.active, rome=options.knockout_cut),
+        attending=model.having(ATTENTION),
         zeroed=zeroed,
     )
 

@@ -68,8 +68,21 @@ def check_column(pairs: Sequence[TokenPair], column: Column, more: Sequence[str]
     names = (*ROLES, *more, *dict.fromkeys(name for pair in pairs for name in pair.clean.spans))
     if column not in names:
         raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")
-    hint = " Give the pairs a subject=." if column in (*OF_SUBJECT, *more) else ""
+    hint = _why_no_role(pairs) if column in (*OF_SUBJECT, *more) else ""
     raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
+
+
+def _why_no_role(pairs: Sequence[TokenPair]) -> str:
+    """Why no token has a role that goes by the subject."""
+    subjects = [pair.clean for pair in pairs if pair.clean.subject]
+    if not subjects:
+        return " Give the pairs a subject=."
+    first = subjects[0]
+    roles = ", ".join(dict.fromkeys(first.roles))
+    return (
+        " A token has one role: a subject of one token is subject_last alone, and the last token of all is last. Those "
+        f"of {first.text!r} are {roles}."
+    )
 
 
 def _check_name(column: str, spans: Iterable[str]) -> None:
@@ -110,7 +123,7 @@ def _check_role(pairs: Sequence[TokenPair], column: str) -> None:
             raise InvalidOption("No pair has a subject. Give the pairs a subject=.")
         return
     if not any(pair.clean.positions(column) for pair in pairs):
-        hint = " Give the pairs a subject=." if column in OF_SUBJECT else ""
+        hint = _why_no_role(pairs) if column in OF_SUBJECT else ""
         raise InvalidOption(f"No pair has a token in the role {column!r}.{hint}")
     # A role at tokens that are not paired with each other would be a mean over something else in each direction.
     for pair in pairs:

@@ -145,6 +145,8 @@ def _check(model: Model, stream: Stream, sites: Sequence[NamedSite]) -> None:
         model.anatomy.require(component)
     # What a sender adds would come out of the norm as something that depends on all others.
     for layer in model.active:
+        if layer not in model.having("z"):
+            refuse(model, OPTION, f"layer {layer} has no heads, by which its edges would be told apart.")
         if not all(each.plain for each in model.layout(layer).sums):
             refuse(model, OPTION, f"in layer {layer} a norm stands between the sums, so that edges do not add up.")
     assert all(site.parts or site.component != "z" for site in sites)

@@ -17,7 +17,7 @@ from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.attending import KeyGrid, check_query, columns_named, keys_of, queries_of
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.grid import At, arms_of, checked_layers
+from causal_tracing.patching.grid import At, arms_of, layers_having
 from causal_tracing.patching.options.attention import heads_named
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import TokenPair
@@ -133,7 +133,7 @@ def _heads(model: Model, options: Options) -> dict[int, Sequence[int]]:
     """The heads that are asked for, by layer: those that are named, else all of the layers. Raises InvalidOption."""
     count = model.parts(ATTENTION)
     if options.edge_heads is None:
-        return dict.fromkeys(checked_layers(model, options.layers), range(count))
+        return dict.fromkeys(layers_having(model, ATTENTION, options.layers), range(count))
     found: dict[int, list[int]] = {}
     for text in options.edge_heads:
         (first, last), heads = heads_named(text)
@@ -141,7 +141,7 @@ def _heads(model: Model, options: Options) -> dict[int, Sequence[int]]:
         validation.numbered("layer", [last], model.num_layers, model.name)
         validation.numbered("head", [last_head], count, f"a layer of {model.name}")
         for layer in range(first, last + 1):
-            model.anatomy.require_layer(layer)
+            model.anatomy.require_layer(layer, ATTENTION)
             found.setdefault(layer, []).extend(range(first_head, last_head + 1))
     validation.once("head", [f"{layer}.{head}" for layer, heads in found.items() for head in heads])
     return {layer: sorted(found[layer]) for layer in sorted(found)}

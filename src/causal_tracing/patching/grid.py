@@ -194,7 +194,7 @@ class BlockGrid(Grid):
                 yield from (whole([one]) for one in layers)
         elif arm.severed:
             if component in RESIDUAL and layers:
-                behind = range(first_behind(component, layers[-1], arm.severed), self.windows.num_layers)
+                behind = [n for n in self.windows.among if n >= first_behind(component, layers[-1], arm.severed)]
                 # Severing goes with restoration alone, so that the base run is the corrupt one.
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
                 yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
@@ -271,9 +271,9 @@ def plan_blocks(
     chosen = checked_layers(model, layers)
     # Asked for its refusal: a trace of routers in layers without any would be empty.
     for component in (name for name in components if name in ROUTED):
-        _chosen(model, component, layers)
+        layers_having(model, component, layers)
     columns = resolved_columns(pairs, positions)
-    windows = plan_windows(components, window, model.num_layers, rome=rome)
+    windows = plan_windows(components, window, model.active, rome=rome)
     arms = arms_of(directions)
     sums = tuple(SUMS[arm.name] for arm in arms) if window_sums and windows.wide else ()
     severed = tuple(SEVERED[part] for part in sever)
@@ -299,9 +299,9 @@ def plan_heads(
     directions: Sequence[str],
     paths: Paths | None = None,
 ) -> PartGrid:
-    """All heads of these components. Raises InvalidOption or ComponentNotOffered."""
+    """All heads of these components, in the layers that have heads. Raises InvalidOption or ComponentNotOffered."""
     counts = {name: model.parts(name) for name in components}
-    chosen, most = checked_layers(model, layers), max(counts.values())
+    chosen, most = layers_having(model, components[0], layers), max(counts.values())
     return PartGrid(
         kind=SINGLE_HEADS,
         components=tuple(counts),
@@ -335,7 +335,7 @@ def plan_by_layer(
     for layer in by_layer:
         checked_layers(model, [layer])
         model.anatomy.require_layer(layer, component)
-    chosen = tuple(sorted(map(int, by_layer))) if by_layer else _chosen(model, component, layers)
+    chosen = tuple(sorted(map(int, by_layer))) if by_layer else layers_having(model, component, layers)
     parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
     for layer, listed in by_layer.items():
         # An empty list means all of a layer; what has no length goes to the check, which says what is wrong with it.
@@ -354,11 +354,10 @@ def plan_by_layer(
     )
 
 
-def _chosen(model: Model, component: str, layers: Sequence[int] | None) -> tuple[int, ...]:
+def layers_having(model: Model, component: str, layers: Sequence[int] | None) -> tuple[int, ...]:
     """Of the layers asked for those that have a component. Raises ComponentNotOffered where none has."""
     asked = checked_layers(model, layers)
-    found = tuple(layer for layer in asked if layer in model.having(component))
-    if not found:
+    if not (found := tuple(layer for layer in asked if layer in model.having(component))):
         model.anatomy.require_layer(asked[0], component)
     return found
 

@@ -84,8 +84,12 @@ def _measured(measures: tuple, logits: Tensor, answers: Tensor, foils: Tensor, c
 
 
 def logit(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
-    """Of an answer; of a set, the logarithm of the sum of exp(logit). Of log-probabilities so too."""
-    return logits.gather(-1, answers).logsumexp(-1)
+    """Of an answer; of a set, the logarithm of the sum of exp(logit). Of log-probabilities so too.
+
+    NaN where the model masks it, by −∞ or such as −1e9: what is patched would be lost in such a number.
+    """
+    found = logits.gather(-1, answers).logsumexp(-1)
+    return found.where(found > -1e6, torch.nan)
 
 
 def logit_diff(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ def logit_diff(logits: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) ->
 
 def prob(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
     """The sum of the answers' probabilities."""
-    return logit(log_probs, clean, answers, foils).exp()
+    return log_probs.gather(-1, answers).logsumexp(-1).exp()
 
 
 def prob_diff(log_probs: Tensor, clean: Tensor, answers: Tensor, foils: Tensor) -> Tensor:

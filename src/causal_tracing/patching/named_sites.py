@@ -100,9 +100,10 @@ def ranged(numbers: Numbers) -> str:
     return f"{first}" if first == last else f"{first}-{last}"
 
 
-def named_site(text: Any) -> NamedSite:
-    """The site that a text names. Raises InvalidOption with the form that is meant."""
+def named_site(text: Any, shown: Any = None) -> NamedSite:
+    """The site that a text names, `shown` as this in errors. Raises InvalidOption with the form that is meant."""
     found = FORM.fullmatch(text) if isinstance(text, str) else None
+    text = text if shown is None else shown
     if found is None or not (found.group(1) or found.group(3)):
         raise InvalidOption(
             f"{text!r} is no site. Name a component, a layer or a range of them, a head or neuron if it is one, and "
@@ -121,6 +122,19 @@ def named_site(text: Any) -> NamedSite:
         tokens=tokens if number is None else number,
         each=bool(each),
     )
+
+
+def node_site(text: Any) -> NamedSite:
+    """The nodes that a text names, at all tokens, which it need not say. Raises InvalidOption."""
+    whole = f"{text} @ {ALL}" if isinstance(text, str) and "@" not in text else text
+    form = FORM.fullmatch(whole) if isinstance(whole, str) else None
+    found = named_site(whole, text) if form and form.group(3) else None
+    if found is None or found.tokens != ALL or found.each:
+        raise InvalidOption(
+            f'{text!r} is no node: nodes are patched at all tokens. Name it without tokens, such as "z 3.1" or '
+            '"mlp_out 0".'
+        )
+    return found
 
 
 def some_range(text: str, what: str, first: str | None, last: str | None) -> Numbers | None:

@@ -1,15 +1,16 @@
 """The nodes of a model: all that writes to the residual stream, from which circuits are made.
 
-Every head by its output (attention as a whole where heads are not offered), every MLP, or the one part of a layer. The
+Every head by its output (attention as a whole in layers without heads), every MLP, or the one part of a layer. The
 embedding is the input: it is no node, and is kept or ablated apart from them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from causal_tracing.errors import ComponentNotOffered, InvalidOption
+from causal_tracing.engine.choose import proved
+from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.models.model import Model
-from causal_tracing.patching.named_sites import ALL, NamedSite, named_site
+from causal_tracing.patching.named_sites import ALL, NamedSite, node_site
 
 HEADS_OR_WHOLE = ("z", "attn_out")
 
@@ -17,14 +18,15 @@ HEADS_OR_WHOLE = ("z", "attn_out")
 def nodes_of(model: Model) -> tuple[NamedSite, ...]:
     """All nodes of a model, in computation order. Raises ComponentNotOffered where there is more than nodes."""
     _check_layers(model)
+    if model.backend is None and model.anatomy.offers("z"):
+        model = proved(model, ["z"])  # behind a gate, what goes into the last projection is no head's output
     offered = [*model.anatomy.components, *model.anatomy.mediators]
     if model.backend is not None:
         offered = [name for name in offered if name in model.backend.describe().components]
-    attention = next((name for name in HEADS_OR_WHOLE if name in offered), None)
-    parts = [name for name in (attention, "mlp_out") if name in offered] or ["mixer_out"]
     found = []
     for layer in model.active:
-        for component in parts:
+        attention = next((name for name in HEADS_OR_WHOLE if name in offered and layer in model.having(name)), None)
+        for component in [name for name in (attention, "mlp_out") if name in offered] or ["mixer_out"]:
             whole = NamedSite(component=component, layers=(layer, layer), parts=None, tokens=ALL)
             count = model.parts("z") if component == "z" else 0
             found += [replace(whole, parts=(head, head)) for head in range(count)] or [whole]
@@ -47,13 +49,8 @@ def name_of(node: NamedSite) -> str:
 
 
 def node_named(text: str) -> Iterator[NamedSite]:
-    """The nodes that a text names, with or without its tokens, which are all. Raises InvalidOption."""
-    site = named_site(text if not isinstance(text, str) or "@" in text else f"{text} @ {ALL}")
-    if site.tokens != ALL or site.each or site.layers is None:
-        raise InvalidOption(
-            f'{text!r} is no node: nodes are patched at all tokens. Name it without tokens, such as "z 3.1" or '
-            '"mlp_out 0".'
-        )
+    """The nodes that a text names, one by one. Raises InvalidOption."""
+    site = node_site(text)
     for layer, part in site.places():
         yield replace(site, layers=(layer, layer), parts=None if part is None else (part, part))
 

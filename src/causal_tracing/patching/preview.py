@@ -16,9 +16,10 @@ from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.contrast import Contrast, of_prompts
 from causal_tracing.prompts.answers import on_one_line, spelled
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, tokenize_pairs
-from causal_tracing.prompts.token_texts import token_text, token_texts
+from causal_tracing.prompts.token_texts import printable, token_text, token_texts
 
 CHOICES = 5
+MASKED = -1e6  # log-probabilities below are of words that the model is forbidden to say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +47,11 @@ class Preview:
         lines = [f"pair {self.pair.id}"]
         for name in ("clean",) if self.pair.noised or self.pair.alone else ("clean", "corrupt"):
             prompt, top = getattr(self.pair, name), getattr(self, f"{name}_top")
-            shown = "|".join(token.replace("\n", "\\n") for token in prompt.strings)
+            shown = "|".join(map(printable, prompt.strings))
             lines.append(f"  {name:8}{len(prompt.tokens)} tokens  {shown}")
             lines.append("          then      " + "  ".join(f"{choice.token!r} {choice.prob:.2f}" for choice in top))
         if self.pair.noised:
-            strings = [f"{position} ({self.pair.clean.strings[position]})" for position in self.pair.noised]
+            strings = [f"{position} ({printable(self.pair.clean.strings[position])})" for position in self.pair.noised]
             where = "position" if len(strings) == 1 else "positions"
             return "\n".join([*lines, f"  noise   at {where} {', '.join(strings)}", *self._warned])
         return "\n".join([*lines, *([] if self.pair.alone else self._paired), *self._warned])
@@ -58,13 +59,13 @@ class Preview:
     @property
     def _paired(self) -> list[str]:
         """Where the paired tokens differ; and how they are paired, where that is not simply position by position."""
-        clean, corrupt = self.pair.clean.strings, self.pair.corrupt.strings
+        clean, corrupt = ([*map(printable, prompt.strings)] for prompt in (self.pair.clean, self.pair.corrupt))
         differing = self.pair.differing
         shown = [f"{here} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots if here in differing]
         lines = [f"  differ  at {'position' if len(shown) == 1 else 'positions'} {', '.join(shown) or 'none'}"]
         if self.pair.remarks:
             paired = (f"{here}={there} ({clean[here]}/{corrupt[there]})" for here, there in self.pair.slots)
-            lines.append(f"  paired  clean=corrupt {', '.join(paired)}".replace("\n", "\\n"))
+            lines.append(f"  paired  clean=corrupt {', '.join(paired)}")
         return lines
 
     @property
@@ -184,6 +185,14 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | No
     first = int(clean.argmax())
     for what, texts in (("answer", pair.answers), ("foil", pair.foils)):
         warnings += _of_length(model, what, texts)
+    for what, texts, said in (
+        ("answer", pair.answers, clean),
+        ("foil", pair.foils, clean if corrupt is None else corrupt),
+    ):
+        if texts and all(said[tokens[0]] <= MASKED for tokens in texts):
+            warnings.append(
+                f"the model masks {_called(pair, what)}, which it never says: by most metrics nothing is measured."
+            )
     firsts = [tokens[0] for tokens in pair.answers]
     if first not in firsts:
         said = token_text(first, model.tokenizer)

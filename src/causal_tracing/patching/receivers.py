@@ -9,12 +9,13 @@ What a text names receives jointly; after `each`, every layer and every head is 
 """
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
-from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.errors import ComponentNote, InvalidOption, nearest
 from causal_tracing.patching.named_sites import Named, singles, some_range
 
 if TYPE_CHECKING:  # every --help reads this: nothing heavy
@@ -64,12 +65,28 @@ def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
 
     Raises InvalidOption or ComponentNotOffered where the model has no such layer or head.
     """
-    found = tuple(one for text in texts for one in singles(model, receiver(text)))
+    asked = [receiver(text) for text in texts]
+    _say_unread(model, asked)
+    found = tuple(one for each in asked for one in singles(model, each))
     for one in found:
         if one.layers is not None:
             validation.numbered("layer", [one.layers[1]], model.num_layers, model.name)
+        for layer, _ in one.places(model.num_layers) if one.component in IN_HEADS else ():
+            model.anatomy.require_layer(layer, one.component)
         if one.parts is not None:
             place = f"a layer of {model.name} ({one.component})"
             validation.numbered("head", [one.parts[1]], model.parts(one.component), place)
     validation.once("receiver", map(str, found))
     return found
+
+
+def _say_unread(model: "Model", asked: Sequence[Receiver]) -> None:
+    """Warns where layers without heads read the stream too, and are none of all the receivers that were asked for."""
+    without = [layer for layer in model.active if layer not in model.having("q")]
+    if without and any(one.component in IN_HEADS and one.each and one.layers is None for one in asked):
+        warnings.warn(
+            f"Layers {', '.join(map(str, without))} of this model ({model.anatomy.family}) have no heads: what their "
+            "mixers read is no receiver, and is on no path here.",
+            ComponentNote,
+            stacklevel=2,
+        )

@@ -79,8 +79,8 @@ class Scoring:
         taken = [self._asked_for(world) for world in worlds]
         flat = [world for runs in taken for world in runs]
         found = self.backend.evaluate(flat, _Numbers(self.pairs, self.clean, self.metrics), **options)
-        repeats = sum(world.again > 0 for world in flat)
-        count = {"worlds": len(flat) - repeats, "worlds_run": found.worlds_run - repeats}
+        repeats = [world for world in flat if world.again > 0]  # those of equal prompts are run once
+        count = {"worlds": len(flat) - len(repeats), "worlds_run": found.worlds_run - len({*repeats})}
         firsts = np.cumsum([0, *(len(runs) for runs in taken[:-1])])
         # Of a world with several runs the first stands for it; the last column is what each text scores.
         values, zero = found.values[firsts, :-1], found.structural_zero[firsts]
@@ -194,7 +194,8 @@ def _of_texts(
     foils = np.logaddexp.reduce(log_probs[count:]) if pair.foils else math.nan
     for place, metric in enumerate(metrics):
         if metric.of_texts is not None:
-            found[place] = metric.of_texts(answers, foils)
+            with np.errstate(invalid="ignore"):
+                found[place] = metric.of_texts(answers, foils)
         elif undefined(metric, pair):
             found[place] = math.nan
     return found
@@ -256,7 +257,8 @@ def spread(
     # Repeats come in the order of `Scoring.repeats`: all of one run, then all of the other.
     both = unedited[:BOTH]
     again = repeats.reshape(len(both), -1, repeats.shape[-1])
-    return np.concatenate([both[:, None], again], axis=1).std(axis=1).max(axis=0)
+    with np.errstate(invalid="ignore"):  # of texts that the model never says
+        return np.concatenate([both[:, None], again], axis=1).std(axis=1).max(axis=0)
 
 
 def _number(world: World) -> int:

@@ -81,7 +81,9 @@ class SpotChecks:
         # By the metric that is shown alone: one number a cell tells whether it is the same.
         scoring = Scoring(job.plain, {number: job.pairs[number] for number in sorted(clean)}, clean, job.metrics[:1])
         again = iter(scoring.evaluate(worlds, prune=False).values[:, 0])
-        found = record_of([abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[0])) for one in cells])
+        with np.errstate(invalid="ignore"):
+            apart = [abs(float(np.mean([next(again) for _ in one.worlds]) - one.told[0])) for one in cells]
+        found = record_of(apart)
         return found | {"bound": self._bound(clean)}
 
     def _bound(self, clean: Mapping[int, Float[Tensor, " vocab"]]) -> float | None:

@@ -8,11 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Differentiable
+from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Run
 from causal_tracing.patching.metric import LOG_PROBS, Metric
 from causal_tracing.patching.metrics import BUILT_IN
+from causal_tracing.patching.preview import MASKED
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind
+from causal_tracing.results.effects import OF_LOGITS
 from causal_tracing.results.units import NEED_FOIL
 
 PROBABILITIES = ("prob", "prob_diff")  # that add up over the texts of a set
@@ -37,6 +40,7 @@ def terms_of(pair: TokenPair, metric: Metric, clean: Float[Tensor, " vocab"]) ->
     name = metric.name
     if not pair.several_tokens:
         firsts = tuple([tokens[0] for tokens in texts] for texts in (pair.answers, pair.foils))
+        _check_said(pair, name, clean)
         measure = partial(_one_token, name, *firsts)
         if metric is not BUILT_IN.get(name):
             measure = partial(_by_function, metric, clean, *firsts)
@@ -52,6 +56,17 @@ def terms_of(pair: TokenPair, metric: Metric, clean: Float[Tensor, " vocab"]) ->
         for weight, side in texts.items()
         for each in behind(side)
     ]
+
+
+def _check_said(pair: TokenPair, name: str, clean: Float[Tensor, " vocab"]) -> None:
+    """Raises InvalidOption for a metric that a masked word does not have: its gradient would be of the other one."""
+    sides = {"answer": pair.answers, "foil": pair.foils if name in NEED_FOIL else ()}
+    for what, texts in sides.items() if name in OF_LOGITS else ():
+        if texts and all(clean[tokens[0]] <= MASKED for tokens in texts):
+            raise InvalidOption(
+                f"pair {pair.id!r} has no estimate of {name}: the model masks its {what}, which it never says. Name "
+                "another, or use metric='prob'."
+            )
 
 
 def _one_token(

@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from causal_tracing.errors import MisalignedPair
+from causal_tracing.prompts.token_texts import printable
 from causal_tracing.prompts.tokens import ROLES, TokenPrompt
 
 ALIGNMENTS = ("strict", "suffix", "spans")
+OTHERWISE = "Or pair what they share: align='suffix' (the same end) or 'spans' (equal roles)."
+BY_ROLES = "align='spans' pairs tokens by their roles"
+BOTH_SUBJECTS = "Give subject= and corrupt_subject=."
 
 
 class Slot(NamedTuple):
@@ -65,7 +69,7 @@ def _strict(clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> tuple[Slot, ..
     raise MisalignedPair(
         f"pair {id!r} cannot be patched position by position.\n{_both(clean, corrupt)}\n"
         f"They part at position {part}. Use prompts that have equally many tokens: choose another subject, or word the "
-        "corrupt prompt otherwise. Or pair what they share: align='suffix' (the same end) or 'spans' (equal roles)."
+        f"corrupt prompt otherwise. {OTHERWISE}"
     )
 
 
@@ -81,10 +85,7 @@ def _suffix(clean: TokenPrompt, corrupt: TokenPrompt) -> list[Slot]:
 def _spans(clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> list[Slot]:
     for name, prompt in (("clean", clean), ("corrupt", corrupt)):
         if not prompt.subject:
-            raise MisalignedPair(
-                f"pair {id!r}: align='spans' pairs tokens by their roles, and the {name} prompt has no subject. Give "
-                "subject= and corrupt_subject=."
-            )
+            raise MisalignedPair(f"pair {id!r}: {BY_ROLES}, and the {name} prompt has no subject. {BOTH_SUBJECTS}")
     first = _leading(clean, corrupt)
     slots = [Slot(position, position) for position in range(first)]
     for role in ROLES:
@@ -114,12 +115,12 @@ def _may_meet(slot: Slot, clean: TokenPrompt, corrupt: TokenPrompt) -> bool:
 
 
 def _rest(prompt: TokenPrompt, paired: set[int]) -> str:
-    left = [f"{n} ({text})" for n, text in enumerate(prompt.strings) if n not in paired]
+    left = [f"{n} ({printable(text)})" for n, text in enumerate(prompt.strings) if n not in paired]
     return ", ".join(left)
 
 
 def _both(clean: TokenPrompt, corrupt: TokenPrompt) -> str:
     return "\n".join(
-        f"  {name:9}{len(prompt.tokens)} tokens: {'|'.join(prompt.strings)}"
+        f"  {name:9}{len(prompt.tokens)} tokens: {'|'.join(map(printable, prompt.strings))}"
         for name, prompt in (("clean", clean), ("corrupt", corrupt))
     )

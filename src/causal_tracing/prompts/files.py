@@ -34,6 +34,7 @@ from causal_tracing.prompts.relations import corrupted
 LONGEST = 200_000  # letters: more than any prompt that could be traced, and short enough to be tokenised in a moment
 FIELDS = tuple(field.name for field in fields(Pair))
 SPANS = ("spans", "corrupt_spans")  # a table heads the column of a named span by one of these, a dot and the name
+OTHERS = (".xlsx", ".xls", ".ods", ".gz", ".zip", ".bz2", ".xz", ".feather", ".arrow", ".pkl", ".npz", ".h5")
 SEPARATORS = ",;\t|"
 NEEDED = ("clean", "answer")
 SETS = ("answer", "foil")  # what may be several texts
@@ -143,6 +144,11 @@ def _rows_of_path(path: Path) -> Rows:
         raise InvalidPair(
             f"{path} is not there, and no built-in set is called so. Name a file of pairs (JSON, CSV or Parquet), or "
             f"one of {', '.join(datasets.NAMES)}."
+        )
+    if path.suffix.lower() in OTHERS:
+        raise InvalidPair(
+            f"{path}: files that end in {path.suffix} are not read. Save the pairs as CSV, JSON or Parquet, or give "
+            "read_pairs(...) a DataFrame of them."
         )
     read = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
     return read(path)

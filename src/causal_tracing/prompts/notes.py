@@ -1,13 +1,14 @@
 """What is legal in a pair, but probably not meant: each of these gives the sentences that say so, or none."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from causal_tracing.prompts.letters import alike, code_points, difference, joins, word_around
 from causal_tracing.prompts.token_texts import token_text, token_texts
 from causal_tracing.prompts.tokens import TokenPrompt, encode, occurrences
 
+ANOTHER = "occurrence=1 (--occurrence 1) takes the second, -1 the last."
 BESIDE = 12  # letters that are shown of the text around a place
 LINES = "\n\r\u2028\u2029"
 
@@ -24,6 +25,21 @@ def of_start(side: str, prompt: TokenPrompt, tokenizer: Any, *, special: bool) -
             f"the {side} prompt begins with {shown} twice: the tokenizer puts it there, and the text has it too. Leave "
             "it out of the text."
         )
+
+
+def of_end(prompt: TokenPrompt, tokenizer: Any, *, special: bool) -> Iterator[str]:
+    """A token that the tokenizer puts behind every text, and that is left out."""
+    whole = tokenizer(prompt.text)["input_ids"] if special else prompt.tokens
+    if len(whole) > len(prompt.tokens):
+        shown = token_text(whole[len(prompt.tokens)], tokenizer)
+        yield f"the tokenizer puts {shown} behind every prompt: it is left out, and what comes next is asked."
+
+
+def of_unknown(what: str, text: str, tokens: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """Letters that the tokenizer does not know: all of them are read as the same token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is not None and unknown in tokens and str(tokenizer.unk_token) not in text:
+        yield f"the {what} {text!r} has letters that this tokenizer does not know, read as {tokenizer.unk_token}."
 
 
 def of_letters(what: str, text: str, tokenizer: Any) -> Iterator[str]:
@@ -54,7 +70,7 @@ def of_span(what: str, part: str | None, side: str, text: str, occurrence: int |
         shown = f"{text[max(0, start - BESIDE) : start]}[{part}]{text[start + len(part) :][:BESIDE]}"
         yield (
             f"the {what} {part!r} stands {len(starts)} times in the {side} prompt, and the first is taken: {shown!r}. "
-            f"occurrence=1 (--occurrence 1) takes the second, -1 the last."
+            f"{ANOTHER}"
         )
     word = word_around(text, start, start + len(part))
     if word != part and _inside(text, start, part):

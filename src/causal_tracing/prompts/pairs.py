@@ -15,7 +15,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
 from causal_tracing.prompts.answers import check_letters, checked_texts, each_of
-from causal_tracing.prompts.notes import of_answer, of_letters, of_span, of_start
+from causal_tracing.prompts.notes import of_answer, of_end, of_letters, of_span, of_start, of_unknown
 from causal_tracing.prompts.scored import Follower, Tokens, check_apart
 from causal_tracing.prompts.tokens import (
     ROLES,
@@ -332,10 +332,11 @@ def _notes(
     sides = {"clean": (pair.clean, pair.subject, clean)}
     if pair.corrupt is not None:
         sides["corrupt"] = (pair.corrupt, pair.corrupt_subject, corrupt)
-    found: list[str] = []
+    found: list[str] = [*of_end(clean, tokenizer, special=not pair.chat)]
     for side, (text, subject, prompt) in sides.items():
         found += of_start(side, prompt, tokenizer, special=not pair.chat)
         found += of_letters(f"{side} prompt", text, tokenizer)
+        found += of_unknown(f"{side} prompt", text, prompt.tokens, tokenizer)
         found += of_span("subject", subject or pair.subject, side, text, pair.occurrence)
     for name, part in pair.spans.items():
         found += of_span(f"span {name!r}", part, "clean", pair.clean)
@@ -345,5 +346,6 @@ def _notes(
     for (what, texts, prompt), each in zip(after, scored, strict=True):
         for text, tokens in zip(each_of(texts), each, strict=True):
             found += of_letters(what, text, tokenizer)
+            found += of_unknown(what, text, tokens, tokenizer)
             found += of_answer(what, text, prompt, tokens, tokenizer, special=not pair.chat)
     return tuple(found)

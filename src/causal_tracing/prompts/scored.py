@@ -9,7 +9,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidPair
 from causal_tracing.prompts.letters import joins
-from causal_tracing.prompts.token_texts import token_texts
+from causal_tracing.prompts.token_texts import printable, token_texts
 from causal_tracing.prompts.tokens import TokenPrompt, encode, token_strings
 
 Tokens = tuple[int, ...]
@@ -60,8 +60,8 @@ def _tokens_after(asked: Follower, text: str, prompts: Sequence[TokenPrompt], to
             strings = token_strings(prompt.text + text, ids, offsets, tokenizer)
             raise InvalidPair(
                 f"pair {id!r}: {what} {text!r} changes the last tokens of the prompt that it follows: "
-                f"{'|'.join(strings)} (the prompt alone: {'|'.join(prompt.strings)}). What would be scored is not "
-                f"{text!r}. {_apart(what, text, prompt.text)}"
+                f"{'|'.join(map(printable, strings))} (the prompt alone: {'|'.join(map(printable, prompt.strings))}). "
+                f"What would be scored is not {text!r}. {_apart(what, text, prompt.text)}"
             )
         if len(ids) == length:
             raise InvalidPair(f"pair {id!r}: {what} {text!r} is no token after {prompt.text!r}: nothing to score.")

@@ -20,7 +20,7 @@ def token_text(token: int, tokenizer: Any) -> str:
 
     By its number, as in <345>, where the tokenizer has no such token.
     """
-    name = tokenizer.convert_ids_to_tokens(token)
+    name = _name_of(token, tokenizer)
     if name is None:
         return f"<{token}>"  # a model may have more embeddings than its tokenizer has tokens
     if not in_pieces(token, tokenizer):
@@ -29,9 +29,22 @@ def token_text(token: int, tokenizer: Any) -> str:
     return str(name) if raw is None else raw.decode("utf-8", errors=BYTES)
 
 
+def _name_of(token: int, tokenizer: Any) -> Any:
+    """What the tokenizer calls a token; None where it has no such token, of which some raise what they like."""
+    try:
+        return tokenizer.convert_ids_to_tokens(token)
+    except (LookupError, ValueError, OverflowError):
+        return None
+
+
 def token_texts(tokens: tuple[int, ...], tokenizer: Any) -> str:
     """Several tokens, as in ' Col|osse|um'."""
     return "|".join(token_text(token, tokenizer) for token in tokens)
+
+
+def printable(text: str) -> str:
+    """A text on one line, whatever is in it: what cannot be seen is named as Python does, as in \\n and \\x1b."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _byte_letters() -> dict[str, int]:

@@ -96,19 +96,27 @@ def _message(content: str, tokenizer: Any) -> str:
 
 
 def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int], Offsets | None]:
-    """A prompt's token ids, special tokens included, and their places; None where the tokenizer cannot say these."""
+    """A prompt's token ids, special tokens included, and their places; None where the tokenizer cannot say these.
+
+    What the tokenizer puts behind every text (EOS, [SEP]) is left out: nothing could be read after the text.
+    """
     placed = getattr(tokenizer, "is_fast", False)
     asked = {"return_offsets_mapping": True} if placed else {}
     encoding = tokenizer(text, return_special_tokens_mask=True, add_special_tokens=special, **asked)
-    ids, mask = encoding["input_ids"], encoding["special_tokens_mask"]
+    ids, mask = list(encoding["input_ids"]), encoding["special_tokens_mask"]
     if not ids:
         raise InvalidPair(f"The prompt {text!r} has no tokens.")
-    if mask[-1] and len(ids) > 1:
-        raise UnsupportedTokenizer(
-            f"This tokenizer puts {tokenizer.convert_ids_to_tokens(ids[-1])!r} after every prompt, so that nothing "
-            "could be read after the text. Turn it off (add_eos_token=False)."
-        )
-    return list(ids), [tuple(span) for span in encoding["offset_mapping"]] if placed else None
+    if len(mask) != len(ids):  # of a tokenizer that adds tokens of its own and does not say which
+        mask = _added(ids, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    end = max((n for n, added in enumerate(mask, 1) if not added), default=1)
+    return ids[:end], [tuple(span) for span in encoding["offset_mapping"][:end]] if placed else None
+
+
+def _added(ids: list[int], text: list[int]) -> list[bool]:
+    """Which of a prompt's tokens are none of its text's."""
+    starts = (n for n in range(len(ids) - len(text) + 1) if ids[n : n + len(text)] == text)
+    start = next(starts, 0)
+    return [not start <= n < start + len(text) for n in range(len(ids))]
 
 
 def occurrences(text: str, part: str) -> list[int]:

@@ -1,13 +1,15 @@
 """Maps in the terminal: tokens (or heads) down the side, layers left to right, one coloured block a cell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import xarray as xr
+from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from causal_tracing.errors import InvalidOption
+from causal_tracing.prompts.token_texts import printable
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.labels import UNPAIRED, number
 from causal_tracing.report.words.circuits import WEIGHTED, share_of, weight_of
@@ -26,12 +28,15 @@ NEGATIVE, NEUTRAL, POSITIVE = (230, 97, 1), (235, 235, 240), (94, 60, 153)
 WITHOUT_COLOUR = " ░▒▓█"
 MOST_ROWS = 100  # of a map in a terminal
 MOST_LENS_ROWS = 12
+LEAST, RULER = 5, 3  # columns of a map beside each other, however narrow a terminal is; what a ruler may stand out
 
 
-def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterator[RenderableType]:
+def maps(
+    measurements: Measurements, *, colour: bool, most_pairs: int, width: int | None = None
+) -> Iterator[RenderableType]:
     """The maps of the mean over pairs, if there is one; else of the first pairs, in the first direction.
 
-    Of circuits a table of the mean, or of the first pair.
+    Of circuits a table of the mean, or of the first pair. Maps are no wider than `width`, if there is one.
     """
     if CIRCUITS.name in measurements.maps:
         yield from _circuits(measurements)
@@ -41,9 +46,10 @@ def maps(measurements: Measurements, *, colour: bool, most_pairs: int) -> Iterat
         for pair in measurements.pairs.pair.values[:most_pairs]:
             found = select(measurements, pair=str(pair))
             effect = measurements.directions[0]
-            yield from heat_maps(found, effect, label(effect), colour=colour)
+            yield from heat_maps(found, effect, label(effect), colour=colour, width=width)
         return
-    yield from heat_maps(means, means.shown, f"mean {label(means.shown)} over {means.pairs} pairs", colour=colour)
+    called = f"mean {label(means.shown)} over {means.pairs} pairs"
+    yield from heat_maps(means, means.shown, called, colour=colour, width=width)
 
 
 def _circuits(measurements: Measurements) -> Iterator[RenderableType]:
@@ -59,27 +65,38 @@ def _circuits(measurements: Measurements) -> Iterator[RenderableType]:
     yield Group(*lines)
 
 
-def lens(measurements: Measurements, *, most_pairs: int) -> Iterator[str]:
-    """What the logit lens reads at the last token, as a table of each of the first pairs; of many pairs their means."""
+def lens(measurements: Measurements, *, most_pairs: int, width: int | None = None) -> Iterator[str]:
+    """What the logit lens reads at the last token, as a table of each of the first pairs; of many pairs their means.
+
+    Where both runs side by side are wider than `width`, they have a table each.
+    """
     if measurements.lens is None:
         return
     try:
         means = mean_at_the_end(measurements)
     except NoMean:
         for pair in measurements.pairs.pair.values[:most_pairs]:
-            yield _lens(at_the_end(measurements, str(pair)), f"pair {pair}")
+            yield from _lenses(at_the_end(measurements, str(pair)), f"pair {pair}", width)
         return
-    yield _lens(means, f"mean over {measurements.pairs.sizes['pair']} pairs")
+    yield from _lenses(means, f"mean over {measurements.pairs.sizes['pair']} pairs", width)
 
 
-def _lens(found: xr.Dataset, called: str) -> str:
+def _lenses(found: xr.Dataset, called: str, width: int | None) -> Iterator[str]:
+    both = _lens(found, called, RUNS)
+    if width is None or max(map(len, both.split("\n"))) <= width:
+        yield both
+    else:
+        yield from (_lens(found, called, (run,)) for run in RUNS)
+
+
+def _lens(found: xr.Dataset, called: str, runs: Sequence[str]) -> str:
     """A row a layer, of at most so many layers: each run's first choice, p(answer), and answer minus foil."""
     layers = found.layer.values.tolist()
     shown = sorted({round(each) for each in np.linspace(0, len(layers) - 1, min(len(layers), MOST_LENS_ROWS))})
     lines = [f"logit lens at the last token, {called} (a readout, no effect)"]
-    lines.append("layer " + "".join(f"  {run + ':':26}{'p(answer)':>9}{'answer-foil':>13}" for run in RUNS))
+    lines.append("layer " + "".join(f"  {run + ':':26}{'p(answer)':>9}{'answer-foil':>13}" for run in runs))
     for n in shown:
-        cells = (_lens_cell(found.isel(layer=n).sel(run=run)) for run in RUNS)
+        cells = (_lens_cell(found.isel(layer=n).sel(run=run)) for run in runs)
         lines.append(f"{'embed' if layers[n] == EMBEDDING else layers[n]:>5} {''.join(cells)}".rstrip())
     return "\n".join(lines)
 
@@ -90,15 +107,15 @@ def _lens_cell(here: xr.Dataset) -> str:
         top = f"{repr(here.top.item())[:20]} {here.top_prob.item():.2f}"
     numbers = ((float(here[name]), width) for name, width in (("answer_prob", 9), ("logit_diff", 13)))
     shown = (f"{number(value) if np.isfinite(value) else '–':>{width}}" for value, width in numbers)
-    return f"  {top:26}{''.join(shown)}"
+    return f"  {set_cell_size(top, 26)}{''.join(shown)}"
 
 
 def heat_maps(
-    found: xr.Dataset | MeanMap, effect: str, called: str, *, colour: bool = True
+    found: xr.Dataset | MeanMap, effect: str, called: str, *, colour: bool = True, width: int | None = None
 ) -> Iterator[RenderableType]:
     """An effect of each component over rows and layers, below a scale that all share; nothing of kinds that are ranked.
 
-    Without colour, shades show the size and − a negative effect.
+    Without colour, shades show the size and − a negative effect. A map that is wider than `width` goes on below itself.
     """
     cells = found.cells.assign_coords(unit=found.unit) if isinstance(found, MeanMap) else found
     drawn = kind_of(cells).drawn
@@ -112,18 +129,37 @@ def heat_maps(
     largest = float(np.nanmax(abs(cells[effect].values), initial=0)) or 1.0
     of_tokens = drawn[0] == "position"
     labels = [_label(cells, each) if of_tokens else str(each) for each in cells[drawn[0]].values.tolist()]
+    labels = [_cut(each, width) for each in labels]
+    room = cells.sizes[drawn[1]] if width is None else max(LEAST, width - max(map(cell_len, labels)) - RULER)
     for component in cells.component.values:
-        here, width = cells.sel(component=component), max(map(len, labels))
-        rows = [
-            Text(f"{component}: {called}, {number(-largest)} to {number(largest)} {cells.unit.item()}", style="bold")
+        here = cells.sel(component=component).transpose(*drawn, ...)
+        title = f"{component}: {called}, {number(-largest)} to {number(largest)} {cells.unit.item()}"
+        parts = [
+            _part(here.isel({drawn[1]: slice(start, start + room)}), effect, labels, largest, colour)
+            for start in range(0, here.sizes[drawn[1]], room)
         ]
-        rows.append(Text(" " * (width + 1) + _ruler(here[drawn[1]].values)))
-        for at, name in zip(here[drawn[0]].values, labels, strict=True):
-            row, line = Text(f"{name:>{width}} "), here.sel({drawn[0]: at})
-            for value, status in zip(line[effect].values, line.status.values, strict=True):
-                row.append(*_cell(float(value), str(status), largest, colour))
-            rows.append(row)
-        yield Group(*rows)
+        yield Group(Text(title, style="bold"), *(row for part in parts for row in part))
+
+
+def _part(here: xr.Dataset, effect: str, labels: Sequence[str], largest: float, colour: bool) -> Iterator[Text]:
+    """Some columns of a map below their ruler, with a label a row."""
+    rows, columns = here[effect].dims
+    margin = max(map(cell_len, labels))
+    yield Text(" " * (margin + 1) + _ruler(here[columns].values))
+    for at, name in enumerate(labels):
+        row, line = Text(" " * (margin - cell_len(name)) + f"{name} "), here.isel({rows: at})
+        for value, status in zip(line[effect].values, line.status.values, strict=True):
+            row.append(*_cell(float(value), str(status), largest, colour))
+        yield row
+
+
+def _cut(name: str, width: int | None) -> str:
+    """A row's name in no more than half of the width."""
+    return (
+        name
+        if width is None or cell_len(name) <= width // 2
+        else set_cell_size(name, max(1, width // 2 - 1)).rstrip() + "…"
+    )
 
 
 def _cell(value: float, status: str, largest: float, colour: bool) -> tuple[str, str]:
@@ -157,5 +193,5 @@ def _label(found: xr.Dataset, position: Column) -> str:
     if "clean_token" not in found:  # of many pairs
         return f"token {position}"
     tokens = (str(found[name].values[position]) for name in ("clean_token", "corrupt_token"))
-    clean, corrupt = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in token).strip() for token in tokens)
+    clean, corrupt = (printable(token).strip() for token in tokens)
     return clean if clean == corrupt else f"{clean} | {corrupt or UNPAIRED}"

@@ -134,6 +134,9 @@ FRACTION_PRECISION = 0.01
 STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched", "given")
 
 NO_FOIL = "the pair has no foil"
+NOT_FINITE = "an unedited run's logits are not finite"
+MASKED = "the model masks the answer or the foil: its logit is −inf, or such as −1e9"
+OF_LOGITS = ("logit_diff", "log_prob", "logit")  # which say nothing of a word that is masked
 
 
 def effects(measurements: Measurements, of: str | None = None, *, metrics: Sequence[str] | None = None) -> xr.Dataset:
@@ -277,6 +280,7 @@ def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
     reasons = xr.full_like(there, "", dtype=object)
     lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(there.shape, "", object)
     foils, lengths = data.foil.values, data.answer_length.values
+    whole = (data.clean + data.corrupt).transpose("metric", "pair").values
     for index in np.ndindex(*there.shape):
         metric, pair = data.metric.values[index[0]], index[1]
         if metric == "entropy":
@@ -289,7 +293,8 @@ def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
             single = "logit" if metric == "logit" else "rank"
             reasons.values[index] = f"an answer of several tokens has no single {single}"
         elif not there.values[index]:
-            reasons.values[index] = "an unedited run's logits are not finite"
+            masks = metric in OF_LOGITS and np.isfinite(whole[:, pair]).any()
+            reasons.values[index] = MASKED if masks else NOT_FINITE
     return reasons
 
 

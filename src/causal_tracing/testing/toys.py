@@ -165,9 +165,9 @@ class ToyTokenizer:
         """The words with a space between them."""
         return " ".join(self.words[token] for token in tokens)
 
-    def convert_ids_to_tokens(self, token: int) -> str:
-        """The word of an id."""
-        return self.words[token]
+    def convert_ids_to_tokens(self, token: int) -> str | None:
+        """The word of an id; None of one that a larger model has."""
+        return self.words[token] if token < len(self.words) else None
 
 
 def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:

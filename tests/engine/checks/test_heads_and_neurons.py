@@ -30,6 +30,7 @@ CORRUPT = (5, 23, 42, 11, 71, 33, 8)  # differs at 1 and 4
 TOLERANCE = 1e-4  # logits, float32
 # Without heads' outputs that go into one projection; without an MLP that is known, or with experts in its place.
 NO_Z = ("qwen3_next", "mamba")
+HYBRIDS = ("qwen3_next",)  # of which some layers attend
 NO_NEURONS = (*NO_Z, "deepseek_v3", "mixtral", "qwen3_moe", "gpt_oss")
 
 
@@ -54,17 +55,19 @@ def test_heads_and_neurons_are_what_they_are_parts_of(family, attention):
     asked = found.model.anatomy.asked_for
     model, proved = prove(found.model, (*asked, ATTENTION) if "pattern" in asked else asked)
     offered, findings = set(model.anatomy.mediators), (*found.findings, *proved)
-    own_attention = not family.packed
+    own_attention = not family.packed and family.name not in HYBRIDS
     expected = set(MEDIATORS)
     expected -= {"q", "k", "v", "pattern"} if own_attention else set()
     expected -= {"z"} if family.name in NO_Z else set()
     expected -= {"neurons"} if family.name in NO_NEURONS else set()
     assert offered == expected
-    assert all(finding.holds for finding in findings if finding.name != "packed = replay")
+    failed = {finding.name for finding in findings if not finding.holds} - {"packed = replay"}
+    assert failed == ({"pattern and v = z"} if family.name in HYBRIDS else set())  # a gate stands behind its heads
     names = {finding.name for finding in findings}
     assert ("q and k = pattern" in names) == ("pattern" in offered)
-    assert ("pattern and v = z" in names) == ({"pattern", "z"} <= offered)
-    assert ("z = attn_out" in names) == ({"z", "attn_out"} <= {*offered, *model.anatomy.components})
+    assert ("pattern and v = z" in names - failed) == ({"pattern", "z"} <= offered)
+    if family.name not in HYBRIDS:
+        assert ("z = attn_out" in names) == ({"z", "attn_out"} <= {*offered, *model.anatomy.components})
     assert ("neurons = mlp_out" in names) == ("neurons" in offered)
 
 

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from rich.cells import cell_len
 from rich.console import Console
 
 from causal_tracing.errors import InvalidOption
@@ -213,6 +214,34 @@ def test_the_terminals_map_without_colour(example: Measurements):
         r"$x_1$\n | t1 ·−",
         "          t2 /C",
     ]
+
+
+def test_a_map_that_is_wider_than_the_terminal_goes_on_below_itself():
+    found = measurements(np.arange(60).reshape(30, 2) / 10, np.zeros((30, 2)))
+    for width in (20, 40, None):
+        console = Console(width=width or 80, color_system=None, force_terminal=True, file=io.StringIO())
+        for shown in heat_maps(select(found), "restoration", "restoration", colour=False, width=width):
+            console.print(shown, soft_wrap=True)
+        title, *lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+        assert title.startswith("resid_post: restoration")
+        parts = [lines[start : start + 3] for start in range(0, len(lines), 3)]
+        assert len(parts) == (2 if width == 20 else 1)
+        assert max(map(len, lines)) <= (width or 80)
+        assert [part[0].split()[0] for part in parts] == {20: ["0", "15"]}.get(width or 0, ["0"])
+        assert [len(part[1].removeprefix("t0 ")) for part in parts] == ([15, 15] if width == 20 else [30])
+        assert all(part[1].startswith("t0 ") and part[2].startswith("t1 ") for part in parts)
+
+
+def test_the_labels_of_a_map_leave_half_of_a_narrow_terminal_and_wide_letters_take_two_columns(example: Measurements):
+    example.pairs["clean_token"].values[0, 0] = "東京タワーは東京タワーは"
+    example.pairs["corrupt_token"].values[0, 0] = "東京タワーは東京タワーは"
+    console = Console(width=20, color_system=None, force_terminal=True, file=io.StringIO())
+    for shown in heat_maps(select(example), "restoration", "restoration", colour=False, width=20):
+        console.print(shown, soft_wrap=True)
+    _, ruler, first, *others = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    assert first.startswith(" 東京タワ… ")
+    assert {cell_len(line) for line in (first, *others)} == {13}
+    assert ruler.index("0") == 11
 
 
 def test_the_terminals_map_in_colour(example: Measurements):

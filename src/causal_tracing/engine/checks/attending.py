@@ -19,7 +19,8 @@ HIDDEN = (1, 2)  # keys
 
 def attention_proofs(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     """Keys that are blocked and weights that are taken away give the pattern that follows; a donor's parts its head."""
-    last, layers = len(clean.tokens) - 1, sorted({model.active[0], model.active[-1]})
+    last, having = len(clean.tokens) - 1, model.having(ATTENTION)
+    layers = sorted({having[0], having[-1]})
     patterns = record(model, [clean], [("pattern", layer) for layer in layers])[clean].activations
 
     def told(layer: int, **how: Any) -> tuple[Edit, ...]:

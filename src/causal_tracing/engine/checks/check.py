@@ -36,7 +36,7 @@ from causal_tracing.engine.checks.findings import (
     write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
+from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_outputs, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
@@ -50,7 +50,7 @@ from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
 from causal_tracing.models.offload import device_of
-from causal_tracing.models.quantised import method_of, say_once, stream_dtype, why_beside_others
+from causal_tracing.models.quantised import say_once, stream_dtype, why_beside_others
 
 # How far the two sides of a layer's sums may be apart, in shares of the largest number: on the tests' families 1e-7 was
 # measured in float32, 7e-4 in float16, 6e-3 in bfloat16.
@@ -148,16 +148,14 @@ def prove(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding,
 def _proved(model: Model, mediators: Sequence[str]) -> tuple[Model, tuple[Finding, ...]]:
     clean, corrupt = short_prompts(model.network, model.tokenizer)
     parts = [name for name in mediators if name not in (ATTENTION, *MIXTURE)]
-    if ATTENTION in mediators and "pattern" not in parts:
-        parts.append("pattern")  # by which it is judged, and what mixes tokens is told
-    anatomy, found = model.anatomy, list(proofs(model, parts, clean, corrupt))
-    if ATTENTION in mediators:
+    if ATTENTION in mediators:  # judged by both; and by patterns what mixes tokens is told
+        parts += [name for name in ("pattern", "z") if name not in parts and model.anatomy.offers(name)]
+    found = list(proofs(model, parts, clean, corrupt))
+    model = _without_failed(model, found)
+    if ATTENTION in mediators and model.anatomy.offers(ATTENTION):
         found += attention_proofs(model, clean, corrupt)
     found += mixture_proofs(model, [name for name in mediators if name in MIXTURE], clean, corrupt)
-    for failed in (finding for finding in found if not finding.holds):
-        for component in failed.components:
-            if component in anatomy.asked_for or component == ATTENTION:
-                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+    anatomy = _without_failed(model, found).anatomy
     offered = [name for name in dict.fromkeys((*parts, *mediators)) if anatomy.offers(name)]
     model = _with_rules(replace(model, anatomy=anatomy), offered, clean, corrupt)
     agreement = compare(model, offered, clean, corrupt)
@@ -181,6 +179,7 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
     say_once()
     require_words(network, name)
+    require_outputs(network, name)
     _say_short_products(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)
@@ -228,6 +227,16 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     return anatomy, [bounded("what a layer adds = its parts", parts, apart, bound)] if parts else []
 
 
+def _without_failed(model: Model, findings: Sequence[Finding]) -> Model:
+    """The model without those heads' components and such whose checks failed."""
+    anatomy = model.anatomy
+    for failed in (finding for finding in findings if not finding.holds):
+        for component in failed.components:
+            if component in anatomy.asked_for or (component == ATTENTION and anatomy.offers(ATTENTION)):
+                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+    return replace(model, anatomy=anatomy)
+
+
 def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Run) -> Model:
     """The model with what may be concluded of these components, each by what a write does."""
     bound, anatomy = ONE_FORWARD[model.dtype], model.anatomy
@@ -269,8 +278,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
     yield bounded(Law.ALONE, (), alone, bound)
-    if method_of(model.network.config):  # activations may be quantised too, by what is beside them
-        yield beside_others(model, clean, corrupt, donors)
+    yield beside_others(model, clean, corrupt, donors)
     for component in components:
         yield own_activations(model, component, clean, donors)
     # Held apart from whole layers, which models may fail that read something besides the stream: behind the last layer

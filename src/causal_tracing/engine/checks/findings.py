@@ -112,9 +112,12 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:
-    """The positive control: a large write in the middle changes the logits there, and not before."""
+    """The positive control: a large write in the middle changes the logits there, and not before.
+
+    What goes into layers is written before the first one, so that all of them are asked whether they look ahead.
+    """
     layers, position = model.having(component), len(run.tokens) // 2
-    layer = layers[len(layers) // 2]
+    layer = layers[0 if component == "resid_pre" else len(layers) // 2]
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32)

@@ -2,7 +2,8 @@
 
 1. Two short runs show what attention sees in each layer, and what goes into the last projections (`counted`).
 2. All of a layer's heads are its attention, all of its neurons its MLP, queries and keys its pattern, pattern and
-   values its heads' outputs: patched at all positions, both must give the same logits (`proofs`).
+   values its heads' outputs: patched at all positions, both must give the same logits (`proofs`). Where a gate stands
+   between heads and the last projection, what goes into this is no head's output, and the rest is as it is called.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def counted(model: Model, run: Run) -> Anatomy:
     """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
     passing = _passing(model, run)
     heads, reason = _heads(model, passing)
-    anatomy = replace(model.anatomy, layouts=tuple(passing[n].located(layout) for n, layout in _layouts(model)))
+    anatomy = replace(model.anatomy, layouts=_located(model, passing))
     calls = [(each.calls, each.outputs.get(each.layout.mlp or "")) for each in passing]
     anatomy = experts_located(replace(model, anatomy=anatomy), calls)
     counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
@@ -61,25 +62,42 @@ def _layouts(model: Model) -> Iterator[tuple[int, Layout]]:
     yield from enumerate(model.anatomy.layouts)
 
 
+def _located(model: Model, passing: Sequence["_Passing"]) -> tuple[Layout, ...]:
+    """Each layer's last projections. Where some layers ask for attention, the others mix otherwise: they have no z."""
+    found = [passing[number].located(layout) for number, layout in _layouts(model)]
+    attending = _attending(model, passing)
+    if not attending:
+        return tuple(found)
+    return tuple(each if n in attending else replace(each, z=None, attends=False) for n, each in enumerate(found))
+
+
+def _attending(model: Model, passing: Sequence["_Passing"]) -> list[int]:
+    """The layers that ask transformers' replaceable function for their attention."""
+    return [layer for layer in model.active if passing[layer].asked]
+
+
 def _heads(model: Model, passing: Sequence["_Passing"]) -> tuple[tuple[int, int], str]:
-    """How many heads queries have, and keys and values; and the reason where the attention function is not asked."""
+    """How many heads queries have, and keys and values; and the reason where attention does not show them."""
     # Where the attention function is not asked, nothing else says how many heads a layer has.
     named = getattr(model.config, "num_attention_heads", 0)
-    known = {passing[layer].heads for layer in model.active}
-    for layer in model.active:
-        if passing[layer].heads is None:
-            return (named, named), f"layer {layer} does not attend by transformers' replaceable attention function."
+    attending = _attending(model, passing)
+    if not attending:
+        first = model.active[0]
+        return (named, named), f"layer {first} does not attend by transformers' replaceable attention function."
+    again = next((layer for layer in attending if len(passing[layer].asked) > 1), None)
+    if again is not None:
+        return (named, named), f"layer {again} attends {len(passing[again].asked)} times in one run."
+    known = {passing[layer].asked[0] for layer in attending}
     if len(known) > 1:
         return (named, named), "its layers have different numbers of heads."
-    return known.pop() or (named, named), ""
+    return known.pop(), ""
 
 
 def _no_z(model: Model, passing: Sequence["_Passing"]) -> str:
     """Why heads' outputs are not offered; "" where nothing speaks against them."""
-    attending = [passing[layer].heads is not None for layer in model.active]
-    for layer in model.active:
-        likely = all(attending) or (not any(attending) and named(model.layout(layer).attn or "", ATTENTION_WORDS))
-        if not likely:
+    attending = _attending(model, passing)
+    for layer in attending or model.active:
+        if not attending and not named(model.layout(layer).attn or "", ATTENTION_WORDS):
             return f"layer {layer} has no attention heads that can be told."
         if not passing[layer].located(model.layout(layer)).z:
             return f"in layer {layer} it is not known which projection its heads' outputs go into."
@@ -106,7 +124,7 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
 
     def look(asked: Asked) -> tuple[Tensor, Any]:
         output, weights = asked.answer()
-        seen[asked.layer].heads = asked.query.shape[1], asked.key.shape[1]
+        seen[asked.layer].asked.append((asked.query.shape[1], asked.key.shape[1]))
         seen[asked.layer].attended = output.flatten(2)
         return output, weights
 
@@ -122,14 +140,17 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
 
 @dataclass(slots=True, eq=False)
 class _Passing:
-    """What passes a layer's matrices and the parts that add to the stream, and what its attention function gives."""
+    """What passes a layer's matrices and the parts that add to the stream, and what its attention function gives.
+
+    `asked` holds of each call of that function how many heads there were of queries, and of keys and values.
+    """
 
     layer: nn.Module
     layout: Layout
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     attended: Tensor | None = None
-    heads: tuple[int, int] | None = None
+    asked: list[tuple[int, int]] = field(default_factory=list)
     calls: Calls = field(default_factory=Calls)
 
     def note(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -180,7 +201,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 def _width(model: Model, component: str, run: Run) -> int:
     """How many numbers a token has there, in every layer; 0 where that cannot be looked at."""
-    places = [(component, layer) for layer in model.active]
+    places = [(component, layer) for layer in model.having(component)]
     try:
         found = record(model, [run], places)[run].activations
     except (AttributeError, KeyError, RuntimeError, TypeError):  # layers without that module
@@ -195,7 +216,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
         return
     together = {name for both in SAME for side in both for name in side}
     offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
-    places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.active]
+    places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.having(name)]
     keep = len(clean.tokens)
     donors = record(model, [clean, corrupt], places, keep=keep)
     donors |= record(model, [clean], places, keep=keep)  # alone: batches of other sizes differ in the last bits
@@ -205,13 +226,33 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
         yield from random_write(model, component, clean, donors[clean])
     for parts, whole in SAME:
         if {*parts, *whole} <= set(offered) and {*parts, *whole} & set(mediators):
+            having = [layer for layer in model.active if all(model.anatomy.has(n, layer) for n in (*parts, *whole))]
             runs = [
                 Run(clean.tokens, tuple(edit for name in names for edit in write_all(model, name, corrupt, layer)))
                 for names in (parts, whole)
-                for layer in sorted({model.active[0], model.active[len(model.active) // 2], model.active[-1]})
+                for layer in sorted({having[0], having[len(having) // 2], having[-1]})
             ]
             one, other = forward(model, runs, donors, keep=keep)[0].chunk(2)
             off = apart(one, other).max().item() / size
             bound = (PATTERN if "pattern" in (*parts, *whole) else TWO_FORWARDS)[model.dtype]
-            speaks_for = tuple(name for name in (*parts, *whole) if name in mediators)
-            yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+            blamed = (*parts, *whole)
+            if whole == ("z",) and not off <= bound and _mixed_by_pattern(model, clean) <= bound:
+                blamed = whole  # a gate stands behind the heads: patterns and values are what they are called
+            if speaks_for := tuple(name for name in blamed if name in mediators):
+                yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+
+
+def _mixed_by_pattern(model: Model, run: Run) -> float:
+    """How far patterns times values are from what attention gives in any layer, in shares of its largest number."""
+    apart_by = [0.0]
+
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        output, weights = asked.answer()
+        values = asked.value.repeat_interleave(asked.query.shape[1] // asked.value.shape[1], 1)
+        made = (asked.pattern() @ values).transpose(1, 2)
+        apart_by.append(((made - output).abs().max() / output.abs().max()).item())
+        return output, weights
+
+    with attention_by(model, look):
+        forward(model, [run], {}, keep=1)
+    return max(apart_by, key=lambda each: each if each == each else float("inf"))

@@ -70,6 +70,15 @@ def require_words(network: Any, name: str) -> None:
     )
 
 
+def require_outputs(network: Any, name: str) -> None:
+    """Raises UnsupportedModel where the configuration asks for plain tuples, in which nothing has a name."""
+    if getattr(network.config, "return_dict", True) is False:
+        raise UnsupportedModel(
+            f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
+            "model.config.return_dict = True."
+        )
+
+
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)
@@ -86,6 +95,11 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
     _refuse_shared(network, best)
     _refuse_infinite(network, best, logits, name)
+    if not logits.any():
+        raise UnsupportedModel(
+            f"{name} cannot be traced: in a prompt of random tokens all of its logits are 0, so that nothing would be "
+            "seen of what is changed. Load trained weights, with their head."
+        )
     called = {*best.members}
     idle = tuple(number for number in range(best.size) if number not in called)
     return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))

@@ -112,7 +112,8 @@ def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, b
 
     The two runs differ in every token but the first; a third has the tokens of one and the other in turn.
     """
-    if 0 not in model.active:
+    components = [name for name in components if model.anatomy.has(name, 0)]
+    if not components:
         return ()
     turns = Run(tuple(pair[place % 2] for place, pair in enumerate(zip(clean.tokens, other.tokens, strict=True))))
     # At these places the tokens are equal and what stands before them is not.

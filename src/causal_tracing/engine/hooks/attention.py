@@ -6,6 +6,7 @@ model's own attention is called. The one place that knows transformers' interfac
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from causal_tracing.engine.backend import Place
-from causal_tracing.engine.hooks.modules import Visit
+from causal_tracing.engine.hooks.modules import Visit, require_once
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.sites import ATTENTION
 from causal_tracing.models.at_rest import alone
@@ -95,24 +96,30 @@ def attention_shown(
 ) -> Iterator[None]:
     """Shows queries, keys, values and patterns to `visit` as [batch, token, width], like any other component.
 
-    `changed` are layers in which something else answers what attention is asked.
+    `changed` are layers in which something else answers what attention is asked. Raises UnsupportedModel where one of
+    the places' layers does not attend exactly once.
     """
-    for component, _ in places:
+    for component, layer in places:
         model.anatomy.require(component)
+        model.anatomy.require_layer(layer, component)
     if not places:
         yield
         return
-    with attention_by(model, partial(_attend_shown, frozenset(places), visit, changed or {})):
+    passed: Counter[int] = Counter()
+    with attention_by(model, partial(_attend_shown, frozenset(places), visit, changed or {}, passed)):
         yield
+    for component, layer in sorted(places):
+        require_once((component, layer), passed[layer])
 
 
 def _attend_shown(
-    places: Collection[Place], visit: Visit, changed: Mapping[int, Answer], asked: Asked
+    places: Collection[Place], visit: Visit, changed: Mapping[int, Answer], passed: Counter[int], asked: Asked
 ) -> tuple[Tensor, Any]:
     def see(component: str, tensor: Tensor) -> Tensor:
         place = component, asked.layer
         return by_token(partial(visit, *place), tensor) if place in places else tensor
 
+    passed[asked.layer] += 1
     # Queries, keys and values come before what is told of attention, as they do in computation order.
     asked = replace(asked, query=see("q", asked.query), key=see("k", asked.key), value=see("v", asked.value))
     if asked.layer in changed:

@@ -103,7 +103,8 @@ class _Checks:
 
     def random_write(self, component: str) -> Iterator[Finding]:
         """The positive control: a large write in the middle changes the logits there, and not before."""
-        layer, position = self.model.active[len(self.model.active) // 2], len(self.clean.tokens) // 2
+        layers, position = self.model.having(component), len(self.clean.tokens) // 2
+        layer = layers[len(layers) // 2]
         places = [(component, layer), ("resid_post", layer)]
         seen = self.backend.record([self.clean], places)[self.clean].activations
         noise = torch.randn(seen[component, layer].shape[-1], generator=torch.Generator().manual_seed(SEED))

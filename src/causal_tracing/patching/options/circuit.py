@@ -1,5 +1,6 @@
 """The options of `circuit`: where the ranking comes from, and those of a trace that it needs, under shorter names."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -42,6 +43,8 @@ def _read(name: str, flags: Flags) -> Any:
         raise InvalidOption("--ranking and --ranking-from both say what comes first: give one of them.")
     if file is not None:
         return Path(file)
+    if isinstance(text, str) and (text.endswith(".json") or os.path.exists(text)):
+        raise InvalidOption(f"--ranking {text!r} is a file or folder. Give it as --ranking-from {text}.")
     return text if text in RANKINGS or not isinstance(text, str) else node_texts.nodes(text)
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.named_sites import node_site
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import CIRCUIT, option
 from causal_tracing.patching.options.node_texts import NODES, SIZE, SIZES
 from causal_tracing.patching.options.paths import PathOptions
+from causal_tracing.patching.receivers import receiver
 
 OF, HOW, BY = ("nodes", "edges"), ("kept", "restored"), ("size", "sign")
 Nodes = Mapping[str, float] | Sequence[str]
@@ -31,6 +33,16 @@ def check_nodes(value: Any) -> None:
         )
     if not value:
         raise InvalidOption("circuit= names nothing: name one node or edge at least.")
+    for name in () if isinstance(value, Mapping) else value:  # scores are seldom typed, and may be of millions
+        _check_item(name)
+
+
+def _check_item(text: Any) -> None:
+    """A node, or an edge: a sender, -> and a receiver. Whether a model has it is seen there. Raises InvalidOption."""
+    sender, arrow, receives = text.partition("->") if isinstance(text, str) else (text, "", "")
+    node_site(sender.strip() if arrow else sender)
+    if arrow:
+        receiver(receives.strip())
 
 
 def check_size(what: str, value: Any) -> None:

@@ -11,20 +11,24 @@ from causal_tracing.errors import MachineError
 def write_whole(path: Path, fill: Callable[[Path], None], *, otherwise: str = "Choose another place.") -> None:
     """Has `fill` write a new file beside the path, then puts it there; what was there stays until then.
 
-    A new file may be read and written by whom the umask says; one that was there, by whom it could be before.
-    `otherwise` says what to do where the disk refuses. Raises MachineError; any other error passes, and leaves nothing.
+    A new file may be read and written by whom the umask says; one that was there, by whom it could be before. Where
+    the path is a link, it is the file that this leads to. `otherwise` says what to do where the disk refuses. Raises
+    MachineError; any other error passes, and leaves nothing.
     """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):  # a file of its name would take its place
+        raise MachineError(f"{path} is a device or a pipe, and not a file. {otherwise}")
     try:
         # Beside it, since a file can be moved in one step within its own file system alone.
-        scratch = path.absolute().parent / f".{path.name}-{secrets.token_hex(8)}"
-        scratch.touch(mode=path.stat().st_mode & 0o777 if path.exists() else 0o666, exist_ok=False)
+        scratch = target.parent / f".{target.name}-{secrets.token_hex(8)}"
+        scratch.touch(mode=target.stat().st_mode & 0o777 if target.exists() else 0o666, exist_ok=False)
         try:
             fill(scratch)
             _sync(scratch)
-            if path.exists():
-                scratch.chmod(path.stat().st_mode & 0o777)  # the umask is for new files
-            os.replace(scratch, path)
-            sync_folder(path.absolute().parent)
+            if target.exists():
+                scratch.chmod(target.stat().st_mode & 0o777)  # the umask is for new files
+            os.replace(scratch, target)
+            sync_folder(target.parent)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise

@@ -23,6 +23,8 @@ def check_file(path: Path) -> None:
     parent = path.absolute().parent
     if os.path.isdir(path):
         raise MachineError(f"{path} is a folder, and a file is to be written there. Give the file's name too.")
+    if os.path.exists(path) and not os.path.isfile(path):  # a file of its name would take its place
+        raise MachineError(f"{path} is a device or a pipe, and not a file. Choose another place.")
     if not os.path.lexists(parent):
         raise MachineError(f"{path} cannot be written: there is no folder {parent}. Make it, or choose another place.")
     check_room(path)
@@ -52,6 +54,13 @@ def check_run_folder(folder: Path) -> Path:
     return folder
 
 
+def check_shelf(folder: Path) -> None:
+    """Raises MachineError where no folders can be made inside this one, which need not be there yet."""
+    check_room(folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise MachineError(f"{folder} is no folder, and traces are to be saved in it. Choose another place.")
+
+
 def check_room(path: Path) -> None:
     """Raises MachineError where nothing can be made at the path: a file in the way, a folder that may not be written.
 
@@ -65,8 +74,8 @@ def check_room(path: Path) -> None:
         if error.errno not in ABSENT:  # too long for a name
             raise MachineError(f"{path} cannot be written: {error.strerror}. Choose another place.") from None
     above = next(each for each in path.absolute().parents if os.path.lexists(each))
-    where = path if path.is_dir() else above
-    if not where.is_dir():
+    where = path if os.path.isdir(path) else above
+    if not os.path.isdir(where):
         raise MachineError(f"{path} cannot be written: {above} is no folder. Choose another place.")
     try:  # permissions alone do not say it: not to an administrator, nor of a read-only disk
         with tempfile.TemporaryDirectory(prefix=".causal-tracing-", dir=where):

@@ -72,7 +72,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         schema, expected, content = text["schema"], text["sha256"], text["content"]
     except FileNotFoundError:
         raise InvalidResults(f"{folder} has no {MANIFEST}: it is no run folder.") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidResults(f"{path} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidResults(f"{path} is damaged: {error!r}. The run cannot be continued; begin another.") from None
     if not isinstance(schema, int) or schema > SCHEMA:
         raise InvalidResults(
@@ -145,7 +147,7 @@ def begun(folder: Path) -> Iterator[None]:
                 raise
     except Exception:
         # The lock goes last, once it is released: on some systems a file that is held cannot be deleted.
-        if {*folder.iterdir()} == {*before, folder / LOCK}:
+        if _inside(folder) == {*before, folder / LOCK}:
             _remove([] if folder / LOCK in before else [folder / LOCK], made)
         raise
 
@@ -157,11 +159,18 @@ def _make(folder: Path) -> None:
         raise MachineError(f"{folder} cannot be written: {error}.") from error
 
 
+def _inside(folder: Path) -> set[Path]:
+    """What lies in a folder; nothing where somebody has taken it away."""
+    with suppress(OSError):
+        return {*folder.iterdir()}
+    return set()
+
+
 def _clear(folder: Path, before: Collection[Path]) -> None:
     """Takes away what a run has put into a folder, unless there is a result, or a server at work on one."""
     if _has_rows(folder / RESULTS) or (folder / JOBS).exists():
         return
-    for path in folder.iterdir():
+    for path in _inside(folder):
         if path not in before and path.name != LOCK and path.is_file():
             path.unlink()
 
@@ -198,6 +207,11 @@ class Store:
                 self._check(connection)
                 yield connection
         except (sqlite3.OperationalError, OSError) as error:
+            if not self.path.parent.is_dir():
+                raise MachineError(
+                    f"{self.path.parent} is not there any more: it was moved or deleted while it was worked in. Put it "
+                    "back and run the same command again, or begin another run."
+                ) from error
             raise MachineError(
                 f"{self.path} could not be read or written: {error}. What was committed before is intact; free what "
                 "is missing and run the same command again."

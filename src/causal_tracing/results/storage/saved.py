@@ -29,14 +29,15 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     replaces a saved trace and nothing else), MachineError if the disk refuses.
     """
     target = check_target(folder, overwrite=overwrite)
-    parent = target.absolute().parent
+    place = Path(os.path.realpath(target))  # a link stays one
+    parent = place.parent
     try:
-        with parents_of(target), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
+        with parents_of(place), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
-            if target.exists():
+            if place.exists():
                 # A folder cannot be replaced in one step: the old one is kept aside until the new one has its place.
-                os.replace(target, Path(scratch) / "old")
-            os.replace(Path(scratch) / "new", target)
+                os.replace(place, Path(scratch) / "old")
+            os.replace(Path(scratch) / "new", place)
     except OSError as error:
         raise MachineError(f"{target} could not be written: {error}. Nothing was left half-written.") from error
     return target
@@ -46,12 +47,15 @@ def open_measurements(folder: str | Path) -> Measurements:
     """What `save` wrote. Raises InvalidResults for a folder that is missing, damaged, or of a newer version."""
     folder = Path(folder)
     if not os.path.isfile(folder / TEXT):  # False of what can be no path, where pathlib raises
-        what = "has no trace.json: it is not a saved trace" if os.path.isdir(folder) else "is not there"
+        there = "is a file, and a saved trace is a folder" if os.path.isfile(folder) else "is not there"
+        what = "has no trace.json: it is not a saved trace" if os.path.isdir(folder) else there
         raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
     try:
         text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
         schema, digest, content = int(text.get("schema", 0)), text["sha256"], text["content"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidResults(f"{folder / TEXT} cannot be read: {error}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidResults(f"{folder / TEXT} is damaged: {error!r}. Make the trace again.") from None
     if schema > SCHEMA:
         raise InvalidResults(

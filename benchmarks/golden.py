@@ -5,6 +5,7 @@
 
 `write` leaves for each case CASE.npz (arrays by map and variable, such as "effects/restoration", labels of their axes
 among them) and CASE.json (words, and what each axis is), and meta.json (version, torch, threads, processor, seconds).
+Metrics that one version alone measures are named, and the others are compared.
 `compare` exits with 1 where an array is missing, where shapes, labels, statuses, flags or undefined cells differ, or
 where a number in logits, nats or probability differs by more than 1e-6. Ranks, fractions and statistics may amplify
 the last bit of a logit: of these, and of words, differences are shown. Only the public face of the package is used, so
@@ -18,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,22 @@ def compare(first: Path, second: Path, cases: Sequence[str]) -> bool:
     _print_machines(first, second)
     print("| case | arrays | equal to the bit | largest differences | words |")
     print("|---|---|---|---|---|")
-    problems = []
+    problems, notes = list[str](), list[str]()
     for name in cases:
         there = [(folder / f"{name}.npz").is_file() for folder in (first, second)]
         if not all(there):
             lacking = [str(folder) for folder, known in zip((first, second), there, strict=True) if not known]
             problems.append(f"{name}: missing in {' and '.join(lacking)}")
             continue
-        found = compare_case(opened(first, name), opened(second, name))
+        both = opened(first, name), opened(second, name)
+        if alone := metrics_of(both[0]) ^ metrics_of(both[1]):
+            notes.append(f"{name}: measured by one alone: {', '.join(sorted(alone))}")
+        found = compare_case(in_common(*both), in_common(*reversed(both)))
         problems += [f"{name}: {problem}" for problem in found.problems]
         apart = ", ".join(f"{metric} {size:.1e}" for metric, size in found.apart.items() if size > 0) or "–"
         words = f"differ: {', '.join(found.words)}" if found.words else "equal"
         print(f"| {name} | {found.arrays} | {found.equal} | {apart} | {words} |")
+    print(*notes, sep="\n")
     print(*problems or [f"Nothing is missing, and nothing that is held differs by more than {LIMIT:g}."], sep="\n")
     return not problems
 
@@ -118,6 +123,28 @@ def opened(folder: Path, name: str) -> Found:
     """A case as it was written."""
     with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
         return Found(arrays=dict(arrays), **json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def metrics_of(found: Found) -> set[str]:
+    """The metrics of each map, as MAP/METRIC."""
+    of_maps = {name: values.tolist() for name, values in found.arrays.items() if name.endswith("/metric")}
+    return {f"{name.removesuffix('/metric')}/{metric}" for name, values in of_maps.items() for metric in values}
+
+
+def in_common(found: Found, other: Found) -> Found:
+    """What is measured by metrics that the other has too, in its own order."""
+    there, arrays = metrics_of(found) & metrics_of(other), dict[str, np.ndarray]()
+    fewer = {each.split("/")[0] for each in metrics_of(found) ^ metrics_of(other)}
+    for name, values in found.arrays.items():
+        of_map, axes = name.split("/")[0], found.axes[name]
+        if "metric" in axes:
+            labels = found.arrays[f"{of_map}/metric"].tolist()
+            kept = [n for n, metric in enumerate(labels) if f"{of_map}/{metric}" in there]
+            arrays[name] = np.take(values, kept, axes.index("metric"))
+        # What is concluded from several metrics is there where all of them are.
+        elif not (of_map in fewer and name.endswith("/damage_like")) and (name in other.arrays or of_map != "table"):
+            arrays[name] = values
+    return replace(found, arrays=arrays)
 
 
 def compare_case(first: Found, second: Found) -> Verdict:

@@ -34,7 +34,7 @@ from causal_tracing.results.storage.join import joined
 # Bounds the memory that donors and worlds take, however many pairs there are: of so many pairs, or corrupt runs.
 PAIRS_AT_ONCE = 8
 AT_ONCE = 16_384  # cells
-AT_ONCE_SHOWN = 512  # cells, where somebody looks on
+AT_ONCE_SHOWN = 1024  # cells, where somebody looks on
 FIRST_SHOWN = 40  # cells, so that something is there at once
 STEPS = 1000  # in which progress is told
 

@@ -413,6 +413,12 @@ def test_what_cannot_be_meant_is_refused():
     _refused(InvalidOption, "edges", "eap-ig")
 
 
+def test_of_the_logits_alone_nothing_is_pulled_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("causal_tracing.engine.network.pulled_back", None)
+    found = table(estimated(shared("llama"), "eap", receivers=["logits"]))
+    assert float(abs(found.sel(receiver="logits")).max()) > 1e-3
+
+
 @pytest.mark.parametrize("name", BETWEEN)
 def test_slopes_at_a_stream_that_is_normed_between_are_refused(name: str):
     _refused(ComponentNotOffered, "eap", 'normed .*method="reception"', model=shared(name))

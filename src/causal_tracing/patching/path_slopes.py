@@ -158,7 +158,8 @@ def _pulled_back(
     given = [
         {reading[:2]: _of_part(paths, slopes[reading[:2]], reading) for reading in some} for some in alike.values()
     ]
-    for some, behind in zip(alike.values(), paths.backend.pulled_back(run, given), strict=True):
+    pulled = paths.backend.pulled_back(run, given) if given else ()  # of the logits alone no forward is run
+    for some, behind in zip(alike.values(), pulled, strict=True):
         for reading in some:
             yield reading, next(behind[name, reading[1]] for name in READ_AT if (name, reading[1]) in behind)
 

@@ -85,6 +85,10 @@ def place_of(
             'and safetensors files, of a .gguf file, a name on the Hugging Face hub such as "openai-community/gpt2", '
             'or "demo".'
         )
+    return _on_the_hub(name, revision, gguf, common)
+
+
+def _on_the_hub(name: str, revision: str | None, gguf: str | None, common: dict[str, Any]) -> Place:
     from causal_tracing.models.hub import explained, resolve_commit
 
     place = Place(where=name, name=name, source={}, gguf=gguf, **common)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import causal_tracing as ct
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.example import EXAMPLE
 
+ROOT = Path(__file__).parents[2]
 PAIR = ct.Pair(**EXAMPLE)
 COMPONENTS = {"resid_post": "", "attn_out": "self_attn", "mlp_out": "mlp"}
 TOLERANCE = 1e-4  # logits
@@ -136,6 +138,14 @@ def test_the_demo_says_so_in_words(trace: ct.Trace):
     assert "rides most strongly on token 2 (osse | iffel) in layers 0 to 22" in words
     assert "and on the last token (of) in layers 23 to 29" in words
     assert "Warning" not in words
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_the_documents_show_what_is_printed(trace: ct.Trace, page: str):
+    block = next(each for each in (ROOT / page).read_text(encoding="utf-8").split("```") if "4.81)" in each)
+    shown = " ".join(block.split("\n\n")[1].split("…")[0].split())  # whose lines are broken otherwise
+    assert shown.startswith("In the residual stream")
+    assert shown in " ".join(trace.summary().split())
 
 
 def test_the_model_knows_the_recipe_pages_facts(demo: Model):

@@ -1,9 +1,11 @@
 """Two versions of the package against each other: the same traces, in turn, each version in a process of its own.
 
-    python benchmarks/versions.py OLD/src NEW/src [--rounds 5] [--case default,sweep,pairs,neurons]
+    python benchmarks/versions.py OLD/src NEW/src [--rounds 5] [--case default,sweep,pairs,neurons,noise]
+    python benchmarks/versions.py OLD/src NEW/src --case packed,default-packed,heads-packed,replay
 
 Both load the demo model once and warm up; then they trace in turn, A B A B …, so that what else the machine does meets
-both. Printed are medians of seconds, the median of the ratios pair by pair, and how far the numbers are apart (logits).
+both. The second line asks the engines alone: worlds in, two words' logits of each out. Printed are medians of seconds,
+the median of the ratios pair by pair, and how far the numbers are apart (logits).
 """
 
 import argparse
@@ -19,11 +21,35 @@ WORKER = """
 import json, sys, time
 import numpy as np
 import causal_tracing as ct
+from causal_tracing.engine.evaluate import evaluate
+try:
+    from causal_tracing.interventions.edits import Edit, From, Run, World
+    from causal_tracing.interventions.sites import Site
+except ImportError:  # version 0.1.0
+    from causal_tracing.edits import Edit, From, Run, World
+    from causal_tracing.sites import Site
 
 pair = ct.Pair(clean="The Colosseum is located in the city of", corrupt="The Eiffel Tower is located in the city of",
                answer=" Rome", foil=" Paris", subject="The Colosseum", corrupt_subject="The Eiffel Tower")
 model = ct.load("demo", device="cpu", progress=False)
+BLOCKS = ("resid_post", "attn_out", "mlp_out")
+clean, corrupt = (Run(tuple(model.tokenizer(text)["input_ids"])) for text in (pair.clean, pair.corrupt))
+words = [model.tokenizer(text)["input_ids"][0] for text in (" Rome", " Paris")]
+
+def engine(name, components, both, parts=(None,)):
+    worlds = [World(base, (Edit(Site(component, layer, position, part), From(donor, position)),), (9,))
+              for base, donor in ((corrupt, clean), (clean, corrupt))[:both] for component in components
+              for layer in range(30) for position in range(10) for part in parts]
+    return evaluate(model, worlds, lambda logits, worlds: logits[:, 0, words], engine=name).values
+
 cases = {
+    "packed": lambda: engine("packed", BLOCKS[:1], 1),
+    "default-packed": lambda: engine("packed", BLOCKS, 2),
+    "heads-packed": lambda: engine("packed", ("z",), 1, range(9)),
+    "replay": lambda: engine("replay", BLOCKS[:1], 1),
+    "noise": lambda: ct.trace(model, ct.Pair(clean=pair.clean, answer=" Rome", subject=pair.subject),
+                              noise=ct.Noise(scale=3.0, draws=10, seed=0), window={"attn_out": 10, "mlp_out": 10},
+                              window_sums=False, metric="prob"),
     "default": lambda: ct.trace(model, pair),
     "sweep": lambda: ct.trace(model, pair, components=["resid_post"], directions=["restoration"]),
     "pairs": lambda: ct.trace(model, ct.read_pairs("facts:capital")[:4], components=["resid_post"]),
@@ -34,8 +60,11 @@ for line in sys.stdin:
     started = time.perf_counter()
     found = cases[line.strip()]()
     seconds = time.perf_counter() - started
-    maps = found.neurons if line.strip() == "neurons" else found.effects
-    effects = maps.restoration.sel(metric="logit_diff").values
+    if isinstance(found, np.ndarray):
+        effects = found
+    else:
+        maps = found.neurons if line.strip() == "neurons" else found.effects
+        effects = maps.restoration.sel(metric="prob" if line.strip() == "noise" else "logit_diff").values
     print(json.dumps([seconds, np.where(np.isnan(effects), 0.0, effects).ravel().tolist()]), flush=True)
 """
 

@@ -196,6 +196,7 @@ def _node(component: str, layer: str, part: str | None) -> list[Any]:
     if part is not None and component in ("z", "q"):
         return [f"head {layer}.{part}", f"{layer}.{part}", int(layer), "left", int(part)]
     if part is not None:
+        # Numbers give the order within a layer: heads of queries, then those of keys, then what is whole.
         return [f"key head {layer}.{part}", f"kv {layer}.{part}", int(layer), "left", 1000 + int(part)]
     label = f"{LABELS.get(component, 'attention')} {layer}"
     side = "right" if component == "mlp_out" else "left"

@@ -126,6 +126,7 @@ def flag_of(parameter: inspect.Parameter) -> Any:
 
 def _left_open(parameter: inspect.Parameter) -> inspect.Parameter:
     """The parameter as one that need not be given: what is missing may stand in the file."""
+    # A copy, because commands share their flags, and each of them would say it once more.
     flag = copy(flag_of(parameter))
     if parameter.default is inspect.Parameter.empty:
         flag.help += " Required."

@@ -188,6 +188,7 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     cells = effect.where(among_others(found)).transpose(*kind.ranked_axes)
     order = np.argsort(-abs(cells.values), axis=None, kind="stable")
     order = order[~np.isnan(cells.values.ravel()[order])]
+    # Of a mirrored kind (A, B) and (B, A) are one site in two places.
     order = order[: 2 * count if kind.mirrored else count]  # there may be tens of thousands
     labels = [cells[axis].values.tolist() for axis in kind.ranked_axes]
     places = zip(*np.unravel_index(order, cells.shape), strict=True)

@@ -327,6 +327,7 @@ class Options(NodeOptions):
 class RunOptions(Options):
     """The options of `run`: those of a trace, and which of the pairs are traced."""
 
+    # Neither this nor what follows is recorded with a result's options: no pair's numbers depend on it.
     keep: str = option(
         "all",
         help="Of a file's pairs: all, or what the clean run must get right: first_choice (its most likely token is the "

@@ -165,9 +165,8 @@ def _left_out(measurements: Measurements) -> str:
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
     data = measurements.pairs.sel(pair=reading.pair)
-    unit = escape(
-        visible(data.unit.sel(metric=measurements.metric).item())
-    )  # of a user's own metric it may be any text
+    # Of a user's own metric it may be any text.
+    unit = escape(visible(data.unit.sel(metric=measurements.metric).item()))
     rows = "".join(_site(row) for row in reading.sites)
     words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
     noised = bool(measurements.provenance.get("noise"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
@@ -152,6 +153,11 @@ class Trace:
         NaN where it is undefined. Raises InvalidOption for a position or effect that the trace has not.
         """
         found = select(self.measurements, pair=pair, metric=metric)
+        if kind_of(found).column != "position":
+            raise InvalidOption(
+                f"A curve is at one position, and the {kind_of(found).name} of this trace have none: use "
+                f"trace.of({kind_of(found).name!r})."
+            )
         position = known("position", position, found.position.values.tolist())
         return found[require_effect(effect, found)].sel(position=position)
 

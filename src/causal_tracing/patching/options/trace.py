@@ -306,7 +306,7 @@ class Options(NodeOptions):
     )
     spot_checks: int = option(
         8,
-        help="How many random cells are run again on whole forwards; 0 turns it off.",
+        help="How many random cells of each map are run again on whole forwards; 0 turns it off.",
         group=ENGINE,
         text=texts.NUMBER,
         check=_whole("spot_checks= (cells)", least=0, most=MOST_CHECKS),

@@ -108,6 +108,11 @@ def pattern(restored: float | None, lost: float | None) -> str:
     return ""
 
 
+def measured_directions(found: xr.Dataset) -> tuple[str, ...]:
+    """Which of restoration and disruption a map has: kinds of one trace may have others, for keys are hidden in one."""
+    return tuple(name for name in DIRECTIONS if name in found)
+
+
 def shown_first(found: xr.Dataset) -> str:
     """The direction that is shown unless another is asked for; of some kinds what follows from it."""
     return ("restoration" if "restoration" in found else "disruption") + kind_of(found).shown

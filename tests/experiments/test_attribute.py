@@ -25,6 +25,7 @@ from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching import attribution
 from causal_tracing.patching.site_estimates import integrated
+from causal_tracing.report.words.estimates import left_out
 from causal_tracing.testing import circuit
 from families import FAMILIES, build
 from tokenizers_for_tests import words
@@ -335,7 +336,7 @@ def test_the_page_shows_every_patched_site_and_what_is_known_of_the_rest(model, 
         assert_allclose(places[:, 0], 130 + 96 * exact / scale, rtol=0, atol=0.06)
         assert_allclose(places[:, 1], 130 - 96 * estimate / scale, rtol=0, atol=0.06)
         assert f"Pearson {found.agreement.pearson[name]:.2f}".replace("-", "−") in figure
-    assert all(html.escape(sentence) in page for sentence in found._left_out())
+    assert all(html.escape(sentence) in page for sentence in left_out(found.measurements, found.agreement))
     assert "<script" not in page
     assert "default-src 'none'; style-src 'sha256-" in page
 

@@ -260,6 +260,14 @@ def test_no_estimate_is_made_of_what_does_not_add_up(model: Model):
         ct.attribute(model, pair(**MIXED), components=["mlp_out"])
 
 
+def test_foils_that_a_metric_does_not_read_are_in_no_estimates_way(model: Model):
+    several, asked = [" w8 w2", " w2 w3"], {"metric": "log_prob", "components": ["mlp_out"], "verify": 2, "sample": 2}
+    with_foils, without = (ct.attribute(model, pair(foil=foil), **asked) for foil in (several, None))
+    for found, expected in zip(with_foils.checked, without.checked, strict=True):
+        assert found.at == expected.at
+        assert_allclose([found.estimate, found.exact], [expected.estimate, expected.exact], atol=1e-5)
+
+
 def test_sets_are_spelled_as_json_lists_where_there_is_nothing_but_text(tmp_path: Path):
     file = tmp_path / "pairs.csv"
     file.write_text('clean,corrupt,answer,foil\na b,a c,"["" he"", "" his""]"," she"\na b,a c,"[""","x]"\n')

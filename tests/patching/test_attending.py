@@ -1,6 +1,7 @@
 """Knockouts and edges of attention as maps: against masks written by hand, and what is refused."""
 
 from functools import partial
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
+from causal_tracing.patching.attending import columns_named
+from causal_tracing.prompts.pairs import tokenize
 from families import FAMILIES, build
 from tokenizers_for_tests import words
 
@@ -169,6 +172,7 @@ def test_knockout_of_many_pairs_in_a_folder(model: Model, tmp_path: Path) -> Non
         ({"query": 17}, "has no token 17 that could attend"),
         ({"keys": ["nobody"]}, "There is no position 'nobody'"),
         ({"keys": [9]}, "There is no position 9: the longest prompt has 6 tokens"),
+        ({"keys": [-9]}, "There is no position -9: the longest prompt has 6 tokens"),
         ({"keys": ["last", 5, -1]}, "name one place twice"),
         ({"window": 9}, "A window of 9 layers"),
         ({"preset": "geva", "window": 3}, 'preset="geva" sets window by itself'),
@@ -179,6 +183,24 @@ def test_knockout_of_many_pairs_in_a_folder(model: Model, tmp_path: Path) -> Non
 def test_what_cannot_be_hidden_is_said(model: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises((InvalidOption, InvalidPair), match=message.replace("(", r"\(")):
         ct.knockout(model, PAIR, **options, progress=False)
+
+
+@pytest.mark.parametrize(
+    "options", [{"knockout": True, "knockout_keys": [-2]}, {"edges": True, "edge_keys": [-2]},
+                {"edges": True, "edge_query": [-2, "last"]}]
+)  # fmt: skip
+def test_positions_from_the_right_are_none_that_prompts_of_several_lengths_share(
+    model: Model, options: dict[str, Any]
+) -> None:
+    shorter = ct.Pair(clean=" w11 w12 w14", corrupt=" w11 w43 w14", answer=" w7", foil=" w8")
+    with pytest.raises(InvalidOption, match=r"There is no position -2: .* lengths share no positions from the right"):
+        ct.trace(model, [PAIR, shorter], components=[], **options, progress=False)
+
+
+def test_keys_may_be_numbers_of_numpy() -> None:
+    named = unwrap(columns_named)  # the tests' own type checker would speak first
+    for keys in (np.arange(3), [*np.arange(3)]):
+        assert named([tokenize(PAIR, WORDS)], keys) == (0, 1, 2)
 
 
 def test_nothing_asked_for_and_edges_of_ablations_are_refused(model: Model) -> None:

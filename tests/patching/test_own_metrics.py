@@ -1,5 +1,6 @@
 """A metric of the user's own: equal to the built-in one of its formula, recorded by source, refused where wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,21 @@ def test_without_a_formula_for_texts_of_several_tokens_it_is_undefined_for_them_
     found = ct.trace(model, [PAIR, LONG], metric=[BARE], components=["mlp_out"]).effects.sel(metric="bare")
     assert found.reason.values.tolist() == ["", "an answer of several tokens has no single bare"]
     assert found.total_effect.isnull().values.tolist() == [False, True]
-    with pytest.raises(InvalidOption, match="metric='bare' is undefined for every pair"):
-        ct.trace(model, LONG, metric=BARE)
+    needing = ct.Metric("bare", "logits", margin, needs_foil=True)  # a foil is there: another one would be no remedy
+    for metric in (BARE, needing):
+        with pytest.raises(InvalidOption, match=r"metric='bare' is undefined for every pair .* Give an answer of one"):
+            ct.trace(model, LONG, metric=metric)
+    with pytest.raises(InvalidOption, match=r"undefined for every pair \(p\): it needs a foil. Give foil=, or"):
+        ct.trace(model, replace(PAIR, foil=None), metric=needing)
+
+
+def test_a_unit_is_text_on_every_page(model: Model):
+    """A unit may be any text, and so may that of a trace which somebody else has saved."""
+    metric = ct.Metric("slanted", "<i>logits</i>", margin, needs_foil=True)
+    asked: dict[str, Any] = {"metric": metric, "components": ["mlp_out"], "progress": False}
+    for page in (ct.trace(model, PAIR, **asked).to_html(), ct.attribute(model, PAIR, **asked).to_html()):
+        assert "<i>" not in page
+        assert "(&lt;i&gt;logits&lt;/i&gt;)" in page
 
 
 @pytest.mark.parametrize(

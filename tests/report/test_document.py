@@ -9,6 +9,8 @@ from numpy.testing import assert_array_equal
 
 import causal_tracing as ct
 from causal_tracing.report.document import document
+from causal_tracing.report.terminal import maps
+from joint import PAIR, others, tiny
 from made import synthetic
 
 
@@ -77,3 +79,29 @@ def test_where_there_is_no_mean_there_is_a_reason():
 
 def test_one_pair_has_no_evidence():
     assert "evidence" not in told(synthetic(1, count=1))
+
+
+RESTORED: dict[str, Any] = {"directions": ["restoration"], "progress": False, "spot_checks": 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"components": ["mlp_out"], "knockout": True, "interactions": ["z 1.0 @ last", "z 1.1 @ last"]},
+        {"components": [], "senders": ["each z 1 @ last"], "receivers": ["each q 2", "logits"], "knockout": True},
+        {"components": [], "knockout": True, "edges": True, "edge_heads": ["1"]},  # the first map is that of the keys
+    ],
+)
+@pytest.mark.parametrize("pairs", [PAIR, others(2)])
+def test_maps_of_one_trace_may_be_of_other_directions(options: dict[str, Any], pairs: Any) -> None:
+    """Hidden keys are a disruption, whatever else is restored beside them."""
+    trace = ct.trace(tiny(), pairs, **options, **RESTORED)
+    found = told(trace)
+    of = {kind: found if n == 0 else found[kind] for n, kind in enumerate(trace.measurements.kinds)}
+    for kind, each in of.items():
+        direction = "disruption" if kind == "knockout" else "restoration"
+        assert {name for name in each["effects"] if name in ("restoration", "disruption")} == {direction}
+    assert trace.summary()
+    assert [*maps(trace.measurements, colour=False, most_pairs=1)]
+    assert "<svg" in trace._repr_html_()
+    assert trace.to_html()

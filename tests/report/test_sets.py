@@ -157,3 +157,22 @@ def test_a_growing_set_is_drawn_by_its_size(one: ct.Trace, many: ct.Trace) -> No
             np.testing.assert_allclose(points, np.stack([expected["size"], expected], 1))
     mean = many.plot("mean_growing").axes[0]
     assert len(mean.collections) == found.sizes["set"]  # the intervals
+
+
+def test_names_are_text_in_figures() -> None:
+    """What stands between two $ is mathematics to matplotlib, and a mistake in it an error."""
+    sets = {"$\\frac$": ["z 1.0 @ last", "z 1.1 @ last"], "b $5 and $6": ["z 2.0 @ last", "mlp_out 2 @ last"]}
+    asked: dict[str, Any] = {"components": [], "sets": sets, "growing": True, "directions": ["restoration"]}
+    trace = ct.trace(tiny(), PAIR, **asked, progress=False, spot_checks=0)
+    for kind in ("sets", "growing"):
+        figure = trace.plot(kind)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        legend = axes.get_legend()
+        written = [*axes.texts, *(legend.get_texts() if legend else [])]
+        assert {text.get_text() for text in written} >= {r"\$\frac\$", r"b \$5 and \$6"}
+
+
+def test_a_curve_at_a_position_is_none_of_sets(one: ct.Trace) -> None:
+    with pytest.raises(InvalidOption, match=r"the sets of this trace have none: use trace.of\('sets'\)"):
+        one.curve("last")

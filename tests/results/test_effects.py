@@ -10,7 +10,7 @@ import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.words.one_pair import in_words, read
 from causal_tracing.results.columns import labelled
-from causal_tracing.results.effects import EFFECTS, effects, label, require_effect
+from causal_tracing.results.effects import EFFECTS, MASKED, OF_LOGITS, effects, label, require_effect
 from causal_tracing.results.select import pattern, strongest
 from made import measurements, synthetic, taken_apart
 
@@ -62,6 +62,17 @@ def test_entropy_is_never_an_effect():
     for name in (name for name in EFFECTS if name in found):
         assert np.isnan(found[name]).all(), name
     assert found.clean.item() == 3.0
+
+
+def test_a_masked_answer_is_the_reason_with_a_corrupt_prompt_or_without():
+    """Of both the log-probability is undefined, and other metrics are not."""
+    for corrupt, prompt in ((1.0, "the corrupt prompt"), (np.nan, "")):
+        made = measurements([[1.0]], [[1.0]], corrupt=corrupt)
+        made.pairs["corrupt_prompt"].values[:] = prompt
+        made.pairs["clean"].loc[{"metric": list(OF_LOGITS)}] = np.nan
+        reasons = effects(made).reason.sel(pair="p")
+        assert {*reasons.sel(metric=list(OF_LOGITS)).values.tolist()} == {MASKED}
+        assert reasons.sel(metric="prob").item() == ""
 
 
 def test_every_cell_has_a_status():

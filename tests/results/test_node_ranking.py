@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
+from causal_tracing.results.edge_ranking import EdgeRanking
 from causal_tracing.results.node_ranking import NodeRanking
 from causal_tracing.results.score_files import read_scores
 from joint import CLEAN, CORRUPT, PAIR, others, tiny
@@ -180,6 +181,23 @@ def test_what_is_written_is_read_again_and_ranks_the_same(tmp_path: Path) -> Non
     whole = NodeRanking(scores={"attn_out 0": 1.0, "mlp_out 0": 2.0}, source="made")
     with pytest.raises(InvalidOption, match="A score file names single heads"):
         whole.write(tmp_path / "whole.json", width=8, parallel=False, size=1)
+
+
+def test_a_file_with_a_hole_is_not_written(tmp_path: Path) -> None:
+    """Nobody could read it: heads and MLPs without a score are none that such a file can leave out."""
+    some = NodeRanking(scores=dict.fromkeys([*NODES[:3], *NODES[4:]], 1.0), source="made")
+    with pytest.raises(InvalidOption, match=f"1 of 20 have no score here, such as '{NODES[3]}'"):
+        some.write(tmp_path / "some.json", width=32, parallel=False, size=1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_values_that_heads_share_are_an_edge_for_each_of_them_without_keys_too(tmp_path: Path) -> None:
+    names = [f"z 0.{head} -> v 1.{shared}" for head in range(4) for shared in range(2)]
+    made = EdgeRanking(scores=dict.fromkeys(names, 1.0), source="made")
+    content = json.loads(made.write(tmp_path / "v.json", width=32, parallel=False, size=1).read_text())
+    expected = {f"a0.h{head}->a1.h{reader}<v>" for head in range(4) for reader in range(4)}
+    assert {*content["edges"]} == expected
+    assert {edge["score"] for edge in content["edges"].values()} == {0.5}
 
 
 def test_edges_of_a_file_go_forwards(tmp_path: Path) -> None:

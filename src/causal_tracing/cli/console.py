@@ -157,6 +157,7 @@ def show(result: "Trace", page: Path | None) -> None:
 
     from causal_tracing.report.terminal import lens, maps
 
+    # A prompt may hold brackets, which would be obeyed, and numbers, which would be coloured.
     console = Console(highlight=False, markup=False)
     console.print(_in_lines(result.summary()), soft_wrap=True)
     look = {"colour": console.color_system in SHADED, "width": _width(console)}

@@ -93,9 +93,9 @@ def _flags(name: str, spec: Spec) -> Iterator[inspect.Parameter]:
     if text is None:
         return
     # As the flag would be written: the help shows what can be typed.
-    usual = (
-        None if spec.default in (None, (), "", False) else text.write(name, plain(spec.kept(spec.default))).get(name)
-    )
+    # 0 equals False, and is a default that is told.
+    silent = spec.default is None or spec.default is False or spec.default in ((), "")
+    usual = None if silent else text.write(name, plain(spec.kept(spec.default))).get(name)
     default = "" if usual is None else f"Default: {'on' if text.kind is bool else usual}."
     yield _parameter(name, text.kind, " ".join(filter(None, (spec.help, text.example, default))), spec)
     for flag in text.more:
@@ -126,6 +126,7 @@ def flag_of(parameter: inspect.Parameter) -> Any:
 
 def _left_open(parameter: inspect.Parameter) -> inspect.Parameter:
     """The parameter as one that need not be given: what is missing may stand in the file."""
+    # A copy, because commands share their flags, and each of them would say it once more.
     flag = copy(flag_of(parameter))
     if parameter.default is inspect.Parameter.empty:
         flag.help += " Required."

@@ -38,6 +38,7 @@ def carry_out(wanted: Wanted, output: OutputFlags) -> None:
     of_a_run = {name: options.pop(name) for name in [*options] if name in _of_a_run()}
     # A single pair that is wrong is an error; of many in a folder it is a row with its reason.
     alone = out is None or not many
+    # All that can be wrong without a model is said first: loading one takes from seconds to minutes.
     wanted.pairs.check(options, alone=alone)
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=output.overwrite)
     model = console.load(wanted.model, **wanted.loading)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,9 +102,6 @@ class Attribution(Trace):
         if pair is not None or metric is not None:
             return super().summary(pair=pair, metric=metric)
         return in_words.words(self.measurements, self.agreement, self.checked)
-
-    def _left_out(self) -> Iterator[str]:
-        return in_words.left_out(self.measurements, self.agreement)
 
     def plot(self, kind: str = "scatter", **options: Any) -> "Figure":
         """Estimates against exact effects ("scatter"), or a figure as `Trace.plot` has them."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
+from causal_tracing.errors import InvalidOption
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
@@ -42,7 +43,18 @@ class Shown:
 
 
 class Trace:
-    """How much of each pair's behaviour came back (restoration) and was lost (disruption), cell by cell."""
+    """How much of each pair's behaviour came back (restoration) and was lost (disruption), cell by cell.
+
+    What `trace` and its kin give, and `open_trace` opens. Effects are in the metric's unit (logits for logit_diff);
+    positive means: supports the clean behaviour. Where a method takes `of` it is a kind of site ("blocks", "heads",
+    "sets", "knockout", …; default: the first that was measured), `pair` an id and `metric` a metric's name (default of
+    both: the first). Printed, it is its summary.
+
+    Example:
+        trace = ct.trace(model, pair, heads=True)
+        trace.effects.restoration.sel(metric="logit_diff", pair="pair-0", component="mlp_out")
+        trace.top(5, of="heads")
+    """
 
     def __init__(self, measurements: Measurements) -> None:
         self.measurements = measurements
@@ -111,9 +123,11 @@ class Trace:
         pair: str | None = None,
         metric: str | None = None,
     ) -> pd.DataFrame:
-        """The sites with the largest effects (by size), strongest first; cuts and structural zeros are left out.
+        """The sites with the largest effects (by size) of one pair, strongest first; cuts and zeros are left out.
 
-        `of` is "blocks", "heads" or "neurons"; `by` is an effect's name (default: restoration). Raises InvalidOption.
+        A row for each of `count` sites: where it is, what it brings back and takes away in the metric's unit, and as
+        shares of the total effect (NaN where undefined). `by` is the effect that ranks them (default: restoration, or
+        disruption where that alone was measured), `component` one of the kind's. Raises InvalidOption.
         """
         found = select(self.measurements, pair=pair, metric=metric, of=of)
         by = require_effect(by, found) if by else None
@@ -134,22 +148,36 @@ class Trace:
         pair: str | None = None,
         metric: str | None = None,
     ) -> xr.DataArray:
-        """One effect by component and layer, at one position or role of the trace. Raises InvalidOption."""
+        """One pair's effect over (component, layer), in the metric's unit, at one position or role of the trace.
+
+        NaN where it is undefined. Raises InvalidOption for a position or effect that the trace has not.
+        """
         found = select(self.measurements, pair=pair, metric=metric)
+        if kind_of(found).column != "position":
+            raise InvalidOption(
+                f"A curve is at one position, and the {kind_of(found).name} of this trace have none: use "
+                f"trace.of({kind_of(found).name!r})."
+            )
         position = known("position", position, found.position.values.tolist())
         return found[require_effect(effect, found)].sel(position=position)
 
     def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
-        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
+        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named.
+
+        Raises InvalidOption for a pair or metric that the trace has not.
+        """
         if pair is None and self.measurements.pairs.sizes["pair"] > 1:
             return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
         return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
 
     def evidence(self, of: str | None = None, *, metric: str | None = None, seed: int = 0) -> MeanMap:
-        """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption.
+        """Means over pairs with 95 % intervals and tests, in the metric's unit. Raises InvalidOption.
 
-        `of` is "blocks", "heads" or "neurons" (default: the first that was measured): each a map of its own, with its
-        own family of tests.
+        Each kind of site is a map of its own, with its own family of tests. `seed` chooses resamples and flips. With
+        fewer than 8 clusters there are values and no intervals (NaN).
+
+        Example:
+            trace.evidence(of="heads").cells.restoration_low
         """
         return mean_map(self.measurements, metric=metric, seed=seed, of=of)
 
@@ -194,10 +222,14 @@ class Trace:
         return edge_ranking(self.measurements, effect=effect, metric=metric)
 
     def plot(self, kind: str = "map", **options: Any) -> "Figure":
-        """A matplotlib figure; `kind` and the options are those of `plots.plot`.
+        """A matplotlib figure: of one pair "map", "layers", "mlp_vs_attention" or a kind such as "heads".
 
-        Of one pair "map", "layers", "mlp_vs_attention", "heads" or "neurons"; of all "mean", "mean_curves",
-        "mean_heads" or "mean_neurons".
+        Of the mean over pairs "mean", "mean_curves" or a kind such as "mean_heads". The options are `effect`,
+        `position`, `layer`, `pair`, `metric`, `orient` ("layers_right" or "layers_down") and `vocabulary` ("how-to",
+        "rome", "pearl": labels only); `report.figures.plot.plot` says what they choose. Raises InvalidOption.
+
+        Example:
+            trace.plot("mean_heads", position="last").savefig("heads.png")
         """
         from causal_tracing.report.figures.plot import plot
 
@@ -219,7 +251,7 @@ class Trace:
         return Shown(html=frame(self.to_html(), self._repr_html_()), text=self.summary())
 
     def to_dataframe(self, of: str | None = None) -> pd.DataFrame:
-        """A row for each pair, cell and effect of "blocks", "heads" or "neurons", a column for each metric.
+        """A row for each pair, cell and effect of one kind of site, a column for each metric, in its unit.
 
         Of "lens" a row for each pair, run, layer and token. NaN where undefined; see `report.export.to_dataframe` for
         the columns. Raises InvalidOption.
@@ -268,7 +300,11 @@ class Trace:
         return write_hub_card(self.measurements, folder, page=self.to_html())
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes a folder that `open_trace` reads back without loss. Raises InvalidResults, MachineError."""
+        """Writes a folder that `open_trace` reads back without loss, whole or not at all; gives its path.
+
+        Raises InvalidResults where it is there already (`overwrite` replaces a saved trace, and nothing else),
+        MachineError where the disk refuses.
+        """
         return save(self.measurements, folder, overwrite=overwrite)
 
     def __repr__(self) -> str:

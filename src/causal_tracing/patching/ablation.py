@@ -73,6 +73,7 @@ def check_patterns(write: Write, pair: TokenPair) -> None:
             f"{prompts[1]}. Leave pattern out, or give prompts of equal length."
         )
     texts = (*pair.answers, *pair.foils)
+    # A text's last token is predicted and never read, so that it takes no place.
     lengths = {length + len(text) - 1 for length in prompts for text in texts}
     for (component, layer), tensor in write.tensors.items():
         width = torch.as_tensor(tensor).shape[-1]

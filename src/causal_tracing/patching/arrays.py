@@ -68,16 +68,18 @@ class Sums:
         `unedited` holds the clean run's numbers and then the corrupt runs' [run, metric].
         """
         unedited = unedited[:, : len(self.metrics)]
-        axes, corrupt = self.grid.kind.axes, unedited[1:].T
+        axes = self.grid.kind.axes
         found: dict[str, Any] = {}
         for arm in self.grid.arms:
             drawn = self._drawn(arm, unedited)
             found[arm.raw] = (("metric", *axes), drawn.mean(1))
             if self.draws > 1:
-                deviation = _deviation(drawn - _over(corrupt, drawn))
+                # Of the effect, draw by draw: noise moves the run that is patched and the patched run together.
+                deviation = _deviation(drawn - _base(arm, unedited, drawn))
                 found[f"{arm.raw}_deviation"] = (("metric", *axes), deviation)
         counts = self.taken[self.grid.arms[0].name].sum(0)
         found["structural_zero"] = (axes, ((counts > 0) & (self.zeros == counts)) | self.unreached)
+        # Between runs that do not differ every site is a cut: there it is a zero, and is told as one.
         found["cut"] = (axes, (self.cuts > 0) & (self.zeros < counts))
         found["unpaired"] = (axes, (counts == 0) & ~self.unreached)
         if self.given is not None:
@@ -88,16 +90,17 @@ class Sums:
         """The numbers of each draw [metric, draw, the kind's axes]; NaN where nothing was run."""
         taken = self.taken[arm.name]
         found = self.numbers[arm.name] / np.where(taken, taken, np.nan)
-        base = _over(unedited[1:].T if arm.restores else unedited[:1].T, found)
+        base = _base(arm, unedited, found)
         if not arm.alone:
             return np.where(self.unreached, base, found)
         joint = next(each for each in self.grid.arms if each.is_direction and each.into == arm.into)
         return self.grid.added_up(found, self._drawn(joint, unedited), base)
 
 
-def _over(unedited: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Unedited numbers [metric, draw] as they go with [metric, draw, ...]."""
-    return unedited.reshape(*unedited.shape, *[1] * (found.ndim - unedited.ndim))
+def _base(arm: Arm, unedited: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The numbers of the runs that an arm patches, by metric and draw (or one for all), as they go with `found`."""
+    base = unedited[1:].T if arm.restores else unedited[:1].T
+    return base.reshape(*base.shape, *[1] * (found.ndim - base.ndim))
 
 
 def _deviation(drawn: np.ndarray) -> np.ndarray:
@@ -117,6 +120,7 @@ def measurements_of(
     if not corrupt.shape[1]:  # the clean run alone
         corrupt = np.full((len(clean), 1), np.nan)
     numbers = {"clean": clean, "corrupt": corrupt.mean(1), "corrupt_deviation": _deviation(corrupt), "spread": spread}
+    # Where it stands there, effects have an interval over draws of noise.
     if not np.isfinite(numbers["corrupt_deviation"]).any():
         del numbers["corrupt_deviation"]
     variables: dict[str, Any] = {name: (("metric", "pair"), each[:, None]) for name, each in numbers.items()}
@@ -181,4 +185,5 @@ def _padded(texts: Sequence[str], length: int) -> np.ndarray:
 
 
 def _texts(values: Sequence[Any]) -> np.ndarray:
+    # Objects: numpy's own texts are of one width, and lose a NUL at their end.
     return np.array(values, dtype=object)

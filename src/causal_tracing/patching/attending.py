@@ -79,7 +79,8 @@ class KnockoutGrid(KeyGrid):
     @property
     def labels(self) -> dict[str, Any]:
         """The first and the last layer of each window too."""
-        return super(KnockoutGrid, self).labels | window_labels(self, self.windows)
+        around = [[self.windows.layers(ATTENTION, layer) for layer in self.layers]]
+        return super(KnockoutGrid, self).labels | (window_labels(around) if self.windows.wide else {})
 
     def edits(
         self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
@@ -100,7 +101,7 @@ class KnockoutGrid(KeyGrid):
 def keys_of(prompt: TokenPrompt, column: Column) -> tuple[int, ...]:
     """The positions that a name of keys stands for in a prompt: a position, a role, a span, or one of `KEY_SETS`."""
     if isinstance(column, int):
-        return (column,) if column < len(prompt.tokens) else ()
+        return (column,) if 0 <= column < len(prompt.tokens) else ()
     named = prompt.positions(column)
     # A span of the pair's may be called as a set is: then it is the span that is meant.
     if named or column not in KEY_SETS:
@@ -137,6 +138,7 @@ def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, hea
     columns, zeroed = columns_named(pairs, options.knockout_keys), options.knockout_by == "zeroed"
     for pair in pairs:
         check_query(pair, options.knockout_query)
+        # Of no key at all a softmax is NaN, or even; weights that are taken away behind it may all be.
         if not zeroed:
             _check_sight(pair, options.knockout_query, columns)
     width = 1 if heads else options.knockout_window
@@ -145,6 +147,7 @@ def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, hea
         components=(ATTENTION,),
         layers=layers_having(model, ATTENTION, options.layers),
         columns=columns,
+        # Nothing of another run is put there that could bring something back.
         arms=(DIRECTIONS["disruption"],),
         query=options.knockout_query,
         heads=model.parts(ATTENTION) if heads else 0,
@@ -161,13 +164,16 @@ def columns_named(
     longest = max(len(pair.clean.tokens) for pair in pairs)
     if isinstance(named, str) and named == "each":
         return tuple(range(longest))
-    asked = (named,) if isinstance(named, (str, int)) else tuple(named)
+    listed = (named,) if isinstance(named, (str, int)) else named
+    asked = tuple(column if isinstance(column, str) else int(column) for column in listed)  # of numpy's, say
     # A position from the right is one place only where all prompts are equally long.
     alike = len({len(pair.clean.tokens) for pair in pairs}) == 1
     columns = tuple(from_the_left(column, longest) if alike else column for column in asked)
-    for column in columns:
-        if not any(keys_of(pair.clean, column) if more else queries_of(pair.clean, column) for pair in pairs):
-            check_column(pairs, column, more)
+    for name, column in zip(asked, columns, strict=True):
+        from_the_right = isinstance(column, int) and column < 0
+        there = keys_of if more else queries_of
+        if from_the_right or not any(there(pair.clean, column) for pair in pairs):
+            check_column(pairs, name, more)
     if len({str(column) for column in columns}) < len(columns):
         raise InvalidOption(f"The {what} {', '.join(map(str, asked))} name one place twice. Name each once.")
     return columns

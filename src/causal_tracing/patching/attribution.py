@@ -66,7 +66,8 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
 def _check_pair(job: Job, pair: TokenPair) -> None:
     if reason := undefined(job.metrics[0], pair):
         raise InvalidOption(f"pair {pair.id!r} has no {job.metric}: {reason}. Use metric='log_prob'.")
-    if job.metric not in PROBABILITIES and any(len(behind(texts)) > 1 for texts in (pair.answers, pair.foils)):
+    read = (pair.answers, *([pair.foils] if job.metrics[0].needs_foil else []))
+    if job.metric not in PROBABILITIES and any(len(behind(texts)) > 1 for texts in read):
         raise InvalidOption(
             f"pair {pair.id!r} has a set of texts of several tokens, and no estimate of {job.metric}: only their "
             "probabilities add up. Use metric='prob' or 'prob_diff', or texts of one token."
@@ -143,6 +144,7 @@ class _Screened:
             tokens, number = found.furthest[0], self.question.number
             self.furthest = Furthest(tokens=tokens, grid=grid, number=number, cell=cell)
         for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
+            # What is a zero or a cut beforehand was not chosen.
             self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 
     def _measurements(self, preview: Preview) -> Measurements:
@@ -154,6 +156,7 @@ class _Screened:
             for its, at, reason in self.chosen:
                 if its is grid:
                     why[reason][at] = True
+            # A gradient is of one metric: the cells that are patched have the others too.
             estimated = np.full((len(self.job.metrics), *grid.shape), np.nan)
             estimated[0] = self.estimates[name]
             there = ~np.isnan(self.estimates[name])

@@ -46,6 +46,7 @@ def cells(question: Question, grid: Grid, slices: Sequence[int] | None = None) -
     """Every world of the pair's map, or of some of its layers (by index); none where nothing arrives."""
     unreached, contrast = grid.unreached(question.pair), question.contrast
     places = [at for at in grid.cells(slices) if unreached is None or not unreached[at]]
+    # In this order, so that worlds which read from one donor lie together.
     for draw in range(contrast.draws):
         for arm in grid.arms:
             base, donor = contrast.sides(draw, restores=arm.restores)

@@ -157,6 +157,7 @@ def circuit_grids(model: Model, pairs: Sequence[TokenPair], options: Options) ->
         "columns": (),
         "arms": (DIRECTIONS[direction_of_circuit(options.circuit_how)],),
         "graph": graph,
+        # Restored with the embedding every set would be the clean run, whatever is in it.
         "keep_input": options.circuit_input and options.circuit_how == "kept",
     }
     sizes = _sizes(options.circuit_sizes, len(ranked), graph)

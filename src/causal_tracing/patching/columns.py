@@ -43,12 +43,7 @@ def resolved_columns(pairs: Sequence[TokenPair], positions: str | Sequence[Colum
         if isinstance(column, str):
             _check_role(pairs, column)
         elif not any(patched_together(pair, column) for pair in pairs):
-            hint = (
-                ' Prompts of different lengths share no positions from the right but "last".'
-                if len(lengths) > 1
-                else ""
-            )
-            raise InvalidOption(f"There is no position {name}: the longest prompt has {max(lengths)} tokens.{hint}")
+            check_column(pairs, name, ())
     return columns
 
 
@@ -63,8 +58,9 @@ def check_columns(pairs: Sequence[Pair], positions: str | Sequence[Column]) -> N
 def check_column(pairs: Sequence[TokenPair], column: Column, more: Sequence[str]) -> None:
     """Raises InvalidOption for a column that no pair has: a position, a role, a span, or one of `more` names."""
     if isinstance(column, int):
-        longest = max(len(pair.clean.tokens) for pair in pairs)
-        raise InvalidOption(f"There is no position {column}: the longest prompt has {longest} tokens.")
+        lengths = {len(pair.clean.tokens) for pair in pairs}
+        hint = ' Prompts of different lengths share no positions from the right but "last".' if len(lengths) > 1 else ""
+        raise InvalidOption(f"There is no position {column}: the longest prompt has {max(lengths)} tokens.{hint}")
     names = (*ROLES, *more, *dict.fromkeys(name for pair in pairs for name in pair.clean.spans))
     if column not in names:
         raise InvalidOption(f"There is no position {column!r}. {nearest(column, names)}")

@@ -87,6 +87,7 @@ class Followed:
 
     def _matters(self, rules: Rules, place: Place, position: int) -> bool:
         """Whether what a part of a layer makes there can change what is read."""
+        # In part, and from one token whatever this is: nothing is known of what it writes, and it seals nothing off.
         edit = Edit(Site(place[0], place[1], position), From(self.donor, len(self.donor.tokens) - 1), 0.5)
         return bool(effective(World(self.base, (edit,), last_of(self.base)), rules))
 

@@ -87,6 +87,7 @@ class Grid:
     def compared(self, component: int, open_: Bool[np.ndarray, "..."]) -> Int[np.ndarray, "cell axis"]:
         """The places of a component's cells that are open and compared with one another, in the order of `cells`."""
         found = [at for at in self.cells() if at[0] == component and open_[at]]
+        # Of no cell at all numpy would make one axis, and not two.
         return np.array(found, dtype=int).reshape(-1, open_.ndim)
 
     def written(self) -> list[tuple[str, int]]:
@@ -165,7 +166,8 @@ class BlockGrid(Grid):
         """The first and the last layer of each cell's window too; −1 where there is no whole one."""
         # Named in super(): slots=True makes each dataclass anew, and super() alone would look for the class before
         # that.
-        return super(BlockGrid, self).labels | window_labels(self, self.windows)
+        around = [[self.around(name, layer) for layer in self.layers] for name in self.components]
+        return super(BlockGrid, self).labels | (window_labels(around) if self.windows.wide else {})
 
     def written(self) -> list[tuple[str, int]]:
         """Those of all whole windows."""
@@ -235,11 +237,8 @@ class PartGrid(Grid):
         yield tuple(contrast.edit(component, layer, s, donor, restores=arm.restores, part=part) for s in slots)
 
 
-def window_labels(grid: Grid, windows: Windows) -> dict[str, Any]:
-    """The first and the last layer of each cell's window, where any is wider than a layer; −1 where there is none."""
-    if not windows.wide:
-        return {}
-    around = [[windows.layers(name, layer) for layer in grid.layers] for name in grid.components]
+def window_labels(around: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
+    """The first and the last layer of the windows around each component's layers; −1 where there is none."""
     ends = np.array([[(layers[0], layers[-1]) if layers else (-1, -1) for layers in row] for row in around])
     of_window = ("component", "layer")
     return {"window_first": (of_window, ends[..., 0]), "window_last": (of_window, ends[..., 1])}

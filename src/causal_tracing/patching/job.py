@@ -36,6 +36,7 @@ from causal_tracing.patching.scoring import undefined
 from causal_tracing.patching.senders import path_grids
 from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
+from causal_tracing.results.effects import NEEDS_FOIL
 from causal_tracing.results.site_kinds import SINGLE_EXPERTS, SINGLE_NEURONS, SiteKind
 from causal_tracing.results.units import METRICS
 
@@ -127,6 +128,7 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
     components = usual_components(model, options.components)
+    # In this order: the preset has windows for those components alone that are traced.
     options = _preset(replace(options, components=components))
     noise, write = options.noise, checked_write(options.write)
     directions = directions_of(options)
@@ -168,6 +170,7 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     for name, reason in model.anatomy.refused:
         # A model is no poorer for the rest: layers with two parts have no mixer_out.
         if name in BLOCKS:
+            # The fifth frame from here is who called trace(): it is told with their line.
             warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
     return found
 
@@ -213,9 +216,10 @@ def check_metric(metric: Metric, pairs: Sequence[TokenPair]) -> None:
     reasons = {pair.id: undefined(metric, pair) for pair in pairs}
     if all(reasons.values()):
         listed = ", ".join([*reasons][:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
+        reason = next(iter(reasons.values()))
         raise InvalidOption(
-            f"metric={metric.name!r} is undefined for every pair ({listed}): {next(iter(reasons.values()))}. Give "
-            f"{'foil=' if metric.needs_foil else 'an answer of one token'}, or use metric='log_prob'."
+            f"metric={metric.name!r} is undefined for every pair ({listed}): {reason}. Give "
+            f"{'foil=' if reason == NEEDS_FOIL else 'an answer of one token'}, or use metric='log_prob'."
         )
 
 

@@ -99,6 +99,7 @@ class _Read:
 
 def _first_tokens(texts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """The distinct first tokens of each pair's texts, NO_TOKEN behind the last one."""
+    # Two texts of a set may begin with one token, which would count twice in its sum.
     firsts = [[*dict.fromkeys(tokens[0] for tokens in each)] for each in texts]
     most = max(1, *map(len, firsts))
     return torch.tensor([[*each, *[NO_TOKEN] * (most - len(each))] for each in firsts])
@@ -121,6 +122,7 @@ def read_numbers(logits: Tensor, measures: tuple, answers: Tensor, foils: Tensor
         if len(there):
             none = torch.zeros(1, logits.shape[-1])  # no measure here looks at what the clean run expects
             here = there.to(logits.device)
+            # A foil is measured as an answer is: none of these metrics needs the other one.
             found[here] = measure_logits(flat[here], measures, each[there], each[there][:, :0], none)
         found[:, -1] = -found[:, -1]  # a rank, and not minus one
         numbers.append(found)

@@ -219,6 +219,7 @@ class _Chunk:
         self, grid: Grid, number: int, scoring: Scoring, layers: Sequence[int] | None
     ) -> Iterator[tuple[int, Cell | World]]:
         question = self.job.question(number)
+        # First, because a cell that is known to be zero gets its base run's numbers.
         if not self.rows[number]:
             yield from ((number, world) for world in self._unedited_of(number, scoring))
         yield from ((number, cell) for cell in cells(question, grid, layers))

@@ -10,6 +10,7 @@ from causal_tracing.prompts.pairs import TokenPair
 
 WORLDS = 3  # that are made up, and measured together and alone
 APART = 1e-4  # in shares of the largest number: rounding is less
+# In float64 such differences are off by about STEP squared, which is far below BESIDE.
 STEP, BESIDE = 1e-5, 1e-3  # of central differences, and in what share they and a gradient may differ
 NO_GRADIENT = (
     "Estimates follow gradients: let the function be torch all the way from its logits (no numpy, item or detach, no "
@@ -53,6 +54,7 @@ def check_gradient(metric: Metric, pair: TokenPair, vocabulary: int | None) -> N
         each.double() if each.is_floating_point() else each for each in _made_up(metric, pair, vocabulary)
     )
     moved = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    # The caller may be in inference mode, where nothing has a gradient.
     with torch.inference_mode(False), torch.enable_grad():
         given = logits.clone().requires_grad_()
         try:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # every --help reads this: nothing heavy
     from causal_tracing.models.model import Model
     from causal_tracing.patching.contrast import Contrast
 
+# Tokens without ; and |, which stand between sites where several are one text (options/site_texts.py).
 FORM = re.compile(
     r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*@\s*([^\s;|](?:[^;|]*[^\s;|])?)\s*"
 )

@@ -101,6 +101,7 @@ def check_layers(model: Model, asked: Sequence[str], option: str) -> None:
     for layer in model.active if model.backend is None else ():
         order = [name for each in model.layout(layer).sums for name, _ in each.parts]
         parallel = len(model.layout(layer).sums) == 1
+        # `first_behind` counts in ORDER, where attention comes first: side by side that does not matter.
         if order == ["mlp_out", "attn_out"] and not parallel:
             refuse_it(f"in layer {layer} the MLP comes before attention, and it is not known what is behind it.")
 

@@ -83,6 +83,7 @@ def _reads(paths: Followed, sender: int) -> Iterator[_Read]:
         at = stream.place((component, layer, None))
         if at < sent.first:
             continue
+        # As of the path itself: attention behind the sender is held, so that all layers' heads read one run.
         run = sent.carried(base, at if component == "mlp_out" else stream.end)
         place, seen = (component, layer), positions
         if component in SOFTMAX:

@@ -30,6 +30,7 @@ from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_readouts
 from causal_tracing.patching.preview import log_probs, preferred
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind
+from causal_tracing.results.effects import NEEDS_FOIL
 
 REPEATS = 3  # of an unedited run
 BOTH = 2  # of a pair's unedited runs are repeated: the clean one, and one corrupt one, however many draws there are
@@ -180,6 +181,7 @@ class _Numbers:
 
 def _padded(tokens: Sequence[Sequence[int]]) -> Int[Tensor, "world most"]:
     """Some tokens a world, NO_TOKEN behind the last one."""
+    # One column at least: whether there is any token at all is asked of the first.
     most = max(1, *map(len, tokens))
     return torch.tensor([[*each, *[NO_TOKEN] * (most - len(each))] for each in tokens])
 
@@ -204,7 +206,7 @@ def _of_texts(
 def undefined(metric: Metric, pair: TokenPair) -> str:
     """Why a pair has no such metric; empty where it has."""
     if metric.needs_foil and not pair.foils:
-        return "it needs a foil"
+        return NEEDS_FOIL
     single = _single(pair.answers) and (_single(pair.foils) or not metric.needs_foil)
     if metric.reads_texts and metric.of_texts is None and not single:
         return f"an answer of several tokens has no single {metric.name.removeprefix('neg_')}"
@@ -222,6 +224,7 @@ def asked_for(pair: TokenPair, world: World) -> tuple[World, ...]:
         return (world,)
     texts = _texts(pair)
     assert len(texts) <= RUNS
+    # From −1 on: the first run of pair 0 must be negative too.
     return tuple(_continued(world, each, -1 - (world.pair * RUNS + n)) for n, each in enumerate(texts))
 
 
@@ -279,6 +282,8 @@ def _continued(world: World, text: Behind, pair: int) -> World:
     length = len(world.base.tokens)
 
     def longer(run: Run) -> Run:
+        # A pattern goes over all tokens of a run, so that donors grow with it. One of another length is read as it is:
+        # nothing behind its tokens reaches them.
         return Run((*run.tokens, *text.tokens), run.edits) if len(run.tokens) == length else run
 
     edits = tuple(Edit(edit.site, _with_donors(edit.source, longer), edit.alpha) for edit in world.edits)

@@ -35,7 +35,7 @@ Members = Mapping[str, Sequence[NamedSite]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointGrid(Grid):
-    """Cells that are lists of sites: `members` says which, and `patched together` is all that differs between kinds."""
+    """Cells that are lists of sites, patched together: `members` says which, and is all that differs between kinds."""
 
     @property
     def sites(self) -> Sequence[NamedSite]:
@@ -77,6 +77,7 @@ class JointGrid(Grid):
     ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:
         """Cells one after the other; what a site writes is made out once for all cells that it is in."""
 
+        # Of one sweep, which is of one pair and direction: the edits of all pairs would pile up.
         @cache
         def written(site: NamedSite) -> tuple[Edit, ...]:
             return tuple(site.edits(pair, contrast, donor, restores=arm.restores))

@@ -113,7 +113,6 @@ def integrated(
     component, layer = sites[0].component, sites[0].layer
     read = [site.position for site in sites] if there is None else there
     both = list(zip(sites, read, strict=True))
-    # Midpoints: of an even slope they give the integral exactly with any number of steps.
     runs = [
         # Midpoints: where the slope changes evenly they give the integral exactly, with any number of steps.
         Run(base.tokens, tuple(Edit(site, From(donor, at), (step + 0.5) / steps) for site, at in both))

@@ -16,7 +16,7 @@ from causal_tracing.results.effects import AVERAGED, FRACTIONS, WINDOW, effects
 from causal_tracing.results.lens import LENS, lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.select import BESIDE, BEYOND
+from causal_tracing.results.select import BESIDE, BEYOND, measured_directions
 from causal_tracing.results.site_kinds import kind_of, plural
 from causal_tracing.results.statistics.bootstrap import Interval
 
@@ -45,7 +45,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
     }
     if all_metrics:
         names = [str(name) for name in found.metric.values if name != "entropy"]
-        texts["all_metrics"] = {name: _effects(measurements, found.sel(metric=name)) for name in names}
+        texts["all_metrics"] = {name: _effects(found.sel(metric=name)) for name in names}
     warnings = list(device_sentences(record))
     return plain(texts | ({"warnings": warnings} if warnings else {}) | {"provenance": dict(record)})
 
@@ -137,7 +137,7 @@ def _peak(found: MeanMap, component: str) -> dict[str, Any]:
 def _map_of(measurements: Measurements, kind: str, chosen: xr.Dataset | None = None) -> dict[str, Any]:
     """One kind's numbers by the chosen metric, the labels of its axes, and what all pairs say together."""
     chosen = effects(measurements, kind).sel(metric=measurements.metric) if chosen is None else chosen
-    texts = {**_labels(chosen), "effects": _effects(measurements, chosen), "status": _status(chosen)}
+    texts = {**_labels(chosen), "effects": _effects(chosen), "status": _status(chosen)}
     texts |= _windows(chosen)
     if kind_of(chosen).ends:
         texts |= _circuits(measurements)
@@ -208,14 +208,14 @@ def _pair(data: xr.Dataset, found: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _effects(measurements: Measurements, found: xr.Dataset) -> dict[str, dict[str, Any]]:
+def _effects(found: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Each direction's numbers, and those that windows, noise and severing add, by component."""
     # Windows are the same in both directions, and stand once, under a key of their own.
     beside = [name for name in (*BESIDE, *BEYOND) if name in found and name not in WINDOW]
     components = found.component.values.tolist()
     return {
         effect: {name: found[effect].sel(component=name).values for name in components}
-        for effect in (*measurements.directions, *beside)
+        for effect in (*measured_directions(found), *beside)
     }
 
 

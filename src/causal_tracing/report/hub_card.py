@@ -79,6 +79,7 @@ def card(measurements: Measurements) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in about.items())
     again = f"\n## The same again\n\n{FENCE}\n{command}\n{FENCE}\n" if command else ""
     return (
+        # As JSON, which is YAML too: a name may hold a colon or a quote.
         f"---\npretty_name: {json.dumps(f'Causal trace of {model}')}\ntags:\n- causal-tracing\n- interpretability\n"
         f"configs:\n" + "\n".join(configs) + "\n---\n\n"
         "# A causal trace\n\nHow much of each pair's behaviour comes back, and how much is lost, at every site: a row "

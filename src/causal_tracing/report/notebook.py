@@ -13,7 +13,7 @@ from causal_tracing.report.words.one_pair import Reading
 from causal_tracing.results.means import NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_place
-from causal_tracing.results.select import select
+from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import kind_of
 
 SIZE = 12  # of a cell, in pixels
@@ -36,7 +36,7 @@ def notebook_html(measurements: Measurements) -> str:
     if isinstance(main, NoMean):
         return _one_pair(measurements, f"The first of {count} pairs. There is no mean over them: {main}")
     reading = many_pairs.read(means, measurements.provenance, many_pairs.beside_the_maps(measurements))
-    maps = "".join(_map(main.cells, name) for name in measurements.directions)
+    maps = "".join(_map(main.cells, name) for name in measured_directions(main.cells))
     return _shown(reading.title, reading, maps, ".summary() lists the pairs.")
 
 
@@ -54,7 +54,7 @@ def frame(page: str, beside: str) -> str:
 def _one_pair(measurements: Measurements, which: str = "") -> str:
     """The first pair."""
     reading, found = one_pair.read(measurements), select(measurements)
-    maps = "".join(_map(found, name) for name in measurements.directions)
+    maps = "".join(_map(found, name) for name in measured_directions(found))
     return _shown(reading.headline, reading, maps, f"{which} .summary() lists all." if which else "")
 
 

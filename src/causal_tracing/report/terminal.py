@@ -20,7 +20,7 @@ from causal_tracing.results.lens import EMBEDDING, RUNS, at_the_end, mean_at_the
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings import strongest_place
-from causal_tracing.results.select import select
+from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import CIRCUITS, kind_of
 
 # From the colour of most negative to that of most positive; safe for the colour-blind, like the figures'.
@@ -45,7 +45,7 @@ def maps(
     except NoMean:
         for pair in measurements.pairs.pair.values[:most_pairs]:
             found = select(measurements, pair=str(pair))
-            effect = measurements.directions[0]
+            effect = measured_directions(found)[0]
             yield from heat_maps(found, effect, label(effect), colour=colour, width=width)
         return
     called = f"mean {label(means.shown)} over {means.pairs} pairs"

@@ -133,7 +133,7 @@ attention at the token that is read is held as in the unedited run, and with it 
 FRACTION_PRECISION = 0.01
 STATUSES = ("ok", "structural_zero", "cut", "undefined", "unpaired", "no_window", "failed", "not_patched", "given")
 
-NO_FOIL = "the pair has no foil"
+NO_FOIL, NEEDS_FOIL = "the pair has no foil", "it needs a foil"  # said of a pair, and of a metric
 NOT_FINITE = "an unedited run's logits are not finite"
 MASKED = "the model masks the answer or the foil: its logit is −inf, or such as −1e9"
 OF_LOGITS = ("logit_diff", "log_prob", "logit")  # which say nothing of a word that is masked
@@ -280,13 +280,13 @@ def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
     reasons = xr.full_like(there, "", dtype=object)
     lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(there.shape, "", object)
     foils, lengths = data.foil.values, data.answer_length.values
-    whole = (data.clean + data.corrupt).transpose("metric", "pair").values
+    whole = data.clean.where(without_corrupt(data), data.clean + data.corrupt).transpose("metric", "pair").values
     for index in np.ndindex(*there.shape):
         metric, pair = data.metric.values[index[0]], index[1]
         if metric == "entropy":
             reasons.values[index] = "entropy is shown raw: more of it is neither cleaner nor less clean"
         elif lacks[index]:
-            reasons.values[index] = NO_FOIL if lacks[index] == "it needs a foil" else lacks[index]
+            reasons.values[index] = NO_FOIL if lacks[index] == NEEDS_FOIL else lacks[index]
         elif metric in NEED_FOIL and not foils[pair]:
             reasons.values[index] = NO_FOIL
         elif metric in ("logit", "neg_rank") and lengths[pair] > 1:

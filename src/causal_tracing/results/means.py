@@ -100,6 +100,7 @@ def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int
     return _mean_map(measurements, measurements.kind(of), metric or names[0], seed)
 
 
+# Asked for by its defaults or by name it is the same map, which is made once.
 @once  # thousands of resamples
 def _mean_map(measurements: Measurements, of: str, metric: str, seed: int) -> MeanMap:
     found = effects(measurements, of, metrics=[metric])

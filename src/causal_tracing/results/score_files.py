@@ -101,8 +101,7 @@ def _graph(path: Path) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
     """The content, the numbers of layers and heads, and our names of its nodes. Raises InvalidOption."""
     found = _content(path)
     layers, heads = (_size(path, found["cfg"], name) for name in ("n_layers", "n_heads"))
-    names = {**{f"a{n}.h{m}": f"z {n}.{m}" for n in range(layers) for m in range(heads)},
-             **{f"m{n}": f"mlp_out {n}" for n in range(layers)}}  # fmt: skip
+    names = _nodes(layers, heads)
     for name in found["nodes"]:
         if name not in names and name not in ENDS:
             raise InvalidOption(
@@ -110,6 +109,12 @@ def _graph(path: Path) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
                 "such as 'a0.h0' and 'm0'."
             )
     return found, layers, heads, names
+
+
+def _nodes(layers: int, heads: int) -> dict[str, str]:
+    """Our names of all nodes of such a model, by theirs."""
+    of_heads = {f"a{n}.h{m}": f"z {n}.{m}" for n in range(layers) for m in range(heads)}
+    return of_heads | {f"m{n}": f"mlp_out {n}" for n in range(layers)}
 
 
 def _content(path: Path) -> Mapping[str, Any]:
@@ -172,6 +177,11 @@ def write_scores(path: Path, scores: Mapping[str, float], kept: Iterable[str], *
     inside = {*kept}
     layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places.values() if each)
     heads = 1 + max(int(each.group(2) or 0) for each in places.values() if each)
+    if missing := [name for name in _nodes(layers, heads).values() if name not in scores]:
+        raise InvalidOption(
+            f"A score file has every head and MLP of its layers, and {len(missing)} of {layers * (heads + 1)} have no "
+            f"score here, such as {missing[0]!r}: rank all of them."
+        )
     nodes = {"input": {"in_graph": True}}
     nodes |= {theirs[name]: {"in_graph": name in inside, "score": score} for name, score in scores.items()}
     edges = dict(
@@ -223,7 +233,8 @@ def write_edge_scores(
         )
     layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places if each)
     heads = 1 + max(int(each.group(2) or 0) for each in places if each)
-    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in scores if f"{ARROW}k " in name), default=heads - 1)
+    shared = [name for name in scores if f"{ARROW}k " in name or f"{ARROW}v " in name]
+    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in shared), default=heads - 1)
     inside = {*kept}
     edges = {
         theirs: {"score": score / count, "in_graph": name in inside}

@@ -108,6 +108,11 @@ def pattern(restored: float | None, lost: float | None) -> str:
     return ""
 
 
+def measured_directions(found: xr.Dataset) -> tuple[str, ...]:
+    """Which of restoration and disruption a map has: kinds of one trace may have others, for keys are hidden in one."""
+    return tuple(name for name in DIRECTIONS if name in found)
+
+
 def shown_first(found: xr.Dataset) -> str:
     """The direction that is shown unless another is asked for; of some kinds what follows from it."""
     return ("restoration" if "restoration" in found else "disruption") + kind_of(found).shown
@@ -188,6 +193,7 @@ def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component
     cells = effect.where(among_others(found)).transpose(*kind.ranked_axes)
     order = np.argsort(-abs(cells.values), axis=None, kind="stable")
     order = order[~np.isnan(cells.values.ravel()[order])]
+    # Of a mirrored kind (A, B) and (B, A) are one site in two places.
     order = order[: 2 * count if kind.mirrored else count]  # there may be tens of thousands
     labels = [cells[axis].values.tolist() for axis in kind.ranked_axes]
     places = zip(*np.unravel_index(order, cells.shape), strict=True)

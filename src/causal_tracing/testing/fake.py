@@ -124,6 +124,7 @@ class FakeBackend:
             raise InvalidEdit("There is no world to evaluate: the list is empty.")
         for edit in (edit for world in worlds for edit in world.edits):
             self.describe().require(edit.site.component)
+        # By the engines' own plan: what they know without a run is not asked about here.
         planned, values = plan(worlds, self.rules, prune=prune), []
         for world in planned.worlds:
             values.append(measure(self._logits(world.run, world.readout)[None], [world])[0].double())

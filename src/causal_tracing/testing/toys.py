@@ -131,6 +131,7 @@ class ToyNetwork(nn.Module):
         hidden_states = self.embedding(input_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
+        # From −0 on is from the start: with nothing said, all positions.
         return SimpleNamespace(logits=hidden_states[:, -logits_to_keep:] @ self.head + self.bias)
 
 
@@ -280,4 +281,5 @@ def lookup() -> tuple[Model, Pair]:
 
 def _unlikely(words: Sequence[str], *, besides: Sequence[str]) -> Float[Tensor, " vocab"]:
     """Minus one logit for every word that is not an answer."""
+    # So that an answer is the first choice, whichever of a toy's own values is patched.
     return torch.tensor([0.0 if word in besides else -1.0 for word in words])

@@ -69,6 +69,23 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(tmp_path: Path, monkeyp
     assert open_trace(target).measurements.numbers().identical(example().numbers())
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_trace_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException):
+    target, replace = save(example(), tmp_path / "trace"), os.replace
+
+    def refused(source: Path, place: Path) -> None:
+        """What is new gets no name; what is old may be moved."""
+        if Path(source).name == "new":
+            raise error
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises((MachineError, KeyboardInterrupt)):
+        save(measurements([[9.0]], [[9.0]]), target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace"]
+    assert open_trace(target).measurements.numbers().identical(example().numbers())
+
+
 @pytest.mark.parametrize("name", ["trace.json", "arrays.npz"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_refused_by_name(tmp_path: Path, name: str, damage: str):

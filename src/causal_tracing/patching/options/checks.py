@@ -89,6 +89,7 @@ def check_budget(value: Any) -> None:
 def check_shard(value: Any) -> None:
     """A part and how many there are."""
     parts = list(value) if isinstance(value, Sequence) else []
+    # True is an int to isinstance.
     if not (len(parts) == 2 and all(type(n) is int for n in parts) and 0 <= parts[0] < parts[1]):
         raise InvalidOption(f"shard= is (i, n), the i-th of n from 0, such as (0, 4); it is {value!r}.")
 

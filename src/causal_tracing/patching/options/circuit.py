@@ -87,6 +87,7 @@ class CircuitOptions:
         group=CIRCUIT,
         text=RANKING,
         check=check_ranking,
+        # What it comes to is recorded: names or scores, and in words where they come from.
         recorded=False,
     )
     of: str = same(Options, "circuit_of")

@@ -7,6 +7,7 @@ from typing import Any
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
+from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import PATHS, check_values, option, same
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions
@@ -49,8 +50,8 @@ class FollowOptions:
     )
     directions: Sequence[str] | None = same(Options, "directions")
     align: str = same(Options, "align")
-    metric: str | None = same(Options, "metric")
-    metrics: Sequence[str] | None = same(Options, "metrics")
+    metric: str | Metric | Sequence[str | Metric] | None = same(Options, "metric")  # noqa: RUF009 - a field, as others
+    metrics: str | Sequence[str] | None = same(Options, "metrics")
     noise: Noise | None = same(Options, "noise")  # noqa: RUF009 - a field, as the others
     write: str | Write = same(Options, "write")  # noqa: RUF009 - a field, as the others
     budget: int | None = same(Options, "budget")

@@ -7,6 +7,7 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import ATTENTION, check_values, option, same, specs
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions
@@ -40,7 +41,7 @@ class KnockoutOptions:
     )
     layers: Sequence[int] | None = same(Options, "layers")
     align: str = same(Options, "align")
-    metric: str | None = same(Options, "metric")
+    metric: str | Metric | Sequence[str | Metric] | None = same(Options, "metric")  # noqa: RUF009 - a field, as others
     budget: int | None = same(Options, "budget")
     engine: str = same(Options, "engine")
     seed: int = same(Options, "seed")

@@ -33,7 +33,7 @@ def check_together(options: "Options") -> None:
     _check_paths(options)
     _check_given(options)
     _check_circuit(options)
-    directions_of(options)
+    directions_of(options)  # for its refusal
     if _asked(options):
         check_widths(_asked(options), options.window)
 

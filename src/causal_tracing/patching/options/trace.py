@@ -306,7 +306,7 @@ class Options(NodeOptions):
     )
     spot_checks: int = option(
         8,
-        help="How many random cells are run again on whole forwards; 0 turns it off.",
+        help="How many random cells of each map are run again on whole forwards; 0 turns it off.",
         group=ENGINE,
         text=texts.NUMBER,
         check=_whole("spot_checks= (cells)", least=0, most=MOST_CHECKS),
@@ -327,6 +327,7 @@ class Options(NodeOptions):
 class RunOptions(Options):
     """The options of `run`: those of a trace, and which of the pairs are traced."""
 
+    # Neither this nor what follows is recorded with a result's options: no pair's numbers depend on it.
     keep: str = option(
         "all",
         help="Of a file's pairs: all, or what the clean run must get right: first_choice (its most likely token is the "

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from causal_tracing.report.figures.look import Look, unit_label
+from causal_tracing.report.figures.look import Look, drawable, unit_label
 from causal_tracing.results.effects import label
 
 
@@ -21,7 +21,9 @@ def growing(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
         for name in cells["set"].values:
             here = cells.sel(set=name)
             here = here.isel(size=np.isfinite(here[effect].values))  # sets may be of different sizes
-            (line,) = axes.plot(here["size"].values, here[effect].values, marker="o", markersize=3, label=str(name))
+            (line,) = axes.plot(
+                here["size"].values, here[effect].values, marker="o", markersize=3, label=drawable(str(name))
+            )
             if f"{effect}_low" in here:
                 low, high = here[f"{effect}_low"].values, here[f"{effect}_high"].values
                 axes.fill_between(here["size"].values, low, high, color=line.get_color(), alpha=0.25, linewidth=0)

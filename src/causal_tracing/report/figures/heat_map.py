@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.report.figures.look import Look, number_ticks, unit_label, where
+from causal_tracing.report.figures.look import Look, drawable, number_ticks, unit_label, where
 from causal_tracing.results.columns import column_of
 from causal_tracing.results.effects import label
 from causal_tracing.results.rankings import SUM, has_sum, strongest_position, summed
@@ -98,7 +98,7 @@ def _map(axes: Axes, found: xr.Dataset, effect: str, drawn: tuple[str, str], loo
         if axis == "position" or (axis == "query" and found.sizes[axis] <= MOST_NAMED):
             _token_ticks(found[axis].values.tolist(), found, set_ticks, turned)
         elif found[axis].dtype.kind == "O" and found.sizes[axis] <= MOST_NAMED:
-            set_ticks(range(found.sizes[axis]), found[axis].values, fontsize=6, rotation=turned)
+            set_ticks(range(found.sizes[axis]), [*map(drawable, found[axis].values)], fontsize=6, rotation=turned)
         else:
             numbers = np.arange(found.sizes[axis]) if found[axis].dtype.kind == "O" else found[axis].values
             number_ticks(set_ticks, numbers)

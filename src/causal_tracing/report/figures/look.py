@@ -48,14 +48,14 @@ def unit_label(found: xr.Dataset) -> str:
 def where(found: xr.Dataset, position: Column) -> str:
     """A position's token; both where the prompts differ."""
     if not is_token(position):
-        return str(position)
+        return drawable(str(position))
     if "clean_token" not in found:  # of many pairs
         return f"token {position}"
     clean, corrupt = (drawable(str(found[name].values[position])) for name in ("clean_token", "corrupt_token"))
     return f"{position} {clean}" if clean == corrupt else f"{position} {clean} | {corrupt or UNPAIRED}"
 
 
-def drawable(token: str) -> str:
-    """A token as matplotlib should draw it: no math, no control characters."""
-    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in token)
+def drawable(text: str) -> str:
+    """A token or a name as matplotlib should draw it: no math, no control characters."""
+    visible = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return visible.strip().replace("$", r"\$")

@@ -64,13 +64,14 @@ def plot(
     orient: str = "layers_right",
     vocabulary: str | None = None,
 ) -> Figure:
-    """A figure of one pair by one metric; `kind` is one of
+    """A figure of one pair by one metric, in the metric's unit; `kind` is one of
 
-    "map", "layers" (bars by layer), "mlp_vs_attention" (curves by layer), "heads" (maps of layers and heads) or
-    "neurons" (all of them, ranked); or, of all pairs, "mean" (maps of the mean over pairs), "mean_curves" (by layer,
-    with 95 % intervals), "mean_heads" or "mean_neurons". `effect` is one effect's name (default: all directions that
-    were measured). `position` chooses the column of bars, curves and heads (default: the strongest one; for heads also
-    "sum", the sum over positions) and of neurons (default: all); `layer` that of neurons. Raises InvalidOption.
+    "map", "layers" (bars by layer), "mlp_vs_attention" (curves by layer), or another kind of site by its name: "heads"
+    (maps of layers and heads), "neurons" (all of them, ranked), "sets", "paths", "knockout", …; or, of all pairs,
+    "mean" (maps of the mean over pairs), "mean_curves" (by layer, with 95 % intervals), "mean_heads" and so on.
+    `effect` is one effect's name (default: all directions that were measured). `position` chooses the column of bars,
+    curves and heads (default: the strongest one; for heads also "sum", the sum over positions) and of what is ranked
+    (default: all); `layer` that of neurons. Raises InvalidOption.
     """
     if kind not in VIEWS:
         raise InvalidOption(f"There is no plot {kind!r}. {nearest(kind, VIEWS)}")

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from causal_tracing.report.figures.look import Look, unit_label, where
+from causal_tracing.report.figures.look import Look, drawable, unit_label, where
 from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import label
 from causal_tracing.results.rankings import ranked
@@ -69,5 +69,5 @@ def _ranks(axes: Axes, effects: xr.DataArray, kind: SiteKind, *, several: bool) 
 def _named(kind: SiteKind, site: Mapping[str, Any], *, several: bool) -> str:
     """A cell beside its point."""
     if not kind.layered:
-        return kind.address.format(part=site.get(kind.part or ""), column=site[kind.column])
+        return drawable(kind.address.format(part=site.get(kind.part or ""), column=site[kind.column]))
     return f"layer {site['layer']}, {site[kind.part or '']}" + (f" at {site['position']}" if several else "")

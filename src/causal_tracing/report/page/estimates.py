@@ -39,7 +39,7 @@ def estimates_page(
         rest=list_of(tuple(visible(text) for text in in_words.left_out(measurements, agreement))),
         scatters="".join(_scatter(row, named) for row in rows),
         direction=direction,
-        unit=in_words.unit_of(measurements),
+        unit=escape(visible(in_words.unit_of(measurements))),
         noun=in_words.noun(measurements),
         sites="".join(_site(one, name) for one, name in sorted(named, key=_size)[:MOST_SITES]),
         provenance=escape("\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())),

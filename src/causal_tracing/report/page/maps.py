@@ -13,6 +13,7 @@ from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
 from causal_tracing.results.means import MeanMap, by_column, defined
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.select import measured_directions
 from causal_tracing.results.site_kinds import BLOCKS, KINDS
 
 MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone, and shorter
@@ -37,7 +38,7 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "components": [str(name) for name in found.component.values] if there else [],
         "layers": found.layer.values.tolist() if there else [],
         "positions": [str(position) for position in columns_of(found)] if there else [],
-        "directions": list(measurements.directions),
+        "directions": list(measured_directions(found)),
         "effects": switched(found),
         "windows": _windows(found),
         "statuses": STATUSES,
@@ -79,7 +80,8 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
         **_mean_lens(measurements, cells),
         "pairs": [str(pair) for pair in columns.pair.values],
         "values": {
-            name: by_component(columns[name].transpose(..., "pair"), FEW_DIGITS) for name in measurements.directions
+            name: by_component(columns[name].transpose(..., "pair"), FEW_DIGITS)
+            for name in measured_directions(columns)
         },
     }
 

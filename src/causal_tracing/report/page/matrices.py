@@ -16,11 +16,12 @@ import xarray as xr
 from causal_tracing.report.page.parts import LETTERS, MOST_NUMBERS, TESTED
 from causal_tracing.report.page.text import metrics_with_effects, plain, switched, visible
 from causal_tracing.report.words.senders import hidden_senders
+from causal_tracing.results.arms import DIRECTIONS
 from causal_tracing.results.columns import among_others
 from causal_tracing.results.effects import effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.select import select
+from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 DIGITS = 4
@@ -33,10 +34,11 @@ ABOVE = -2  # as the layer of a node: behind all layers that are drawn, before t
 
 def matrix_data(measurements: Measurements, kind: SiteKind, shown: Sequence[str]) -> dict[str, Any]:
     """A kind's numbers by sender and receiver, of these pairs; null of a pair whose numbers are not on the page."""
-    there = measurements.maps[kind.name].metric.values.tolist()
+    held = measurements.maps[kind.name]
+    there = held.metric.values.tolist()
     metrics = [name for name in metrics_with_effects(measurements.pairs.sel(pair=list(shown))) if name in there]
-    directions = list(measurements.directions)
-    cells = measurements.maps[kind.name].sizes["sender"] * measurements.maps[kind.name].sizes["receiver"]
+    cells = held.sizes["sender"] * held.sizes["receiver"]
+    directions = [arm.name for arm in DIRECTIONS.values() if arm.raw in held]
     room = MOST_NUMBERS // len(directions)
     metrics = metrics if len(metrics) * len(shown) * cells <= room else metrics[:1]
     count = max(1, room // (cells * max(1, len(metrics))))
@@ -80,7 +82,7 @@ def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, metric: str,
     found = select(measurements, pair=pair, metric=metric, of=kind.name)
     here = found.sel(sender=kept.sender, receiver=kept.receiver)
     whole = found.sel(component=found.component.values[0])
-    names = list(measurements.directions)
+    names = measured_directions(found)
     return _numbers(here, names) | {"hidden": _hidden(whole, kept, names, found.total_effect.item())}
 
 
@@ -196,6 +198,7 @@ def _node(component: str, layer: str, part: str | None) -> list[Any]:
     if part is not None and component in ("z", "q"):
         return [f"head {layer}.{part}", f"{layer}.{part}", int(layer), "left", int(part)]
     if part is not None:
+        # Numbers give the order within a layer: heads of queries, then those of keys, then what is whole.
         return [f"key head {layer}.{part}", f"kv {layer}.{part}", int(layer), "left", 1000 + int(part)]
     label = f"{LABELS.get(component, 'attention')} {layer}"
     side = "right" if component == "mlp_out" else "left"

@@ -36,6 +36,7 @@ from causal_tracing.results.units import is_function
 
 MOST_PAIRS = 250  # whose maps go into a page
 MOST_ENTRIES = 1000  # of a list of the record: more are not read through
+# The last one begins to draw at once, by what the others define.
 SCRIPTS = ("parts.js", "matrix.js", "graph.js", "mean.js", "page.js")
 
 
@@ -164,7 +165,8 @@ def _left_out(measurements: Measurements) -> str:
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
     data = measurements.pairs.sel(pair=reading.pair)
-    unit = data.unit.sel(metric=measurements.metric).item()
+    # Of a user's own metric it may be any text.
+    unit = escape(visible(data.unit.sel(metric=measurements.metric).item()))
     rows = "".join(_site(row) for row in reading.sites)
     words = list_of(tuple(visible(text) for text in reading.sentences[1:]))
     noised = bool(measurements.provenance.get("noise"))
@@ -256,5 +258,6 @@ def _with_matrices(measurements: Measurements, shown: list[str], mean: MeanPart)
 
 def _json(content: Any) -> str:
     """JSON that cannot end the script element it stands in, whatever its texts say."""
+    # NaN is no JSON: a page with one in it would show nothing.
     text = json.dumps(content, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

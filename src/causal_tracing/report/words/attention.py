@@ -66,8 +66,8 @@ def _lost(measurements: Measurements, found: xr.Dataset, pair: str, layer: int, 
         return f"{said}."
     prob = select(measurements, pair=pair, metric="prob", of=KNOCKOUT.name)
     clean, lost = prob.clean.item(), float(prob.disruption.sel(component="attention", layer=layer, position=column))
-    share = percent(-lost / clean)
-    return f"{said}; the answer's probability goes from {number(clean)} to {number(clean - lost)} ({share})."
+    share = f" ({percent(-lost / clean)})" if clean else ""  # float32 knows no probability below 1e-45
+    return f"{said}; the answer's probability goes from {number(clean)} to {number(clean - lost)}{share}."
 
 
 def attention_read(measurements: Measurements) -> tuple[str, ...]:

@@ -149,6 +149,7 @@ def _direct(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
     """Each component's strongest mean of direct paths, beside the whole effect there."""
     norm = record.get("options", {}).get("direct_norm", "live")
     measured = [direct for direct in DIRECT if f"{DIRECT_NAMES[direct]}_{means.shown}" in means.cells]
+    # Of both, that through the stream alone is told: the other stands in the tables.
     for direct in measured[:1]:
         name = f"{DIRECT_NAMES[direct]}_{means.shown}"
         for component in means.cells.component.values:

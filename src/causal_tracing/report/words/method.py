@@ -295,6 +295,7 @@ def _written(measurements: Measurements) -> str:
 
 
 def _draws(write: Mapping[str, Any]) -> int:
+    # They are drawn without repetition.
     return min(write.get("draws", 0), len(write.get("prompts", ())))
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from causal_tracing.report.labels import number
 from causal_tracing.results.arms import DIRECTIONS
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.select import SiteRow, select, strongest
+from causal_tracing.results.select import SiteRow, measured_directions, select, strongest
 from causal_tracing.results.site_kinds import GROWING, INTERACTIONS, SETS
 
 PAIRS_TOLD, MOST_TOLD = 3, 8
@@ -44,7 +44,7 @@ def joint_sentences(measurements: Measurements, pair: str) -> Iterator[str]:
         yield from _growing(select(measurements, pair=pair, of=GROWING.name))
     if INTERACTIONS.name in measurements.maps:
         found = select(measurements, pair=pair, of=INTERACTIONS.name)
-        for direction in measurements.directions:
+        for direction in measured_directions(found):
             yield from _pairs(found, direction)
 
 

@@ -335,6 +335,7 @@ def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.OperationalError as error:
             # A journal that a kill left must be rolled back, and a folder that is opened for reading may not be written
             # to.
+            # The lowest byte says what kind of error it is; those above it say which of the kind.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name

@@ -34,13 +34,23 @@ def save(measurements: Measurements, folder: str | Path, *, overwrite: bool = Fa
     try:
         with parents_of(place), tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=parent) as scratch:
             _write(measurements, Path(scratch) / "new")
-            if place.exists():
-                # A folder cannot be replaced in one step: the old one is kept aside until the new one has its place.
-                os.replace(place, Path(scratch) / "old")
-            os.replace(Path(scratch) / "new", place)
+            _put(Path(scratch) / "new", place, aside=Path(scratch) / "old")
     except OSError as error:
         raise MachineError(f"{target} could not be written: {error}. Nothing was left half-written.") from error
     return target
+
+
+def _put(new: Path, place: Path, *, aside: Path) -> None:
+    """Moves a folder to its place. What was there stands `aside` until then, and goes back where that fails."""
+    # A folder cannot be replaced in one step.
+    if place.exists():
+        os.replace(place, aside)
+    try:
+        os.replace(new, place)
+    except BaseException:
+        if aside.exists():
+            os.replace(aside, place)
+        raise
 
 
 def open_measurements(folder: str | Path) -> Measurements:
@@ -68,6 +78,7 @@ def open_measurements(folder: str | Path) -> Measurements:
     except OSError as error:
         raise InvalidResults(f"{folder / ARRAYS} cannot be read: {error}. Make the trace again.") from None
     _check(folder / ARRAYS, content["arrays"], arrays)
+    # A pickle would run what stands in it, and traces are handed on.
     with np.load(io.BytesIO(arrays), allow_pickle=False) as numbers:
         return from_parts(content["tables"], numbers, content["provenance"])
 

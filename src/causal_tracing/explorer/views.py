@@ -131,7 +131,7 @@ def paths_from(measurements: Measurements, *, filling: bool) -> dict[str, Any]:
 
 
 def _shares(effects_of: np.ndarray, total: float | None) -> list[float | None]:
-    return [None if total is None else plain(float(each / total), 4) for each in effects_of]
+    return [None if total is None else round(float(each / total), 6) for each in effects_of]
 
 
 def _positions(data: dict[str, Any]) -> int:

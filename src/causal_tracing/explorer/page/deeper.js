@@ -108,7 +108,7 @@ export const inside = ({ tab, offered }) => {
       if (mine === asked) leave = follow(id, hear, (error) => state(error.message));
     } catch (error) { if (mine === asked) state(error.message); }
   };
-  const offers = (which) => !refused.has(which) && offered()[which]?.includes(cell.layer) ?? false;
+  const offers = (which) => !refused.has(which) && (offered()[which]?.includes(cell.layer) ?? false);
   const open = (chosen) => {
     empty(); // of the cell before
     cell = chosen;

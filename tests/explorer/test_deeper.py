@@ -9,6 +9,9 @@ from numpy.testing import assert_allclose
 from playwright.sync_api import Browser
 
 import causal_tracing as ct
+from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.explorer import live
+from causal_tracing.models.model import Model
 from explorer_pages import CLEAN, CORRUPT, axe, opened, traced, wait
 from explorers import Client, Event, asked, explorer, small_model, toy_model
 from joint import PAIR, tiny
@@ -140,3 +143,24 @@ def test_the_experts_of_a_layer_are_shown(browser: Browser):
         page.locator('#deeper-switches button[data-kind="experts"]').click()
         wait(page, "document.getElementById('deeper-state').textContent === '4 experts measured.'")
         assert page.locator("#deeper-shown tbody th").all_inner_texts()[0].startswith("expert ")
+
+
+@needs_browser
+def test_what_does_not_hold_on_the_model_is_said_and_offered_no_more(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = live.plan_job
+
+    def refused(model: Model, pairs: Any, options: Any) -> Any:
+        if options.heads:
+            raise ComponentNotOffered("z is not offered on this model: its check failed.")
+        return plan(model, pairs, options)
+
+    monkeypatch.setattr(live, "plan_job", refused)
+    with explorer(small_model()) as client, opened(browser, client) as page:
+        traced(page)
+        page.locator('#map td[data-at="1,3"]').click()
+        wait(page, "document.getElementById('deeper-state').textContent.startsWith('z is not offered')")
+        page.locator('#map td[data-at="1,4"]').click()
+        wait(page, "document.getElementById('deeper-state').textContent.includes('neurons measured')")
+        assert page.locator('#deeper-switches button[data-kind="heads"]').count() == 0

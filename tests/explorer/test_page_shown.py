@@ -11,9 +11,9 @@ from playwright.sync_api import Browser
 import causal_tracing as ct
 from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Serving
-from explorer_pages import CLEAN, CORRUPT, FINISHED, opened, traced, wait
-from explorers import explorer, small_model, talking
-from pages import launched, needs_browser
+from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, opened, traced, wait
+from explorers import explorer, small_model, talking, toy_model
+from pages import launched, needs_browser, numbers_in
 from tiny import tiny_folder
 
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
@@ -62,6 +62,37 @@ def test_a_saved_trace_shows_its_heads_and_says_what_it_cannot_show(browser: Bro
             assert page.evaluate(TITLES) == ["The map", "Single heads", *EVERYWHERE]
             assert page.locator("#elsewhere").inner_text().startswith("Not shown here: sets.")
             assert "z 1.0 @ last" in client.send("GET", f"/api/traces/{client.get('traces')[0]['id']}/page").text
+
+
+@needs_browser
+def test_a_saved_trace_shows_every_kind_that_has_a_map(browser: Browser, tmp_path: Path):
+    asked: dict[str, Any] = {"knockout": True, "edges": ["v"], "edge_query": ["last"], "edge_heads": ["2"]}
+    trace = ct.trace(small_model(), PAIR, components=["resid_post"], **asked, progress=False)
+    trace.save(tmp_path / "kept")
+    with Serving(Saved([tmp_path / "kept"])) as serving, talking(serving) as client:
+        client.serving = serving
+        with opened(browser, client) as page:
+            wait(page, "document.querySelectorAll('#edges_by_query-map td').length")
+            assert page.evaluate(TITLES) == ["The map", "Knockout", "Edges by query", *EVERYWHERE]
+            page.locator('#knockout-map td[data-at="1,2"]').hover()
+            said = page.locator("#knockout-readout").inner_text()
+            assert said.startswith("attention · layer 1 · position 2")
+            cell = trace.of("knockout").disruption.sel(metric="logit_diff", layer=1, position=2)
+            assert numbers_in(said)[0] == pytest.approx(cell.item(), rel=1e-2)
+
+
+@needs_browser
+def test_what_will_stand_under_a_heading_is_said_while_the_map_fills(browser: Browser):
+    with explorer(toy_model(seconds=0.02)) as client, opened(browser, client) as page:
+        begun(page)
+        wait(page, "document.getElementById('how-to-read')?.textContent === 'This comes when the map is whole.'")
+        empty = (
+            "[...document.querySelectorAll('#result section')].filter((node) => node.checkVisibility() && "
+            "node.textContent.trim() === node.querySelector('h2').textContent.trim()).map((node) => node.innerText)"
+        )
+        assert page.evaluate(empty) == []
+        page.locator("#stop").click()
+        wait(page, "document.getElementById('state').textContent.startsWith('Stopped')")
 
 
 @needs_browser

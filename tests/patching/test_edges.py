@@ -248,4 +248,4 @@ def test_the_cost_is_said_before_it_is_run() -> None:
 def test_the_kind_is_asked_for_as_it_says() -> None:
     with pytest.raises(InvalidOption, match=r'Measure them with trace\(..., edges=\["v"\], edge_query="each"\)'):
         traced(edge_query="last").of(OF)
-    assert EDGES_BY_QUERY.of_parts
+    assert EDGES_BY_QUERY.figure == "queries"

@@ -84,6 +84,17 @@ def test_a_backup_matters_only_beside_what_it_backs_up() -> None:
     assert single.beside.tolist() == ["nothing"] * 3
 
 
+@pytest.mark.parametrize(("size", "there"), [(2, 0), (3, 3), (4, 10), (5, 12)])
+def test_no_random_subset_comes_twice_and_fewer_are_said(size: int, there: int) -> None:
+    trace = taken_apart("and", [VALUE, A, B, *IDLE][:size], subsets=12)
+    table = trace.circuit().completeness
+    sets = [frozenset(each.split("; ")) for each in table["items"][table.removed.str.startswith("random")]]
+    assert len(sets) == len({*sets}) == there
+    few = f"Of 12 random subsets asked for there are {there}, and all were taken out."
+    none = "So small a set has no subsets between one item and all."
+    assert [text in trace.summary() for text in (few, none)] == [0 < there < 12, there == 0]
+
+
 def test_random_subsets_are_chosen_by_the_seed() -> None:
     first = [VALUE, A, B, *IDLE]
 

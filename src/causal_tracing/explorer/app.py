@@ -26,8 +26,9 @@ from causal_tracing.errors import (
 )
 from causal_tracing.explorer.asked import asked_of, deeper_of, name_of
 from causal_tracing.explorer.jobs import MOST_WAITING, Full, Job, said
-from causal_tracing.report.page.listed import matrix_form
-from causal_tracing.report.page.page import SCRIPTS, part
+from causal_tracing.report.page.forms import form, part
+from causal_tracing.report.page.page import SCRIPTS
+from causal_tracing.report.page.sections import drawn_form
 from causal_tracing.results.site_kinds import KINDS, PATHS
 
 LOOK = 0.05  # seconds between two looks at what was told
@@ -241,15 +242,13 @@ async def _page(request: Request) -> Response:
 def page() -> str:
     """The explorer's page: what is typed, and the report's own map with room for every kind of site."""
     parts = "".join(
-        f'<div class="of-kind" data-kind="{kind.name}">'
-        + Template(part("drawn.html" if kind.drawn else "ranked.html")).substitute(kind=kind.name, noun=kind.part)
-        + "</div>"
+        f'<div class="of-kind" data-kind="{kind.name}">{shown}</div>'
         for kind in KINDS.values()
-        if kind.part and kind.layered
+        if (shown := drawn_form(kind))
     )
     scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in SCRIPTS)
     rest = part("mean.html") + part("curves.html")
-    paths = matrix_form(PATHS)
+    paths = form("matrix.html", PATHS)
     return Template(_own("explore.html")).substitute(
         map=part("map.html"), rest=rest, parts=parts, paths=paths, scripts=scripts
     )

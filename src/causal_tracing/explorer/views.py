@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.page.maps import has_map, map_data
+from causal_tracing.report.page.maps import map_data
 from causal_tracing.report.page.matrices import matrix_data
 from causal_tracing.report.page.mean_story import mean_of
-from causal_tracing.report.page.page import MOST_PAIRS, page_data, provenance_text, sections, site_cells
+from causal_tracing.report.page.page import MOST_PAIRS, page_data, provenance_text, site_cells
+from causal_tracing.report.page.sections import behind, drawn_form
 from causal_tracing.report.page.text import metrics_with_effects, plain, visible
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.columns import columns_of, is_token
@@ -76,23 +77,18 @@ def whole_view(measurements: Measurements) -> dict[str, Any]:
     shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     mean = mean_of(measurements, shown)
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_WORDS]]
-    data = page_data(measurements, shown, mean)
+    kinds = behind(measurements)
+    data = page_data(measurements, [kind for kind in kinds if drawn_form(kind)], shown, mean)
     for pair in data["pairs"]:
         for numbers in pair["metrics"].values():
             numbers["scale"] = abs(numbers["total"]) if len(shown) == 1 and numbers["total"] else None
     return {
         "data": data,
-        "elsewhere": _elsewhere(measurements),
+        "elsewhere": [kind.name.replace("_", " ") for kind in kinds if not drawn_form(kind)],
         "words": [_words(measurements, reading) for reading in readings],
         "how_to_read": list(readings[0].how_to_read),
         "provenance": provenance_text(measurements),
     }
-
-
-def _elsewhere(measurements: Measurements) -> list[str]:
-    """The kinds of site that have no map here: the page that is downloaded has their tables and figures."""
-    shown = {*(kind.name for kind in sections(measurements)), *(["blocks"] if has_map(measurements) else [])}
-    return [name.replace("_", " ") for name in measurements.kinds if name not in shown]
 
 
 def strongest_parts(measurements: Measurements, kind: str, count: int | None) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def paths_from(measurements: Measurements, *, filling: bool) -> dict[str, Any]:
 
 
 def _shares(effects_of: np.ndarray, total: float | None) -> list[float | None]:
-    return [None if total is None else round(float(each / total), 2) for each in effects_of]  # as they are written
+    return [None if total is None else round(float(each / total), 6) for each in effects_of]
 
 
 def _positions(data: dict[str, Any]) -> int:

@@ -17,6 +17,10 @@ class Noise:
     measured where the noise is added; `sigma` sets it instead. Each draw has a seed of its own, made of `seed`, the
     prompt's and the noised tokens and the draw's number. `rome` belongs to preset="rome": σ is measured over all
     pairs' subjects tokenised alone, and all prompts share the draws of numpy's RandomState(1), as in ROME's code.
+
+    Example:
+        pair = ct.Pair(clean="The Colosseum is located in the city of", subject="The Colosseum", answer=" Rome")
+        ct.trace(model, pair, noise=ct.Noise(scale=3.0, draws=10))
     """
 
     scale: float = 3.0

@@ -28,6 +28,11 @@ class Write:
     have as many tokens as the pair. "given": `tensors`, a mapping from (component, layer) to a tensor [size], or
     [heads or neurons, size]. "subspace": h + P (h_donor − h), `tensors` holding what spans it, [rank, size].
     Raises InvalidOption.
+
+    Example:
+        ct.trace(model, pair, write="zero")
+        ct.trace(model, pair, write=ct.Write("mean", prompts=["The Pantheon is located in the city of", ...]))
+        ct.trace(model, pair, write=ct.Write("subspace", tensors={("resid_post", 12): basis}))  # [rank, size]
     """
 
     kind: str = "donor"

@@ -25,7 +25,7 @@ from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import DIRECTIONS, Arm
-from causal_tracing.results.circuits import MIB_SHARES, NOTHING, size_of
+from causal_tracing.results.circuits import MIB_SHARES, NOTHING, size_of, subsets_of
 from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
 
@@ -234,12 +234,7 @@ def _removed(graph: Graph, circuit: Sequence[int], subsets: int, seed: int) -> t
     """What is taken out: nothing, each item, random subsets; then those again with each other item beside them."""
     names = graph.names
     found: dict[str, tuple[int, ...]] = {NOTHING: ()} | {names[number]: (number,) for number in circuit}
-    random, drawn = np.random.default_rng(seed), {}
-    # Two items have no subset that is neither one of them nor both.
-    for n in range(1, subsets + 1 if len(circuit) > 2 else 1):
-        # Of two items at least, since single ones are all measured, and never of all of them.
-        inside = random.permutation(len(circuit))[: random.integers(2, len(circuit))]
-        drawn[f"random {n}"] = tuple(circuit[place] for place in sorted(inside))
+    drawn = {f"random {n}": some for n, some in enumerate(_subsets(circuit, subsets, seed), start=1)}
     found |= drawn
     beside = {
         f"{name} and {names[number]}": (*some, number)
@@ -248,3 +243,15 @@ def _removed(graph: Graph, circuit: Sequence[int], subsets: int, seed: int) -> t
         if number not in some
     }
     return found | beside, len(found)
+
+
+def _subsets(circuit: Sequence[int], count: int, seed: int) -> list[tuple[int, ...]]:
+    """So many random subsets, none of them twice; all that there are, where these are fewer.
+
+    Of two items at least, since single ones are all measured, and never of all of them.
+    """
+    random, drawn = np.random.default_rng(seed), dict[tuple[int, ...], None]()
+    while len(drawn) < min(count, subsets_of(len(circuit))):
+        inside = random.permutation(len(circuit))[: random.integers(2, len(circuit))]
+        drawn[tuple(circuit[place] for place in sorted(inside))] = None
+    return [*drawn]

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from causal_tracing.results.columns import in_words
-from causal_tracing.results.select import SiteRow
+from causal_tracing.results.select import HIGH, NEARLY_ZERO, SiteRow
 from causal_tracing.results.site_kinds import KINDS
 
 UNPAIRED = "–"  # stands where a clean token has no corrupt one
@@ -17,8 +17,15 @@ def number(value: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction in per cent, with a real minus sign."""
-    return f"{round(100 * fraction)} %".replace("-", "−")
+    """A fraction in whole per cent, with a real minus sign; `9.9 %` of what is less than a tenth, `49.9 %` than a half.
+
+    There the words change (`select.pattern`): what is told must not stand on the other side of it.
+    """
+    size, told = abs(fraction), f"{round(100 * fraction)}"
+    for level in (NEARLY_ZERO, HIGH):
+        if size < level and round(100 * size) == round(100 * level):
+            told = f"{math.copysign(min(100 * size, 100 * level - 0.1), fraction):.1f}"
+    return f"{told} %".replace("-", "−")
 
 
 def between(low: float, high: float) -> str:

@@ -88,6 +88,11 @@ def size_of(size: int | float, every: int) -> int:
     return int(size) if not isinstance(size, float) else max(1, int(size * every + 0.5))
 
 
+def subsets_of(size: int) -> int:
+    """How many sets of at least two there are of so many items, and not of all of them."""
+    return max(0, 2**size - size - 2)
+
+
 def circuits(
     measurements: Measurements, *, metric: str | None = None, pair: str | None = None, seed: int = 0
 ) -> Circuits:

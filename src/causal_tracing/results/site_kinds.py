@@ -18,23 +18,24 @@ class SiteKind:
 
     `axes` is the order of every array, table and document: the component first, and last what a column is ("position",
     or what takes its place). `drawn` are the axes that go down and across in a picture; where there is none, the cells
-    are ranked. `columns` is the option that says which columns there are. `called`, `address` and `named` are how a
-    strongest cell, its place and a row of a table are called, with {component}, {layer}, {part} (along the kind's own
-    axis), {query} and {column}; `restores` and `loses` say what its effects do. `shown` ends the names of the effects
-    that come first, where those of a direction alone do not. `patches`: something of another run is put there, so that
-    both directions can be asked for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the
-    metrics that are shown alone, unless more are asked for. `asked`: how a trace is asked for it, where that is not its
-    name. `margin`: the column that stands beside the others for comparison, and is not ranked with them. `directed`: a
-    cell is of what goes from one site (its part) to another (its column), each in a layer of its own.
-    `ends`: its first cell is nothing and its last one everything, and each is told as a share of the way between these.
-    `large`: a cell is patched at thousands of places. `told_by`: words with which columns begin that are told of
-    together where it is said how far estimates agree; no words: all columns are.
+    are ranked. `figure` is what a page shows of it, by its name there (`report/page/sections.py`). `columns` is the
+    option that says which columns there are. `called`, `address` and `named` are how a strongest cell, its place and a
+    row of a table are called, with {component}, {layer}, {part} (along the kind's own axis), {query} and {column};
+    `restores` and `loses` say what its effects do. `shown` ends the names of the effects that come first, where those
+    of a direction alone do not. `patches`: something of another run is put there, so that both directions can be asked
+    for. `mirrored`: (A, B) is (B, A). `few`: its cells are many, and measured by the metrics that are shown alone,
+    unless more are asked for. `asked`: how a trace is asked for it, where that is not its name. `margin`: the column
+    that stands beside the others for comparison, and is not ranked with them. `ends`: its first cell is nothing and its
+    last one everything, and each is told as a share of the way between these. `large`: a cell is patched at thousands
+    of places. `told_by`: words with which columns begin that are told of together where it is said how far estimates
+    agree; no words: all columns are.
     """
 
     name: str
     components: tuple[str, ...]
     axes: tuple[str, ...]
     drawn: tuple[str, str] | None
+    figure: str
     columns: str
     called: str
     address: str
@@ -49,7 +50,6 @@ class SiteKind:
     margin: str = ""
     ends: bool = False
     large: bool = False
-    directed: bool = False
     told_by: tuple[str, ...] = ()
 
     @property
@@ -92,9 +92,10 @@ class SiteKind:
         return "query" in self.axes
 
     @property
-    def of_parts(self) -> bool:
-        """Whether a cell is a part of one layer, which may be told by itself."""
-        return self.part is not None and (self.layered or self.by_query)
+    def title(self) -> str:
+        """What a section about it is called: `Single heads`, `Knockout heads`."""
+        single = self.part is not None and self.name == plural(self.part)
+        return f"single {self.name}".capitalize() if single else self.name.replace("_", " ").capitalize()
 
 
 BLOCKS = SiteKind(
@@ -102,6 +103,7 @@ BLOCKS = SiteKind(
     components=WHOLE,
     axes=("component", "layer", "position"),
     drawn=("position", "layer"),
+    figure="tokens",
     columns="positions",
     called="{component} site",
     address="layer {layer}",
@@ -113,6 +115,7 @@ SINGLE_HEADS = SiteKind(
     components=HEADS,
     axes=("component", "layer", "head", "position"),
     drawn=("head", "layer"),
+    figure="parts",
     columns="head_positions",
     called="head by its {component}",
     address="head {part} of layer {layer}",
@@ -124,6 +127,7 @@ SINGLE_NEURONS = SiteKind(
     components=("neurons",),
     axes=("component", "layer", "neuron", "position"),
     drawn=None,
+    figure="ranked",
     columns="neuron_positions",
     called="neuron",
     address="neuron {part} of layer {layer}",
@@ -135,6 +139,7 @@ SINGLE_EXPERTS = SiteKind(
     components=("experts",),
     axes=("component", "layer", "expert", "position"),
     drawn=("expert", "layer"),
+    figure="parts",
     columns="expert_positions",
     called="expert",
     address="expert {part} of layer {layer}",
@@ -146,6 +151,7 @@ KNOCKOUT = SiteKind(
     components=(ATTENTION,),
     axes=("component", "layer", "position"),
     drawn=("position", "layer"),
+    figure="tokens",
     columns="knockout_keys",
     called="key to hide",
     address="layer {layer}",
@@ -158,6 +164,7 @@ KNOCKOUT_HEADS = SiteKind(
     components=(ATTENTION,),
     axes=("component", "layer", "head", "position"),
     drawn=("head", "layer"),
+    figure="parts",
     columns="knockout_keys",
     called="key to hide from one head",
     asked='knockout=["heads"]',
@@ -171,6 +178,7 @@ EDGES_BY_QUERY = SiteKind(
     components=("q_edge", "k_edge", "v_edge"),
     axes=("component", "head", "query", "position"),
     drawn=("position", "query"),
+    figure="queries",
     columns="edge_keys",
     called="{component} of a head",
     address="head {part}, from {query}, key",
@@ -183,6 +191,7 @@ EDGES = SiteKind(
     components=("q_edge", "k_edge", "v_edge"),
     axes=("component", "layer", "head", "position"),
     drawn=("head", "layer"),
+    figure="parts",
     columns="edge_keys",
     called="{component} of a head",
     address="head {part} of layer {layer}, key",
@@ -194,6 +203,7 @@ SETS = SiteKind(
     components=("set",),
     axes=("component", "set"),
     drawn=None,
+    figure="table",
     columns="sets",
     called="set",
     address="{column}",
@@ -205,6 +215,7 @@ GROWING = SiteKind(
     components=("growing_set",),
     axes=("component", "set", "size"),
     drawn=None,
+    figure="table",
     columns="growing",
     called="growing set",
     address="the first {column} of {part}",
@@ -215,6 +226,7 @@ INTERACTIONS = SiteKind(
     components=("pair_of_sites",),
     axes=("component", "site", "partner"),
     drawn=("partner", "site"),
+    figure="table",
     columns="interactions",
     called="pair of sites",
     address="{part} with {column}",
@@ -230,6 +242,7 @@ PATHS = SiteKind(
     components=("path",),
     axes=("component", "sender", "receiver"),
     drawn=("receiver", "sender"),
+    figure="matrix",
     columns="receivers",
     called="path",
     address="{part} → {column}",
@@ -239,7 +252,6 @@ PATHS = SiteKind(
     few=True,
     asked='senders=["each z @ last"]',
     margin="every path",
-    directed=True,
     told_by=("q", "k", "v", "mlp_out", "logits"),
 )
 CIRCUITS = SiteKind(
@@ -247,6 +259,7 @@ CIRCUITS = SiteKind(
     components=("nodes", "edges"),
     axes=("component", "size"),
     drawn=None,
+    figure="curve",
     columns="circuit_sizes",
     called="set of {component}",
     address="{column} {component}",
@@ -263,6 +276,7 @@ CIRCUIT_TESTS = SiteKind(
     components=("circuit", "model"),
     axes=("component", "removal"),
     drawn=None,
+    figure="table",
     columns="circuit_tested",
     called="{component} with some removed",
     address="without {column}",

@@ -26,13 +26,13 @@ const bar = (value, scale) => {
   svg.append(drawn("rect", { class: value >= 0 ? "supports" : "opposes", x: value >= 0 ? 75 : 75 - long, y: 1, width: long, height: 12 }));
   return svg;
 };
-const partTable = (noun, found, signed, behind) => {
+const partTable = (noun, found, { signed, percent }, behind) => {
   const { directions, rows, unit } = found, count = directions.length;
   const scale = Math.max(...rows.map((row) => Math.max(...row.slice(1, 1 + count).map(Math.abs))), 1e-9);
   const head = make("tr", {}, make("th", { scope: "col", textContent: noun }), ...directions.flatMap((name) => [make("th", { scope: "col", textContent: `${name} (${unit})` }), make("td", {})]), ...(behind ? [make("td", {})] : []));
   const body = rows.map((row) => make("tr", {}, make("th", { scope: "row", textContent: `${noun} ${row[0]}` }), ...directions.flatMap((_, n) => {
     const share = row[1 + count + n];
-    const text = signed(row[1 + n]) + (share === null ? "" : ` (${Math.round(100 * share)} %)`).replace("-", "−");
+    const text = signed(row[1 + n]) + (share === null ? "" : ` (${percent(share)})`);
     return [make("td", { textContent: text }), make("td", { className: "bar-cell" }, bar(row[1 + n], scale))];
   }), ...(behind ? [make("td", {}, behind(row[0]))] : [])));
   return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `${noun}s of this layer` }, make("table", { className: "inside" }, make("thead", {}, head), make("tbody", {}, ...body)));
@@ -58,6 +58,7 @@ const patternOf = (title, { tokens, heads }, head) => {
 
 export const inside = ({ tab, offered }) => {
   let leave = null, cell = null, kind = null, paths = null, asked = 0;
+  const refused = new Set(); // what was tried on the model, and does not hold there
   const empty = () => { leave?.(); leave = paths = null; asked += 1; cell?.page.look(null); $("deeper-shown").replaceChildren(); };
   const close = () => { empty(); $("deeper").hidden = true; };
   const button = (text, press, properties = {}) => {
@@ -76,7 +77,7 @@ export const inside = ({ tab, offered }) => {
   };
   const parts = (data) => {
     const heads = kind === "heads" && offers(HEAD) && ((head) => button("paths", () => show(HEAD, head), { ariaLabel: `paths from head ${head}` }));
-    $("deeper-shown").replaceChildren(partTable(kind.slice(0, -1), data, cell.page.signed, heads));
+    $("deeper-shown").replaceChildren(partTable(kind.slice(0, -1), data, cell.page, heads));
     if (kind !== "heads") state(`${data.measured.toLocaleString("en")} ${kind} measured${data.rows.length < data.measured ? `; the ${data.rows.length} strongest of them` : ""}.`);
   };
   // The report's own matrix and graph: they stay while numbers come, and with them the focus.
@@ -93,6 +94,7 @@ export const inside = ({ tab, offered }) => {
     if (event === "done" && paths) state(`What ${paths.senders[0].name} adds to the stream, followed to every receiver behind it.`);
     if (event === "done" && QUICK.includes(kind)) state("");
     if (event === "error") state(data.message);
+    if (event === "error" && data.type === "ComponentNotOffered") refused.add(kind);
     if (event === "cancelled") state("Stopped.");
   };
   const show = async (which, head) => {
@@ -106,7 +108,7 @@ export const inside = ({ tab, offered }) => {
       if (mine === asked) leave = follow(id, hear, (error) => state(error.message));
     } catch (error) { if (mine === asked) state(error.message); }
   };
-  const offers = (which) => offered()[which]?.includes(cell.layer) ?? false;
+  const offers = (which) => !refused.has(which) && (offered()[which]?.includes(cell.layer) ?? false);
   const open = (chosen) => {
     empty(); // of the cell before
     cell = chosen;

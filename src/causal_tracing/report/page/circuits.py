@@ -18,7 +18,7 @@ WIDTH, HEIGHT, EDGE, TICK = 640, 280, 40, 24
 MOST_NAMED = 12  # in a row
 
 
-def circuits_section(measurements: Measurements, shown: list[str], mean: str) -> str:
+def circuits_section(measurements: Measurements, shown: Sequence[str], mean: str) -> str:
     """The section: of the mean over pairs, whose id is `mean`, and of each pair that is shown."""
     several = measurements.pairs.sizes["pair"] > 1
     parts = [(None, mean, False)] if several and mean else []

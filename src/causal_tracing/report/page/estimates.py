@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from causal_tracing.report.labels import number
-from causal_tracing.report.page.page import head, list_of, part, prompt, write
+from causal_tracing.report.page.forms import part
+from causal_tracing.report.page.page import head, list_of, prompt, write
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words import estimates as in_words
 from causal_tracing.results.estimates import Checked

@@ -5,14 +5,13 @@ They need no script: which of them is shown follows the pair that is chosen, as 
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import between, number, p_value, site_name, with_share
+from causal_tracing.report.page.forms import form
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.many_pairs import where_peak
 from causal_tracing.results.columns import among_others
@@ -33,19 +32,13 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
     of_mean = [_of_mean(measurements, kind, mean, id)] if mean is not None else []
     return (
         f'<section id="{kind.name}-section" aria-labelledby="{kind.name}-title"><h2 id="{kind.name}-title">'
-        f"{escape(kind.name.capitalize())}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
+        f"{escape(kind.title)}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
     )
 
 
 def _matrix(kind: SiteKind) -> str:
     """What the script draws of paths; their table says the same without it."""
-    return f"{matrix_form(kind)}<h3>The strongest as a table</h3>" if kind.directed else ""
-
-
-def matrix_form(kind: SiteKind) -> str:
-    """Where the script draws a kind's matrix and graph."""
-    form = files("causal_tracing.report.page").joinpath("matrix.html").read_text(encoding="utf-8")
-    return Template(form).substitute(kind=kind.name)
+    return f"{form('matrix.html', kind)}<h3>The strongest as a table</h3>" if kind.figure == "matrix" else ""
 
 
 def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, *, hidden: bool) -> str:

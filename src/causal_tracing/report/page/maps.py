@@ -14,7 +14,7 @@ from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effect
 from causal_tracing.results.means import MeanMap, by_column, defined
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import measured_directions
-from causal_tracing.results.site_kinds import BLOCKS, KINDS
+from causal_tracing.results.site_kinds import KINDS
 
 MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone, and shorter
 FEW_DIGITS = 4
@@ -22,7 +22,7 @@ FEW_DIGITS = 4
 
 def has_map(measurements: Measurements) -> bool:
     """Whether the first kind is drawn by token and layer: what a page begins with."""
-    return KINDS[measurements.kind()].axes == BLOCKS.axes
+    return KINDS[measurements.kind()].figure == "tokens"
 
 
 def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "positions": [str(position) for position in columns_of(found)] if there else [],
         "directions": list(measured_directions(found)),
         "effects": switched(found),
-        "windows": _windows(found),
+        "windows": windows_of(found),
         "statuses": STATUSES,
         "pairs": [
             _pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there)
@@ -57,7 +57,7 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
     interaction has none, for it is the difference of the others.
     """
     cells = means.cells
-    if KINDS[means.kind].axes != BLOCKS.axes:
+    if KINDS[means.kind].figure != "tokens":
         total = {"total": plain(float(means.total.estimate)), "fraction_reason": _fraction_reason(means)}
         return {**_named(means, ids), "rows": [], "metrics": {means.metric: total}, "pairs": [], "values": {}}
     names = [name for name in AVERAGED if name in cells]
@@ -113,7 +113,7 @@ def coded(status: xr.DataArray) -> xr.DataArray:
     return status.copy(data=np.vectorize(STATUSES.index, otypes=[int])(status.values))
 
 
-def _windows(found: xr.Dataset) -> dict[str, list[list[int]]]:
+def windows_of(found: xr.Dataset) -> dict[str, list[list[int]]]:
     """The layers patched together at each component's layer, where they are more than one."""
     if "window_first" not in found or (found.window_last <= found.window_first).all():
         return {}

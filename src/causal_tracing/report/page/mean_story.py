@@ -6,13 +6,10 @@ from html import escape
 from typing import Any
 
 from causal_tracing.report.page.maps import mean_data
-from causal_tracing.report.page.parts import parts_mean
-from causal_tracing.report.page.queries import query_mean
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.many_pairs import beside_the_maps, read
 from causal_tracing.results.means import MeanMap, NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.site_kinds import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +20,7 @@ class MeanPart:
     story: str = ""
     caveats: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of other kinds, where they have a mean
-    maps: Mapping[str, MeanMap] = field(default_factory=dict)
+    maps: Mapping[str, MeanMap] = field(default_factory=dict)  # by kind, where it has a mean
 
 
 def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
@@ -51,12 +47,7 @@ def mean_of(measurements: Measurements, shown: Sequence[str]) -> MeanPart:
     )
     caveats = f'<div data-pair="{escape(data["id"])}">{_list(said.caveats)}</div>'
     maps = {name: each for name, each in means.items() if isinstance(each, MeanMap)}
-    parts = {
-        name: (query_mean if KINDS[name].by_query else parts_mean)(each)
-        for name, each in maps.items()
-        if KINDS[name].of_parts
-    }
-    return MeanPart(title=said.title, story=story, caveats=caveats, data=data, parts=parts, maps=maps)
+    return MeanPart(title=said.title, story=story, caveats=caveats, data=data, maps=maps)
 
 
 def _not_measured(record: Mapping[str, Any]) -> str:

@@ -83,7 +83,12 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   };
   const unit = (name = state.m) => data.metrics.find((metric) => metric.name === name).unit;
   const signed = (number, digits = 3) => (number >= 0 ? "+" : "−") + Math.abs(Number(number.toPrecision(digits)));
-  const percent = (share, digits = 0) => `${Number((100 * share).toFixed(digits))} %`.replace("-", "−");
+  // In whole per cent; what is less than a tenth or a half, where the words change, is told so.
+  const percent = (share) => {
+    const size = Math.abs(share), level = [0.1, 0.5].find((one) => size < one && Math.round(100 * size) === Math.round(100 * one));
+    const told = level ? Math.min(100 * size, 100 * level - 0.1).toFixed(1) : `${Math.round(100 * size)}`;
+    return `${share < 0 && told !== "0" ? "−" : ""}${told} %`;
+  };
 
   const RAMPS = {
     light: [["#f6f5f8", "#cfc4e2", "#9a80c2", "#6a45a3", "#35146e"], ["#f6f5f8", "#fbd3a2", "#ee9a4d", "#c4660f", "#7f3b08"]],

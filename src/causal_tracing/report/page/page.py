@@ -7,9 +7,8 @@ allows the page's own style and script by their hashes and nothing else.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,19 +17,16 @@ import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import full_name, with_share
-from causal_tracing.report.page.circuits import circuits_section
-from causal_tracing.report.page.listed import listed
-from causal_tracing.report.page.maps import MOST_IN_FULL, has_map, map_data
-from causal_tracing.report.page.matrices import matrix_data, matrix_mean
+from causal_tracing.report.page.forms import part
+from causal_tracing.report.page.maps import MOST_IN_FULL, map_data
 from causal_tracing.report.page.mean_story import MeanPart, mean_of
-from causal_tracing.report.page.parts import parts_data
-from causal_tracing.report.page.queries import query_maps
+from causal_tracing.report.page.sections import behind, drawn_data, section
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.method import Side, sides
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import SiteRow
-from causal_tracing.results.site_kinds import KINDS, SiteKind
+from causal_tracing.results.site_kinds import SiteKind
 from causal_tracing.results.storage.atomic import write_text
 from causal_tracing.results.units import is_function
 
@@ -44,12 +40,12 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
     """The page as text; also written to `path`, whole or not at all. Raises MachineError."""
     shown = [str(pair) for pair in measurements.pairs.pair.values[:MOST_PAIRS]]
     readings = [read(measurements, pair=pair) for pair in shown[:MOST_IN_FULL]]
-    mean = mean_of(measurements, shown)
+    mean, kinds = mean_of(measurements, shown), behind(measurements)
     style, script = part("page.css"), "".join(map(part, SCRIPTS))
     page = Template(part("page.html")).substitute(
         head=head(mean.title or readings[0].headline, style, script),
         script=script,
-        parts="".join(map(_section, sections(measurements))) + _listed(measurements, shown, mean),
+        parts="".join(section(measurements, kind, shown, mean.maps, str(mean.data.get("id", ""))) for kind in kinds),
         stories=mean.story
         + "\n".join(_story(reading, hidden=n > 0 or bool(mean.data)) for n, reading in enumerate(readings))
         + "\n".join(_short_story(measurements, pair) for pair in shown[MOST_IN_FULL:])
@@ -64,16 +60,11 @@ def to_html(measurements: Measurements, path: str | Path | None = None) -> str:
         caveats=f'<div id="of-pairs"{" hidden" if mean.data else ""}>{list_of(readings[0].caveats)}</div>',
         mean_caveats=mean.caveats,
         provenance=escape(provenance_text(measurements)),
-        data=_json(_with_matrices(measurements, shown, mean)),
+        data=_json(page_data(measurements, kinds, shown, mean)),
     )
     if path is not None:
         write(Path(path), page)
     return page
-
-
-def part(name: str) -> str:
-    """A file of this folder, as text."""
-    return files("causal_tracing.report.page").joinpath(name).read_text(encoding="utf-8")
 
 
 def head(title: str, style: str, script: str = "") -> str:
@@ -127,40 +118,10 @@ def prompt(side: Side) -> str:
     return f"{escape(text)} → <b>{escape(follows.strip() or follows)}</b>" if follows else escape(text)
 
 
-def sections(measurements: Measurements) -> list[SiteKind]:
-    """The kinds of site that have a section of their own behind the first one's map: those of a component's parts."""
-    return [kind for kind in _behind(measurements) if kind.of_parts]
-
-
-def _behind(measurements: Measurements) -> list[SiteKind]:
-    """The kinds that the first map of the page does not show."""
-    return [KINDS[name] for name in measurements.kinds[has_map(measurements) :]]
-
-
-def _listed(measurements: Measurements, shown: list[str], mean: MeanPart) -> str:
-    """The tables of those kinds whose cells are of no one layer."""
-    kinds = [kind for kind in _behind(measurements) if not (kind.layered or kind.of_parts)]
-    id = str(mean.data["id"]) if mean.data else ""
-    sections = [
-        circuits_section(measurements, shown, id)
-        if kind.ends
-        else listed(measurements, kind, shown, mean.maps.get(kind.name), id)
-        for kind in kinds
-    ]
-    return "".join(sections)
-
-
-def _section(kind: SiteKind) -> str:
-    form = part("drawn.html" if kind.drawn else "ranked.html")
-    return Template(form).substitute(kind=kind.name, noun=kind.part)
-
-
 def _left_out(measurements: Measurements) -> str:
     count = measurements.pairs.sizes["pair"]
-    others = [kind.name for kind in _behind(measurements) if not kind.part and kind.layered]
-    lacking = f'<p class="warning">This page has no section for {", ".join(others)}.</p>' if others else ""
     shown = f'<p class="warning">The maps of the first {MOST_PAIRS} of {count} pairs are here; the mean is of all.</p>'
-    return lacking + (shown if count > MOST_PAIRS else "")
+    return shown if count > MOST_PAIRS else ""
 
 
 def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> str:
@@ -175,13 +136,19 @@ def _tables(measurements: Measurements, reading: Reading, *, hidden: bool) -> st
         choices += _choices(data, "corrupt", "with noise" if noised else "corrupt")
     return (
         f'<div data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
-        f'<section><h2>Strongest sites</h2>{words}<div class="scroll" tabindex="0">'
-        f'<table class="sites"><thead><tr><th>site</th>'
+        f"<section><h2>{'Strongest sites' if rows else 'What was found'}</h2>{words}"
+        f"{_table_of_sites(rows, unit) if rows else ''}</section>"
+        f'<section><h2>What the model would say</h2><div class="choices">{choices}</div></section></div>'
+    )
+
+
+def _table_of_sites(rows: str, unit: str) -> str:
+    return (
+        '<div class="scroll" tabindex="0"><table class="sites"><thead><tr><th>site</th>'
         f'<th class="number">restoration ({unit})</th><th class="number">disruption ({unit})</th>'
         f'<th class="number">interaction ({unit})</th><th>what the two mean together</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
-        '<p class="quiet">Cuts and structural zeros are left out.</p></section>'
-        f'<section><h2>What the model would say</h2><div class="choices">{choices}</div></section></div>'
+        '<p class="quiet">Cuts and structural zeros are left out.</p>'
     )
 
 
@@ -236,24 +203,12 @@ def _without_command(record: Mapping[str, Any]) -> str:
     return "the model was handed in from memory" if from_memory else "the shards that were merged do not say it"
 
 
-def page_data(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
-    """All that the script draws from."""
-    data = map_data(measurements, shown) | ({"mean": mean.data} if mean.data else {})
-    data["parts"] = [
-        (query_maps if kind.by_query else parts_data)(measurements, kind, shown)
-        | ({"mean": mean.parts[kind.name]} if kind.name in mean.parts else {})
-        for kind in sections(measurements)
-    ]
-    return data
-
-
-def _with_matrices(measurements: Measurements, shown: list[str], mean: MeanPart) -> dict[str, Any]:
-    """The same, with the kinds whose sections have a matrix beside their tables."""
-    data = page_data(measurements, shown, mean)
-    for kind in (kind for kind in _behind(measurements) if kind.directed):
-        of_mean = {"mean": matrix_mean(mean.maps[kind.name])} if kind.name in mean.maps else {}
-        data["parts"].append(matrix_data(measurements, kind, shown) | of_mean)
-    return data
+def page_data(
+    measurements: Measurements, kinds: Sequence[SiteKind], shown: Sequence[str], mean: MeanPart
+) -> dict[str, Any]:
+    """All that the script draws from: the first map, and these kinds behind it."""
+    data = map_data(measurements, list(shown)) | ({"mean": mean.data} if mean.data else {})
+    return data | {"parts": drawn_data(measurements, kinds, shown, mean.maps)}
 
 
 def _json(content: Any) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed", w: "not_computed_yet" };
+const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed", x: "no_window", p: "not_patched", w: "not_computed_yet" };
 // A section for each kind whose sites are parts of a component: a map where the kind is drawn, else a curve by rank and
 // a table. What is not measured has none. `shared` is what the map's script shares.
 const partSections = (shared) => {
@@ -27,7 +27,7 @@ const partSections = (shared) => {
       say: (node, sentences) => { node.textContent = sentences.filter(Boolean).join(" "); },
       instead: () => [
         part.metrics.includes(state.m) ? "" : `They are on this page by ${part.metrics[0]} only.`,
-        isMean() ? `The mean over pairs, with its 95 % interval and p over the map of ${part.kind}; each is in the unit of the metric.` : "",
+        isMean() ? `The mean over pairs, with its 95 % interval and p over the map of ${part.kind.replaceAll("_", " ")}; each is in the unit of the metric.` : "",
         part.effects.includes(state.d) ? "" : `${spoken("d", state.d)} was not measured for them: this is ${spoken("d", part.effects[0])}.`,
       ],
     };
@@ -83,7 +83,9 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
     const tested = (name) => ["low", "high", "p_adjusted"].map((end) => number(`${name}_${end}`, ...place));
     const shares = isMean() ? meanInWords(part.effects, (name) => effect(name, ...place), tested, number("clusters", ...place))
       : sharesInWords(part.effects, metric(), (name) => effect(name, ...place));
-    const { queries, lines } = shown(), here = lines && `${component()} · ${row().spoken} · from ${queries[layer].spoken} · key at ${lines[n].spoken}`;
+    const { queries, lines } = shown(), [first, last] = part.windows?.[component()]?.[layer] ?? [0, 0];
+    const here = queries ? `${component()} · ${row().spoken} · from ${queries[layer].spoken} · key at ${lines[n].spoken}`
+      : lines && `${component()} · layer ${part.layers[layer]}${last > first ? ` (layers ${first} to ${last} together)` : ""} · ${lines[n].spoken}`;
     return `${here ?? `${component()} · layer ${part.layers[layer]} · ${part.noun} ${n}${readers} · ${row().spoken}`}: ${shares}${why}`;
   };
   const positionChooser = () => {
@@ -100,10 +102,10 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
   listen(node("map"), () => [part.layers.length, count()], choose, read);
   const named = (n) => shown().lines?.[n] ?? { label: `${part.noun} ${n}`, title: readersOf(n) || `${part.noun} ${n}` };
   const lead = () => {
+    if (part.lead) return part.lead;
     if (part.chosen) return `What each query (across) sees at each key (down) alone, as the other run has it: ${row().spoken}.`;
     return isSum() ? `The effects of ${plural(placed().measured, "position")}, patched one at a time and added up: not the effect of patching a ${part.noun} at all of them together.` : `Each ${part.noun} patched alone, at ${row().spoken}.`;
   };
-  if (part.title) node("title").textContent = part.title;
   return () => {
     const most = largest(), at = state[key("at")];
     const kept = placed().positions.filter((name) => name !== "sum").length, { measured } = placed();
@@ -115,7 +117,7 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
       kept < measured ? `On this page are the ${kept} of ${measured} ${chosen}s with the strongest ${part.chosen ? "edges" : part.kind}; ${everywhere()} has all.` : "",
       ...instead(),
     ]);
-    drawLegend(node("legend"), most, [...(isMean() ? ["faint"] : []), "zero", "none"], unit(metric()), asShare());
+    drawLegend(node("legend"), most, [...(isMean() ? ["faint"] : []), "zero", ...(part.lead ? ["cut"] : []), "none"], unit(metric()), asShare());
     drawGrid(node("map"), {
       corner: `${part.noun} ↓ ${across} →`, columns: part.layers, across, most, at: state[key("at")], choose,
       rows: Array.from({ length: count() }, (_, n) => named(n)),
@@ -124,7 +126,7 @@ const mapSection = ({ part, $, make, state, unit, spoken, switches, drawLegend, 
         faint: isMean() && (number(`${direction()}_p_adjusted`, component(), positionIndex(), layer, n) ?? 0) >= 0.05,
       }),
     });
-    node("map").setAttribute("aria-label", `${spoken("d", direction())} of ${component()} by ${part.noun} and ${across}, ${row().spoken}`);
+    node("map").setAttribute("aria-label", `${spoken("d", direction())} of ${component()} by ${part.noun} and ${across}${row().spoken && `, ${row().spoken}`}`);
     if (state[key("at")]) read(...state[key("at")]);
   };
 };
@@ -150,7 +152,7 @@ const rankSection = ({ part, make, drawn, state, unit, signed, percent, spoken, 
       if (part.positions.length > 1) line.append(make("td", { textContent: shown().rows[row[2]].spoken }));
       for (const name of part.effects) {
         const found = effect(row, name);
-        const share = found === null || reason || total === null || name === "interaction" ? "" : ` (${percent(found / total, 1)})`;
+        const share = found === null || reason || total === null || name === "interaction" ? "" : ` (${percent(found / total)})`;
         const behind = isMean() && found !== null ? tested(...testedAt(row, name), "") : share;
         line.append(make("td", { className: "number", textContent: found === null ? "–" : signed(found) + behind }));
       }

@@ -25,19 +25,20 @@ MOST_VIEWS = 12  # pairs times metrics of a ranked kind
 CURVE_POINTS = 120
 DIGITS = 5
 TESTED = ("low", "high", "p_adjusted")
-LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f"}
+LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f",
+           "no_window": "x", "not_patched": "p"}  # fmt: skip
 
 
-def parts_data(measurements: Measurements, kind: SiteKind, shown: list[str]) -> dict[str, Any]:
+def parts_data(measurements: Measurements, kind: SiteKind, shown: Sequence[str]) -> dict[str, Any]:
     """A kind's numbers, of these pairs: as maps, or where it has none, ranked; and what the kind is called."""
-    pairs = measurements.pairs.sel(pair=shown)
-    numbers = _maps(measurements, kind, pairs) if kind.drawn else _ranks(measurements, kind, pairs)
-    return {"kind": kind.name, "noun": kind.part, "drawn": bool(kind.drawn), **numbers}
+    pairs = measurements.pairs.sel(pair=list(shown))
+    numbers = _maps(measurements, kind, pairs) if kind.figure == "parts" else _ranks(measurements, kind, pairs)
+    return {"kind": kind.name, "noun": kind.part, "drawn": kind.figure == "parts", **numbers}
 
 
 def parts_mean(means: MeanMap) -> dict[str, Any]:
     """The mean over pairs, laid out as a pair of `parts_data`, with its intervals and its p over the map."""
-    return _maps_mean(means) if kind_of(means.cells).drawn else _ranks_mean(means)
+    return _maps_mean(means) if kind_of(means.cells).figure == "parts" else _ranks_mean(means)
 
 
 def _maps(measurements: Measurements, kind: SiteKind, pairs: xr.Dataset) -> dict[str, Any]:

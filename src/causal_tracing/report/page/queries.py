@@ -37,7 +37,6 @@ def query_maps(measurements: Measurements, kind: SiteKind, shown: Sequence[str])
     return {
         "kind": kind.name,
         "noun": "key",
-        "title": "Edges by query",
         "chosen": "head",
         "across": "query",
         "drawn": True,

@@ -1,13 +1,14 @@
 """Circuits in words: what a set of nodes or edges keeps, and that it is a set that does, never the circuit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
-from causal_tracing.results.circuits import Area, Circuits, circuits
+from causal_tracing.results.circuits import Area, Circuits, circuits, subsets_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
 
@@ -50,6 +51,12 @@ NOT_SHOWN = (
 )
 
 
+NOT_OF_ONE = (
+    "f is of a set of {of} together, on these prompts. It does not say what any one of them does alone, and not that "
+    "one stores a fact."
+)
+
+
 def circuit_sentences(measurements: Measurements, pair: str | None = None, metric: str | None = None) -> Iterator[str]:
     """What was measured of circuits, of one pair or of the mean over pairs (None)."""
     if CIRCUITS.name not in measurements.maps or CIRCUITS.name not in measurements.kinds_by(metric):
@@ -63,7 +70,7 @@ def circuit_sentences(measurements: Measurements, pair: str | None = None, metri
     yield from _above_one(found)
     yield from _areas(found)
     if CIRCUIT_TESTS.name in measurements.maps:
-        yield _complete(found)
+        yield _complete(found) + _few_subsets(found, measurements.provenance["options"].get("circuit_subsets", 0))
         yield _minimal(found)
     if source := measurements.provenance["options"].get("circuit_source"):
         yield f"What ranks the {found.of}: {source}."
@@ -85,6 +92,11 @@ def circuit_read(measurements: Measurements) -> tuple[str, ...]:
 def circuit_not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What circuits do not show."""
     return NOT_SHOWN if CIRCUITS.name in measurements.maps else ()
+
+
+def not_of_one(record: Mapping[str, Any]) -> str:
+    """What a result of circuits alone does not say of the nodes or edges in them."""
+    return NOT_OF_ONE.format(of=record.get("options", {}).get("circuit_of", "nodes"))
 
 
 def share_of(row: pd.Series) -> str:
@@ -178,6 +190,16 @@ def _complete(found: Circuits) -> str:
         f"largest (without {row['items']}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a "
         "complete set it is about 0 everywhere."
     )
+
+
+def _few_subsets(found: Circuits, asked: int) -> str:
+    """That there are fewer random subsets than were asked for, where there are."""
+    there = subsets_of(found.tested or 0)
+    if there >= asked:
+        return ""
+    if not there:
+        return " So small a set has no subsets between one item and all."
+    return f" Of {asked} random subsets asked for there are {there}, and all were taken out."
 
 
 def _minimal(found: Circuits) -> str:

@@ -140,7 +140,7 @@ def _best(means: MeanMap) -> Iterator[str]:
             size = f"{number(float(cell[means.shown]))}{between(low, high)} {means.unit}"
             parts.append(f"beyond the sum of what each does alone {size}")
         kind = kind_of(cell)
-        what = f"{component} site" if kind.layered else kind.called.format(component=component)
+        what = f"{component} site" if kind.layered and kind.part else kind.called.format(component=component)
         said = f"Strongest {what}: {where_peak(cell)}; {'; '.join(parts)}{test}."
         yield said + _trust(means, half.held_out, stable.within_one_layer)
 
@@ -172,13 +172,12 @@ def _direct(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
 def where_peak(cell: xr.Dataset) -> str:
     """A cell's layer, part if it is of one, and column."""
     kind = kind_of(cell)
-    if not kind.layered:
-        part = cell[kind.part].item() if kind.part else None
-        query = asking(cell["query"].item()) if kind.by_query else ""
-        address = kind.address.format(part=part, column=cell[kind.column].item(), query=query)
-        return f"{address} at {where(cell)}" if kind.column == "position" else address
-    part = f", {kind.part} {int(cell[kind.part])}" if kind.part else ""
-    return f"layer {int(cell.layer)}{part} at {where(cell)}"
+    if kind.layered and kind.part:
+        return f"layer {int(cell.layer)}, {kind.part} {int(cell[kind.part])} at {where(cell)}"
+    part, layer = (cell[axis].item() if axis and axis in kind.axes else None for axis in (kind.part, "layer"))
+    query = asking(cell["query"].item()) if kind.by_query else ""
+    address = kind.address.format(part=part, layer=layer, column=cell[kind.column].item(), query=query)
+    return f"{address} at {where(cell)}" if kind.column == "position" else address
 
 
 def _effect(cell: xr.Dataset, name: str, unit: str) -> str:

@@ -10,7 +10,7 @@ import xarray as xr
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
-from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read
+from causal_tracing.report.words.circuits import circuit_not_shown, circuit_read, not_of_one
 from causal_tracing.report.words.lens import lens_not_shown, lens_read
 from causal_tracing.report.words.mixtures import mixture_not_shown, mixture_read
 from causal_tracing.report.words.paths import path_beside, paths_not_shown, paths_read
@@ -138,10 +138,11 @@ def how_to_read(measurements: Measurements) -> tuple[str, ...]:
     measured = {str(name) for each in measurements.maps.values() for name in each.variables}
     texts: list[str] = list(HOW_TO_READ_WITH_NOISE if record.get("noise") else HOW_TO_READ)
     attending = attention_read(measurements)
-    # Where nothing of another run is written, restoration and disruption by it need no words.
-    if what_is_done(measurements.kinds, record) == "hidden":
-        texts = [HOW_TO_READ[-1]]
-    if ablates(measurements):
+    done = what_is_done(measurements.kinds, record)
+    # Where nothing of another run is written at a site, restoration and disruption by it need no words.
+    if done in ("hidden", "kept"):
+        texts = [HOW_TO_READ[-1]] if done == "hidden" else []
+    elif ablates(measurements):
         texts = [text.format(written=_written(measurements)) for text in HOW_TO_READ_ABLATED]
     elif measurements.write["kind"] == "donor":
         texts += mixture_read(measurements)
@@ -164,7 +165,9 @@ def _preset(measurements: Measurements) -> str | None:
 
 
 def what_is_done(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
-    """What is done to measure an effect: "hidden" keys alone, or a site is "ablated", "noised" or "patched"."""
+    """What is done to measure an effect: sets are "kept", keys "hidden", a site is "ablated", "noised" or "patched"."""
+    if all(KINDS[name].large for name in kinds):
+        return "kept"
     if not any(KINDS[name].patches for name in kinds):
         return "hidden"
     if record.get("options", {}).get("write", {}).get("kind") in ABLATIONS:
@@ -175,20 +178,26 @@ def what_is_done(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
 def says_of_pairs(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
     """What an effect of many pairs says, and does not say."""
     done = what_is_done(kinds, record)
-    return OF_PAIRS if done == "patched" else NOT_SHOWN_BY[done][0]
+    return OF_PAIRS if done == "patched" else _not_shown_by(done, record)[0]
 
 
 def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
-    shown = NOT_SHOWN_BY[what_is_done(measurements.kinds, measurements.provenance)]
+    record = measurements.provenance
+    shown = _not_shown_by(what_is_done(measurements.kinds, record), record)
     shown = (*shown, *joint_not_shown(measurements), *senders_not_shown(measurements))
     shown = (*shown, *attention_not_shown(measurements), *paths_not_shown(measurements))
     shown = (*shown, *circuit_not_shown(measurements))
     shown = (*shown, *lens_not_shown(measurements))
     shown = (*shown, *mixture_not_shown(measurements))
-    alone = measurements.provenance.get("noise") or not any(measurements.pairs.corrupt_prompt.values)
+    alone = record.get("noise") or not any(measurements.pairs.corrupt_prompt.values)
     few = f"One {'prompt' if alone else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)
+
+
+def _not_shown_by(done: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What effects do not show by what was done."""
+    return (not_of_one(record),) if done == "kept" else NOT_SHOWN_BY[done]
 
 
 def sides(measurements: Measurements, data: xr.Dataset) -> tuple[Side, Side]:
@@ -308,6 +317,8 @@ def write_sentences(measurements: Measurements) -> Iterator[str]:
             "unedited runs and in every cell. Sites among them have no effect of their own here."
         )
     part = f", and mixed with what is there: {write['alpha']:g} of it is new" if write["alpha"] != 1 else ""
+    if all(KINDS[name].large for name in measurements.kinds):
+        return  # said of circuits: what is written is all that is not in them
     if ablates(measurements):
         yield f"An ablation: {_written(measurements)} at each site of the clean run{part}."
     elif write["kind"] == "given":

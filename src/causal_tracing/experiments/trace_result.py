@@ -139,11 +139,14 @@ class Trace:
         position = known("position", position, found.position.values.tolist())
         return found[require_effect(effect, found)].sel(position=position)
 
-    def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
-        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named."""
+    def summary(self, *, pair: str | None = None, metric: str | None = None, width: int | None = None) -> str:
+        """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named.
+
+        Tables are no wider than `width`, as a terminal's columns; sentences are a line each.
+        """
         if pair is None and self.measurements.pairs.sizes["pair"] > 1:
             return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
-        return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
+        return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric), width=width)
 
     def evidence(self, of: str | None = None, *, metric: str | None = None, seed: int = 0) -> MeanMap:
         """Means over pairs with intervals and tests, by one metric (default: the first). Raises InvalidOption.

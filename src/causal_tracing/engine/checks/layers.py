@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.at_rest import at_rest
+from causal_tracing.models.calling import called, logits_in
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.offload import device_of
 from causal_tracing.models.spread import refuse_parted
@@ -61,22 +62,19 @@ class _Passed:
 
 def require_words(network: Any, name: str) -> None:
     """Raises UnsupportedModel where tokens are not read by one table of words: some audio models have several."""
-    words = network.get_input_embeddings()
+    try:
+        words = network.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        raise UnsupportedModel(
+            f"{name} cannot be traced: it does not say which of its modules reads the tokens. Give its class a "
+            "get_input_embeddings() that returns it."
+        ) from None
     if isinstance(getattr(words, "weight", None), Tensor):
         return
     raise UnsupportedModel(
         f"{name} cannot be traced: its tokens are read by a {type(words).__name__}, such as one table for each "
         "codebook, and not by one table of words."
     )
-
-
-def require_outputs(network: Any, name: str) -> None:
-    """Raises UnsupportedModel where the configuration asks for plain tuples, in which nothing has a name."""
-    if getattr(network.config, "return_dict", True) is False:
-        raise UnsupportedModel(
-            f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
-            "model.config.return_dict = True."
-        )
 
 
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
@@ -118,7 +116,11 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list
             for number, member in enumerate(lists[one.path]):
                 handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
                 stack.callback(handle.remove)
-        logits = run_text(network, as_batch(network, tokens), name).logits
+        logits = logits_in(run_text(network, as_batch(network, tokens), name))
+    if logits.shape[1] != len(tokens):
+        raise UnsupportedModel(
+            f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
+        )
     return [one for one in passed if one.calls], logits
 
 
@@ -130,13 +132,18 @@ def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
 def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:
     """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
     try:
-        return network(input_ids=tokens, use_cache=False, **options)
+        return called(network, tokens, **options)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         # That is how accelerate fails where a tied weight lies on two devices.
         if isinstance(error, KeyError):
             refuse_parted(network, name)
+        if getattr(network.config, "return_dict", True) is False:
+            raise UnsupportedModel(
+                f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
+                "model.config.return_dict = True."
+            ) from error
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         if "Double" in str(error) and _experts(network) not in (None, "eager"):
             raise UnsupportedModel(

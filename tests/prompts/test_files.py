@@ -110,9 +110,7 @@ def test_lines_that_end_within_a_cell_stay_as_they_are(ends: str, tmp_path: Path
 
 def test_a_list_as_pandas_writes_it_is_no_text(tmp_path: Path):
     pd.DataFrame([{"clean": "a", "answer": [" he", " his"]}]).to_csv(tmp_path / "p.csv", index=False)
-    with pytest.raises(
-        InvalidPair, match=r"""line 2: answer begins and ends as a list .*: "\[' he', ' his'\]"\. Write"""
-    ):
+    with pytest.raises(InvalidPair, match="line 2: answer begins and ends as a list of texts"):
         ct.read_pairs(tmp_path / "p.csv")
     (tmp_path / "one.csv").write_text('clean,answer\na,"[""[\'he\']""]"\n')  # a text of just these letters
     assert ct.read_pairs(tmp_path / "one.csv") == [ct.Pair(clean="a", answer="['he']")]

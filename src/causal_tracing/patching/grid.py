@@ -330,7 +330,7 @@ def plan_by_layer(
 
     Raises as `plan_heads`.
     """
-    (component,) = kind.components
+    (component,), most = kind.components, model.anatomy.most(kind.components[0])
     by_layer = named if isinstance(named, Mapping) else {}
     for layer in by_layer:
         checked_layers(model, [layer])
@@ -350,7 +350,7 @@ def plan_by_layer(
         arms=arms_of(directions, paths),
         paths=paths,
         parts={component: parts},
-        counts={component: model.anatomy.most(component)},
+        counts={component: most},
     )
 
 

@@ -158,7 +158,7 @@ def heat_maps(
             _part(here.isel({drawn[1]: slice(start, start + room)}), effect, labels, largest, colour)
             for start in range(0, here.sizes[drawn[1]], room)
         ]
-        yield Group(Text(title, style="bold"), *(row for part in parts for row in part))
+        yield Group(Text(wrapped(title, width), style="bold"), *(row for part in parts for row in part))
 
 
 def _part(here: xr.Dataset, effect: str, labels: Sequence[str], largest: float, colour: bool) -> Iterator[Text]:

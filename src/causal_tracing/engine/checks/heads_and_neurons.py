@@ -267,10 +267,33 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             off = apart(one, other).max().item() / size
             bound = (PATTERN if "pattern" in (*parts, *whole) else TWO_FORWARDS)[model.dtype]
             blamed = (*parts, *whole)
-            if whole == ("z",) and not off <= bound and _mixed_by_pattern(model, clean) <= bound:
-                blamed = whole  # a gate stands behind the heads: patterns and values are what they are called
+            if "pattern" in blamed and not off <= bound:
+                blamed = _blamed(model, clean, parts, whole, bound)
             if speaks_for := tuple(name for name in blamed if name in mediators):
                 yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+
+
+def _blamed(model: Model, run: Run, parts: Sequence[str], whole: Sequence[str], bound: float) -> tuple[str, ...]:
+    """Who is not what it is called, where the law of patterns fails for these."""
+    if _mixed_by_pattern(model, run) <= bound:
+        # A gate stands behind the heads: patterns and values are what they are called.
+        return tuple(whole) if "z" in whole else (*parts, *whole)
+    # Attention does more than mix values by its pattern (sinks that scale what it gives): the rest stands by itself.
+    return ("pattern",) if "z" not in whole or _from_attention(model, run) else ("pattern", "z")
+
+
+def _from_attention(model: Model, run: Run) -> bool:
+    """Whether what goes into the last projection is what attention gives, in every layer."""
+    given: dict[int, Tensor] = {}
+
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        output, weights = asked.answer()
+        given[asked.layer] = output.clone()
+        return output, weights
+
+    with attention_by(model, look):
+        found = record(model, [run], [("z", layer) for layer in model.having("z")])[run].activations
+    return all(_same(value, given.get(layer)) for (_, layer), value in found.items())
 
 
 def _mixed_by_pattern(model: Model, run: Run) -> float:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 import causal_tracing as ct
-from causal_tracing.errors import UnsupportedModel
+from causal_tracing.errors import InvalidPair, UnsupportedModel
 from loaded import WORDS
 from tiny import tiny_model
 
@@ -161,6 +161,16 @@ class NoLogits(Own):
         return BaseModelOutput(last_hidden_state=self.logits(input_ids))
 
 
+class LayersGiveDicts(Own):
+    give = staticmethod(lambda stream: {"stream": stream})
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for block in self.blocks:
+            stream = block(stream)["stream"]
+        return self.out(stream)
+
+
 class NoWords(Own):
     def get_input_embeddings(self) -> nn.Module:
         raise NotImplementedError
@@ -172,12 +182,22 @@ class NoWords(Own):
         (LastLogits, r"for 6 tokens it gives the logits of 1\."),
         (FlatLogits, r"its forward returns a CausalLMOutput of logits with the shape \[6, 97\]\."),
         (NoLogits, r"logits \[row, token, word\] are needed, and .* a BaseModelOutput of last_hidden_state\."),
+        (LayersGiveDicts, r"no list of layers that a text passes: members of blocks give a dict, and no stream\."),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],
 )
 def test_what_it_lacks_is_named(kind: Any, said: str):
     with pytest.raises(UnsupportedModel, match=said):
         ct.load(made(kind), tokenizer=WORDS)
+
+
+def test_a_word_that_the_head_does_not_know_is_named():
+    network = tiny_model("llama", num_hidden_layers=1)
+    network.lm_head = nn.Linear(32, 60, bias=False)
+    model = ct.load(network, tokenizer=WORDS)
+    pair = ct.Pair(clean="w5 w17 w32", corrupt="w5 w23 w32", answer=" w9", foil=" w80")
+    with pytest.raises(InvalidPair, match=r"asks for the token 'w80' \(id 80\), and .* gives logits of 60 words"):
+        ct.trace(model, pair, progress=False)
 
 
 # Of the library's, changed

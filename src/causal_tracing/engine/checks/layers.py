@@ -36,10 +36,11 @@ class Layers:
 
 @dataclass(slots=True, eq=False)
 class _Passed:
-    """What passed through the members of one list, in the order of the calls."""
+    """What passed through the members of one list, in the order of the calls; `gave` is what was no stream."""
 
     path: str
     size: int
+    gave: str = ""
     calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     @property
@@ -80,8 +81,11 @@ def require_words(network: Any, name: str) -> None:
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)
+    wrapped = next((one for one in passed if one.gave), None)
+    passed = [one for one in passed if one.calls]
     if not passed:
-        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes.")
+        also = f": members of {wrapped.path} give a {wrapped.gave}, and no stream" if wrapped else ""
+        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes{also}.")
     found = [one for one in _outermost(passed) if one.once]
     if not found:
         again = max(_outermost(passed), key=lambda one: len(one.calls))
@@ -104,7 +108,7 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
 
 
 def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
-    """What passed through every list that anything passed, and the logits."""
+    """What passed through every list, and the logits."""
     lists = {
         path: module
         for path, module in network.named_modules()
@@ -121,7 +125,7 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list
         raise UnsupportedModel(
             f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
         )
-    return [one for one in passed if one.calls], logits
+    return passed, logits
 
 
 def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
@@ -184,7 +188,9 @@ def _note(
     passed: _Passed, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
     before, after = stream_in(args, kwargs), first_tensor(output)
-    if before is not None and after is not None:
+    if after is None:
+        passed.gave = type(output).__name__
+    elif before is not None:
         # Clones, since some models add to the stream in place.
         passed.calls.append((number, before.clone(), after.clone()))
 

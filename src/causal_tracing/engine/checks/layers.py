@@ -36,11 +36,11 @@ class Layers:
 
 @dataclass(slots=True, eq=False)
 class _Passed:
-    """What passed through the members of one list, in the order of the calls; `gave` is what was no stream."""
+    """What passed through the members of one list, in the order of the calls; `gave` is what no stream came out of."""
 
     path: str
     size: int
-    gave: str = ""
+    gave: dict[int, str] = field(default_factory=dict)
     calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     @property
@@ -81,10 +81,11 @@ def require_words(network: Any, name: str) -> None:
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)
-    wrapped = next((one for one in passed if one.gave), None)
-    passed = [one for one in passed if one.calls]
+    # Lists inside their members are parts of layers, which were no layers to us.
+    wrapped = next((one for one in passed if len(one.gave) > 1), None)
+    passed = [one for one in passed if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
     if not passed:
-        also = f": members of {wrapped.path} give a {wrapped.gave}, and no stream" if wrapped else ""
+        also = f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream" if wrapped else ""
         raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes{also}.")
     found = [one for one in _outermost(passed) if one.once]
     if not found:
@@ -188,11 +189,11 @@ def _note(
     passed: _Passed, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
     before, after = stream_in(args, kwargs), first_tensor(output)
-    if after is None:
-        passed.gave = type(output).__name__
-    elif before is not None:
+    if before is not None and after is not None:
         # Clones, since some models add to the stream in place.
         passed.calls.append((number, before.clone(), after.clone()))
+    elif before is not None:
+        passed.gave[number] = type(output).__name__
 
 
 def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from causal_tracing.report.terminal import wrapped
+
 PAIR = ["--clean", " w11 w12 w13 w14 w15", "--corrupt", " w11 w12 w43 w14 w15", "--answer", " w7", "--foil", " w8"]
 TRACE = ["trace", "--model", "tiny", *PAIR, "--components", "mlp_out", "--spot-checks", "0"]
 
@@ -29,6 +31,33 @@ def test_maps_are_no_wider_than_the_terminal(ask: Any, monkeypatch: pytest.Monke
         assert len(rows) == 6  # the ruler, and five tokens
         assert max(map(len, rows)) <= (columns or 80)
         assert out.count("logit lens at the last token, pair pair-0") == (2 if columns else 1)
+
+
+TABLES = {
+    "check": (["check", "--model", "tiny"], ("check ", "bound")),
+    "trace": (["trace", "--model", "tiny", *PAIR, "--spot-checks", "0"], ("strongest sites ", "interaction")),
+    "attribute": (["attribute", "--model", "tiny", *PAIR, "--verify", "3", "--sample", "3"], ("component ", "recall")),
+}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("name", TABLES)
+def test_words_and_tables_fit_the_terminal(ask: Any, monkeypatch: pytest.MonkeyPatch, name: str, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    command, (first, last) = TABLES[name]
+    code, out, err = ask(*command)
+    assert code == 0, err
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert any(line.startswith(first) and line.endswith(last) for line in lines)  # a table's heading is whole
+
+
+def test_a_long_line_is_broken_between_words_and_set_in() -> None:
+    assert wrapped("- one two three", 9) == "- one two\n  three"
+    assert wrapped("  a: 東京 東京", 10) == "  a: 東京\n    東京"  # two columns a letter
+    assert wrapped("x" * 12 + " y", 9) == "x" * 12 + "\n  y"  # nowhere to break
+    assert wrapped("one two three", None) == "one two three"
 
 
 @pytest.mark.usefixtures("tiny")

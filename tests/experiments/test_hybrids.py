@@ -30,6 +30,7 @@ HYBRIDS = {
     "minimax": ([1, 3], "self_attn.o_proj"),
     "nemotron_h+mixed": ([1], "mixer.o_proj"),
     "zamba": ([1, 3], "shared_transf.self_attn.o_proj"),
+    "gemma4_text": ([0, 1, 2, 3], "self_attn.o_proj"),  # all attend, by heads of two sizes
 }
 Hook = Callable[[Tensor], Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
@@ -107,6 +108,31 @@ def test_queries_and_values_are_what_the_attention_function_is_given_whatever_ga
             logits = clean.patched(model.network, found, CORRUPT, cell)[-1]
             said = effects.sel(component=component, layer=layer, head=head).isel(position=position).item()
             assert said == pytest.approx((logits[9] - logits[12]).item() - corrupt, abs=1e-4), (component, layer)
+
+
+def test_where_attention_scales_what_it_mixes_only_the_pattern_is_refused():
+    """Sinks behind the softmax: no pattern gives what attention gives, and heads are what they are all the same."""
+    model = loaded("granite_swa")
+    with pytest.raises(
+        ComponentNotOffered, match=r"pattern is not offered on this model \(granite_swa\): its check fail"
+    ):
+        ct.trace(model, PAIR, components=(), heads=["pattern"], progress=False)
+    found = find(model.network, [random_prompt(9, seed=seed) for seed in range(4)])
+    trace = ct.trace(model, PAIR, components=(), heads=["q", "k", "v", "z"], progress=False)
+    effects = trace.of("heads").restoration.sel(AT)
+    clean, corrupt = Attention.of_run(model.network, found, CLEAN), logit_diff(model.network, CORRUPT, {}, {})
+    for component, head in (("q", 3), ("k", 1), ("v", 1)):
+        for layer, position in ((0, 4), (3, 6)):
+            cell = Cell(component=component, layer=layer, position=position, part=head)
+            logits = clean.patched(model.network, found, CORRUPT, cell)[-1]
+            said = effects.sel(component=component, layer=layer, head=head).isel(position=position).item()
+            assert said == pytest.approx((logits[9] - logits[12]).item() - corrupt, abs=1e-4), (component, layer)
+    path, moved = "model.layers.2.self_attn.o_proj", Moved()
+    logit_diff(model.network, CLEAN, {path: partial(moved.keep, path)}, {})
+    size = moved.seen[path].shape[-1] // model.parts("z")
+    put = partial(moved.put, path, 4, slice(size, 2 * size))
+    expected = logit_diff(model.network, CORRUPT, {path: put}, {}) - corrupt
+    assert effects.sel(component="z", layer=2, head=1).isel(position=4).item() == pytest.approx(expected, abs=1e-4)
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def test_words_figures_and_the_page_have_both_tokens(tmp_path: Path) -> None:
         ({"edge_heads": []}, "edge_heads= is empty"),
         ({"edge_heads": ["1.3-1"]}, "its heads run backwards"),
         ({"edge_heads": ["9"]}, "There is no layer 9: tiny has layers 0 to 3"),
-        ({"edge_heads": ["1.4"]}, "There is no head 4: a layer of tiny has heads 0 to 3"),
+        ({"edge_heads": ["1.4"]}, "There is no head 4: layer 1 of tiny has heads 0 to 3"),
         ({"edge_heads": ["1", "1.2"]}, "The head '1.2' is asked for twice"),
         ({"edge_query": []}, "edge_query= is empty"),
         ({"edge_query": True}, "edge_query= is one position, role or span"),

@@ -91,14 +91,14 @@ def test_all_are_those_that_are_paired() -> None:
         ("z 1.2 @ 99", "has no paired token 99"),  # and is not wrapped round
         ("z 1.2 @ -7", "has no paired token -7"),
         ("z 1.2 @ nowhere", "has no paired token 'nowhere'"),
-        ("z 1.4 @ last", r"There is no part 4: a layer of tiny \(z\) has parts 0 to 3"),
+        ("z 1.4 @ last", r"There is no part 4: layer 1 of tiny \(z\) has parts 0 to 3"),
         ("z 1.2-4 @ last", "There is no part 4"),
-        ("k 1.2 @ last", r"There is no part 2: a layer of tiny \(k\) has parts 0 to 1"),
+        ("k 1.2 @ last", r"There is no part 2: layer 1 of tiny \(k\) has parts 0 to 1"),
         ("neurons 1.0-999999999 @ last", "There is no part 999999999"),  # before a list is made of them
         ("each neurons 1.0-999999999 @ last", "There is no part 999999999"),
         ("neurons 1.0-9999999999999 @ last", "no model has so many parts"),
         (f"z {5000 * '9'}.1 @ last", "no model has so many layers"),
-        ("neurons 1.0-64 @ last", r"There is no part 64: a layer of tiny \(neurons\) has parts 0 to 63"),
+        ("neurons 1.0-64 @ last", r"There is no part 64: layer 1 of tiny \(neurons\) has parts 0 to 63"),
         ("each z 1.2-4 @ last", "There is no part 4"),
         ("z 1.3-2 @ last", "'z 1.3-2 @ last': its parts run backwards. Write 2-3"),
         ("z 3-1.2 @ last", "its layers run backwards. Write 1-3"),

@@ -100,6 +100,22 @@ def test_other_ways_to_write_a_file(name: str, tmp_path: Path):
     assert ct.read_pairs(tmp_path / name) == SAME
 
 
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_lines_that_end_within_a_cell_stay_as_they_are(ends: str, tmp_path: Path):
+    rows = [["clean", "answer"], [f"a{ends}b", " c"]]
+    text = ends.join(",".join(f'"{cell}"' for cell in row) for row in rows)
+    (tmp_path / "p.csv").write_bytes(text.encode())
+    assert ct.read_pairs(tmp_path / "p.csv") == [ct.Pair(clean=f"a{ends}b", answer=" c")]
+
+
+def test_a_list_as_pandas_writes_it_is_no_text(tmp_path: Path):
+    pd.DataFrame([{"clean": "a", "answer": [" he", " his"]}]).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(InvalidPair, match="line 2: answer begins and ends as a list of texts"):
+        ct.read_pairs(tmp_path / "p.csv")
+    (tmp_path / "one.csv").write_text('clean,answer\na,"[""[\'he\']""]"\n')  # a text of just these letters
+    assert ct.read_pairs(tmp_path / "one.csv") == [ct.Pair(clean="a", answer="['he']")]
+
+
 def test_columns_name_spans_of_either_prompt(tmp_path: Path):
     (tmp_path / "p.csv").write_text("clean,answer,corrupt,spans.S,Corrupt_Spans.S\na b, c,a x,b,x\nd, e,f,,\n")
     first, second = ct.read_pairs(tmp_path / "p.csv")

@@ -204,7 +204,10 @@ def attribute(
         found.to_html(page)
         console.wrote(page)
         console.note(f"wrote {page}")
-    print(console.json_of(found.to_dict()) if as_json else found.summary())
+    if as_json:
+        print(console.json_of(found.to_dict()))
+    else:
+        console.told(found.summary())
 
 
 @commands.command(app)
@@ -230,7 +233,7 @@ def check(
     if as_json:
         print(console.json_of(checkup.to_dict()))
     else:
-        print(checkup)
+        console.told(str(checkup))
     if checkup.model.anatomy.missed:
         raise typer.Exit(commands.PARTLY)
 

@@ -159,8 +159,8 @@ def show(result: "Trace", page: Path | None) -> None:
 
     # A prompt may hold brackets, which would be obeyed, and numbers, which would be coloured.
     console = Console(highlight=False, markup=False)
-    console.print(_in_lines(result.summary()), soft_wrap=True)
     look = {"colour": console.color_system in SHADED, "width": _width(console)}
+    told(result.summary(width=look["width"]))
     for shown in maps(result.measurements, most_pairs=MOST_MAPS, **look):
         console.print()
         console.print(shown, soft_wrap=True)
@@ -179,7 +179,7 @@ def show_comparison(found: "Comparison") -> None:
     from causal_tracing.report.terminal import heat_maps
 
     console = Console(highlight=False, markup=False)
-    console.print(_in_lines(found.summary()), soft_wrap=True)
+    told(found.summary())
     if found.reason:
         return
     called = f"difference of {found.shown}"
@@ -194,9 +194,13 @@ def _width(console: "Console") -> int | None:
     return console.width if console.is_terminal or "COLUMNS" in os.environ else None
 
 
-def _in_lines(text: str) -> str:
-    """The lines of a text, without what a terminal would obey: prompts may hold anything."""
-    return "\n".join(map(printable, text.split("\n")))
+def told(text: str) -> None:
+    """Prints a text in the terminal's columns, without what a terminal would obey: prompts may hold anything."""
+    from rich.console import Console
+
+    from causal_tracing.report.terminal import wrapped
+
+    print(wrapped("\n".join(map(printable, text.split("\n"))), _width(Console())))
 
 
 def check_page(file: Path | None) -> None:

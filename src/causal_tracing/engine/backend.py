@@ -98,16 +98,18 @@ class Description:
 
     `engine` is its name ("packed", "replay", or that of a model's own backend); `note` says why it is not the packed
     one, where that was to be expected. `components` can be read and written; `counts` says how many heads or neurons
-    a layer has, for those that have such parts. `budget` is in bytes a batch (None: it has none), `call_tokens` how
-    many tokens go through a layer at a time (None: whole prompts), `context` the longest prompt in tokens (None: not
-    known). `rounding` is how far apart two right answers may be, in shares of the largest logit (None: not known).
-    `gradients` says whether they can be asked for, and `cost` is that of the worlds asked about.
+    a layer has, for those that have such parts, and `uneven` how many each has, where they differ. `budget` is in
+    bytes a batch (None: it has none), `call_tokens` how many tokens go through a layer at a time (None: whole
+    prompts), `context` the longest prompt in tokens (None: not known). `rounding` is how far apart two right answers
+    may be, in shares of the largest logit (None: not known). `gradients` says whether they can be asked for, and
+    `cost` is that of the worlds asked about.
     """
 
     engine: str
     components: tuple[str, ...]
     rules: Rules
     counts: Mapping[str, int] = field(default_factory=dict)
+    uneven: Mapping[str, Sequence[int]] = field(default_factory=dict)
     note: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -118,9 +120,9 @@ class Description:
     gradients: bool = False
     cost: Cost | None = None
 
-    def parts(self, component: str) -> int:
+    def parts(self, component: str, layer: int) -> int:
         """How many heads or neurons a layer has; 1 for the components that have no such parts."""
-        return self.counts.get(component, 1)
+        return self.uneven[component][layer] if component in self.uneven else self.counts.get(component, 1)
 
     def require(self, component: str) -> None:
         """Raises ComponentNotOffered, with what is offered."""

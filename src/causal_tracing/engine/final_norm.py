@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.models.calling import called
 from causal_tracing.models.model import Model
 
 SEED, STATES, SMALL = 4, 6, 1e-2
@@ -131,7 +132,7 @@ def _reader(model: Model) -> str:
         stack.callback(keep.remove)
         for path, part in outside.items():
             stack.callback(part.register_forward_pre_hook(partial(note, path), with_kwargs=True).remove)
-        model.network(input_ids=torch.tensor([run.tokens], device=model.device), use_cache=False)
+        called(model.network, torch.tensor([run.tokens], device=model.device))
     # These hand the stream on as it is, and the norm reads it behind them.
     return next((path for path in readers if not isinstance(outside[path], THROUGH)), "")
 

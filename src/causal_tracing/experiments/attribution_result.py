@@ -97,10 +97,10 @@ class Attribution(Trace):
         """A row a component: as `agreements`; of several pairs their medians, and of bounds the largest."""
         return over_pairs(self.agreements)
 
-    def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
+    def summary(self, *, pair: str | None = None, metric: str | None = None, width: int | None = None) -> str:
         """What was estimated, how it was checked, and how far it can be believed. Raises InvalidOption."""
         if pair is not None or metric is not None:
-            return super().summary(pair=pair, metric=metric)
+            return super().summary(pair=pair, metric=metric, width=width)
         return in_words.words(self.measurements, self.agreement, self.checked)
 
     def plot(self, kind: str = "scatter", **options: Any) -> "Figure":

@@ -161,14 +161,15 @@ class Trace:
         position = known("position", position, found.position.values.tolist())
         return found[require_effect(effect, found)].sel(position=position)
 
-    def summary(self, *, pair: str | None = None, metric: str | None = None) -> str:
+    def summary(self, *, pair: str | None = None, metric: str | None = None, width: int | None = None) -> str:
         """What the numbers say, in words that claim no more; of several pairs, a line each unless one is named.
 
-        Raises InvalidOption for a pair or metric that the trace has not.
+        Tables are no wider than `width`, as a terminal's columns; sentences are a line each. Raises InvalidOption for a
+        pair or metric that the trace has not.
         """
         if pair is None and self.measurements.pairs.sizes["pair"] > 1:
             return one_pair.overview(self.measurements, metric=metric, averaged=self._averaged(metric))
-        return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric))
+        return one_pair.in_words(one_pair.read(self.measurements, pair=pair, metric=metric), width=width)
 
     def evidence(self, of: str | None = None, *, metric: str | None = None, seed: int = 0) -> MeanMap:
         """Means over pairs with 95 % intervals and tests, in the metric's unit. Raises InvalidOption.

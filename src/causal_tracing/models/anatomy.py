@@ -62,8 +62,9 @@ class Anatomy:
     components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
     token and its position alone: what was not proved is neither inside its token nor tokenwise. `gathers` are those
     through which alone a token gets anything from other tokens in a layer (`Rules`). `counts` says how
-    many heads (of queries, of keys and values), neurons and experts a layer has. `few_logits` says whether the model
-    can be asked for the last tokens' logits, and computes all tokens in its layers all the same.
+    many heads (of queries, of keys and values), neurons and experts a layer has at most, and `uneven` how many each
+    layer has, where layers differ (0 where it has none). `few_logits` says whether the model can be asked for the last
+    tokens' logits, and computes all tokens in its layers all the same.
     """
 
     family: str
@@ -77,6 +78,7 @@ class Anatomy:
     gathers: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
+    uneven: tuple[tuple[str, tuple[int, ...]], ...] = ()
     few_logits: bool = False
 
     @property
@@ -123,12 +125,27 @@ class Anatomy:
             first -= 1
         return first
 
-    def count(self, component: str) -> int:
-        """How many heads, neurons or experts a component has in a layer; 1 where it has no such parts."""
+    def count(self, component: str, layer: int | None = None) -> int:
+        """How many heads, neurons or experts a component has in a layer; 1 where it has no such parts.
+
+        Raises ComponentNotOffered where no layer is given, and they have different numbers.
+        """
+        # How queries attend is told by the queries' heads, as their patterns are.
+        each = dict(self.uneven).get("pattern" if component == ATTENTION else component)
+        if each is None or not self.offers(component):
+            return self.most(component)
+        if layer is None:
+            raise ComponentNotOffered(
+                f"This needs layers that have equally many of {component}, and those of this model ({self.family}) "
+                f"have {', '.join(map(str, each))}. Maps of heads and neurons, sets and circuits of nodes do not."
+            )
+        return each[layer]
+
+    def most(self, component: str) -> int:
+        """The most heads, neurons or experts that a component has in any layer; 1 where it has no such parts."""
         if component not in (*PARTED, ATTENTION):
             return 1
         self.require(component)
-        # How queries attend is told by the queries' heads, as their patterns are.
         return dict(self.counts)["pattern" if component == ATTENTION else component]
 
     def require_layer(self, layer: int, component: str | None = None) -> None:

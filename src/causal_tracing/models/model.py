@@ -185,12 +185,13 @@ class Model:
         """A module inside a layer, by its path."""
         return self.layers[layer].get_submodule(path)
 
-    def parts(self, component: str) -> int:
+    def parts(self, component: str, layer: int | None = None) -> int:
         """How many heads, neurons or experts a layer has; 1 for the components that have no such parts.
 
-        Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered.
+        Grouped keys and values have fewer heads than queries. Raises ComponentNotOffered, too where no layer is given
+        and they have different numbers.
         """
-        return self.anatomy.count(component)
+        return self.anatomy.count(component, layer)
 
     def layout(self, layer: int) -> Layout:
         """Where a layer's parts are."""

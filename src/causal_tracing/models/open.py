@@ -305,7 +305,9 @@ def _unwrapped(model: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
 
 def _require_head(network: PreTrainedModel, name: str) -> None:
     """Raises UnsupportedModel for a network that does not predict the next token."""
-    if getattr(network.config, "is_encoder_decoder", False) or not _has_head(network):
+    # A class written by hand need not name its head: what it gives will show whether it has one.
+    own = not type(network).__module__.startswith("transformers.")
+    if getattr(network.config, "is_encoder_decoder", False) or not (own or _has_head(network)):
         if _not_causal(network.config):
             _require_causal(network.config, f"{name}, a {type(network).__name__},")
         raise UnsupportedModel(

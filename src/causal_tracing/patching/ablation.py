@@ -34,7 +34,10 @@ def written(write: Write, site: Site, donor: From, reference: Sequence[Run]) -> 
 
 
 def check_tensors(
-    write: Write, places: Sequence[tuple[str, int]], parts: Mapping[str, int], widths: Mapping[tuple[str, int], int]
+    write: Write,
+    places: Sequence[tuple[str, int]],
+    parts: Mapping[tuple[str, int], int],
+    widths: Mapping[tuple[str, int], int],
 ) -> None:
     """Raises InvalidOption where a tensor is missing for what is written at these (component, layer), or has no fit.
 
@@ -49,13 +52,13 @@ def check_tensors(
         )
     for component, layer in places:
         shape, given = list(torch.as_tensor(write.tensors[component, layer]).shape), write.kind == "given"
-        if given and component in parts and shape[0] != parts[component]:
+        if given and (component, layer) in parts and shape[0] != parts[component, layer]:
             raise InvalidOption(
-                f"The tensor for {component} of layer {layer} must have {parts[component]} rows, one a head or neuron; "
-                f"it has the shape {shape}."
+                f"The tensor for {component} of layer {layer} must have {parts[component, layer]} rows, one a head or "
+                f"neuron; it has the shape {shape}."
             )
         # A subspace has one basis for all parts of a layer, [rank, size]; a given tensor a row for each.
-        rows = [parts[component]] if component in parts else []
+        rows = [parts[component, layer]] if (component, layer) in parts else []
         expected = [*(rows if given else shape[:1]), widths.get((component, layer), shape[-1])]
         if shape != expected:
             raise InvalidOption(

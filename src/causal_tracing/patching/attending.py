@@ -4,8 +4,8 @@ A cell is a set of keys, in a layer (or a window of layers), of all heads togeth
 tokens of a role are taken together: single keys stand in for one another, so that a mean over them says little.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,9 @@ KEY_SETS = ("subject", "subject_but_first", "non_subject", "first")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyGrid(Grid):
-    """Sets of keys (`columns`) as a query sees them; `heads` in a layer, or 0 where all are taken together."""
+    """Sets of keys (`columns`) as a query sees them, by `heads` of each layer; none where all are taken together."""
 
-    heads: int = 0
+    heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -45,14 +45,14 @@ class KeyGrid(Grid):
     def labels(self) -> dict[str, Any]:
         """The numbers of the heads too."""
         labels = super(KeyGrid, self).labels
-        return labels | {"head": np.arange(self.heads)} if self.heads else labels
+        return labels | {"head": np.arange(1 + max(map(max, self.heads.values())))} if self.heads else labels
 
     def places(self, component: int, layer: int, column: int) -> Iterator[At]:
         """One place, or one for each head."""
         if not self.heads:
             yield component, layer, column
         else:
-            yield from ((component, layer, head, column) for head in range(self.heads))
+            yield from ((component, layer, head, column) for head in self.heads[self.layers[layer]])
 
     def head(self, at: At) -> int | None:
         """The head of a cell; None where it is all of them."""
@@ -150,11 +150,16 @@ def _knockout(model: Model, pairs: Sequence[TokenPair], options: Options, *, hea
         # Nothing of another run is put there that could bring something back.
         arms=(DIRECTIONS["disruption"],),
         query=options.knockout_query,
-        heads=model.parts(ATTENTION) if heads else 0,
+        heads=heads_of(model) if heads else {},
         windows=plan_windows((ATTENTION,), width, model.active, rome=options.knockout_cut),
         attending=model.having(ATTENTION),
         zeroed=zeroed,
     )
+
+
+def heads_of(model: Model) -> dict[int, Sequence[int]]:
+    """All heads of the layers that attend, by layer."""
+    return {layer: range(model.parts(ATTENTION, layer)) for layer in model.having(ATTENTION)}
 
 
 def columns_named(

@@ -15,7 +15,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Attending, Edit, From, Run
 from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.attending import KeyGrid, check_query, columns_named, keys_of, queries_of
+from causal_tracing.patching.attending import KeyGrid, check_query, columns_named, heads_of, keys_of, queries_of
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, arms_of, layers_having
 from causal_tracing.patching.options.attention import heads_named
@@ -114,7 +114,7 @@ def edge_grids(
         "layers": tuple(chosen),
         "columns": columns_named(pairs, options.edge_keys),
         "arms": arms_of(directions),
-        "heads": model.parts(ATTENTION),
+        "heads": heads_of(model),
         "chosen": chosen,
     }
     if isinstance(asked, (int, str)) and asked != "each":
@@ -131,17 +131,17 @@ def edge_grids(
 
 def _heads(model: Model, options: Options) -> dict[int, Sequence[int]]:
     """The heads that are asked for, by layer: those that are named, else all of the layers. Raises InvalidOption."""
-    count = model.parts(ATTENTION)
+    there = heads_of(model)
     if options.edge_heads is None:
-        return dict.fromkeys(layers_having(model, ATTENTION, options.layers), range(count))
+        return {layer: there[layer] for layer in layers_having(model, ATTENTION, options.layers)}
     found: dict[int, list[int]] = {}
     for text in options.edge_heads:
         (first, last), heads = heads_named(text)
-        first_head, last_head = heads or (0, count - 1)
         validation.numbered("layer", [last], model.num_layers, model.name)
-        validation.numbered("head", [last_head], count, f"a layer of {model.name}")
         for layer in range(first, last + 1):
             model.anatomy.require_layer(layer, ATTENTION)
+            first_head, last_head = heads or (0, len(there[layer]) - 1)
+            validation.numbered("head", [last_head], len(there[layer]), f"layer {layer} of {model.name}")
             found.setdefault(layer, []).extend(range(first_head, last_head + 1))
     validation.once("head", [f"{layer}.{head}" for layer, heads in found.items() for head in heads])
     return {layer: sorted(found[layer]) for layer in sorted(found)}

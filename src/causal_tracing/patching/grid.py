@@ -206,7 +206,7 @@ class BlockGrid(Grid):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartGrid(Grid):
-    """Single heads, neurons or experts: `parts[component][layer]` lists them, `counts` says how many a layer has.
+    """Single heads, neurons or experts: `parts[component][layer]` lists them, `counts` says how many a layer may have.
 
     `readers` says which query heads read each head of keys or values.
     """
@@ -299,7 +299,7 @@ def plan_heads(
     paths: Paths | None = None,
 ) -> PartGrid:
     """All heads of these components, in the layers that have heads. Raises InvalidOption or ComponentNotOffered."""
-    counts = {name: model.parts(name) for name in components}
+    counts = {name: model.anatomy.most(name) for name in components}
     chosen, most = layers_having(model, components[0], layers), max(counts.values())
     return PartGrid(
         kind=SINGLE_HEADS,
@@ -308,7 +308,7 @@ def plan_heads(
         columns=resolved_columns(pairs, positions),
         arms=arms_of(directions, paths),
         paths=paths,
-        parts={name: dict.fromkeys(chosen, range(count)) for name, count in counts.items()},
+        parts={name: {layer: range(model.parts(name, layer)) for layer in chosen} for name in counts},
         counts=counts,
         readers=tuple(tuple(_readers(model, name, head) for head in range(most)) for name in counts),
     )
@@ -329,17 +329,17 @@ def plan_by_layer(
 
     Raises as `plan_heads`.
     """
-    (component,), count = kind.components, model.parts(kind.components[0])
+    (component,), most = kind.components, model.anatomy.most(kind.components[0])
     by_layer = named if isinstance(named, Mapping) else {}
     for layer in by_layer:
         checked_layers(model, [layer])
         model.anatomy.require_layer(layer, component)
     chosen = tuple(sorted(map(int, by_layer))) if by_layer else layers_having(model, component, layers)
-    parts: dict[int, Sequence[int]] = dict.fromkeys(chosen, range(count))
+    parts: dict[int, Sequence[int]] = {layer: range(model.parts(component, layer)) for layer in chosen}
     for layer, listed in by_layer.items():
         # An empty list means all of a layer; what has no length goes to the check, which says what is wrong with it.
         if not hasattr(listed, "__len__") or len(listed):
-            validation.numbered(str(kind.part), listed, count, f"layer {layer} of {model.name}")
+            validation.numbered(str(kind.part), listed, model.parts(component, layer), f"layer {layer} of {model.name}")
             parts[layer] = sorted({int(number) for number in listed})
     return PartGrid(
         kind=kind,
@@ -349,7 +349,7 @@ def plan_by_layer(
         arms=arms_of(directions, paths),
         paths=paths,
         parts={component: parts},
-        counts={component: count},
+        counts={component: most},
     )
 
 
@@ -391,8 +391,14 @@ def _check_severed(components: Sequence[str], directions: Sequence[str]) -> None
 
 
 def _readers(model: Model, component: str, head: int) -> str:
-    """The query heads that read a head of keys or values, as text; "" where there is no such head, or of others."""
-    if component not in ("k", "v") or head >= model.parts(component) or "q" not in model.anatomy.mediators:
+    """The query heads that read a head of keys or values, as text; "" where there is no such head, or of others.
+
+    Nothing is told where that is another matter in each layer.
+    """
+    known, uneven = model.anatomy, dict(model.anatomy.uneven)
+    if component not in ("k", "v") or "q" not in known.mediators or {"q", component} & {*uneven}:
+        return ""
+    if head >= model.parts(component):
         return ""
     each = model.parts("q") // model.parts(component)
     return ", ".join(str(reader) for reader in range(head * each, (head + 1) * each))

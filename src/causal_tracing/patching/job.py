@@ -184,11 +184,11 @@ def longest(model: Model, pairs: Sequence[TokenPair]) -> int:
 def _check_written(model: Model, backend: Backend, grid: Grid, pairs: Sequence[TokenPair], write: Write) -> None:
     """Raises InvalidOption or InvalidPair where what is to be written does not fit the sites of a grid."""
     if write.kind in TENSORED:
-        counts = {name: model.parts(name) for name in grid.components if grid.kind.part}
+        counts = {place: model.parts(*place) for place in grid.written() if grid.kind.part}
         # Sizes are looked at on a run, since no configuration says those of all models.
         run = Run(pairs[0].clean.tokens)
         seen = backend.record([run], grid.written())[run].activations
-        widths = {place: each.shape[-1] // counts.get(place[0], 1) for place, each in seen.items()}
+        widths = {place: each.shape[-1] // counts.get(place, 1) for place, each in seen.items()}
         known = {place: width for place, width in widths.items() if place[0] != "pattern"}  # its size is the run's
         check_tensors(write, grid.written(), counts, known)
     if "pattern" in grid.needs:

@@ -179,11 +179,12 @@ def singles(model: "Model", named: Some) -> Iterator[Some]:
     if not named.each:
         yield named
         return
-    parts = named.parts
-    if parts is None and named.component in PARTED:
-        parts = 0, model.parts(named.component) - 1
     layers = model.having(named.component) if named.layers is None else range(named.layers[0], named.layers[1] + 1)
     for layer in layers:
+        parts = named.parts
+        if parts is None and named.component in PARTED:
+            model.anatomy.require_layer(layer, named.component)
+            parts = 0, model.parts(named.component, layer) - 1
         for part in [None] if parts is None else [(n, n) for n in range(parts[0], parts[1] + 1)]:
             yield replace(named, layers=(layer, layer), parts=part, each=False)
 
@@ -207,9 +208,12 @@ def _require_numbers(model: "Model", named: Named) -> None:
     """Raises InvalidOption where the model has no such layer or part: before a list is made of them."""
     if named.layers is not None:
         validation.numbered("layer", [named.layers[1]], model.num_layers, model.name)
-    if named.parts is not None:
-        place = f"a layer of {model.name} ({named.component})"
-        validation.numbered("part", [named.parts[1]], model.parts(named.component), place)
+    if named.parts is not None and named.layers is not None:
+        for layer in range(named.layers[0], named.layers[1] + 1):
+            # Of a layer without any it is said that it has none.
+            count = model.parts(named.component, layer) or model.anatomy.most(named.component)
+            place = f"layer {layer} of {model.name} ({named.component})"
+            validation.numbered("part", [named.parts[1]], count, place)
 
 
 def _require(model: "Model", site: NamedSite) -> None:

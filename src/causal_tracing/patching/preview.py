@@ -134,6 +134,16 @@ def check_known(model: Model, pair: TokenPair) -> None:
                 )
 
 
+def _check_said(model: Model, pair: TokenPair, words: int) -> None:
+    """Raises InvalidPair where the model has no logit of an answer: its head may have fewer words than it reads."""
+    for token in (token for text in (*pair.answers, *pair.foils) for token in text):
+        if token >= words:
+            raise InvalidPair(
+                f"pair {pair.id!r} asks for the token {model.tokenizer.decode([token])!r} (id {token}), and "
+                f"{model.name} gives logits of {words} words: it never says it. Use another answer or foil."
+            )
+
+
 def check_length(model: Model, pair: TokenPair) -> None:
     """Raises InvalidPair where the model cannot take so many tokens."""
     length = run_length(pair)
@@ -153,6 +163,7 @@ def run_length(pair: TokenPair) -> int:
 def previewed(model: Model, pair: TokenPair, contrast: Contrast, expected: Mapping[Run, Tensor]) -> Preview:
     """The preview of a pair, from what the model expects after each of its runs, in nats."""
     clean, *corrupt = (expected[run] for run in (contrast.clean, *contrast.corrupt))
+    _check_said(model, pair, len(clean))
     after = torch.stack(corrupt).exp().mean(0).log() if corrupt else None
     return Preview(
         pair=pair,

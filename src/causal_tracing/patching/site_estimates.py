@@ -88,7 +88,7 @@ def _moved(
     described, moved = backend.describe(), {}
     for place in places:
         apart = (given[place][there] - held[place][here]).double() * slopes[place][here].double()
-        moved[place] = apart.unflatten(1, (described.parts(place[0]), -1)).sum(-1).cpu().numpy()
+        moved[place] = apart.unflatten(1, (described.parts(*place), -1)).sum(-1).cpu().numpy()
     return moved
 
 

@@ -164,9 +164,10 @@ def _rows_of(source: Any) -> Any:
     return source
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, newline: str | None = None) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidPair(f"{path} cannot be read as text (UTF-8): {error}") from None
 
@@ -222,7 +223,7 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _csv_rows(path: Path) -> Rows:
-    text, place = _text(path), f"{path}, line 1"
+    text, place = _text(path, newline=""), f"{path}, line 1"  # a line that ends in a cell stays as it is
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
     try:
         header = next(lines, None)

@@ -1,5 +1,6 @@
-"""Maps in the terminal: tokens (or heads) down the side, layers left to right, one coloured block a cell."""
+"""What a terminal shows: words in its columns, and maps, tokens (or heads) down the side and layers left to right."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,6 +30,25 @@ WITHOUT_COLOUR = " ░▒▓█"
 MOST_ROWS = 100  # of a map in a terminal
 MOST_LENS_ROWS = 12
 LEAST, RULER = 5, 3  # columns of a map beside each other, however narrow a terminal is; what a ruler may stand out
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """A text whose lines are broken between words where they are wider than `width`; what goes on is set in."""
+    return text if width is None else "\n".join(part for line in text.split("\n") for part in _broken(line, width))
+
+
+def _broken(line: str, width: int) -> Iterator[str]:
+    """One line in as many as it takes; a word that is wider stays whole, for the terminal to break."""
+    if cell_len(line) <= width:
+        yield line
+        return
+    begun, margin = "", " " * (len(line) - len(line.lstrip(" ")) + 2)
+    for word in re.findall(r" *[^ ]+", line):
+        if begun.strip() and cell_len(begun + word) > width:
+            yield begun
+            begun, word = margin, word.lstrip(" ")
+        begun += word
+    yield begun
 
 
 def maps(
@@ -138,7 +158,7 @@ def heat_maps(
             _part(here.isel({drawn[1]: slice(start, start + room)}), effect, labels, largest, colour)
             for start in range(0, here.sizes[drawn[1]], room)
         ]
-        yield Group(Text(title, style="bold"), *(row for part in parts for row in part))
+        yield Group(Text(wrapped(title, width), style="bold"), *(row for part in parts for row in part))
 
 
 def _part(here: xr.Dataset, effect: str, labels: Sequence[str], largest: float, colour: bool) -> Iterator[Text]:

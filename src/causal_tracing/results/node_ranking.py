@@ -71,10 +71,13 @@ def _of_kind(
             scores |= {f"{component} {layer}": here.sel(layer=layer).values for layer in here.layer.values}
         elif component == HEAD:
             here = at.sel(component=component).transpose("pair", "layer", "head")
+            # The axis has the most heads that any layer has.
+            there = (found.status.sel(component=component) != "unpaired").any(("pair", "position"))
             scores |= {
                 f"{component} {layer}.{head}": here.sel(layer=layer, head=head).values
                 for layer in here.layer.values
                 for head in here["head"].values
+                if there.sel(layer=layer, head=head)
             }
     said = "estimated effect of each node" if name == "estimated" else f"exact {name} of each node alone"
     return scores, f"{said}, {how}"

@@ -370,8 +370,9 @@ def test_a_finding_says_which_way_its_bound_is():
     most = replace(least, name="a large difference", at_least=False)
     assert (least.holds, most.holds) == (True, False)
     assert not replace(least, difference=float("nan")).holds
-    said = str(Checkup(model=model, findings=(least, most))).splitlines()[-2:]
-    assert [line.split()[-3:] for line in said] == [["≥", "1e-01", "holds"], ["≤", "1e-01", "FAILS"]]
+    said = str(Checkup(model=model, findings=(least, most))).splitlines()[-4:]
+    assert said[::2] == ["moves", "a large difference"]
+    assert [line.split()[-3:] for line in said[1::2]] == [["≥", "1e-01", "holds"], ["≤", "1e-01", "FAILS"]]
     assert least.to_dict() == {"name": "moves", "component": "z, v", "difference": 0.5, "bound": 0.1, "holds": True}
 
 

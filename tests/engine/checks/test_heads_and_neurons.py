@@ -343,3 +343,13 @@ def test_what_cannot_be_edited_is_said():
     with pytest.raises(InvalidEdit, match="patterns can be exchanged between prompts of equally many tokens only"):
         evaluate(shared("llama"), [world(Site("pattern", 0, 2, 0), longer)], flat, engine="packed")
     assert choose(shared("llama"), ["z"]).engine == "packed"
+
+
+def test_a_projection_of_zeros_in_one_layer_takes_the_others_heads_and_neurons_from_nobody():
+    model = fresh("llama")
+    with torch.no_grad():
+        model.layers[2].mlp.down_proj.weight.zero_()
+        model.layers[2].self_attn.o_proj.weight.zero_()
+    found = {each.component: each for each in check(model).findings if "random write" in each.name}
+    assert found["z"].holds
+    assert found["neurons"].holds

@@ -27,7 +27,7 @@ def attention_proofs(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding
         return (Edit(Site(ATTENTION, layer, last), Attending(**how)),)
 
     def pattern(layer: int, *, anew: bool) -> tuple[tuple[Edit, ...], float]:
-        heads = patterns["pattern", layer][last].view(model.parts("pattern"), -1).clone()
+        heads = patterns["pattern", layer][last].view(model.parts("pattern", layer), -1).clone()
         taken = heads[:, list(HIDDEN)].sum(-1, keepdim=True)
         # A softmax over fewer keys is the same weights in the same proportion, with what was taken away shared out.
         heads[:, list(HIDDEN)] = 0

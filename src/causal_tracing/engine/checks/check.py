@@ -36,7 +36,7 @@ from causal_tracing.engine.checks.findings import (
     write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_outputs, require_words
+from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
@@ -70,7 +70,7 @@ class Checkup:
             f"{known['model']}: {known['layers']} layers of {known['family']}, at {known['layers_at']}",
             f"engine      {known['engine']}" + (f": {known['engine_note']}" if known["engine_note"] else ""),
             f"components  {', '.join(known['components'])}",
-            f"heads       {', '.join(f'{name} ({n})' for name, n in known['mediators'].items()) or 'none'}",
+            f"heads       {', '.join(f'{name} ({_shown(n)})' for name, n in known['mediators'].items()) or 'none'}",
             *([f"experts     {known['experts']}: {', '.join(anatomy.mixture)}"] if known["experts"] else []),
             *(f"refused     {component}: {reason}" for component, reason in known["refused"].items()),
         ]
@@ -78,11 +78,10 @@ class Checkup:
             lines.append(f"note        a prompt of text alone does not pass layers {known['idle_layers']}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
-        lines.append(f"\n{'check':50}{'component':20}{'measured':>10}{'bound':>12}")
-        for finding in self.findings:
-            bound = f"{'≥' if finding.at_least else '≤'} {finding.bound:.0e}"
-            verdict = "holds" if finding.holds else "FAILS"
-            lines.append(f"{finding.name:50}{finding.component:20}{finding.difference:>10.1e}{bound:>12}  {verdict}")
+        lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")
+        for name in dict.fromkeys(finding.name for finding in self.findings):
+            lines.append(name)
+            lines += [_line(finding) for finding in self.findings if finding.name == name]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,12 +97,29 @@ class Checkup:
             "engine": "replay" if against else "packed",
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
-            "mediators": {name: anatomy.count(name) for name in anatomy.mediators},
+            "mediators": {name: _counted(anatomy, name) for name in anatomy.mediators},
             "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+def _counted(anatomy: Anatomy, component: str) -> int | list[int]:
+    """How many heads or neurons a layer has; of layers that differ how many each has."""
+    uneven = dict(anatomy.uneven)
+    return list(uneven[component]) if component in uneven else anatomy.count(component)
+
+
+def _shown(count: int | Sequence[int]) -> str:
+    """The same for people."""
+    return str(count) if isinstance(count, int) else "by layer " + " ".join(map(str, count))
+
+
+def _line(finding: Finding) -> str:
+    bound = f"{'≥' if finding.at_least else '≤'} {finding.bound:.0e}"
+    verdict = "holds" if finding.holds else "FAILS"
+    return f"  {finding.component or 'the model':26}{finding.difference:>10.1e}{bound:>10}  {verdict}"
 
 
 def accept(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, str] | None = None) -> Model:
@@ -179,7 +195,6 @@ def examine(network: nn.Module, tokenizer: Any, *, name: str, source: dict[str, 
 def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, str]) -> Checkup:
     say_once()
     require_words(network, name)
-    require_outputs(network, name)
     _say_short_products(network, name)
     clean, corrupt = short_prompts(network, tokenizer)
     anatomy, findings = _found(network, name, clean, corrupt)

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Recording
@@ -114,10 +115,28 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:
     """The positive control: a large write in the middle changes the logits there, and not before.
 
-    What goes into layers is written before the first one, so that all of them are asked whether they look ahead.
+    What goes into layers is written before the first one, so that all of them are asked whether they look ahead. Where
+    nothing reads what is written (a matrix of zeros), other layers are asked too.
     """
     layers, position = model.having(component), len(run.tokens) // 2
-    layer = layers[0 if component == "resid_pre" else len(layers) // 2]
+    first = layers[0 if component == "resid_pre" else len(layers) // 2]
+    for layer in (first, *(layer for layer in layers if layer != first)):
+        change = _change(model, component, layer, run, recording)
+        if not change[position] < REAL_CHANGE:
+            break
+    yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
+    yield Finding(
+        name="a large random write changes the logits",
+        components=(component,),
+        difference=change[position].item(),
+        bound=REAL_CHANGE,
+        at_least=True,
+    )
+
+
+def _change(model: Model, component: str, layer: int, run: Run, recording: Recording) -> Float[Tensor, " token"]:
+    """What a large random write in the middle of a run changes at each token, in shares of the largest logit."""
+    position = len(run.tokens) // 2
     stream = recording.activations["resid_post", layer]  # a component may be silent; the stream is not
     width = recording.activations[component, layer].shape[-1]
     noise = torch.randn(width, generator=torch.Generator().manual_seed(SEED), dtype=torch.float32)
@@ -131,12 +150,4 @@ def random_write(model: Model, component: str, run: Run, recording: Recording) -
     for times in LARGE[1:]:
         logits = written(times) if logits.isnan().any() else logits
     # Both rows are of one forward, so that rounding is the same on both sides.
-    change = apart(logits[1], logits[0]) / largest(logits[0])
-    yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
-    yield Finding(
-        name="a large random write changes the logits",
-        components=(component,),
-        difference=change[position].item(),
-        bound=REAL_CHANGE,
-        at_least=True,
-    )
+    return apart(logits[1], logits[0]) / largest(logits[0])

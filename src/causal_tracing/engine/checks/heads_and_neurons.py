@@ -6,7 +6,7 @@
    between heads and the last projection, what goes into this is no head's output, and the rest is as it is called.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +24,7 @@ from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.engine.hooks.record import record
+from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.model import Model
@@ -38,24 +39,39 @@ SAME = (
 
 
 def counted(model: Model, run: Run) -> Anatomy:
-    """The anatomy with the numbers of heads and neurons in a layer, and the reasons where there are none."""
+    """The anatomy with the numbers of heads and neurons in each layer, and the reasons where there are none."""
     passing = _passing(model, run)
     heads, reason = _heads(model, passing)
     anatomy = replace(model.anatomy, layouts=_located(model, passing))
     calls = [(each.calls, each.outputs.get(each.layout.mlp or "")) for each in passing]
     anatomy = experts_located(replace(model, anatomy=anatomy), calls)
-    counts = {"q": heads[0], "pattern": heads[0], "z": heads[0], "k": heads[1], "v": heads[1]}
-    if reason:
-        for component in SEEN:
-            anatomy = anatomy.refuse(component, reason)
+    unread = next(filter(None, (each.unread for each in passing)), "")
+    for component in SEEN if reason else ("pattern",) if unread else ():
+        anatomy = anatomy.refuse(component, reason or unread)
+    queries, shared = [each[0] for each in heads], [each[1] for each in heads]
+    each = {"q": queries, "pattern": queries, "z": queries, "k": shared, "v": shared, "neurons": [0] * len(heads)}
     for component, missing in (("z", _no_z(model, passing)), ("neurons", _no_neurons(anatomy, model.active))):
-        width = 0 if missing else _width(replace(model, anatomy=anatomy), component, run)
+        widths = {} if missing else _widths(replace(model, anatomy=anatomy), component, run)
         if component == "neurons":
-            counts["neurons"] = width
-        # Heads of different sizes would be cut at the wrong places.
-        if not width or (component == "z" and (not heads[0] or width % heads[0])):
-            anatomy = anatomy.refuse(component, missing or "its layers have different numbers of them.")
-    return replace(anatomy, counts=(*counts.items(), *anatomy.counts))
+            each["neurons"] = [widths.get(layer, 0) for layer in range(len(heads))]
+        missing = missing or _not_cut(each[component], widths, known=component == "neurons" or not reason)
+        anatomy = anatomy.refuse(component, missing) if missing else anatomy
+    counts = tuple((name, max(numbers)) for name, numbers in each.items())
+    uneven = tuple((name, tuple(numbers)) for name, numbers in each.items() if len({*numbers} - {0}) > 1)
+    return replace(anatomy, counts=(*counts, *anatomy.counts), uneven=uneven)
+
+
+def _not_cut(numbers: Sequence[int], widths: Mapping[int, int], *, known: bool) -> str:
+    """Why what goes into a projection cannot be cut into so many parts a layer; "" where it can be.
+
+    Where the number of heads is not `known` but read in a configuration, layers of different widths speak against it.
+    """
+    if not widths:
+        return "what goes into its last projection could not be read."
+    wrong = next((layer for layer, width in widths.items() if not numbers[layer] or width % numbers[layer]), None)
+    if wrong is not None:
+        return f"in layer {wrong} what goes into its last projection is no whole number of heads."
+    return "" if known or len({*widths.values()}) == 1 else "its layers have different numbers of them."
 
 
 def _layouts(model: Model) -> Iterator[tuple[int, Layout]]:
@@ -76,21 +92,19 @@ def _attending(model: Model, passing: Sequence["_Passing"]) -> list[int]:
     return [layer for layer in model.active if passing[layer].asked]
 
 
-def _heads(model: Model, passing: Sequence["_Passing"]) -> tuple[tuple[int, int], str]:
-    """How many heads queries have, and keys and values; and the reason where attention does not show them."""
+def _heads(model: Model, passing: Sequence["_Passing"]) -> tuple[list[tuple[int, int]], str]:
+    """How many heads each layer's queries have, and keys and values; and why, where attention does not show them."""
     # Where the attention function is not asked, nothing else says how many heads a layer has.
     named = getattr(model.config, "num_attention_heads", 0)
+    said = [(named, named) if type(named) is int else (0, 0)] * len(passing)
     attending = _attending(model, passing)
     if not attending:
         first = model.active[0]
-        return (named, named), f"layer {first} does not attend by transformers' replaceable attention function."
+        return said, f"layer {first} does not attend by transformers' replaceable attention function."
     again = next((layer for layer in attending if len(passing[layer].asked) > 1), None)
     if again is not None:
-        return (named, named), f"layer {again} attends {len(passing[again].asked)} times in one run."
-    known = {passing[layer].asked[0] for layer in attending}
-    if len(known) > 1:
-        return (named, named), "its layers have different numbers of heads."
-    return known.pop(), ""
+        return said, f"layer {again} attends {len(passing[again].asked)} times in one run."
+    return [each.asked[0] if each.asked else (0, 0) for each in passing], ""
 
 
 def _no_z(model: Model, passing: Sequence["_Passing"]) -> str:
@@ -125,6 +139,7 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
     def look(asked: Asked) -> tuple[Tensor, Any]:
         output, weights = asked.answer()
         seen[asked.layer].asked.append((asked.query.shape[1], asked.key.shape[1]))
+        seen[asked.layer].unread = _unread(asked)
         seen[asked.layer].attended = output.flatten(2)
         return output, weights
 
@@ -140,9 +155,10 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
 
 @dataclass(slots=True, eq=False)
 class _Passing:
-    """What passes a layer's matrices and the parts that add to the stream, and what its attention function gives.
+    """What goes into a layer's modules, what its matrices and parts give, and what its attention function gives.
 
-    `asked` holds of each call of that function how many heads there were of queries, and of keys and values.
+    `asked` holds of each call of that function how many heads there were of queries, and of keys and values; `unread`
+    why its pattern cannot be made.
     """
 
     layer: nn.Module
@@ -150,16 +166,17 @@ class _Passing:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     attended: Tensor | None = None
+    unread: str = ""
     asked: list[tuple[int, int]] = field(default_factory=list)
     calls: Calls = field(default_factory=Calls)
 
     def note(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.calls.note(path, args, kwargs, output)
-        if path not in (self.layout.attn, self.layout.mlp) and not _is_matrix(part):
-            return
         given, first = stream_in(args, kwargs), first_tensor(output)
         if given is not None:
             self.inputs[path] = given
+        if path not in (self.layout.attn, self.layout.mlp) and not _is_matrix(part):
+            return
         if first is not None:
             self.outputs[path] = first.clone()  # falcon adds to its MLP's output in place
 
@@ -167,6 +184,9 @@ class _Passing:
         """The layout with its last projections: attention's goes into `z`, `neurons` gives what the MLP adds."""
         # By the numbers that go in, which are what attention gave: no name is asked.
         z = next((path for path in self._matrices(layout.attn) if _same(self.inputs.get(path), self.attended)), None)
+        # What wraps a matrix may do more with the same numbers, as LoRA does.
+        while z and "." in z and _same(self.inputs.get(z.rpartition(".")[0]), self.attended):
+            z = z.rpartition(".")[0]
         return replace(layout, z=z or self._last(layout.attn), neurons=self._last(layout.mlp))
 
     def _matrices(self, before: str | None = None) -> list[str]:
@@ -187,6 +207,18 @@ class _Passing:
         return next((path for path in matrices if any(_same(self.outputs.get(path), one) for one in added)), None)
 
 
+def _unread(asked: Asked) -> str:
+    """Why a layer's pattern cannot be made by its eager attention; "" where it can be."""
+    try:
+        asked.pattern()
+    except CannotPack as error:
+        return str(error)
+    # Whatever a model's own function raises when it is called beside the one in use.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return f"in layer {asked.layer} eager attention fails with {type(error).__name__}: {error}."
+    return ""
+
+
 def _is_matrix(part: nn.Module) -> bool:
     weight = getattr(part, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2
@@ -199,15 +231,14 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one.flatten(), other.flatten())
 
 
-def _width(model: Model, component: str, run: Run) -> int:
-    """How many numbers a token has there, in every layer; 0 where that cannot be looked at."""
+def _widths(model: Model, component: str, run: Run) -> dict[int, int]:
+    """How many numbers a token has there, in each layer that has it; nothing where that cannot be looked at."""
     places = [(component, layer) for layer in model.having(component)]
     try:
         found = record(model, [run], places)[run].activations
     except (AttributeError, KeyError, RuntimeError, TypeError):  # layers without that module
-        return 0
-    widths = {value.shape[-1] for value in found.values()}
-    return widths.pop() if len(widths) == 1 and len(found) == len(places) else 0
+        return {}
+    return {layer: value.shape[-1] for (_, layer), value in found.items()}
 
 
 def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> Iterator[Finding]:
@@ -236,10 +267,33 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
             off = apart(one, other).max().item() / size
             bound = (PATTERN if "pattern" in (*parts, *whole) else TWO_FORWARDS)[model.dtype]
             blamed = (*parts, *whole)
-            if whole == ("z",) and not off <= bound and _mixed_by_pattern(model, clean) <= bound:
-                blamed = whole  # a gate stands behind the heads: patterns and values are what they are called
+            if "pattern" in blamed and not off <= bound:
+                blamed = _blamed(model, clean, parts, whole, bound)
             if speaks_for := tuple(name for name in blamed if name in mediators):
                 yield bounded(f"{' and '.join(parts)} = {whole[0]}", speaks_for, off, bound)
+
+
+def _blamed(model: Model, run: Run, parts: Sequence[str], whole: Sequence[str], bound: float) -> tuple[str, ...]:
+    """Who is not what it is called, where the law of patterns fails for these."""
+    if _mixed_by_pattern(model, run) <= bound:
+        # A gate stands behind the heads: patterns and values are what they are called.
+        return tuple(whole) if "z" in whole else (*parts, *whole)
+    # Attention does more than mix values by its pattern (sinks that scale what it gives): the rest stands by itself.
+    return ("pattern",) if "z" not in whole or _from_attention(model, run) else ("pattern", "z")
+
+
+def _from_attention(model: Model, run: Run) -> bool:
+    """Whether what goes into the last projection is what attention gives, in every layer."""
+    given: dict[int, Tensor] = {}
+
+    def look(asked: Asked) -> tuple[Tensor, Any]:
+        output, weights = asked.answer()
+        given[asked.layer] = output.clone()
+        return output, weights
+
+    with attention_by(model, look):
+        found = record(model, [run], [("z", layer) for layer in model.having("z")])[run].activations
+    return all(_same(value, given.get(layer)) for (_, layer), value in found.items())
 
 
 def _mixed_by_pattern(model: Model, run: Run) -> float:

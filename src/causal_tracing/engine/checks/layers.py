@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.at_rest import at_rest
+from causal_tracing.models.calling import called, logits_in
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.offload import device_of
 from causal_tracing.models.spread import refuse_parted
@@ -35,10 +36,11 @@ class Layers:
 
 @dataclass(slots=True, eq=False)
 class _Passed:
-    """What passed through the members of one list, in the order of the calls."""
+    """What passed through the members of one list, in the order of the calls; `gave` is what no stream came out of."""
 
     path: str
     size: int
+    gave: dict[int, str] = field(default_factory=dict)
     calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     @property
@@ -61,7 +63,13 @@ class _Passed:
 
 def require_words(network: Any, name: str) -> None:
     """Raises UnsupportedModel where tokens are not read by one table of words: some audio models have several."""
-    words = network.get_input_embeddings()
+    try:
+        words = network.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        raise UnsupportedModel(
+            f"{name} cannot be traced: it does not say which of its modules reads the tokens. Give its class a "
+            "get_input_embeddings() that returns it."
+        ) from None
     if isinstance(getattr(words, "weight", None), Tensor):
         return
     raise UnsupportedModel(
@@ -70,20 +78,15 @@ def require_words(network: Any, name: str) -> None:
     )
 
 
-def require_outputs(network: Any, name: str) -> None:
-    """Raises UnsupportedModel where the configuration asks for plain tuples, in which nothing has a name."""
-    if getattr(network.config, "return_dict", True) is False:
-        raise UnsupportedModel(
-            f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
-            "model.config.return_dict = True."
-        )
-
-
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)
+    # Lists inside their members are parts of layers, which were no layers to us.
+    wrapped = next((one for one in passed if len(one.gave) > 1), None)
+    passed = [one for one in passed if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
     if not passed:
-        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes.")
+        also = f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream" if wrapped else ""
+        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes{also}.")
     found = [one for one in _outermost(passed) if one.once]
     if not found:
         again = max(_outermost(passed), key=lambda one: len(one.calls))
@@ -106,7 +109,7 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
 
 
 def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
-    """What passed through every list that anything passed, and the logits."""
+    """What passed through every list, and the logits."""
     lists = {
         path: module
         for path, module in network.named_modules()
@@ -118,8 +121,12 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list
             for number, member in enumerate(lists[one.path]):
                 handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
                 stack.callback(handle.remove)
-        logits = run_text(network, as_batch(network, tokens), name).logits
-    return [one for one in passed if one.calls], logits
+        logits = logits_in(run_text(network, as_batch(network, tokens), name))
+    if logits.shape[1] != len(tokens):
+        raise UnsupportedModel(
+            f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
+        )
+    return passed, logits
 
 
 def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
@@ -130,13 +137,18 @@ def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
 def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:
     """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
     try:
-        return network(input_ids=tokens, use_cache=False, **options)
+        return called(network, tokens, **options)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         # That is how accelerate fails where a tied weight lies on two devices.
         if isinstance(error, KeyError):
             refuse_parted(network, name)
+        if getattr(network.config, "return_dict", True) is False:
+            raise UnsupportedModel(
+                f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
+                "model.config.return_dict = True."
+            ) from error
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         if "Double" in str(error) and _experts(network) not in (None, "eager"):
             raise UnsupportedModel(
@@ -180,6 +192,8 @@ def _note(
     if before is not None and after is not None:
         # Clones, since some models add to the stream in place.
         passed.calls.append((number, before.clone(), after.clone()))
+    elif before is not None:
+        passed.gave[number] = type(output).__name__
 
 
 def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:

@@ -23,6 +23,7 @@ from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE
+from causal_tracing.models.calling import called, logits_in
 from causal_tracing.models.model import Model
 
 
@@ -85,8 +86,7 @@ def watched(
         attention_shown(model, inside, visit, changed),
         scale_shown(model, partial(visit, *behind.pop())) if behind else nullcontext(),
     ):
-        # Nothing is generated: a cache would hold every layer's keys and values for nobody.
-        logits = model.network(input_ids=tokens, use_cache=False, **_only_last(model, keep)).logits
+        logits = logits_in(called(model.network, tokens, **_only_last(model, keep)))
     # A model that cannot be asked for few gives all.
     return logits[:, -keep:]
 
@@ -131,7 +131,7 @@ def _edited(
     model: Model, place: Place, value: Tensor, writes: Sequence[Write], donors: Mapping[Run, Recording]
 ) -> Tensor:
     """The value with the edits made."""
-    parts, scale = model.parts(place[0]), scale_at(model, place)
+    parts, scale = model.parts(*place), scale_at(model, place)
     return rewritten(value.flatten(0, 1), writes, donors, parts=parts, scale=scale).view(value.shape)
 
 

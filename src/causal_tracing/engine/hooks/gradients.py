@@ -118,9 +118,19 @@ def read_at(model: Model, place: Place) -> Place:
 
 @contextmanager
 def _differentiating(model: Model) -> Iterator[None]:
-    """The model at rest, for gradients of activations: a caller's inference mode would make tensors without any."""
+    """The model at rest, for gradients of activations: a caller's inference mode would make tensors without any.
+
+    Raises UnsupportedModel where a kernel has none, as flex attention on a CPU.
+    """
     with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
-        yield
+        try:
+            yield
+        except NotImplementedError as error:
+            said = str(error).rstrip(".")
+            raise UnsupportedModel(
+                f"{model.name} has no gradients here: {said}. Use trace(), which needs none, or another attention: "
+                'model.set_attn_implementation("sdpa").'
+            ) from error
 
 
 def _require_products(model: Model) -> None:

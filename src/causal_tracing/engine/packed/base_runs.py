@@ -186,7 +186,7 @@ class _Listener:
             args=tree_map(move, args[1:]),
             kwargs={name: tree_map(move, value) for name, value in kwargs.items() if name != "hidden_states"},
             named=not args,
-            tuples=isinstance(output, tuple),
+            tuples=isinstance(output, (tuple, list)),
         )
 
 

@@ -154,13 +154,13 @@ class Wave:
         places = [place for place in {**writes, **marked} if place[0] not in SEEN]
         with attached(self.model, places, partial(self._visit, writes, marked), batch=1, rows=rows):
             output = self.model.layers[layer](*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, (tuple, list)) else output
 
     def _visit(self, writes: Writes, marked: Marked, component: str, layer: int, value: Tensor) -> Tensor:
         """A place's value with the edits made; what is marked of it is kept."""
         place = component, layer
         if place in writes:
-            flat, parts, scale = value.flatten(0, 1), self.model.parts(component), scale_at(self.model, place)
+            flat, parts, scale = value.flatten(0, 1), self.model.parts(*place), scale_at(self.model, place)
             value = rewritten(flat, writes[place], self.donors, parts=parts, scale=scale).view(value.shape)
         if place in marked:
             rows = indices([row for row, _ in marked[place]], value.device)

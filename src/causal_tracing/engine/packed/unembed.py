@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.final_norm import scale_shown
 from causal_tracing.engine.indices import indices
+from causal_tracing.models.calling import called, logits_in
 from causal_tracing.models.model import Model
 
 
@@ -36,7 +37,7 @@ def logits_of(
     tokens = torch.full((len(states), 1), token, device=model.device)
     held = nullcontext() if scales is None else scale_shown(model, lambda own: scales(own.view(-1, 1)).view(own.shape))
     with _stand_ins(model, states[:, None], tuples=tuples), held, _rows_of_the_head(model, words):
-        return model.network(input_ids=tokens, use_cache=False).logits[:, 0]
+        return logits_in(called(model.network, tokens))[:, 0]
 
 
 def head_of(model: Model) -> nn.Linear | None:

@@ -31,16 +31,16 @@ def words(measurements: Measurements, agreement: pd.DataFrame, checked: Sequence
         f"estimated {measurements.directions[0]} ({how(record)}, {measurements.metric}) · {record['model']}",
         "Estimates are a screen, not effects. What was patched exactly says how far to believe them:",
         "",
-        f"{'component':{wide}}{'patched':>14}{'pearson':>9}{'spearman':>10}{'same sign':>11}{'recall':>9}",
+        f"{'component':{wide}}{'patched':>12}{'pearson':>8}{'spearman':>9}{'same sign':>10}{'recall':>8}",
     ]
     for name, row in agreement.iterrows():
         patched = f"{row.verified:.0f} + {row.sampled:.0f}"
         pearson, spearman, same_sign, recall = (_share(row, column) for column in COLUMNS)
-        lines.append(f"{name:{wide}}{patched:>14}{pearson:>9}{spearman:>10}{same_sign:>11}{recall:>9}")
+        lines.append(f"{name:{wide}}{patched:>12}{pearson:>8}{spearman:>9}{same_sign:>10}{recall:>8}")
     strongest_of = f"strongest of those patched, in {unit_of(measurements)}"
-    lines += ["", *left_out(measurements, agreement), "", f"{strongest_of:44}{'exact':>10}{'estimate':>10}"]
+    lines += ["", *left_out(measurements, agreement), "", f"{strongest_of:42}{'exact':>8}{'estimate':>10}"]
     strongest = sorted(checked, key=lambda one: -abs(one.exact))[:SHOWN]
-    lines += [f"{named(measurements, one):44}{number(one.exact):>10}{number(one.estimate):>10}" for one in strongest]
+    lines += [f"{named(measurements, one):42}{number(one.exact):>8}{number(one.estimate):>10}" for one in strongest]
     lines += [f"Warning: {warning}" for warning in device_sentences(record)]
     return "\n".join(lines)
 

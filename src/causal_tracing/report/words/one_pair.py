@@ -113,20 +113,37 @@ def read(measurements: Measurements, *, pair: str | None = None, metric: str | N
     )
 
 
-def in_words(reading: Reading) -> str:
-    """A reading as plain text: the finding first, then the strongest sites, then what it does not show."""
+def in_words(reading: Reading, *, width: int | None = None) -> str:
+    """A reading as plain text: the finding first, then the strongest sites, then what it does not show.
+
+    Where the table of sites is wider than `width`, each has two lines.
+    """
     lines = [reading.headline, f"{reading.total}     {reading.run}", "", *reading.sentences]
     lines += [f"Warning: {warning}" for warning in reading.warnings]
-    names = [full_name(row) for row in reading.sites]
-    width = max([42, *map(len, names)]) + 2
     if reading.sites:
-        lines += ["", f"{'strongest sites':{width}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
-    for name, row in zip(names, reading.sites, strict=True):
-        cells = [with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction)]
-        cells.append(with_share(row.interaction, None))
-        lines.append(f"{name:{width}}{cells[0]:>16}{cells[1]:>16}{cells[2]:>14}  {row.pattern}".rstrip())
+        lines += ["", *_table(reading.sites, width)]
     lines += ["", "What this does not show", *(f"- {caveat}" for caveat in reading.caveats)]
     return "\n".join(lines)
+
+
+def _table(sites: Sequence[SiteRow], width: int | None) -> list[str]:
+    """The sites with their effects, in one line each; in two where these are wider than `width`."""
+    names = [full_name(row) for row in sites]
+    effects = [
+        (with_share(row.restoration, row.restored_fraction), with_share(row.disruption, row.lost_fraction))
+        for row in sites
+    ]
+    interactions = [with_share(row.interaction, None) for row in sites]
+    wide = max([42, *map(len, names)]) + 2
+    lines = [f"{'strongest sites':{wide}}{'restoration':>16}{'disruption':>16}{'interaction':>14}"]
+    for name, (restored, lost), interaction, row in zip(names, effects, interactions, sites, strict=True):
+        lines.append(f"{name:{wide}}{restored:>16}{lost:>16}{interaction:>14}  {row.pattern}".rstrip())
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    lines = [f"{'strongest sites':16}{'restoration':>15}{'disruption':>15}{'interaction':>13}"]
+    for name, (restored, lost), interaction, row in zip(names, effects, interactions, sites, strict=True):
+        lines += [f"{name}: {row.pattern}" if row.pattern else name, f"{restored:>31}{lost:>15}{interaction:>13}"]
+    return lines
 
 
 def overview(measurements: Measurements, *, metric: str | None = None, averaged: str) -> str:

@@ -1,0 +1,40 @@
+"""How a network is called for its logits, whatever its forward takes and gives: written by hand, many know no cache."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from causal_tracing.errors import UnsupportedModel
+
+NAME = "input_ids"
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def called(network: nn.Module, tokens: Tensor, **options: Any) -> Any:
+    """What the network gives for these tokens. No cache is kept, of a network that can be told so."""
+    taken = inspect.signature(network.forward).parameters
+    by_name = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values())
+    # Nothing is generated: a cache would hold every layer's keys and values for nobody.
+    without_cache = {"use_cache": False} if by_name or "use_cache" in taken else {}
+    first = next(iter(taken.values()), None)
+    if NAME not in taken and first is not None and first.kind in BY_PLACE:
+        return network(tokens, **without_cache, **options)
+    return network(**{NAME: tokens}, **without_cache, **options)
+
+
+def logits_in(output: Any) -> Float[Tensor, "row token vocab"]:
+    """The logits in what a network gives: by their name, or its first tensor. Raises UnsupportedModel."""
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if found is None and not isinstance(output, Mapping):
+        found = next(iter(output), None) if isinstance(output, (tuple, list)) else output
+    if isinstance(found, Tensor) and found.ndim == 3:
+        return found
+    named = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
+    shape = f" with the shape {list(found.shape)}" if isinstance(found, Tensor) else ""
+    raise UnsupportedModel(
+        "The model cannot be traced: logits [row, token, word] are needed, and its forward returns a "
+        f"{type(output).__name__}{named}{shape}."
+    )

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from typing import Any
 
 import jaxtyping
@@ -16,6 +17,10 @@ jaxtyping.jaxtyped = type_checks.jaxtyped  # pyright: ignore[reportPrivateImport
 import causal_tracing  # noqa: E402
 from causal_tracing.models.demo import demo_folder  # noqa: E402
 from causal_tracing.models.model import Model  # noqa: E402
+
+# What is compiled is kept, whatever the shell says: for the next run, and for the many processes that tests start.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes that tests start

@@ -6,7 +6,8 @@ function anew whenever the function around it runs; with tiny models that was mo
 2. one with shapes is checked in a scope of its own for the names of axes, as jaxtyping has it;
 3. checks are compiled when a function is first called, those of a nested one once: each closure gets a copy;
 4. an array whose axes all have names is compared with their sizes at once; where it does not fit, jaxtyping says why;
-5. a function is checked in its first calls of each test (`begin_anew`), and not in the thousands of a loop.
+5. a function is checked in its first calls of each test (`begin_anew`), and not in the thousands of a loop: no wrapper
+   stays around it, for the code of the function itself leads to its checks as long as there are some left.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import random
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jaxtyping
@@ -31,14 +32,14 @@ whole = jaxtyping.jaxtyped
 typed = beartype(conf=BeartypeConf(violation_type=TypeCheckError))  # a TypeError, as jaxtyping raises it
 own_random = random.Random(0)  # beartype samples the items of a list: Python's generator is left to the tests
 nested: dict[Any, "Checks"] = {}  # by code and annotations
-CALLS = 20  # of a function in one test are checked
+CALLS = 8  # of a function in one test are checked
 spent: list["Checks"] = []  # those of functions that were called as often in this test
 
 
 def begin_anew() -> None:
     """A test begins: the next calls of every function are checked."""
     for checks in spent:
-        checks.left = CALLS
+        checks.begin()
     spent.clear()
 
 
@@ -54,11 +55,15 @@ def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
 
 
 def checked(function: FunctionType) -> Callable[..., Any]:
+    """The function; a nested one, which is made anew again and again, within its checks as long as there are some."""
     if "<locals>" not in function.__qualname__:
-        checks = Checks(function)
-    else:
-        key = (function.__code__, *function.__annotations__.items())
-        checks = nested[key] if key in nested else nested.setdefault(key, Checks(function))
+        checks = Checks(copied(function), led=function)
+        checks.way = leading_to(checks.call, function.__code__)
+        checks.begin()
+        setattr(function, "__wrapped__", checks.function)  # noqa: B010 - whose signature is told in any case
+        return function
+    key = (function.__code__, *function.__annotations__.items())
+    checks = nested[key] if key in nested else nested.setdefault(key, Checks(function))
     return sparing(checks, function) if checks.left > 0 else function
 
 
@@ -69,16 +74,24 @@ def sparing(checks: "Checks", function: FunctionType) -> Callable[..., Any]:
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
         nonlocal strict
-        if checks.left <= 0:
+        if not checks.spend():
             return function(*args, **options)
-        checks.left -= 1
-        if not checks.left:
-            spent.append(checks)
-        if strict is None:
-            strict = checks.around(function)
+        strict = strict or checks.around(function)
         return strict(*args, **options)
 
     return called
+
+
+def leading(*args: Any, **options: Any) -> Any:
+    """What a function does instead of its own code while it is checked."""
+    checks: Any = "the checks"
+    return checks(*args, **options)
+
+
+def leading_to(checks: Callable[..., Any], plain: CodeType) -> CodeType:
+    """Code that calls these checks, for a function that has that code."""
+    constants = tuple(checks if each == "the checks" else each for each in leading.__code__.co_consts)
+    return leading.__code__.replace(co_consts=constants, co_freevars=plain.co_freevars)
 
 
 def scoped(function: FunctionType) -> Callable[..., Any]:
@@ -127,13 +140,43 @@ def named(annotation: Any) -> tuple[str, ...] | None:
 type(AbstractArray).__instancecheck__ = fits  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Checks:
-    """The checks of a function, or of all closures of one code, and how many more calls in this test they are for."""
+    """The checks of a function, or of all closures of one code, and how many more calls in this test they are for.
+
+    A function that is `led` here by a code of its own is checked in a copy.
+    """
 
     function: Any
     left: int = CALLS
+    led: Any = None
+    way: CodeType | None = None
     compiled: "Compiled | None" = None
+    strict: Any = None
+
+    def begin(self) -> None:
+        """The next calls are checked."""
+        self.left = CALLS
+        if self.led is not None:
+            self.led.__code__ = self.way
+
+    def spend(self) -> bool:
+        """Whether this call is checked."""
+        if self.left <= 0:
+            return False
+        self.left -= 1
+        if not self.left:
+            spent.append(self)
+            if self.led is not None:
+                self.led.__code__ = self.function.__code__
+        return True
+
+    def call(self, *args: Any, **options: Any) -> Any:
+        """A call of the function that is led here."""
+        if not self.spend():  # of another thread, begun before the last one that is checked
+            return self.function(*args, **options)
+        self.strict = self.strict or self.around(self.function)
+        return self.strict(*args, **options)
 
     def around(self, function: FunctionType) -> Callable[..., Any]:
         """The function within its checks, which are compiled for the first of its closures."""
@@ -175,11 +218,17 @@ class Compiled:
 
 def resolved(function: FunctionType) -> Any:
     """A twin that is annotated by values alone; by Any for what is not defined (yet), as jaxtyping has it."""
+    twin = copied(function)
+    twin.__annotations__ = {name: value_of(hint, function) for name, hint in function.__annotations__.items()}
+    return twin
+
+
+def copied(function: FunctionType) -> Any:
+    """Another function of the same code, which calls nothing but that."""
     twin: Any = FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
     functools.update_wrapper(twin, function)
     del twin.__wrapped__
     twin.__defaults__, twin.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
-    twin.__annotations__ = {name: value_of(hint, function) for name, hint in function.__annotations__.items()}
     return twin
 
 

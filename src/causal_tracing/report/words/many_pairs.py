@@ -175,7 +175,8 @@ def where_peak(cell: xr.Dataset) -> str:
     if not kind.layered:
         part = cell[kind.part].item() if kind.part else None
         query = asking(cell["query"].item()) if kind.by_query else ""
-        address = kind.address.format(part=part, column=cell[kind.column].item(), query=query)
+        named = {"component": cell.component.item(), "part": part, "column": cell[kind.column].item(), "query": query}
+        address = kind.address.format(**named)
         return f"{address} at {where(cell)}" if kind.column == "position" else address
     part = f", {kind.part} {int(cell[kind.part])}" if kind.part else ""
     return f"layer {int(cell.layer)}{part} at {where(cell)}"

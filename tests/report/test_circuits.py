@@ -206,3 +206,20 @@ def test_edges_are_told_as_edges() -> None:
     assert trace.plot("circuits", pair="pair-3").axes[0].get_xlabel() == "edges, of 343"
     restored = ct.circuit(tiny(), PAIR, of="edges", ranking=ranking, sizes=[3], how="restored", **QUIET).to_html()
     assert "in the corrupt run the reader of each edge of a set reads what the sender adds in the clean run" in restored
+
+
+def test_where_nothing_is_faithful_or_not_the_figure_is_empty() -> None:
+    """Of pairs whose totals have both signs, everything and nothing cannot be told apart on average."""
+    trace = ct.circuit(tiny(), others(9), ranking=RANKED[:2], sizes=[1, 2], **QUIET)
+    assert trace.evidence(of="circuits").cells.faithfulness.isnull().all()
+    figure = trace.plot("mean_circuits")
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_xlim()
+    assert 0 < low < 1 < 20 < high
+
+
+def test_circuits_are_compared_in_words() -> None:
+    pairs = one_way(3)
+    one, other = (ct.circuit(tiny(), pairs, ranking=some, sizes=[2], **QUIET) for some in (RANKED, RANKED[::-1]))
+    found = ct.compare(one, other)
+    assert "Largest difference of nodes: 2 nodes; disruption" in found.summary()

@@ -25,6 +25,8 @@ def faithfulness(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
         low, high = inner[f"{name}_low"].values, inner[f"{name}_high"].values
         axes.fill_between(inner["size"].values, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
     axes.set_xscale("log")
+    # Said, since where no f is defined there are no points that would say it, and a logarithm needs an end above 0.
+    axes.set_xlim(0.9 * inner["size"].values[0], 1.1 * inner["size"].values[-1])
     axes.set_xlabel(f"{of}, of {cells['size'].values[-1]}", fontsize=8)
     axes.set_ylabel("f", fontsize=8)
     axes.set_title(f"faithfulness, {'kept' if name == 'faithfulness' else 'restored'}", fontsize=9)

@@ -176,7 +176,8 @@ def where_peak(cell: xr.Dataset) -> str:
         return f"layer {int(cell.layer)}, {kind.part} {int(cell[kind.part])} at {where(cell)}"
     part, layer = (cell[axis].item() if axis and axis in kind.axes else None for axis in (kind.part, "layer"))
     query = asking(cell["query"].item()) if kind.by_query else ""
-    address = kind.address.format(part=part, layer=layer, column=cell[kind.column].item(), query=query)
+    named = {"component": cell.component.item(), "part": part, "layer": layer, "column": cell[kind.column].item()}
+    address = kind.address.format(**named, query=query)
     return f"{address} at {where(cell)}" if kind.column == "position" else address
 
 

@@ -143,8 +143,10 @@ def test_the_demo_says_so_in_words(trace: ct.Trace):
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_the_documents_show_what_is_printed(trace: ct.Trace, page: str):
     block = next(each for each in (ROOT / page).read_text(encoding="utf-8").split("```") if "4.81)" in each)
-    shown = " ".join(block.split("\n\n")[1].split("…")[0].split())  # whose lines are broken otherwise
+    words = block.partition("\n\n")[2].split("…")[0].split("\nresid_post: restoration,")[0]  # the map is the terminal's
+    shown = " ".join(words.split())  # whose lines are broken otherwise
     assert shown.startswith("In the residual stream")
+    assert ("What this does not show" in shown) == (page == "docs/results.md")
     assert shown in " ".join(trace.summary().split())
 
 

@@ -88,6 +88,12 @@ def test_tests_of_a_set_say_what_was_tried() -> None:
     assert "; of attn_out 0 it was not seen." in idle
 
 
+def test_the_table_of_the_tests_is_headed_by_what_was_tested() -> None:
+    page = ct.circuit(tiny(), PAIR, ranking=RANKED, sizes=[3], tested=3, **QUIET).to_html()
+    assert '<th scope="col">circuit or model with some removed</th>' in page
+    assert "{component}" not in page
+
+
 class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -92,6 +92,11 @@ class SiteKind:
         return "query" in self.axes
 
     @property
+    def noun(self) -> str:
+        """What its cells are called, whichever component they are of."""
+        return self.called.format(component=" or ".join(self.components))
+
+    @property
     def title(self) -> str:
         """What a section about it is called: `Single heads`, `Knockout heads`."""
         single = self.part is not None and self.name == plural(self.part)

@@ -114,6 +114,6 @@ def _table(
     more = f'<p class="quiet">The {len(rows)} strongest of {count:,} cells; trace.of("{kind.name}") has all.</p>'
     return (
         f'<div data-pair="{escape(id)}"{" hidden" if hidden else ""}><div class="scroll" tabindex="0">'
-        f'<table class="sites"><thead><tr><th scope="col">{escape(kind.called)}</th>{head}</tr></thead>'
+        f'<table class="sites"><thead><tr><th scope="col">{escape(kind.noun)}</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{more if len(rows) < count else ''}</div>"
     )

@@ -38,7 +38,7 @@ def token_maps(measurements: Measurements, kind: SiteKind, shown: Sequence[str])
     return {
         "kind": kind.name,
         "noun": "token",
-        "lead": f"By token and layer: each cell is a {kind.called.format(component='site of this component')}.",
+        "lead": f"By token and layer: each cell is a {kind.noun}.",
         "drawn": True,
         "components": components,
         "counts": dict.fromkeys(components, found.sizes["position"]),

@@ -27,7 +27,8 @@ def test_maps_are_no_wider_than_the_terminal(ask: Any, monkeypatch: pytest.Monke
         monkeypatch.setenv("COLUMNS", str(columns)) if columns else monkeypatch.delenv("COLUMNS", raising=False)
         code, out, err = ask(*TRACE, "--lens")
         assert code == 0, err
-        rows = out.partition("mlp_out: restoration")[2].partition("\n\n")[0].splitlines()[1:]
+        title, *rows = out.partition("\nmlp_out:")[2].partition("\n\n")[0].splitlines()[-7:]
+        assert title.endswith("logits")
         assert len(rows) == 6  # the ruler, and five tokens
         assert max(map(len, rows)) <= (columns or 80)
         assert out.count("logit lens at the last token, pair pair-0") == (2 if columns else 1)

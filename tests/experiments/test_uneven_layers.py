@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for number, (heads, shared, neurons) in enumerate(LAYERS):
-            config = copy.deepcopy(whole.config)
+            config: Any = copy.deepcopy(whole.config)
             config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = heads, shared, neurons
             layer = whole.model.layers[number]
             layer.self_attn, layer.mlp = LlamaAttention(config, number), LlamaMLP(config)

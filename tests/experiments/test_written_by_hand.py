@@ -48,7 +48,9 @@ class Own(PreTrainedModel):
     give: Callable[[Tensor], Any] = staticmethod(lambda stream: stream)
 
     def __init__(self) -> None:
-        super().__init__(PreTrainedConfig(vocab_size=97, hidden_size=WIDTH, num_attention_heads=HEADS))
+        config: Any = PreTrainedConfig()
+        config.vocab_size, config.hidden_size, config.num_attention_heads = 97, WIDTH, HEADS
+        super().__init__(config)
         self.words, self.places = nn.Embedding(97, WIDTH), nn.Embedding(32, WIDTH)
         self.blocks = nn.ModuleList([Layer(type(self).give) for _ in range(3)])
         self.out = nn.Linear(WIDTH, 97)
@@ -66,6 +68,7 @@ class Own(PreTrainedModel):
         return self.out(stream)
 
     def forward(self, input_ids: Tensor) -> Any:
+        """As each takes and gives it."""
         return CausalLMOutput(logits=self.logits(input_ids))
 
 
@@ -86,12 +89,12 @@ class GivesADict(Own):
 
 
 class TakesAnotherName(Own):
-    def forward(self, idx: Tensor, targets: Any = None) -> Any:
+    def forward(self, idx: Tensor, targets: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return CausalLMOutput(logits=self.logits(idx))
 
 
 class TakesNamesAlone(Own):
-    def forward(self, *, input_ids: Tensor, **options: Any) -> Any:
+    def forward(self, *, input_ids: Tensor, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return CausalLMOutput(logits=self.logits(input_ids))
 
 
@@ -171,6 +174,13 @@ class LayersGiveDicts(Own):
         return self.out(stream)
 
 
+class NoHead(Own):
+    """Its backbone alone: as many numbers a token as the stream is wide."""
+
+    def forward(self, input_ids: Tensor) -> Any:
+        return self.logits(input_ids)[..., :WIDTH]
+
+
 class NoWords(Own):
     def get_input_embeddings(self) -> nn.Module:
         raise NotImplementedError
@@ -183,6 +193,7 @@ class NoWords(Own):
         (FlatLogits, r"its forward returns a CausalLMOutput of logits with the shape \[6, 97\]\."),
         (NoLogits, r"logits \[row, token, word\] are needed, and .* a BaseModelOutput of last_hidden_state\."),
         (LayersGiveDicts, r"no list of layers that a text passes: members of blocks give a dict, and no stream\."),
+        (NoHead, r"reads 97 words, and gives 32 numbers for each token, which are no logits of words\."),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],
 )

@@ -253,7 +253,7 @@ def _refuse_edits(wrapper: Any) -> None:
         )
 
 
-def _has_head(network: PreTrainedModel) -> bool:
+def has_head(network: nn.Module) -> bool:
     """Whether it, or a language model inside it, says where its vocabulary's logits come from."""
     models = (part for part in network.modules() if isinstance(part, PreTrainedModel))
     return any(part.get_output_embeddings() is not None for part in models)
@@ -307,7 +307,7 @@ def _require_head(network: PreTrainedModel, name: str) -> None:
     """Raises UnsupportedModel for a network that does not predict the next token."""
     # A class written by hand need not name its head: what it gives will show whether it has one.
     own = not type(network).__module__.startswith("transformers.")
-    if getattr(network.config, "is_encoder_decoder", False) or not (own or _has_head(network)):
+    if getattr(network.config, "is_encoder_decoder", False) or not (own or has_head(network)):
         if _not_causal(network.config):
             _require_causal(network.config, f"{name}, a {type(network).__name__},")
         raise UnsupportedModel(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bare_hooks import Change, attention_written_out
 from causal_tracing.engine.checks.agreement import choose
-from causal_tracing.engine.checks.check import prove
+from causal_tracing.engine.checks.check import check, prove
 from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.engine.memory import sizes
@@ -22,7 +22,7 @@ from causal_tracing.errors import ComponentNotOffered, InvalidEdit, InvalidOptio
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Source, Subspace, World, Zero
 from causal_tracing.interventions.sites import ATTENTION, MEDIATORS, Site
 from causal_tracing.models.model import Model
-from loaded import SOME, examined, ids, shared
+from loaded import SOME, examined, fresh, ids, shared
 
 LAYERS, LENGTH, D_HEAD = 4, 7, 8
 CLEAN = (5, 17, 42, 11, 60, 33, 8)

@@ -120,10 +120,10 @@ def random_write(model: Model, component: str, run: Run, recording: Recording) -
     """
     layers, position = model.having(component), len(run.tokens) // 2
     first = layers[0 if component == "resid_pre" else len(layers) // 2]
-    for layer in (first, *(layer for layer in layers if layer != first)):
+    change = _change(model, component, first, run, recording)
+    others = (layer for layer in layers if layer != first)
+    while change[position] < REAL_CHANGE and (layer := next(others, None)) is not None:
         change = _change(model, component, layer, run, recording)
-        if not change[position] < REAL_CHANGE:
-            break
     yield bounded(Law.CAUSAL, (component,), change[:position].max().item(), ONE_FORWARD[model.dtype])
     yield Finding(
         name="a large random write changes the logits",

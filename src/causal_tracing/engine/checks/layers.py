@@ -20,6 +20,7 @@ from causal_tracing.models.at_rest import at_rest
 from causal_tracing.models.calling import called, logits_in
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.offload import device_of
+from causal_tracing.models.open import has_head
 from causal_tracing.models.spread import refuse_parted
 
 SHOWN = 200  # characters of another library's error
@@ -108,7 +109,7 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))
 
 
-def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
+def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
     """What passed through every list, and the logits."""
     lists = {
         path: module
@@ -125,6 +126,12 @@ def _watched(network: nn.Module, tokens: Sequence[int], name: str) -> tuple[list
     if logits.shape[1] != len(tokens):
         raise UnsupportedModel(
             f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
+        )
+    words = network.get_input_embeddings().weight.shape[0]
+    if logits.shape[-1] < words and not has_head(network):
+        raise UnsupportedModel(
+            f"{name} cannot be traced: it reads {words} words, and gives {logits.shape[-1]} numbers for each token, "
+            "which are no logits of words."
         )
     return passed, logits
 

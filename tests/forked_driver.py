@@ -1,6 +1,7 @@
 """Processes of their own that need not import anything: forks of one that has imported what they need."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,22 @@ FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload([__name__, "causal_tracing.experiments.run", "transformers.models.llama.modeling_llama"])
 
 
-def drive(folder: Path, run: Path, pairs: Sequence[ct.Pair], options: Mapping[str, Any]) -> None:
-    """The run of two workers, one thread each, that have a server of their own."""
-    processes.SPAWN = FORKS
-    torch.set_num_threads(2)
+def drive(folder: Path, run: Path, pairs: Sequence[ct.Pair], options: Mapping[str, Any], *, forked: bool) -> None:
+    """The run of two workers: begun as they are for users, or forks of this process, whose torch has no threads."""
+    torch.set_num_threads(1)
+    if forked:
+        processes.SPAWN = get_context("fork")  # pyright: ignore[reportAttributeAccessIssue]
     ct.run(ct.load(folder, progress=False), pairs, run, workers=2, **options)
+
+
+def command(folder: Path, *arguments: str) -> None:
+    """The command line's, in a folder and a session of its own: what it says stands in its files stdout and stderr."""
+    os.setsid()
+    os.chdir(folder)
+    _written_to(*(str(folder / name) for name in ("stdout", "stderr")))
+    sys.argv = ["causal-tracing", *arguments]
+    torch.set_num_threads(1)
+    runpy.run_module("causal_tracing", run_name="__main__")
 
 
 def executed(code: str, *arguments: str, timeout: float = 600) -> "subprocess.CompletedProcess[str]":
@@ -39,8 +51,12 @@ def executed(code: str, *arguments: str, timeout: float = 600) -> "subprocess.Co
 
 
 def _execute(code: str, arguments: Sequence[str], *streams: str) -> None:
-    for number, stream in enumerate(streams, 1):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+    _written_to(*streams)
     sys.argv = ["-c", *arguments]
     torch.set_num_threads(1)
     exec(compile(code, "executed", "exec"), {"__name__": "__main__"})
+
+
+def _written_to(*streams: str) -> None:
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)

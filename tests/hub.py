@@ -167,7 +167,7 @@ def seen(job):
         "tokens": opened.tokenizer("the city of").input_ids, "seconds": time.monotonic() - begun,
     }}
 
-jobs = json.load(sys.stdin)
+jobs = json.loads(sys.argv[1])
 with ThreadPoolExecutor({threads}) as pool:
     print(json.dumps(list(pool.map(seen, jobs))))
 """
@@ -175,8 +175,8 @@ with ThreadPoolExecutor({threads}) as pool:
 
 def open_in_a_new_process(
     hub: Hub, home: Path, jobs: Sequence[tuple[str, dict[str, Any]]], *, at_once: bool = False, **variables: str
-) -> tuple[list[dict[str, Any]], str]:
-    """What `open_model(name, **options)` gave or raised, job by job, and what stood on stderr."""
+) -> "subprocess.Popen[str]":
+    """Begins a process that does `open_model(name, **options)`, job by job; `what_came` of it is asked later."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {
         "HF_ENDPOINT": hub.endpoint,
@@ -190,13 +190,14 @@ def open_in_a_new_process(
         **variables,
     }
     code = OPEN.format(tests=str(Path(__file__).parent), threads=len(jobs) if at_once else 1)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps([{"names": [name], "options": options} for name, options in jobs]),
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=home.parent,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr  # one document: nothing else was written to stdout
+    asked = json.dumps([{"names": [name], "options": options} for name, options in jobs])
+    command = [sys.executable, "-c", code, asked]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=home.parent)
+
+
+def what_came(process: "subprocess.Popen[str]") -> tuple[list[dict[str, Any]], str]:
+    """What each job gave or raised, and what stood on stderr."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out), err  # one document: nothing else was written to stdout

@@ -1,10 +1,11 @@
 """A server on loopback that speaks NDIF's plain HTTP and has one tiny model. It knows nothing of the package it serves.
 
-python ndif_server.py FOLDER        prints its port; what it does next is said by POST /mode
+python ndif_server.py FOLDER SOCKET        the number of a socket that listens; what it does next is said by POST /mode
 """
 
 import io
 import json
+import socket
 import sys
 from email.parser import BytesParser
 from email.policy import HTTP
@@ -103,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    print(server.server_address[1], flush=True)
+    listening = socket.socket(fileno=int(sys.argv[2]))
+    server = ThreadingHTTPServer(listening.getsockname(), Handler, bind_and_activate=False)
+    server.socket = listening
     server.serve_forever()

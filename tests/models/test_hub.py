@@ -1,6 +1,7 @@
 """Models of the hub: its commits, revisions, shards and code; and each way in which it can fail."""
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from causal_tracing.errors import (
     UnsupportedModel,
     UnsupportedTokenizer,
 )
-from hub import COMMIT, Hub, Repository, open_in_a_new_process, serve
+from hub import COMMIT, Hub, Repository, open_in_a_new_process, serve, what_came
 from opening import with_code
 from tiny import logits, tiny_folder, tiny_gguf, tiny_model, tiny_tokenizer
 
@@ -75,17 +76,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home") / "hf"
 
 
+Begun = dict[str, "subprocess.Popen[str]"]
+
+
 @pytest.fixture(scope="module")
-def opened(hub: Hub, home: Path) -> dict[str, Any]:
-    answers, errors = open_in_a_new_process(hub, home, JOBS)
+def begun(hub: Hub, home: Path) -> Begun:
+    """At the same time: most of it is importing, and waiting for what does not come."""
+    faults = open_in_a_new_process(hub, home.with_name("faults"), FAULTS, at_once=True)
+    return {"opened": open_in_a_new_process(hub, home, JOBS), "faults": faults}
+
+
+@pytest.fixture(scope="module")
+def opened(begun: Begun) -> dict[str, Any]:
+    answers, errors = what_came(begun["opened"])
     return {f"{name}{options or ''}": answer for (name, options), answer in zip(JOBS, answers, strict=True)} | {
         "stderr": errors
     }
 
 
 @pytest.fixture(scope="module")
-def faults(hub: Hub, home: Path) -> dict[str, Any]:
-    answers, _ = open_in_a_new_process(hub, home.with_name("faults"), FAULTS, at_once=True)
+def faults(begun: Begun) -> dict[str, Any]:
+    answers, _ = what_came(begun["faults"])
     return {f"{name}{options or ''}": answer for (name, options), answer in zip(FAULTS, answers, strict=True)}
 
 
@@ -164,12 +175,14 @@ def test_half_a_file_is_never_in_the_cache(faults: dict[str, Any], home: Path):
 def test_without_a_network_what_was_downloaded_still_opens(opened: dict[str, Any], home: Path):
     nobody = Hub(endpoint="http://127.0.0.1:9")
     jobs: list[tuple[str, dict[str, Any]]] = [("tiny/fine", {}), ("tiny/shards", {}), ("tiny/other", {})]
-    (fine, shards, other), _ = open_in_a_new_process(nobody, home, jobs)
+    unplugged = open_in_a_new_process(nobody, home, jobs)
+    offline = open_in_a_new_process(nobody, home, [jobs[0], jobs[2]], HF_HUB_OFFLINE="1")
+    (fine, shards, other), _ = what_came(unplugged)
     assert fine["source"] == opened["tiny/fine"]["source"]
     assert fine["logits"] == shards["logits"] == opened["tiny/fine"]["logits"]
     assert other["error"] == "MachineError"
     assert "Check the network" in other["message"]
     assert other["seconds"] < 20
-    (fine, other), _ = open_in_a_new_process(nobody, home, [jobs[0], jobs[2]], HF_HUB_OFFLINE="1")
+    (fine, other), _ = what_came(offline)
     assert fine["logits"] == opened["tiny/fine"]["logits"]
     assert other["error"] == "MachineError"

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import causal_tracing as ct
 from causal_tracing.errors import InvalidPair, MachineError
 from causal_tracing.prompts.files import LONGEST
 from causal_tracing.prompts.pairs import as_pairs, tokenize
+from forked_driver import executed
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -285,11 +285,19 @@ def pairs_or_an_error(place: str) -> Iterator[None]:
 
 
 def test_badly_typed_rows_are_pairs_or_one_clear_error():
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    beside = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, env=beside)
+    """In a process without the checks of annotations, which would refuse such rows themselves."""
+    done = executed("import sys; sys.path.insert(0, sys.argv[1]); import test_files; test_files.unchecked()",
+                    str(Path(__file__).parent))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all as they should be\n"
+
+
+def unchecked() -> None:
+    for line, message in BADLY_TYPED.values():
+        with pytest.raises(InvalidPair, match=f"row 0: .*{message}"):
+            ct.read_pairs([json.loads(line)])
+    any_rows()
+    print("all as they should be")
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "surrogatepass")),
@@ -340,14 +348,6 @@ def test_a_prompt_longer_than_the_context_fails_alone(tmp_path: Path):
     assert [pair["id"] for pair in trace.provenance["pairs"]] == ["short"]
     assert "takes 64 at most" in trace.provenance["failed"]["long"]
     assert 64 < 70 < LONGEST
-
-
-if __name__ == "__main__":
-    for line, message in BADLY_TYPED.values():
-        with pytest.raises(InvalidPair, match=f"row 0: .*{message}"):
-            ct.read_pairs([json.loads(line)])
-    any_rows()
-    print("all as they should be")
 
 
 def test_columns_of_dates_and_numbers_are_labels_that_a_trace_can_hold(tmp_path: Path):

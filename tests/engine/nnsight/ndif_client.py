@@ -6,6 +6,7 @@ python ndif_client.py FOLDER TESTS
 import atexit
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,10 +17,11 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[2])
 FOLDER, SERVER = sys.argv[1], Path(sys.argv[2]) / "ndif_server.py"
-server = subprocess.Popen([sys.executable, str(SERVER), FOLDER], stdout=subprocess.PIPE, text=True)
+listening = socket.create_server(("127.0.0.1", 0))  # here, so that both import what they need at the same time
+server = subprocess.Popen([sys.executable, str(SERVER), FOLDER, str(listening.fileno())], pass_fds=[listening.fileno()])
 atexit.register(server.kill)
-assert server.stdout is not None
-os.environ["NDIF_HOST"] = HOST = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+os.environ["NDIF_HOST"] = HOST = f"http://127.0.0.1:{listening.getsockname()[1]}"
+listening.close()
 
 import nnsight  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402

@@ -5,11 +5,8 @@ import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from causal_tracing.experiments.workers.work import Work, require_recipe
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.trace import RunOptions
 from causal_tracing.results.storage.run_folder import FAILED, RESULTS, Store, read_manifest
-from forked_driver import FORKS, drive
+from forked_driver import FORKS, command, drive
 from tiny import tiny_folder
 
 COUNT = 26  # chunks of eight: three whole ones, and two pairs
@@ -147,29 +144,12 @@ def test_a_pair_that_kills_is_marked_the_rest_is_done_and_it_can_be_tried_again(
     assert again.provenance["worlds"] == ct.open_trace(whole).provenance["worlds"]
 
 
-DRIVER = """
-import sys, torch
-sys.path[:0] = [sys.argv[3], sys.argv[3] + "/experiments/workers"]
-torch.set_num_threads(2)  # two workers, one thread each
-import causal_tracing as ct
-import test_processes as here
-model = ct.load(sys.argv[1], progress=False)
-print("ready", flush=True)
-ct.run(model, here.PAIRS, sys.argv[2], workers=2, **here.ASKED)
-"""
-
-
-def driver(folder: Path, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, str(folder), str(run), str(Path(__file__).parents[2])]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_chunks(run: Path, count: int, ended: Callable[[], bool]) -> None:
+def wait_for_chunks(run: Path, count: int, driver: Any) -> None:
     until = time.monotonic() + 120
-    while time.monotonic() < until and not ended():
+    while time.monotonic() < until and driver.is_alive():
         if (run / RESULTS).exists() and len(Store(run, read_manifest(run)["spec_sha256"]).chunks()) >= count:
             return
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def children(pid: int | None) -> set[int]:
@@ -178,11 +158,11 @@ def children(pid: int | None) -> set[int]:
     return {each.pid for each in psutil.Process(pid).children(recursive=True)}
 
 
-def kill_at_work(process: Any, driver: int | None, run: Path, chunks: int, ended: Callable[[], bool]) -> set[int]:
+def kill_at_work(driver: Any, run: Path, chunks: int) -> set[int]:
     """Kills a driver when so many chunks are done, and gives the workers that it had then."""
-    wait_for_chunks(run, chunks, ended)
-    left = set() if ended() else children(driver)
-    process.kill()
+    wait_for_chunks(run, chunks, driver)
+    left = children(driver.pid) if driver.is_alive() else set()
+    driver.kill()
     return left
 
 
@@ -190,19 +170,14 @@ def test_a_driver_that_is_killed_is_gone_on_with_and_leaves_no_worker_behind(fol
     """Once while its workers begin, as they do for users; then at work, as forks, which need not import everything."""
     import psutil
 
-    run = tmp_path / "run"
-    begun = driver(folder, run)
-    assert begun.stdout is not None
-    begun.stdout.readline()
-    left = kill_at_work(begun, begun.pid, run, 0, lambda: begun.poll() is not None)
-    begun.communicate()
-    assert left
-    for chunks in (1, 2):
-        fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED))
+    run, left = tmp_path / "run", set[int]()
+    for chunks in (0, 1, 2):
+        fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED), kwargs={"forked": chunks > 0})
         fork.start()
-        left |= kill_at_work(fork, fork.pid, run, chunks, lambda fork=fork: not fork.is_alive())
+        left |= kill_at_work(fork, run, chunks)
         fork.join()
-    fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED))
+        assert left
+    fork = FORKS.Process(target=drive, args=(folder, run, PAIRS, ASKED), kwargs={"forked": True})
     fork.start()
     fork.join(300)
     assert fork.exitcode == 0
@@ -212,24 +187,27 @@ def test_a_driver_that_is_killed_is_gone_on_with_and_leaves_no_worker_behind(fol
 
 
 def test_ctrl_c_keeps_what_is_in_work_and_says_how_to_go_on(folder: Path, tmp_path: Path):
-    lines = "".join(
-        f'{{"id": "{p.id}", "clean": "{p.clean}", "corrupt": "{p.corrupt}", "answer": " Rome", "foil": " Paris"}}\n'
+    lines = "".join(  # enough that some are left, however late it is seen that a chunk is done
+        f'{{"id": "{p.id}-{n}", "clean": "{p.clean}", "corrupt": "{p.corrupt}", "answer": " Rome", "foil": " Paris"}}\n'
+        for n in range(8)
         for p in PAIRS
     )
     (tmp_path / "pairs.jsonl").write_text(lines)
-    command = [sys.executable, "-m", "causal_tracing", "trace", "--model", str(folder), "--pairs", "pairs.jsonl"]
-    command += ["--components", "resid_post", "--workers", "2", "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_chunks(tmp_path / "run", 1, lambda: process.poll() is not None)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and to all its workers
-    _, err = process.communicate(timeout=120)
-    if process.returncode == 0:
+    asked = ["trace", "--model", str(folder), "--pairs", "pairs.jsonl", "--components", "resid_post"]
+    fork = FORKS.Process(target=command, args=(tmp_path, *asked, "--workers", "2", "--out", "run"))
+    fork.start()
+    assert fork.pid is not None
+    wait_for_chunks(tmp_path / "run", 1, fork)
+    os.killpg(fork.pid, signal.SIGINT)  # as a terminal does: to the driver and to all its workers
+    fork.join(120)
+    err = (tmp_path / "stderr").read_text()
+    if fork.exitcode == 0:
         pytest.skip("all chunks were done before Ctrl-C came")
-    assert process.returncode == 130, err
+    assert fork.exitcode == 130, err
     assert "Interrupted. What is done is kept in run; go on with:\n" in err
     assert "Traceback" not in err
     done = Store(tmp_path / "run", read_manifest(tmp_path / "run")["spec_sha256"]).chunks()
-    assert 1 <= len(done) <= 4
+    assert 1 <= len(done) < COUNT  # of eight pairs each, eight times over
 
 
 def test_ctrl_c_while_a_worker_is_still_importing_does_not_reach_it(model: Model, capfd):

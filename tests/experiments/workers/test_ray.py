@@ -1,7 +1,5 @@
 """Workers that are Ray's actors, one of them killed at work. In a process of its own: Ray begins some more."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,19 +12,20 @@ from causal_tracing.experiments.workers import on_ray
 from causal_tracing.experiments.workers.work import Work
 from causal_tracing.models.recipe import Recipe
 from causal_tracing.patching.options.trace import RunOptions
+from forked_driver import executed
 
 DRIVER = """
-import os, signal, sys, threading
+import os, sys
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/experiments/workers"]
 from pathlib import Path
 import torch
-torch.set_num_threads(1)
 import causal_tracing as ct
 import test_processes as here
 from causal_tracing.experiments.workers import on_ray
 from tiny import tiny_folder
 
 work = Path(sys.argv[1])
+os.chdir(work)
 tiny_folder(work / "model")
 model = ct.load(work / "model", progress=False)
 ct.run(model, here.PAIRS, work / "whole", **here.ASKED)
@@ -63,8 +62,7 @@ print("the same bytes")
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'causal-tracing[ray]'")
 def test_two_actors_of_which_one_is_killed_give_what_one_process_gives(tmp_path: Path):
-    command = [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[2])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path)
+    done = executed(DRIVER, str(tmp_path), str(Path(__file__).parents[2]))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.split("\n")[-2] == "the same bytes"
 

@@ -105,10 +105,7 @@ def _numbers(found: xr.Dataset, names: Sequence[str], kept: list[str]) -> dict[s
     components = [str(name) for name in found.component.values]
     status = {name: here.status.sel(component=name).transpose(*ORDER).values for name in components}
     return {
-        "status": {
-            name: [[lettered(keys) for keys in queries] for queries in each]
-            for name, each in status.items()
-        },
+        "status": {name: [[lettered(keys) for keys in queries] for queries in each] for name, each in status.items()},
         **{
             effect: {
                 name: plain(here[effect].sel(component=name).transpose(*ORDER).values.tolist(), DIGITS)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import causal_tracing as ct
+from causal_tracing.errors import InvalidOption
 from causal_tracing.report.document import document
 from causal_tracing.report.terminal import maps
 from causal_tracing.report.words.circuits import share_of
@@ -229,3 +230,10 @@ def test_circuits_are_compared_in_words() -> None:
     one, other = (ct.circuit(tiny(), pairs, ranking=some, sizes=[2], **QUIET) for some in (RANKED, RANKED[::-1]))
     found = ct.compare(one, other)
     assert "Largest difference of nodes: 2 nodes; disruption" in found.summary()
+
+
+def test_a_figure_of_circuits_is_of_faithfulness_and_says_so() -> None:
+    trace = ct.circuit(tiny(), PAIR, ranking=RANKED, sizes=[1, 2], **QUIET)
+    assert trace.plot("circuits", effect="faithfulness").axes
+    with pytest.raises(InvalidOption, match=r"plot\('circuits'\) shows faithfulness alone"):
+        trace.plot("circuits", effect="disruption")

@@ -33,7 +33,7 @@ GRAPHS = {"nodes": node_graph, "edges": edge_graph}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SetGrid(Grid):
+class ItemGrid(Grid):
     """Cells that are sets of a graph's items: `members` says which are inside, and whether the embedding is too."""
 
     graph: Graph
@@ -64,7 +64,7 @@ class SetGrid(Grid):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitGrid(SetGrid):
+class CircuitGrid(ItemGrid):
     """A cell for each size: the first so many of `ranked`; none, and all, at the ends.
 
     `keep_input`: every set but the empty one has the embedding. `weights` are the weighted sizes, and `added` says what
@@ -105,7 +105,7 @@ class CircuitGrid(SetGrid):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemovalGrid(SetGrid):
+class RemovalGrid(ItemGrid):
     """A cell for each K that is taken out of a set (`circuit`) and out of everything (`model`).
 
     `removed` holds these K by what they are called; those behind the first `of_both` are taken out of the set alone.

@@ -21,7 +21,7 @@ from causal_tracing.patching.named_sites import NamedSite
 from causal_tracing.patching.nodes import name_of, node_named, nodes_of
 from causal_tracing.patching.paths import refuse
 from causal_tracing.patching.receivers import IN_HEADS, LOGITS, receiver
-from causal_tracing.patching.senders import Stream, stream_of
+from causal_tracing.patching.senders import stream_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.score_files import ARROW
@@ -120,7 +120,7 @@ class EdgeGraph(Graph):
 def edge_graph(model: Model) -> EdgeGraph:
     """All edges of a model. Raises ComponentNotOffered where senders or readers are not told apart."""
     sites, stream = (INPUT, *nodes_of(model)), stream_of(model)
-    _check(model, stream, sites)
+    _check(model, sites)
     readers = _readers(model)
     places = [stream.place(each) for each in readers]
     behind = [stream.behind(site.component, site.layers[0]) for site in sites if site.layers]
@@ -137,7 +137,7 @@ def edge_graph(model: Model) -> EdgeGraph:
     )
 
 
-def _check(model: Model, stream: Stream, sites: Sequence[NamedSite]) -> None:
+def _check(model: Model, sites: Sequence[NamedSite]) -> None:
     """Raises ComponentNotOffered."""
     if model.backend is not None:
         raise ComponentNotOffered(f"{OPTION} needs a model that runs here, and {model.name} is run elsewhere.")

@@ -1,11 +1,13 @@
 """Every kind of value is read as it was written, from a command line and from a file."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.circuit import RANKING
 from causal_tracing.patching.options.declare import GROUPS, plain, specs
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.site_texts import sets
@@ -125,3 +127,9 @@ def test_files_may_begin_with_a_byte_order_mark_and_end_lines_as_windows_does(tm
     assert texts.write("write", {"write": "mean", "reference": tmp_path / "prompts.txt"}).prompts == ["a b", "c d"]
     (tmp_path / "sets.toml").write_bytes(b'\xef\xbb\xbfa = ["z 1.2 @ last"]\r\n')
     assert sets(str(tmp_path / "sets.toml")) == {"a": ["z 1.2 @ last"]}
+
+
+def test_a_ranking_of_a_file_is_told_by_a_text_and_a_score_by_a_number():
+    for said, meant in (({"file": "scores.json"}, Path("scores.json")), ({"file": 3}, {"file": 3.0})):
+        assert RANKING.fits(said)
+        assert RANKING.read("ranking", RANKING.from_file("ranking", said)) == meant

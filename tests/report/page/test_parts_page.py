@@ -1,5 +1,6 @@
 """Single heads and neurons on the page, in a real browser: their numbers, by mouse and keyboard, and nothing else."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import xarray as xr
 from playwright.sync_api import Browser, Page
 
 from causal_tracing.report.page import parts
+from causal_tracing.report.page.page import part
 from causal_tracing.results.columns import labelled
+from causal_tracing.results.effects import STATUSES
 from causal_tracing.results.select import select, strongest
 from causal_tracing.results.site_kinds import KINDS
 from made import taken_apart
@@ -215,3 +218,12 @@ def test_the_page_holds_few_of_many_neurons(monkeypatch: pytest.MonkeyPatch):
 def test_many_views_leave_the_neurons_their_first_metric(room: int, metrics: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parts, "MOST_VIEWS", room)
     assert len(parts.parts_data(with_units(), KINDS["neurons"], ["p"])["metrics"]) == metrics
+
+
+def test_every_status_has_a_letter_that_the_script_knows() -> None:
+    """Sites that hold the other run's activation already were called undefined."""
+    known = re.search("const STATUS_LETTERS = {(.*?)}", part("parts.js"))
+    assert known is not None
+    told = {name: letter for letter, name in re.findall(r'(\w): "(\w+)"', known.group(1))}
+    assert {name: told[name] for name in STATUSES} == {name: parts.lettered([name]) for name in STATUSES}
+    assert len({*told.values()}) == len(told)

@@ -48,8 +48,13 @@ def _read(name: str, flags: Flags) -> Any:
     return text if text in RANKINGS or not isinstance(text, str) else node_texts.nodes(text)
 
 
+def _names_a_file(value: Any) -> bool:
+    """Whether a table is {file = "..."}; with a number it is a score, as of anything else."""
+    return isinstance(value, Mapping) and {*value} == {FILE} and isinstance(value[FILE], str)
+
+
 def _write(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping) and {*value} == {FILE}:
+    if _names_a_file(value):
         return {FROM: value[FILE]}
     return {name: value if isinstance(value, str) else node_texts.NODES.write(name, value)[name]}
 
@@ -57,10 +62,7 @@ def _write(name: str, value: Any) -> dict[str, Any]:
 RANKING = Text(
     read=_read,
     write=_write,
-    fits=lambda value: (
-        node_texts.is_ranking(value)
-        or (isinstance(value, dict) and {*value} == {FILE} and isinstance(value[FILE], str))
-    ),
+    fits=lambda value: node_texts.is_ranking(value) or _names_a_file(value),
     form='"exact", "estimates", a list of nodes or edges, a table of scores, or {file = "scores.json"}',
     example='Such as exact, or "z 23.4; mlp_out 29; z 23.5", or with --of edges "z 23.4 -> mlp_out 25".',
     more=(

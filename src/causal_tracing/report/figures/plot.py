@@ -14,7 +14,7 @@ from causal_tracing.report.figures.heat_map import maps
 from causal_tracing.report.figures.look import Look, drawable
 from causal_tracing.report.figures.ranks import ranks
 from causal_tracing.report.words.method import ITSELF, WITH_NOISE
-from causal_tracing.results.effects import require_effect
+from causal_tracing.results.effects import FRACTIONS, OF_ENDS, require_effect
 from causal_tracing.results.means import mean_map
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import select
@@ -80,6 +80,8 @@ def plot(
         raise InvalidOption(f"orient={orient!r} is not known. {nearest(orient, ORIENTATIONS)}")
     if layer is not None and view.draw is not ranks:
         raise InvalidOption(f'layer={layer} chooses the neurons of plot("neurons"); {kind!r} shows every layer.')
+    if view.draw is faithfulness and effect is not None and FRACTIONS.get(effect) not in OF_ENDS:
+        raise InvalidOption(f'plot({kind!r}) shows faithfulness alone. trace.of("circuits") has {effect!r} by size.')
     if view.of_mean and pair is not None:
         raise InvalidOption(f"A mean is over all pairs: leave out pair={pair!r}, or choose another plot.")
     look = Look(position=position, layer=layer, orient=orient, vocabulary=vocabulary)

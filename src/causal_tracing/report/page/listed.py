@@ -29,7 +29,7 @@ SHARES = {"restoration": "restored_fraction", "disruption": "lost_fraction"}
 def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mean: MeanMap | None, id: str) -> str:
     """The section of a kind; `id` is what the mean is chosen by."""
     tables = [_of_pair(measurements, kind, pair, hidden=mean is not None or n > 0) for n, pair in enumerate(shown)]
-    of_mean = [_of_mean(measurements, kind, mean, id)] if mean is not None else []
+    of_mean = [_of_mean(kind, mean, id)] if mean is not None else []
     return (
         f'<section id="{kind.name}-section" aria-labelledby="{kind.name}-title"><h2 id="{kind.name}-title">'
         f"{escape(kind.title)}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
@@ -67,7 +67,7 @@ def _cells(row: SiteRow, found: xr.Dataset) -> Iterator[str]:
         yield with_share(value, share)
 
 
-def _of_mean(measurements: Measurements, kind: SiteKind, mean: MeanMap, id: str) -> str:
+def _of_mean(kind: SiteKind, mean: MeanMap, id: str) -> str:
     cells = mean.cells.assign_coords(kind=kind.name, unit=mean.unit)
     order, seen = ranked(cells, mean.shown), dict[Any, Mapping[str, Any]]()
     for n, cell in enumerate(order.cell.values):

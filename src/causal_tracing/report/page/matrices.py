@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.page.parts import LETTERS, MOST_NUMBERS, TESTED
+from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
 from causal_tracing.report.page.text import metrics_with_effects, plain, switched, visible
 from causal_tracing.report.words.senders import hidden_senders
 from causal_tracing.results.arms import DIRECTIONS
@@ -89,7 +89,7 @@ def _of_pair(measurements: Measurements, kind: SiteKind, pair: str, metric: str,
 def _numbers(found: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
     """Numbers as [sender][receiver], and a letter a receiver for the status of each sender's."""
     here = found.sel(component=found.component.values[0]).transpose("sender", "receiver", ...)
-    status = ["".join(LETTERS.get(str(one), "n") for one in row) for row in here.status.values]
+    status = [*map(lettered, here.status.values)]
     return {"status": status, **{name: plain(here[name].values.tolist(), DIGITS) for name in names}}
 
 

@@ -1,5 +1,5 @@
 "use strict";
-const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed", x: "no_window", p: "not_patched", w: "not_computed_yet" };
+const STATUS_LETTERS = { o: "ok", z: "structural_zero", c: "cut", n: "undefined", u: "unpaired", f: "failed", g: "given", p: "not_patched", x: "no_window", w: "not_computed_yet" };
 // A section for each kind whose sites are parts of a component: a map where the kind is drawn, else a curve by rank and
 // a table. What is not measured has none. `shared` is what the map's script shares.
 const partSections = (shared) => {

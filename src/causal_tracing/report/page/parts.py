@@ -4,7 +4,7 @@
 2. Ranked kinds: the strongest by each effect, and every effect's curve by rank at logarithmically spaced ranks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ MOST_VIEWS = 12  # pairs times metrics of a ranked kind
 CURVE_POINTS = 120
 DIGITS = 5
 TESTED = ("low", "high", "p_adjusted")
-LETTERS = {"ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f",
-           "no_window": "x", "not_patched": "p"}  # fmt: skip
+LETTERS = {
+    "ok": "o", "structural_zero": "z", "cut": "c", "undefined": "n", "unpaired": "u", "failed": "f", "given": "g",
+    "not_patched": "p", "no_window": "x",
+}  # fmt: skip
 
 
 def parts_data(measurements: Measurements, kind: SiteKind, shown: Sequence[str]) -> dict[str, Any]:
@@ -181,7 +183,12 @@ def _at_positions(found: xr.Dataset, effect: str, kept: list[Column], with_sum: 
 
 def _letters(status: np.ndarray) -> list[list[str]]:
     """Statuses as a word for each position and layer, a letter for each head."""
-    return [["".join(LETTERS.get(str(one), "n") for one in heads) for heads in layers] for layers in status]
+    return [[lettered(heads) for heads in layers] for layers in status]
+
+
+def lettered(status: Iterable[Any]) -> str:
+    """Statuses as a letter each, by which the script knows them."""
+    return "".join(LETTERS[str(one)] for one in status)
 
 
 def _ranks_of_pair(found: xr.Dataset, metrics: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.report.page.parts import LETTERS, MOST_NUMBERS, TESTED
+from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
 from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
@@ -104,10 +104,7 @@ def _numbers(found: xr.Dataset, names: Sequence[str], kept: list[str]) -> dict[s
     components = [str(name) for name in found.component.values]
     status = {name: here.status.sel(component=name).transpose(*ORDER).values for name in components}
     return {
-        "status": {
-            name: [["".join(LETTERS.get(str(one), "n") for one in keys) for keys in queries] for queries in each]
-            for name, each in status.items()
-        },
+        "status": {name: [[lettered(keys) for keys in queries] for queries in each] for name, each in status.items()},
         **{
             effect: {
                 name: plain(here[effect].sel(component=name).transpose(*ORDER).values.tolist(), DIGITS)

@@ -60,7 +60,7 @@ def test_what_is_described_is_what_the_model_has():
     asked = {"resid_pre", "resid_post", "attn_out", "resid_mid", "mlp_out", "z", "v"}
     assert asked & {*described.rules.mixing} == {"resid_pre", "v"}
     assert {*described.rules.tokenwise} == {"resid_pre", "v"}
-    assert (described.parts("z"), described.parts("v"), described.parts("resid_post")) == (4, 2, 1)
+    assert (described.parts("z", 0), described.parts("v", 0), described.parts("resid_post", 0)) == (4, 2, 1)
     assert {"resid_mid", "z", "neurons"} <= {*described.components}
     assert (described.dtype, described.device, described.context, described.gradients) == ("float32", "cpu", 64, True)
     assert described.budget is not None

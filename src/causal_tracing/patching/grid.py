@@ -391,14 +391,9 @@ def _check_severed(components: Sequence[str], directions: Sequence[str]) -> None
 
 
 def _readers(model: Model, component: str, head: int) -> str:
-    """The query heads that read a head of keys or values, as text; "" where there is no such head, or of others.
-
-    Nothing is told where that is another matter in each layer.
-    """
-    known, uneven = model.anatomy, dict(model.anatomy.uneven)
-    if component not in ("k", "v") or "q" not in known.mediators or {"q", component} & {*uneven}:
-        return ""
-    if head >= model.parts(component):
+    """The query heads that read a head of keys or values, as text; "" where none do, or others in each layer."""
+    alike = component in ("k", "v") and not {"q", component} & {*dict(model.anatomy.uneven)}
+    if not alike or "q" not in model.anatomy.mediators or head >= model.parts(component):
         return ""
     each = model.parts("q") // model.parts(component)
     return ", ".join(str(reader) for reader in range(head * each, (head + 1) * each))

@@ -348,8 +348,8 @@ def test_what_cannot_be_edited_is_said():
 def test_a_projection_of_zeros_in_one_layer_takes_the_others_heads_and_neurons_from_nobody():
     model = fresh("llama")
     with torch.no_grad():
-        model.layers[2].mlp.down_proj.weight.zero_()
-        model.layers[2].self_attn.o_proj.weight.zero_()
+        for path in ("mlp.down_proj.weight", "self_attn.o_proj.weight"):
+            model.layers[2].get_parameter(path).zero_()
     found = {each.component: each for each in check(model).findings if "random write" in each.name}
     assert found["z"].holds
     assert found["neurons"].holds

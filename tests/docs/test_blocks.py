@@ -3,7 +3,8 @@
 1. Blocks of a page run one after the other, in one namespace, in a folder of their own. `<!-- not run: REASON -->`
    above a block leaves it out.
 2. For the demo model stands a random one of its layers, heads and tokenizer, and of a few numbers a vector; traces take
-   three layers where a page names none. What is tested is that the code of a page can be run, not what it finds.
+   three layers where a page names none, and run one cell again. What is tested is that the code of a page can be run,
+   not what it finds.
 3. Commands run in this process. Of all of them, also of those that are not run, every flag must be one that there is.
 """
 
@@ -32,7 +33,13 @@ BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<language>[\w-]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
 SHELL = ("causal-tracing", "pip", "make", "python", "export", "#SBATCH")
-FEW = {"trace": {"layers": [0, 20, 23]}, "estimate": {"layers": [0, 20, 23]}, "attribute": {"verify": 2, "sample": 2}}
+FEW = {
+    "trace": {"layers": [0, 20, 23], "spot_checks": 1},
+    "estimate": {"layers": [0, 20, 23], "spot_checks": 1},
+    "attribute": {"verify": 2, "sample": 2, "spot_checks": 1},
+    "circuit": {"spot_checks": 1},
+    "paths": {"spot_checks": 1},
+}
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 

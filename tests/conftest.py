@@ -66,6 +66,7 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector of garbage need not look through it again and again."""
+    """What was imported stays: the collector of garbage need not look through it again and again, nor come so often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

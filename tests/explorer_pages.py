@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 from playwright.sync_api import Browser, Dialog, Page
 
 from causal_tracing.models.model import Model
@@ -46,13 +44,6 @@ def wait(page: Page, script: str) -> Any:
             return found
         page.wait_for_timeout(50)
     raise AssertionError(f"{script}: {page.locator('#state').inner_text()} {page.locator('#wrong').inner_text()}")
-
-
-def axe(page: Page) -> list[str]:
-    """What axe finds wrong."""
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{each['id']}: {[node['target'] for node in each['nodes']][:3]}" for each in found]
 
 
 def begun(page: Page, clean: str = "the cat ran", corrupt: str = "the dog ran") -> None:

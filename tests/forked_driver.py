@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,12 @@ def drive(folder: Path, run: Path, pairs: Sequence[ct.Pair], options: Mapping[st
     ct.run(ct.load(folder, progress=False), pairs, run, workers=2, **options)
 
 
-def command(folder: Path, *arguments: str) -> None:
-    """The command line's, in a folder and a session of its own: what it says stands in its files stdout and stderr."""
+def command(folder: Path, *arguments: str, ctrl_c: Any = signal.default_int_handler) -> None:
+    """The command line's, in a folder and a session of its own: what it says stands in its files stdout and stderr.
+
+    Whoever begins it may have it ignore Ctrl-C, as a shell does in the background.
+    """
+    signal.signal(signal.SIGINT, ctrl_c)
     os.setsid()
     os.chdir(folder)
     _written_to(*(str(folder / name) for name in ("stdout", "stderr")))

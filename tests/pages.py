@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import axe_playwright_python
 import numpy as np
 import pytest
 import xarray as xr
@@ -21,6 +22,7 @@ EVIL = " </script><img src=x onerror=alert(1)>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
@@ -105,6 +107,14 @@ def opened(browser: Browser, path: Path, shown: Measurements) -> Iterator[Page]:
     assert set(requested) == {path.as_uri()}
     assert complaints == []
     page.close()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds wrong. What it finds right is not written out: that takes ten times as long."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE)
+    found = page.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
+    return [f"{each['id']}: {[node['html'][:80] for node in each['nodes']][:3]}" for each in found]
 
 
 def numbers_in(text: str) -> list[float]:

@@ -3,8 +3,8 @@
 1. Blocks of a page run one after the other, in one namespace, in a folder of their own. `<!-- not run: REASON -->`
    above a block leaves it out.
 2. For every model that is loaded by name stands a random one of the demo's layers, heads and tokenizer, and of a few
-   numbers a vector; traces take three layers where a page names none, and files that are the reader's hold two pairs.
-   What is tested is that the code of a page can be run, not what it finds.
+   numbers a vector; traces take three layers where a page names none and run one cell again, and files that are the
+   reader's hold two pairs. What is tested is that the code of a page can be run, not what it finds.
 3. Commands run in this process. All of them, also those that are not run, are read by the command line itself: each
    flag and each value as it would be, up to where the command begins its work. "…" stands for what a page leaves out.
 """
@@ -41,8 +41,16 @@ BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n+)?^```(?P<language>[\w-]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
 SHELL = ("causal-tracing", "pip", "make", "python", "export", "#SBATCH")
+ONE = {"spot_checks": 1}
 LAYERS = {"layers": [0, 20, 23]}
-FEW = {"trace": LAYERS, "run": LAYERS, "estimate": LAYERS, "attribute": {"verify": 2, "sample": 2}}
+FEW = {
+    "trace": LAYERS | ONE,
+    "run": LAYERS,
+    "estimate": LAYERS | ONE,
+    "attribute": {"verify": 2, "sample": 2} | ONE,
+    "circuit": ONE,
+    "paths": ONE,
+}
 FACT = {"template": "{} is the capital of", "relation_id": "P1376"}
 FACTS = [
     {"known_id": n, "subject": subject, "attribute": attribute, "prompt": f"{subject} is the capital of", **FACT}

@@ -12,10 +12,10 @@ import causal_tracing as ct
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.explorer import live
 from causal_tracing.models.model import Model
-from explorer_pages import CLEAN, CORRUPT, axe, opened, traced, wait
+from explorer_pages import CLEAN, CORRUPT, opened, traced, wait
 from explorers import Client, Event, asked, explorer, small_model, toy_model
 from joint import PAIR, tiny
-from pages import launched, needs_browser
+from pages import launched, needs_browser, violations
 
 STORE: dict[str, Any] = {"clean": CLEAN, "corrupt": CORRUPT, "answer": " Rome", "foil": " Paris"}
 EXPERTS: dict[str, Any] = {name: getattr(PAIR, name) for name in ("clean", "corrupt", "answer", "foil")}
@@ -124,7 +124,7 @@ def test_a_head_and_an_mlp_show_where_their_paths_go(browser: Browser, width: in
         page.locator('input[name="paths-d"][value="disruption"]').check()
         assert page.locator('#switches input[value="disruption"]').is_checked()  # one switch for the whole page
         assert page.locator("#paths-graph .node").count() > 2
-        assert axe(page) == []
+        assert violations(page) == []
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0
         page.locator('#map td[data-at="1,4"]').click()

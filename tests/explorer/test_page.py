@@ -11,9 +11,9 @@ from playwright.sync_api import Browser
 
 from causal_tracing.explorer.asked import Asked
 from causal_tracing.explorer.jobs import Full, Job
-from explorer_pages import CLEAN, CORRUPT, FINISHED, axe, begun, launched_page, opened, traced, wait
+from explorer_pages import CLEAN, CORRUPT, FINISHED, begun, launched_page, opened, traced, wait
 from explorers import asked, explorer, small_model, toy_model
-from pages import launched, needs_browser
+from pages import launched, needs_browser, violations
 
 HIDE = (
     "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }});"
@@ -261,14 +261,14 @@ def test_tokens_stay_text(browser: Browser):
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_nothing_stands_in_anybody_s_way(browser: Browser, look: dict[str, Any]):
     with explorer(small_model()) as client, opened(browser, client, bypass_csp=True, **look) as page:
-        assert axe(page) == []
+        assert violations(page) == []
         traced(page)
         page.locator('#map td[data-at="1,1"]').click()
         wait(page, "document.querySelectorAll('#deeper-shown tbody tr').length === 4")
-        assert axe(page) == []
+        assert violations(page) == []
         page.locator('#deeper-switches button[data-kind="pattern"]').click()
         wait(page, "document.querySelectorAll('#deeper-shown svg').length === 2")
-        assert axe(page) == []
+        assert violations(page) == []
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0
 

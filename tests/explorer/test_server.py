@@ -1,7 +1,7 @@
 """The explorer over HTTP: what is streamed, what is cancelled, resumed and shared, and how it ends."""
 
+import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +28,7 @@ from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Address, Serving
 from causal_tracing.patching.options.choices import BLOCKS
 from explorers import Client, asked, explorer, small_model, talking, toy_model
+from forked_driver import FORKS, command
 from tiny import tiny_folder
 
 STORE: dict[str, Any] = {
@@ -349,34 +350,38 @@ def test_a_port_that_is_taken_and_an_extra_that_is_missing(monkeypatch: pytest.M
 
 
 # A shell that starts something in the background has it ignore Ctrl-C; SIGTERM must end it all the same.
-@pytest.mark.parametrize(("how", "ctrl_c"), [(signal.SIGINT, signal.SIG_DFL), (signal.SIGTERM, signal.SIG_IGN)])
+@pytest.mark.parametrize(
+    ("how", "ctrl_c"), [(signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_IGN)]
+)
 def test_it_ends_with_a_trace_under_way(
-    tmp_path: Path, how: signal.Signals, ctrl_c: signal.Handlers, request: pytest.FixtureRequest
+    tmp_path: Path, how: signal.Signals, ctrl_c: Any, request: pytest.FixtureRequest
 ):
     tiny_folder(tmp_path)
-    command = [sys.executable, "-m", "causal_tracing", "explore", "--model", str(tmp_path), "--no-open"]
-    before = signal.signal(signal.SIGINT, ctrl_c)  # it is handed on
-    try:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    explore = (tmp_path, "explore", "--model", str(tmp_path), "--no-open")
+    running = FORKS.Process(target=command, args=explore, kwargs={"ctrl_c": ctrl_c})
+    running.start()
     request.addfinalizer(running.kill)
-    assert running.stdout is not None
-    address, _, token = running.stdout.readline().strip().partition("/#token=")
+    assert running.pid is not None
+    shown = tmp_path / "stdout"
+    while running.is_alive() and not (shown.exists() and shown.read_text().endswith("\n")):
+        time.sleep(0.02)
+    (line,) = shown.read_text().splitlines()
+    address, _, token = line.partition("/#token=")
     client = Client(int(address.rpartition(":")[2]), token)
     long = " gave the drink to the city of" * 8
     with client.http:
         id = client.start({"pair": {name: text + long for name, text in (("clean", "Mary"), ("corrupt", "John"))}})
         with closing(client.told(id)) as told:
             next(each for each in told if each[1] == "cells")
-            running.send_signal(how)
+            os.kill(running.pid, how)
             began = time.monotonic()
             rest: list[str] = []
             with suppress(httpx.RemoteProtocolError):  # the end may cut an answer off
                 rest += (kind for _, kind, _ in told)  # a page reads what comes
-            out, err = running.communicate(timeout=60)
+            running.join(60)
             assert time.monotonic() - began < 3
     assert "done" not in rest
-    assert (running.returncode, out) == (0, "")
+    assert (running.exitcode, shown.read_text()) == (0, f"{line}\n")
+    err = (tmp_path / "stderr").read_text()
     assert "Traceback" not in err
     assert token not in err

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
 import causal_tracing as ct
 from joint import PAIR, others, tiny
-from pages import launched, needs_browser, numbers_in, opened
+from pages import launched, needs_browser, numbers_in, opened, violations
 
 ASKED: dict[str, Any] = {
     "sets": {"both": ["mlp_out 1 @ last", "z 2.1 @ last"], "<b>bold</b>": ["resid_post 0-1 @ subject"]},
@@ -47,11 +46,6 @@ def rows(page: Page, kind: str) -> dict[str, list[str]]:
     found = page.locator(f"#{kind}-section table:visible tbody tr")
     lines = [[cell.inner_text() for cell in row.locator("th, td").all()] for row in found.all()]
     return {name: numbers for name, *numbers in lines}
-
-
-def violations(page: Page) -> list[str]:
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    return [f"{each['id']}: {each['nodes'][0]['html'][:80]}" for each in page.evaluate("axe.run()")["violations"]]
 
 
 def near(shown: list[str], values: list[float]) -> None:

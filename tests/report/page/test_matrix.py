@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import axe_playwright_python
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page
@@ -15,7 +14,7 @@ from causal_tracing.report.page import matrices
 from causal_tracing.report.page.matrices import matrix_data
 from causal_tracing.results.site_kinds import PATHS
 from followed import EVERY, RECEIVERS, SENDERS, TABLE, ZEROS, followed
-from pages import launched, needs_browser, numbers_in, opened
+from pages import launched, needs_browser, numbers_in, opened, violations
 
 NAMES, TO = [*SENDERS], [*RECEIVERS]
 SHOWN = ["q 2.0", "k 2.0", "mlp_out 1", "mlp_out 2", "logits"]  # receivers by group and layer
@@ -51,11 +50,6 @@ def cell(page: Page, row: int, column: int) -> Locator:
 
 def said(page: Page) -> str:
     return page.locator("#paths-readout").inner_text()
-
-
-def violations(page: Page) -> list[str]:
-    page.evaluate((Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    return [f"{each['id']}: {each['nodes'][0]['html'][:80]}" for each in page.evaluate("axe.run()")["violations"]]
 
 
 @needs_browser

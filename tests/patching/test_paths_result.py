@@ -100,7 +100,7 @@ def test_layers_that_add_more_than_can_be_held_are_refused():
 WRONG = [
     ({"direct": ["mlps"]}, "There is no direct path 'mlps'"),
     ({"direct": True, "direct_norm": "cold"}, "There is no final norm 'cold'"),
-    ({"direct_norm": "frozen"}, "is about direct paths"),
+    ({"direct_norm": "frozen"}, "counts beside direct= alone"),
     ({"direct": True, "components": [], "knockout": True}, "follows patched components, heads, neurons or experts"),
 ]
 

@@ -113,6 +113,19 @@ def check_values(options: Any) -> None:
             raise InvalidOption(f"{name}= is True or False; it is {value!r}.")
 
 
+def check_beside(options: Any) -> None:
+    """Raises InvalidOption for an option that would be asked for in vain: it counts beside another one alone."""
+    for name, spec in specs(options).items():
+        if spec.beside in (None, name) or getattr(options, spec.beside):
+            continue
+        value = plain(spec.kept(getattr(options, name)))
+        if value != plain(spec.kept(spec.default)):
+            raise InvalidOption(
+                f"{name}={value!r} counts beside {spec.beside}= alone, and that is not asked for: ask for it, or leave "
+                f"{name}= out."
+            )
+
+
 def values_of(options: Any) -> dict[str, Any]:
     """The options by name, as they are."""
     return {each.name: getattr(options, each.name) for each in fields(options)}

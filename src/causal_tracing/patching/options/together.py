@@ -8,6 +8,7 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.sites import WHOLE
 from causal_tracing.interventions.write import ABLATIONS, TENSORED, Write, checked_write
 from causal_tracing.patching.options.choices import BLOCKS
+from causal_tracing.patching.options.declare import check_beside
 from causal_tracing.patching.windows import check_widths
 from causal_tracing.results.arms import DIRECTIONS
 
@@ -26,6 +27,7 @@ COMPARE = ("noise", "preset", "given", "lens")
 
 def check_together(options: "Options") -> None:
     """Raises InvalidOption for options that contradict each other."""
+    check_beside(options)
     _check_preset(options)
     _check_something(options)
     _check_edges(options)
@@ -81,8 +83,6 @@ def _check_direct(options: "Options") -> None:
         raise InvalidOption(
             "direct= follows patched components, heads, neurons or experts: ask for some, or leave it out."
         )
-    if not options.direct and options.direct_norm != "live":
-        raise InvalidOption(f"direct_norm={options.direct_norm!r} is about direct paths: ask for direct=, or leave it.")
 
 
 def _check_edges(options: "Options") -> None:
@@ -92,8 +92,6 @@ def _check_edges(options: "Options") -> None:
 
 
 def _check_paths(options: "Options") -> None:
-    if options.receivers and not options.senders:
-        raise InvalidOption("receivers= says where paths end: name the senders= that they begin at too.")
     if options.senders and options.given:
         raise InvalidOption("senders= are followed in the pair's own runs: leave given= out, or the senders.")
     if options.senders and checked_write(options.write).kind in TENSORED:
@@ -109,8 +107,6 @@ def _check_given(options: "Options") -> None:
 def _check_circuit(options: "Options") -> None:
     write = checked_write(options.write)
     if not options.circuit:
-        if options.circuit_tested is not None or options.circuit_sizes is not None:
-            raise InvalidOption("circuit_sizes= and circuit_tested= are about circuit=: name its nodes too.")
         return
     if options.circuit_of == "edges" and not options.circuit_input:
         raise InvalidOption("circuit_input=False is about nodes: edges from the embedding are ranked as all others.")

@@ -34,6 +34,7 @@ def command(folder: Path, *arguments: str, ctrl_c: Any = signal.default_int_hand
     Whoever begins it may have it ignore Ctrl-C, as a shell does in the background.
     """
     signal.signal(signal.SIGINT, ctrl_c)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in all forks of a server begun with a worker
     os.setsid()
     os.chdir(folder)
     _written_to(*(str(folder / name) for name in ("stdout", "stderr")))

@@ -18,6 +18,9 @@ import causal_tracing  # noqa: E402
 from causal_tracing.models.demo import demo_folder  # noqa: E402
 from causal_tracing.models.model import Model  # noqa: E402
 
+# Workers inherit it of pytest, whose readline sets it: what is printed is as wide as in a file.
+os.environ.pop("COLUMNS", None)
+
 # What is compiled is kept, whatever the shell says: for the next run, and for the many processes that tests start.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

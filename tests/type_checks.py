@@ -56,9 +56,10 @@ def jaxtyped(made: Any = None, *, typechecker: Any = None) -> Any:
 
 def checked(function: FunctionType) -> Callable[..., Any]:
     """The function; a nested one, which is made anew again and again, within its checks as long as there are some."""
-    if "<locals>" not in function.__qualname__:
+    # Not what has free variables: where a frame lacks their cells, a traceback that looks into it ends Python.
+    if "<locals>" not in function.__qualname__ and not function.__code__.co_freevars:
         checks = Checks(copied(function), led=function)
-        checks.way = leading_to(checks.call, function.__code__)
+        checks.way = leading_to(checks.call)
         checks.begin()
         setattr(function, "__wrapped__", checks.function)  # noqa: B010 - whose signature is told in any case
         return function
@@ -88,10 +89,10 @@ def leading(*args: Any, **options: Any) -> Any:
     return checks(*args, **options)
 
 
-def leading_to(checks: Callable[..., Any], plain: CodeType) -> CodeType:
-    """Code that calls these checks, for a function that has that code."""
+def leading_to(checks: Callable[..., Any]) -> CodeType:
+    """Code that calls these checks."""
     constants = tuple(checks if each == "the checks" else each for each in leading.__code__.co_consts)
-    return leading.__code__.replace(co_consts=constants, co_freevars=plain.co_freevars)
+    return leading.__code__.replace(co_consts=constants)
 
 
 def scoped(function: FunctionType) -> Callable[..., Any]:

@@ -125,8 +125,9 @@ def _traced(model: Model, pairs: Pair | Sequence[Pair], ranking: str, *, directi
     heads = ["z"] if any(node.parts is not None for node in nodes) else []
     if ranking == "exact":
         # No cells are run again: a ranking says in which order sets are measured, and these are what is checked.
-        at = {"positions": "together", "head_positions": "together", "directions": [direction], "spot_checks": 0}
-        return trace(model, pairs, components=whole, heads=heads, **at, **shared)
+        at = {"positions": "together", "directions": [direction], "spot_checks": 0}
+        of_heads = {"heads": heads, "head_positions": "together"} if heads else {}
+        return trace(model, pairs, components=whole, **of_heads, **at, **shared)
     given = _of_patches(shared, ranking)
     # As few as can be are patched, since what counts here is measured by the sets.
     return attribute(model, pairs, components=[*whole, *heads], direction=direction, verify=1, sample=1, **given)

@@ -252,8 +252,8 @@ A = ["z 1.2 @ last"]
     ("options", "message"),
     [
         ({"sets": {"a": A}, "growing": ["b"]}, r"growing= names a set 'b' that sets= has not. Valid: a\."),
-        ({"growing": True, "components": ["mlp_out"]}, "growing= goes with sets=: name the sets too"),
-        ({"growing": ["a"], "components": ["mlp_out"]}, "growing= goes with sets=: name the sets too"),
+        ({"growing": True, "components": ["mlp_out"]}, "growing=True counts beside sets= alone"),
+        ({"growing": ["a"], "components": ["mlp_out"]}, "counts beside sets= alone"),
         ({"sets": {"a": A}, "growing": ["a", "a"]}, "growing set 'a' is asked for twice"),
         ({"sets": {"a": []}}, "The set 'a' has no sites: its effect is 0 and says nothing"),
         ({"sets": {"a": "z 1.2 @ last"}}, "The set 'a' is a list of sites"),

@@ -264,8 +264,6 @@ def _of_pairs(kind: SiteKind, lists: Sequence[Sequence[NamedSite]], common: Mapp
 def _growing(options: Options) -> Sequence[str]:
     """The names of the sets that grow. Raises InvalidOption for one that there is not."""
     there = [*(options.sets or {})]
-    if not there:
-        raise InvalidOption("growing= goes with sets=: name the sets too.")
     named = there if options.growing is True else [*(options.growing or ())]
     for name in named:
         if name not in there:

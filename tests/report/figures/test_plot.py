@@ -216,13 +216,20 @@ def test_the_terminals_map_without_colour(example: Measurements):
     ]
 
 
+def titled(console: Console) -> tuple[str, list[str]]:
+    """What a printed map is called, in as many lines as that takes, and its lines: layers begin at 0."""
+    lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    ruler = next(number for number, line in enumerate(lines) if line.split()[0] == "0")
+    return " ".join(map(str.strip, lines[:ruler])), lines[ruler:]
+
+
 def test_a_map_that_is_wider_than_the_terminal_goes_on_below_itself():
     found = measurements(np.arange(60).reshape(30, 2) / 10, np.zeros((30, 2)))
     for width in (20, 40, None):
         console = Console(width=width or 80, color_system=None, force_terminal=True, file=io.StringIO())
         for shown in heat_maps(select(found), "restoration", "restoration", colour=False, width=width):
             console.print(shown, soft_wrap=True)
-        title, *lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+        title, lines = titled(console)
         assert title.startswith("resid_post: restoration")
         parts = [lines[start : start + 3] for start in range(0, len(lines), 3)]
         assert len(parts) == (2 if width == 20 else 1)
@@ -238,7 +245,7 @@ def test_the_labels_of_a_map_leave_half_of_a_narrow_terminal_and_wide_letters_ta
     console = Console(width=20, color_system=None, force_terminal=True, file=io.StringIO())
     for shown in heat_maps(select(example), "restoration", "restoration", colour=False, width=20):
         console.print(shown, soft_wrap=True)
-    _, ruler, first, *others = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    ruler, first, *others = titled(console)[1]
     assert first.startswith(" 東京タワ… ")
     assert {cell_len(line) for line in (first, *others)} == {13}
     assert ruler.index("0") == 11

@@ -13,15 +13,20 @@ are timed in turn, and medians are printed.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 import torch
 from bounds import large_product, operations, products
+from torch.nn import functional
 
 import causal_tracing as ct
+from causal_tracing.engine import evaluate as evaluation
+from causal_tracing.engine.packed import engine
 from causal_tracing.models.model import Model
+from causal_tracing.patching import measure
 from causal_tracing.prompts.example import EXAMPLE
 
 AGREE = 1e-3  # logits
@@ -149,6 +154,56 @@ def edges(model: Model, first: int, rounds: int) -> str:
     )
 
 
+def shares(model: Model, first: int, rounds: int) -> str:
+    """Where one thread's time goes in the paths of `edges`: medians, in shares of the whole."""
+    torch.set_num_threads(1)
+    layers, spent = f"{first}-{model.num_layers - 1}", dict[str, float]()
+    asked: dict[str, Any] = {"senders": [f"each z {layers} @ last"]}
+    asked |= {"receivers": [f"each {part} {layers}" for part in ("q", "k", "v")]}
+    asked |= {"components": [], "directions": ["restoration"], "spot_checks": 0, "progress": False}
+    watched = [
+        (functional, "linear"),
+        (functional, "scaled_dot_product_attention"),
+        *((engine, name) for name in ("read_by", "recorded_behind", "groups")),
+        (evaluation, "plan"),
+    ]
+    for module, name in watched:
+        setattr(module, name, _timed(getattr(module, name), name, spent))
+    measure._Chunk._batches = _timed_batches(measure._Chunk._batches, spent)
+    found: list[dict[str, float]] = []
+    for _ in range(rounds + 1):
+        spent.clear()
+        started = time.thread_time()
+        ct.trace(model, pair_of(None), **asked)
+        whole = time.thread_time() - started
+        found.append({name: part / whole for name, part in spent.items()})
+    medians = {name: statistics.median(each[name] for each in found[1:]) for name in found[0]}
+    rest = 1 - sum(medians.values())
+    return ", ".join(f"{name} {share:.1%}" for name, share in (medians | {"all else": rest}).items())
+
+
+def _timed(function: Callable[..., Any], name: str, spent: dict[str, float]) -> Callable[..., Any]:
+    @wraps(function)
+    def timed(*args: Any, **options: Any) -> Any:
+        started = time.thread_time()
+        found = function(*args, **options)
+        spent[name] = spent.get(name, 0.0) + time.thread_time() - started
+        return found
+
+    return timed
+
+
+def _timed_batches(batches: Callable[..., Any], spent: dict[str, float]) -> Callable[..., Any]:
+    """Worlds are made while a batch of them is asked for."""
+
+    def timed(*args: Any) -> Iterator[Any]:
+        step = _timed(partial(next, batches(*args), None), "worlds", spent)
+        while (batch := step()) is not None:
+            yield batch
+
+    return timed
+
+
 class ByHand:
     """Two forwards a path, as path patching does it: what arrives at a head with all else held, and what that does."""
 
@@ -235,6 +290,7 @@ def main() -> None:
         "knockout-long": lambda: knockout(model, 100, asked.rounds),
         "pairs": lambda: pairs_of_heads(model, asked.from_layer, asked.rounds),
         "edges": lambda: edges(model, asked.from_layer, asked.rounds),
+        "shares": lambda: shares(model, asked.from_layer, asked.rounds),
     }
     for case in asked.case.split(","):
         print(cases[case](), flush=True)

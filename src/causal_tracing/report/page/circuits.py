@@ -9,25 +9,26 @@ import pandas as pd
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
+from causal_tracing.report.page.forms import titled
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.circuits import WEIGHTED, share_of, weight_of
 from causal_tracing.results.circuits import Circuits, circuits
+from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.site_kinds import SiteKind
 
 WIDTH, HEIGHT, EDGE, TICK = 640, 280, 40, 24
 MOST_NAMED = 12  # in a row
 
 
-def circuits_section(measurements: Measurements, shown: Sequence[str], mean: str) -> str:
-    """The section: of the mean over pairs, whose id is `mean`, and of each pair that is shown."""
+def circuits_section(
+    measurements: Measurements, kind: SiteKind, shown: Sequence[str], _: MeanMap | None, id: str
+) -> str:
+    """The section: of the mean over pairs (that of faithfulness, not of cells), chosen by `id`, and of each pair."""
     several = measurements.pairs.sizes["pair"] > 1
-    parts = [(None, mean, False)] if several and mean else []
+    parts = [(None, id, False)] if several and id else []
     parts += [(pair, pair, bool(parts) or n > 0) for n, pair in enumerate(shown)]
-    body = "".join(_part(measurements, pair, id, hidden=hidden) for pair, id, hidden in parts)
-    return (
-        '<section id="circuits-section" aria-labelledby="circuits-title"><h2 id="circuits-title">Circuits</h2>'
-        f"{body}</section>"
-    )
+    return titled(kind, "".join(_part(measurements, pair, own, hidden=hidden) for pair, own, hidden in parts))
 
 
 def _part(measurements: Measurements, pair: str | None, id: str, *, hidden: bool) -> str:

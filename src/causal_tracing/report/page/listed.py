@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.labels import between, number, p_value, site_name, with_share
-from causal_tracing.report.page.forms import form
+from causal_tracing.report.page.forms import form, titled
 from causal_tracing.report.page.text import visible
 from causal_tracing.report.words.many_pairs import where_peak
 from causal_tracing.results.columns import among_others
@@ -30,10 +30,7 @@ def listed(measurements: Measurements, kind: SiteKind, shown: Sequence[str], mea
     """The section of a kind; `id` is what the mean is chosen by."""
     tables = [_of_pair(measurements, kind, pair, hidden=mean is not None or n > 0) for n, pair in enumerate(shown)]
     of_mean = [_of_mean(kind, mean, id)] if mean is not None else []
-    return (
-        f'<section id="{kind.name}-section" aria-labelledby="{kind.name}-title"><h2 id="{kind.name}-title">'
-        f"{escape(kind.title)}</h2>{_matrix(kind)}{''.join([*of_mean, *tables])}</section>"
-    )
+    return titled(kind, "".join([_matrix(kind), *of_mean, *tables]))
 
 
 def _matrix(kind: SiteKind) -> str:

@@ -21,17 +21,19 @@ from causal_tracing.results.site_kinds import KINDS, SiteKind
 
 OfPairs = Callable[[Measurements, SiteKind, Sequence[str]], dict[str, Any]]
 OfMean = Callable[[MeanMap], dict[str, Any]]
+Told = Callable[[Measurements, SiteKind, Sequence[str], MeanMap | None, str], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """How kinds of site are shown on a page.
 
-    `form` is the file in which the script draws them, "" where the section is made of tables; `of_pairs` and `of_mean`
-    are what it draws from, None where there is nothing to draw.
+    `form` is the file in which the script draws them, "" where the section is `told` in tables; `of_pairs` and
+    `of_mean` are what it draws from, None where there is nothing to draw.
     """
 
     form: str = ""
+    told: Told = listed
     of_pairs: OfPairs | None = None
     of_mean: OfMean | None = None
 
@@ -43,7 +45,7 @@ FIGURES = {
     "queries": Figure(form="drawn.html", of_pairs=query_maps, of_mean=query_mean),
     "matrix": Figure(of_pairs=matrix_data, of_mean=matrix_mean),
     "table": Figure(),
-    "curve": Figure(),
+    "curve": Figure(told=circuits_section),
 }
 
 
@@ -62,9 +64,7 @@ def section(
     measurements: Measurements, kind: SiteKind, shown: Sequence[str], means: Mapping[str, MeanMap], id: str
 ) -> str:
     """A kind's section, of these pairs and of the mean, whose id is `id`."""
-    if kind.figure == "curve":
-        return circuits_section(measurements, shown, id)
-    return drawn_form(kind) or listed(measurements, kind, shown, means.get(kind.name), id)
+    return drawn_form(kind) or FIGURES[kind.figure].told(measurements, kind, shown, means.get(kind.name), id)
 
 
 def drawn_data(

@@ -29,6 +29,7 @@ from loaded import CASES, ids, shared
 from single_edits import CLEAN, CORRUPT, LAYERS, LENGTH, TOLERANCE, all_logits, single
 
 PLACE = ("resid_post", 1, 3)
+PATCHED_BY_HAND = ("resid_post", "attn_out", "mlp_out")
 
 
 def llama() -> Model:
@@ -238,7 +239,8 @@ def test_what_is_recorded_beforehand_is_halved_too(monkeypatch, engine, module):
     found = evaluate(llama(), worlds, all_logits, engine=engine)
     assert sizes == [12, 6, 3, 3, 6, 3, 3]
     assert_allclose(found.values, expected.values, rtol=0, atol=TOLERANCE * np.abs(expected.values).max())
-    monkeypatch.setattr(module, "forward", fails_above(0, MemoryError(), sizes))
+    for each in (module, replay):  # of fewer worlds replay records nothing beforehand
+        monkeypatch.setattr(each, "forward", fails_above(0, MemoryError(), sizes))
     with pytest.raises(OutOfMemory, match="A single run of 9 tokens does not fit into the memory of cpu"):
         evaluate(llama(), worlds, all_logits, engine=engine)
 
@@ -319,3 +321,69 @@ def test_a_tensor_of_the_wrong_size_is_an_error():
 def test_a_component_that_the_model_does_not_have_is_an_error():
     with pytest.raises(ComponentNotOffered, match="resid_mid is not offered on this model"):
         evaluate(shared("gpt_neox"), [single(CORRUPT, CLEAN, "resid_mid", 1, 3)], all_logits)
+
+
+# How few runs share a forward.
+
+
+def forwards(monkeypatch, module: Any) -> list[int]:
+    """How many rows each forward of this module has from now on."""
+    sizes: list[int] = []
+    monkeypatch.setattr(module, "forward", fails_above(1000, MemoryError(), sizes))
+    return sizes
+
+
+@pytest.mark.parametrize("component", ["resid_post", "attn_out", "mlp_out", "z", "neurons"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "granite"])
+def test_donors_of_few_worlds_are_rows_beside_them(monkeypatch, name, component):
+    """A single forward, and the numbers of bare hooks that write what another forward left behind."""
+    model = shared(name)
+    worlds = [single(CORRUPT, CLEAN, component, layer, 5) for layer in LAYERS]
+    beside, recorded = forwards(monkeypatch, replay), forwards(monkeypatch, recording)
+    found = evaluate(model, worlds, all_logits, prune=False).values
+    assert (beside, recorded) == ([1 + len(LAYERS)], [])
+    alone = np.concatenate([evaluate(model, [world], all_logits, prune=False).values for world in worlds])
+    assert recorded == [1] * len(LAYERS)
+    assert_allclose(found, alone, rtol=0, atol=TOLERANCE * np.abs(alone).max())
+    if component in PATCHED_BY_HAND:
+        bare = Bare(model.network, PATHS.get(name, Paths()))
+        for layer, values in zip(LAYERS, found, strict=True):
+            by_hand = bare.patched(CORRUPT, bare.donor(CLEAN, component, layer), component, layer)[5].ravel()
+            assert_allclose(values, by_hand, rtol=0, atol=TOLERANCE * np.abs(by_hand).max())
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "donor",
+    [
+        From(Run(CLEAN[:5]), 3),
+        From(Run(CLEAN, (Edit(Site("resid_post", 0, 3), Given((0.5,) * 32)),)), 3),
+    ],
+    ids=["of another length", "with edits of its own"],
+)
+def test_other_donors_are_recorded_before(monkeypatch, donor):
+    recorded = forwards(monkeypatch, recording)
+    worlds = [World(Run(CORRUPT), (Edit(Site("resid_post", layer, 3), donor),), (8,)) for layer in (1, 2)]
+    evaluate(llama(), worlds, all_logits, prune=False)
+    assert recorded == [1]
+
+
+def test_donors_inside_attention_are_recorded_before(monkeypatch):
+    recorded = forwards(monkeypatch, recording)
+    evaluate(llama(), [single(CORRUPT, CLEAN, "v", layer, 3) for layer in (1, 2)], all_logits, prune=False)
+    assert recorded == [1]
+
+
+def test_the_head_gets_the_states_of_many_rows_in_one_piece():
+    """A view of all tokens' states would have the whole head read once for every row."""
+    seen: dict[int, bool] = {}
+    head = llama().network.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, args, __: seen.update({len(args[0]): args[0].is_contiguous()}))
+    worlds = [World(world.base, world.edits, (8,)) for world in sweep()]
+    try:
+        for count in (3, 36):
+            evaluate(llama(), worlds[:count], all_logits, prune=False)
+    finally:
+        handle.remove()
+    assert seen[36]
+    assert not seen[4]  # three, and their donor: here the view is faster

@@ -15,6 +15,7 @@ from causal_tracing.engine.routed import silent_experts
 from causal_tracing.interventions.donors import read_by
 from causal_tracing.interventions.edits import Run, World, donors_of
 from causal_tracing.interventions.known import plan
+from causal_tracing.models.calling import head_of
 from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
@@ -80,5 +81,5 @@ def _recordings(model: Model, worlds: Sequence[World]) -> int:
 def _head_in_layers(model: Model) -> float:
     """The head's work on one token, in layers."""
     layer = sum(parameter.numel() for parameter in model.layers[0].parameters())
-    head = model.network.get_output_embeddings()
+    head = head_of(model.network)
     return head.weight.numel() / max(1, layer) if head is not None else 0.0

@@ -25,6 +25,11 @@ def called(network: nn.Module, tokens: Tensor, **options: Any) -> Any:
     return network(**{NAME: tokens}, **without_cache, **options)
 
 
+def head_of(network: Any) -> Any:
+    """The module that makes the logits, where the network says which it is; else None."""
+    return getattr(network, "get_output_embeddings", lambda: None)()
+
+
 def logits_in(output: Any) -> Float[Tensor, "row token vocab"]:
     """The logits in what a network gives: by their name, or its first tensor. Raises UnsupportedModel."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.checks.logits import apart, largest
-from causal_tracing.engine.packed.unembed import head_of, logits_of
+from causal_tracing.engine.packed.unembed import logits_of, plain_head
 from causal_tracing.models.model import Model
 
 FEW = 4  # states that are tried
@@ -22,7 +22,7 @@ def spares_words(
 ) -> bool:
     """Whether these words' logits alone are those that the whole head gives, on this network."""
     if model.network not in _proved:
-        _proved[model.network] = head_of(model) is not None and _agrees(model, states[:FEW], words, token, tuples)
+        _proved[model.network] = plain_head(model) is not None and _agrees(model, states[:FEW], words, token, tuples)
     return _proved[model.network]
 
 

@@ -53,11 +53,14 @@ def _recorded(
     }
 
 
-def donor_recordings(model: Model, runs: Iterable[Run]) -> dict[Run, Recording]:
-    """A recording of every run that these runs read from, and that those read from, at the places that are read."""
+def donor_recordings(model: Model, runs: Iterable[Run], without: Collection[Run] = ()) -> dict[Run, Recording]:
+    """A recording of every run that these runs read from, and that those read from, at the places that are read.
+
+    Of those `without`, which are run beside them, there is none.
+    """
     runs = list(runs)
     check_layers(model, (edit for run in runs for edit in run.edits))  # before donors are recorded there
-    read = read_by(runs)
+    read = {run: kept for run, kept in read_by(runs).items() if run not in without}
     places = {run: frozenset((component, layer) for component, layer, _ in kept) for run, kept in read.items()}
     everywhere = frozenset(place for wanted in places.values() for place in wanted)
     recordings: dict[Run, Recording] = {}

@@ -1,19 +1,22 @@
 """The plain engine: batches of whole forwards with hooks. Slow, obviously right, and works on every model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from causal_tracing.engine.backend import Measure, whole
-from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.backend import Measure, Recording, whole
+from causal_tracing.engine.hooks.forward import forward, in_the_batch
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.engine.memory import FEW, alike, rows_that_fit
 from causal_tracing.engine.progress import Tick, never
-from causal_tracing.interventions.edits import World
+from causal_tracing.interventions.donors import read_by
+from causal_tracing.interventions.edits import From, Run, World
 from causal_tracing.models.model import Model
+
+ONE_BATCH = 32  # worlds at most that most likely share a forward
 
 
 class Replay:
@@ -24,7 +27,8 @@ class Replay:
         self.worlds = worlds
         self.budget = budget
         # By whole forwards too, so that nothing of the faster engine is in what it is held against.
-        self.donors = donor_recordings(model, (world.run for world in worlds))
+        self.beside = _beside(worlds)
+        self.donors = donor_recordings(model, (world.run for world in worlds), without=self.beside)
         self.furthest = (0, -1)  # every row has its own place
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
@@ -47,9 +51,39 @@ class Replay:
     ) -> Iterator[tuple[list[int], Float[Tensor, "world *metric"]]]:
         """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
+        first, donors = self._donors_of(worlds)
         # From the end on as far as any world reads, and no more: logits are most of the memory.
         keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
         with self.model.at_rest(), layers_told(self.model, tick):
-            logits, _ = forward(self.model, [world.run for world in worlds], self.donors, keep=keep)
+            runs = [*first, *(world.run for world in worlds)]
+            logits, _ = forward(self.model, runs, donors, keep=keep, beside=len(first))
         wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
-        yield list(batch), measure(logits[torch.arange(len(worlds))[:, None], wanted.to(logits.device)], worlds)
+        rows = len(first) + torch.arange(len(worlds))[:, None]
+        yield list(batch), measure(logits[rows, wanted.to(logits.device)], worlds)
+
+    def _donors_of(self, worlds: Sequence[World]) -> tuple[list[Run], Mapping[Run, Recording]]:
+        """The donors that are rows beside these worlds, and recordings of the others."""
+        first = list(dict.fromkeys(donor.run for _, donor in _reads(worlds) if donor.run in self.beside))
+        if len(worlds) > 1 or not first:
+            return first, self.donors
+        # Where memory runs out a world is run alone, which must not need two rows.
+        return [], donor_recordings(self.model, [worlds[0].run])
+
+
+def _reads(worlds: Sequence[World]) -> Iterator[tuple[Run, From]]:
+    """Which donor is read by which of these worlds' runs."""
+    return ((world.run, donor) for world in worlds for edit in world.run.edits for _, donor in edit.reads)
+
+
+def _beside(worlds: Sequence[World]) -> frozenset[Run]:
+    """Donors that are rows beside the worlds that read them: unedited, as long, and read by these worlds alone.
+
+    Such a row costs less than a forward of its own, most of which is reading the weights. Many donors are recorded
+    apart, since batches are halved by their worlds, and so are those of many worlds, which make several batches.
+    """
+    read = read_by(world.run for world in worlds)
+    elsewhere = {donor.run for run in read for edit in run.edits for _, donor in edit.reads}
+    elsewhere |= {donor.run for run, donor in _reads(worlds) if len(donor.run.tokens) != len(run.tokens)}
+    plain = {run for run, kept in read.items() if not run.edits and all(in_the_batch(each[0]) for each in kept)}
+    found = frozenset(plain - elsewhere)
+    return found if len(worlds) <= ONE_BATCH and len(found) <= FEW else frozenset()

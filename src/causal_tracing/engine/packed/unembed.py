@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.final_norm import scale_shown
 from causal_tracing.engine.indices import indices
-from causal_tracing.models.calling import called, logits_in
+from causal_tracing.models.calling import called, head_of, logits_in
 from causal_tracing.models.model import Model
 
 
@@ -30,8 +30,8 @@ def logits_of(
     """The logits that the model makes of the stream behind its last layer: of all words, or of these alone.
 
     `token` is any ordinary one, to go in; `tuples` says whether the model's layers return such. Words can be asked for
-    where `head_of` finds a head. `scales` is shown what the final norm divides the states by, and gives what it divides
-    them by instead.
+    where `plain_head` finds a head. `scales` is shown what the final norm divides the states by, and gives what it
+    divides them by instead.
     """
     # Of one token each: rows do not see each other, and no position but the first is asked for.
     tokens = torch.full((len(states), 1), token, device=model.device)
@@ -40,9 +40,9 @@ def logits_of(
         return logits_in(called(model.network, tokens))[:, 0]
 
 
-def head_of(model: Model) -> nn.Linear | None:
+def plain_head(model: Model) -> nn.Linear | None:
     """The head, where it is a plain product whose rows can be taken, and not one that is stored otherwise."""
-    head = getattr(model.network, "get_output_embeddings", lambda: None)()
+    head = head_of(model.network)
     # A subclass may be quantised, or add an adapter's product to its own.
     return head if type(head) is nn.Linear else None
 
@@ -53,7 +53,7 @@ def _rows_of_the_head(model: Model, words: Sequence[int] | None) -> Iterator[Non
     if words is None:
         yield
         return
-    head = head_of(model)
+    head = plain_head(model)
     assert head is not None, "words are asked for where there is a head whose rows can be taken"
 
     def rows(hidden: Tensor) -> Tensor:

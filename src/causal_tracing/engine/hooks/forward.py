@@ -10,16 +10,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
 from causal_tracing.engine.final_norm import scale_shown
 from causal_tracing.engine.hooks.apply import Donors, Write, narrowed, rewritten
 from causal_tracing.engine.hooks.attending import attended, require_sight, visible
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_shown
-from causal_tracing.engine.hooks.modules import attached, on_input
+from causal_tracing.engine.hooks.modules import attached
 from causal_tracing.engine.indices import indices
 from causal_tracing.errors import InvalidEdit
 from causal_tracing.interventions.edits import Attending, Edit, Run
@@ -170,15 +171,21 @@ def scale_at(model: Model, place: Place) -> float:
     return layout.mlp_scale if component == "mlp_out" else layout.attn_scale
 
 
-def _head_read_once(model: Model, rows: int) -> AbstractContextManager[None]:
+def _head_read_once(model: Model, rows: int) -> AbstractContextManager[Any]:
     """Gives the head its states in one piece.
 
     Those of the last positions are a view of all of them, for which torch reads the whole head once for every row: of
     30 rows, whose logits so took a seventh of a run of the demo model, a sixth of it is left. Of few, a copy gains
     nothing.
     """
-    head = head_of(model.network) if rows >= MANY else None
-    return on_input(head, Tensor.contiguous) if head is not None else nullcontext()
+    head = head_of(model.network)
+    if rows < MANY or not isinstance(head, nn.Module):
+        return nullcontext()
+    return head.register_forward_pre_hook(_in_one_piece)
+
+
+def _in_one_piece(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each.contiguous() if isinstance(each, Tensor) else each for each in args)
 
 
 def _only_last(model: Model, keep: int) -> dict[str, int]:

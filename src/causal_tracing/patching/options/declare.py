@@ -18,9 +18,13 @@ PATHS, CIRCUIT, ATTENTION, CHANGES = "Paths", "Circuits", "Attention", "Noise an
 MANY, ENGINE, OUTPUT = "Many pairs", "Model and engine", "Output"
 GROUPS = (PAIR, PATCHED, TOGETHER, PATHS, CIRCUIT, ATTENTION, CHANGES, MANY, ENGINE, OUTPUT)  # as they are shown
 
+PLAIN = (str, float, int, bool, type(None))
+
 
 def plain(value: Any) -> Any:
     """Lists and numbers of any library as JSON has them."""
+    if type(value) in PLAIN:  # nearly all, and asking what another type can do takes twenty times as long
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -24,7 +24,7 @@ def check_nodes(value: Any) -> None:
     """Names of nodes, or scores by name. Raises InvalidOption."""
     if isinstance(value, Mapping):
         for name, score in value.items():
-            if isinstance(score, bool) or not isinstance(score, Real) or not isfinite(score):
+            if isinstance(score, bool) or not isinstance(score, (float, Real)) or not isfinite(score):
                 raise InvalidOption(f"circuit= has the score {score!r} for {name!r}, which is no finite number.")
     elif isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidOption(

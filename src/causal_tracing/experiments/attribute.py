@@ -1,14 +1,13 @@
 """Estimates by gradient of every site or path, checked by patching the strongest and a random sample of the rest."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from causal_tracing.engine.choose import open_backend, plain_backend
-from causal_tracing.errors import ComponentNotOffered, EngineNote
+from causal_tracing.errors import ComponentNotOffered, EngineNote, warn
 from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
@@ -53,11 +52,11 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     asked = named(as_pairs(pairs))
     job = _job(model, asked, options)
     if note := job.backend.describe().note:
-        warnings.warn(note, EngineNote, stacklevel=3)
+        warn(note, EngineNote)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)
     started, clock = datetime.now(UTC), time.perf_counter()
     with telling(options.progress) as progress:
-        job, found = rechecked(job, partial(screened, screen=screen, progress=progress), stacklevel=3)
+        job, found = rechecked(job, partial(screened, screen=screen, progress=progress))
     record = provenance(
         job,
         started=started,

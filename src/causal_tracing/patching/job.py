@@ -1,13 +1,12 @@
 """What was asked for, made complete: the options of a trace against each other, and the job that they describe."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import on_replay, open_backend, plain_backend, within
-from causal_tracing.errors import ComponentNote, InvalidOption
+from causal_tracing.errors import ComponentNote, InvalidOption, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
@@ -170,8 +169,7 @@ def usual_components(model: Model, components: Sequence[str] | None) -> tuple[st
     for name, reason in model.anatomy.refused:
         # A model is no poorer for the rest: layers with two parts have no mixer_out.
         if name in BLOCKS:
-            # The fifth frame from here is who called trace(): it is told with their line.
-            warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
+            warn(f"{name} is not traced on this model: {reason}", ComponentNote)
     return found
 
 

@@ -9,7 +9,6 @@
 4. The packed engine is compared with replay on every component (`agreement.py`).
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +41,7 @@ from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
+from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
@@ -212,12 +211,11 @@ def _say_short_products(network: Any, name: str) -> None:
     """The bounds of float32 are of whole products; with TF32 they refuse what holds, and that is said before."""
     device = device_of(network, network.get_input_embeddings().weight)
     if device.type != "meta" and stream_dtype(network) == torch.float32 and short_products(device):
-        warnings.warn(
+        warn(
             f"{device} makes products of float32 with fewer bits (TF32 or bfloat16), and {name} is checked as float32 "
             "is: what is refused or warned of may hold with whole products. "
             'torch.set_float32_matmul_precision("highest"), called before load, makes them.',
             EngineNote,
-            stacklevel=2,
         )
 
 

@@ -22,6 +22,7 @@ for asked in (
     lambda: ct.run(model, [pair], sys.argv[1], progress=False),
     lambda: ct.attribute(model, pair, verify=1, sample=1, progress=False),
     lambda: ct.estimate(model, pair),
+    lambda: ct.paths(model, pair, progress=False),
     lambda: ct.circuit(model, pair, ranking=["mixer_out 1"], sizes=[1], progress=False),
 ):
     with warnings.catch_warnings(record=True) as caught:
@@ -38,10 +39,10 @@ def test_each_verb_names_the_line_that_called_it(tmp_path: Path):
     command = [sys.executable, str(caller), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = CALLER.splitlines()
-    verbs = ("trace", "run", "attribute", "estimate", "circuit")
+    verbs = ("trace", "run", "attribute", "estimate", "paths", "circuit")
     for verb, said in zip(verbs, json.loads(done.stdout), strict=True):
         assert said, verb
-        assert "ComponentNote" in {name for name, *_ in said} or verb == "circuit"
+        assert "ComponentNote" in {name for name, *_ in said} or verb in ("paths", "circuit")
         for name, file, number in said:
             assert file == str(caller), (verb, name)
             assert f"ct.{verb}(" in lines[number - 1], (verb, name)

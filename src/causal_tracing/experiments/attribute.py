@@ -20,8 +20,8 @@ from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_
 from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.metric_checks import check_gradient, check_measure
+from causal_tracing.patching.nodes import each_sender
 from causal_tracing.patching.options.estimate import EstimateOptions
-from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.reception import SOFTMAX
 from causal_tracing.patching.screen import Screen
@@ -97,7 +97,7 @@ def _job(model: Model, asked: list[Pair], options: EstimateOptions) -> Job:
 
 def _paths(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -> list[Grid]:
     """Every path from the senders to the receivers; reception by queries and keys looks at what heads give."""
-    senders = options.senders or senders_at(options.at)
+    senders = options.senders or each_sender(model, options.at)
     asked = Options(components=(), senders=senders, receivers=options.receivers)
     (grid,) = path_grids(model, pairs, asked, [options.direction], most=MOST_ESTIMATED)
     if options.method == "reception" and {*SOFTMAX} & {*grid.needs}:

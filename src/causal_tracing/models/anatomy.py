@@ -51,6 +51,16 @@ class Layout:
     gain: float = 1.0
     sums: tuple[Sum, ...] = ()
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the layer adds to the stream, in order, where that is known."""
+        return tuple(name for each in self.sums for name, _ in each.parts)
+
+    @property
+    def attention(self) -> str:
+        """What its attention adds is called: mixer_out where that is all that the layer adds."""
+        return "mixer_out" if self.mixer else "attn_out"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
@@ -137,7 +147,7 @@ class Anatomy:
         if layer is None:
             raise ComponentNotOffered(
                 f"This needs layers that have equally many of {component}, and those of this model ({self.family}) "
-                f"have {', '.join(map(str, each))}. Maps of heads and neurons, sets and circuits of nodes do not."
+                f"have {', '.join(map(str, each))}."
             )
         return each[layer]
 

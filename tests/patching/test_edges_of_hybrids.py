@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import causal_tracing as ct
+import pruned
 import uneven
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
@@ -55,6 +56,10 @@ def turns(names: Sequence[str], mixer: str, output: str) -> list[list[Added]]:
 ONE = Added(name="mixer_out", norm="norm", module="mixer")
 NEMOTRON = [[ONE], [Added(name="mixer_out", norm="norm", module="mixer", heads=(4, 2))], [ONE], [ONE]]
 GATED = [two("attn_out", LLAMA[0], mixer, *LLAMA[1:]) for mixer in ["linear_attn"] * 3 + ["self_attn"]]
+PRUNED = [
+    two("", LLAMA[0], "self_attn", *LLAMA[1:], heads=(4, 2))[n not in pruned.ATTENDS : 1 + (n in pruned.HAS_MLP)]
+    for n in range(4)
+]
 UNEVEN = [two("", LLAMA[0], "self_attn", *LLAMA[1:], heads=each[:2]) for each in uneven.LAYERS]
 SHAPES: dict[str, tuple[Sequence[Sequence[Added]], str]] = {
     "mamba": ([[ONE]] * 4, "backbone.norm_f"),
@@ -64,12 +69,14 @@ SHAPES: dict[str, tuple[Sequence[Sequence[Added]], str]] = {
     "nemotron_h+mixed": (NEMOTRON, "model.norm_f"),  # one part a layer: a state space, attention, an MLP, experts
     "qwen3_next": (GATED, "model.norm"),  # a gate behind the heads: they are not told apart
     "uneven": (UNEVEN, "model.norm"),
+    "pruned": (PRUNED, "model.norm"),  # a layer without attention, and one without an MLP
 }
 
 
 @cache
 def network(name: str) -> nn.Module:
-    found: Any = uneven.network() if name == "uneven" else build(name)
+    by_hand = {"uneven": uneven.network, "pruned": pruned.network}
+    found: Any = by_hand[name]() if name in by_hand else build(name)
     found.config._experts_implementation = "eager"  # the others have no products in float64
     for layer in found.backbone.layers if name == "mamba" else ():
         layer.residual_in_fp32 = False
@@ -270,7 +277,7 @@ def test_exact_reception_by_whole_readers(name: str):
         assert_allclose(scores.get(edge, 0.0), expected, atol=5e-5, err_msg=edge)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "nemotron_h+mixed", "uneven"])
+@pytest.mark.parametrize("name", ["lfm2", "nemotron_h+mixed", "uneven", "pruned"])
 def test_every_ranking_names_every_edge(name: str):
     for ranking in ("exact", "estimates", "eap-ig"):
         found = traced(name, ranking=ranking, sizes=[3])

@@ -35,7 +35,8 @@ def told_apart(model: Model) -> tuple[NamedSite, ...]:
     found = []
     for layer in model.active:
         attention = next((name for name in HEADS_OR_WHOLE if name in offered and layer in model.having(name)), None)
-        for component in [name for name in (attention, "mlp_out") if name in offered] or ["mixer_out"]:
+        having = [name for name in (attention, "mlp_out") if name in offered and layer in model.having(name)]
+        for component in having or ["mixer_out"]:
             whole = NamedSite(component=component, layers=(layer, layer), parts=None, tokens=ALL)
             count = model.parts("z", layer) if component == "z" else 0
             found += [replace(whole, parts=(head, head)) for head in range(count)] or [whole]

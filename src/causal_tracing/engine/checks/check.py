@@ -36,7 +36,7 @@ from causal_tracing.engine.checks.findings import (
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
-from causal_tracing.engine.checks.layouts import layout_of, refusals
+from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
@@ -75,6 +75,8 @@ class Checkup:
         ]
         if known["idle_layers"]:
             lines.append(f"note        a prompt of text alone does not pass layers {known['idle_layers']}")
+        for component, layers in known["lacking"].items():
+            lines.append(f"note        {component} is not there in layers {', '.join(map(str, layers))}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
         lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")
@@ -96,12 +98,18 @@ class Checkup:
             "engine": "replay" if against else "packed",
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
+            "lacking": {name: lacks for name in anatomy.components if (lacks := _lacking(self.model, name))},
             "mediators": {name: _counted(anatomy, name) for name in anatomy.mediators},
             "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+def _lacking(model: Model, component: str) -> list[int]:
+    """The layers that do not have a component, of those that a text passes."""
+    return [layer for layer in model.active if layer not in model.having(component)]
 
 
 def _counted(anatomy: Anatomy, component: str) -> int | list[int]:
@@ -228,8 +236,8 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
     found = [each if off.get(n, 0.0) <= bound else Explained(way=(), whole=False) for n, each in enumerate(found)]
     mixing = mixing_parts(network, layers, clean.tokens, name, [each.way for each in found], bound)
-    layouts = tuple(layout_of(each, mixing) for each in found)
     active = [number for number in range(len(found)) if number not in layers.idle]
+    layouts = in_a_model([layout_of(each, mixing) for each in found], active)
     family = str(getattr(network.config, "model_type", type(network).__name__))
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
@@ -277,7 +285,7 @@ def _measured(failed: Finding) -> str:
 
 def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     """The checks that patch, for every component that is still offered."""
-    places = [(component, layer) for component in model.anatomy.components for layer in model.active]
+    places = [(component, layer) for component in model.anatomy.components for layer in model.having(component)]
     keep = len(clean.tokens)
     donors = record(model, [clean], places, keep=keep) | record(model, [corrupt], places, keep=keep)
     size = largest(donors[corrupt].logits)
@@ -300,7 +308,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     difference = apart(last, donors[corrupt].logits).max().item() / size
     yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
-        whole = run([write_all(model, component, corrupt, layer) for layer in model.active])
+        whole = run([write_all(model, component, corrupt, layer) for layer in model.having(component)])
         difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:

@@ -157,4 +157,4 @@ def test_a_check_says_which_layers_lack_what():
     assert checkup.to_dict()["components"] == ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
     assert all(finding.holds for finding in checkup.findings)
     assert checkup.to_dict()["lacking"] == {"attn_out": [1], "mlp_out": [2], "resid_mid": [1, 2]}
-    assert "note        attn_out is not there in layers 1\n" in str(checkup)
+    assert "note        attn_out is not there in layer 1\n" in str(checkup)

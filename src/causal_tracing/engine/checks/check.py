@@ -76,7 +76,8 @@ class Checkup:
         if known["idle_layers"]:
             lines.append(f"note        a prompt of text alone does not pass layers {known['idle_layers']}")
         for component, layers in known["lacking"].items():
-            lines.append(f"note        {component} is not there in layers {', '.join(map(str, layers))}")
+            some = "layer" if len(layers) == 1 else "layers"
+            lines.append(f"note        {component} is not there in {some} {', '.join(map(str, layers))}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
         lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")

@@ -18,6 +18,8 @@ CausalTracingError
 """
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -187,6 +189,15 @@ class ComponentNote(Note):
 
 class FormatNote(Note):
     """Pairs were read from a file of another format: what was changed in its rows, or left out of them."""
+
+
+def warn(message: str, category: type[Note]) -> None:
+    """Warns with the line of whoever called the package, however deep inside it this is said."""
+    package, frame, level = __name__.partition(".")[0], sys._getframe(), 1
+    # What lies between differs from verb to verb. contextlib stands in front of those that are decorated with it.
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (package, "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def nearest(asked: str, valid: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import causal_tracing as ct
-from causal_tracing.errors import ComponentNote, ComponentNotOffered, InvalidOption
+from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
 from loaded import WORDS
 from model_types.anatomy import find
@@ -180,17 +180,14 @@ def test_a_layer_without_heads_is_named():
         ct.trace(model, PAIR, components=(), edges=["v"], edge_heads=["0.1"], progress=False)
     with pytest.raises(ComponentNotOffered, match=message):
         ct.trace(model, PAIR, components=(), sets={"a": ["z 0.1 @ last"]}, progress=False)
-    with pytest.raises(ComponentNotOffered, match=r"layer 0 has no heads, by which its edges would be told apart"):
-        ct.circuit(model, PAIR, of="edges", ranking="reception", progress=False)
 
 
-def test_paths_of_a_hybrid_lead_to_the_heads_that_it_has_and_it_says_which_layers_have_none():
+def test_paths_of_a_hybrid_lead_to_the_heads_that_it_has_and_to_what_mixes_elsewhere():
     model = loaded("lfm2")
-    with pytest.warns(ComponentNote, match=r"Layers 0, 2 of this model \(lfm2\) have no heads: what their mixers read"):
-        trace = ct.paths(model, PAIR, senders=["mlp_out 0 @ last"], spot_checks=0, progress=False)
+    trace = ct.paths(model, PAIR, senders=["mlp_out 0 @ last"], spot_checks=0, progress=False)
     receivers = trace.of("paths").receiver.values.tolist()
-    assert {"q 1.0", "k 3.1", "v 1.0", "mlp_out 2", "logits"} <= {*receivers}
-    assert not {"q 0.0", "q 2.0"} & {*receivers}
+    assert {"q 1.0", "k 3.1", "v 1.0", "attn_out 0", "attn_out 2", "mlp_out 2", "logits"} <= {*receivers}
+    assert not {"q 0.0", "q 2.0", "attn_out 1"} & {*receivers}
     with pytest.raises(ComponentNotOffered, match="q is not there in layer 0 of this model"):
         ct.paths(model, PAIR, senders=["mlp_out 0 @ last"], receivers=["q"], progress=False)
 

@@ -1,49 +1,28 @@
 """Models whose layers differ in their heads and neurons: each layer has its own, and what it lacks has no number."""
 
-import copy
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
+from torch import Tensor
 
 import causal_tracing as ct
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
 from loaded import WORDS
-from tiny import tiny_model
+from uneven import LAYERS, SIZE, network
 
 CLEAN, CORRUPT = (5, 17, 32, 11, 40, 33, 8), (5, 23, 32, 11, 45, 33, 8)
 PAIR = ct.Pair(
     clean=" ".join(f"w{n}" for n in CLEAN), corrupt=" ".join(f"w{n}" for n in CORRUPT), answer=" w9", foil=" w12"
 )
 AT = {"metric": "logit_diff", "pair": "pair-0"}
-SIZE = 8  # of a head
-# Heads of queries, of keys and values, and neurons of each layer.
-LAYERS = ((2, 1, 16), (4, 4, 64), (6, 2, 24), (1, 1, 64))
 HEADS, SHARED, NEURONS = zip(*LAYERS, strict=True)
 PROJECTIONS = {"z": "self_attn.o_proj", "q": "self_attn.q_proj", "v": "self_attn.v_proj", "neurons": "mlp.down_proj"}
 Hook = Callable[[Tensor], Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
-
-
-def network() -> nn.Module:
-    """A llama each of whose layers has an attention and an MLP of its own size."""
-    whole = tiny_model("llama", head_dim=SIZE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        for number, (heads, shared, neurons) in enumerate(LAYERS):
-            config: Any = copy.deepcopy(whole.config)
-            config.num_attention_heads, config.num_key_value_heads, config.intermediate_size = heads, shared, neurons
-            layer = whole.model.layers[number]
-            layer.self_attn, layer.mlp = LlamaAttention(config, number), LlamaMLP(config)
-            for weight in (*layer.self_attn.parameters(), *layer.mlp.parameters()):
-                nn.init.normal_(weight, std=0.3)
-    return whole.eval()
 
 
 @cache
@@ -160,9 +139,10 @@ def test_nodes_of_a_circuit_and_estimates_are_of_each_layers_heads():
     assert estimated.tolist() == [[n < heads for n in range(max(HEADS))] for heads in HEADS]
 
 
-def test_what_needs_equally_many_heads_says_so():
+def test_where_no_layer_is_named_there_is_no_one_number_of_heads():
     with pytest.raises(ComponentNotOffered, match=r"equally many of z, and those of this model \(llama\) have 2, 4, 6"):
-        ct.paths(loaded(), PAIR, senders=["z 1.0 @ last"], progress=False)
+        loaded().parts("z")
+    assert loaded().parts("z", 2) == 6
 
 
 def test_a_check_says_how_many_each_layer_has():

@@ -17,7 +17,7 @@ def test_a_window_with_a_layer_that_lacks_the_component_is_none() -> None:
         columns=(0,),
         arms=(RESTORATION,),
         windows=Windows(widths={"router": 2, "mlp_out": 2}, among=LAYERS),
-        having={"router": (1, 2, 3)},
+        having={"router": (1, 2, 3), "mlp_out": LAYERS},
     )
     _, first = grid.labels["window_first"]
     _, last = grid.labels["window_last"]

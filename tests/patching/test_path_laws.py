@@ -174,7 +174,7 @@ def test_what_adds_nothing_of_its_own_is_no_sender(site: str):
         ct.paths(shared("llama"), pair(), senders=[f"{site} @ last"], receivers=["logits"], progress=False)
 
 
-@pytest.mark.parametrize("place", ["z 2.0", "attn_out 2", "pattern 2.0", "neurons 2", "resid_pre 2"])
+@pytest.mark.parametrize("place", ["z 2.0", "pattern 2.0", "neurons 2", "resid_mid 2", "resid_pre 2"])
 def test_what_reads_nothing_by_itself_is_no_receiver(place: str):
     with pytest.raises(InvalidOption, match=f"'{place.split()[0]}' receives nothing"):
         ct.paths(shared("llama"), pair(), senders=["z 1.0 @ last"], receivers=[place], progress=False)

@@ -16,6 +16,7 @@ from causal_tracing import __version__
 from causal_tracing.cli import circuits as cli_circuits
 from causal_tracing.cli import commands, console, streams, tracing
 from causal_tracing.cli import explore as cli_explore
+from causal_tracing.cli import paths as cli_paths
 from causal_tracing.cli import saved as cli_results
 from causal_tracing.cli.groups import LoadingFlags, OutputFlags, Overwrite, PairFlags
 from causal_tracing.errors import CausalTracingError, MachineError, Note
@@ -86,8 +87,18 @@ def demo(
     console.show(console.traced(console.load("demo"), [Pair(**EXAMPLE)]), out)
 
 
-def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, ranks: bool = False) -> None:
-    """Adds a command that traces: with these options, which mean those of a trace; of circuits, after a ranking."""
+def _that_traces(
+    name: str,
+    declares: Callable[[], Declared],
+    help: str,
+    *,
+    finish: tracing.Finish | None = None,
+    ranks: bool = False,
+) -> None:
+    """Adds a command that traces: with these options, which mean those of a trace, or do when they are finished.
+
+    Of circuits they are after a ranking.
+    """
 
     def carried_out(
         model: commands.ModelName,
@@ -98,14 +109,14 @@ def _that_traces(name: str, declares: Callable[[], Declared], help: str, *, rank
         scores: Scores = None,
     ) -> None:
         console.check_page(scores)
-        finish = partial(cli_circuits.finished, scores=scores, out=output.out, dry_run=output.dry_run)
+        ranked = partial(cli_circuits.finished, scores=scores, out=output.out, dry_run=output.dry_run)
         wanted = tracing.Wanted(
             pairs=asked.read(),
             many=asked.pairs is not None,
             model=model,
             loading=loading.options(),
             options=declares()[1](options),
-            finish=finish if ranks else None,
+            finish=ranked if ranks else finish,
         )
         tracing.carry_out(wanted, output)
 
@@ -127,9 +138,9 @@ def _of_knockout() -> Declared:
 
 
 def _of_paths() -> Declared:
-    from causal_tracing.patching.options.follow import FollowRunOptions, as_paths_of_a_trace
+    from causal_tracing.patching.options.follow import FollowRunOptions
 
-    return FollowRunOptions, as_paths_of_a_trace
+    return FollowRunOptions, dict
 
 
 def _of_circuits() -> Declared:
@@ -157,6 +168,7 @@ _that_traces(
     _of_paths,
     "Paths through the stream: what goes from each sender (head, MLP, embedding) to each receiver (q, k, v, MLP, "
     "logits).",
+    finish=cli_paths.finished,
 )
 
 _that_traces(

@@ -1,10 +1,12 @@
 """What the command `circuit` does before it traces: the ranking is found, said, and written where that is asked for."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing.cli import console
+from causal_tracing.errors import Note
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
@@ -42,7 +44,9 @@ def finished(
     if isinstance(ranking, str) and (kept := _begun(out)):
         console.note(f"What comes first is as {out} was begun with.")
         return left | kept
-    found = ranking_of(model, _traceable(model, pairs, left), ranking, given_of(left))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Note)  # the trace of the sets says it, as a note
+        found = ranking_of(model, _traceable(model, pairs, left), ranking, given_of(left))
     if scores is not None:
         _write(model, found, scores, left)
     return left | ranked(found, by=left.get("circuit_by", "size"))

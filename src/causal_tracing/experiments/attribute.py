@@ -1,14 +1,13 @@
 """Estimates by gradient of every site or path, checked by patching the strongest and a random sample of the rest."""
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 
 from causal_tracing.engine.choose import open_backend, plain_backend
-from causal_tracing.errors import ComponentNotOffered, EngineNote
+from causal_tracing.errors import ComponentNotOffered, EngineNote, warn
 from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
@@ -21,8 +20,8 @@ from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_
 from causal_tracing.patching.job import Job, usual_components
 from causal_tracing.patching.metric import Metric
 from causal_tracing.patching.metric_checks import check_gradient, check_measure
+from causal_tracing.patching.nodes import each_sender
 from causal_tracing.patching.options.estimate import EstimateOptions
-from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.reception import SOFTMAX
 from causal_tracing.patching.screen import Screen
@@ -53,11 +52,11 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
     asked = named(as_pairs(pairs))
     job = _job(model, asked, options)
     if note := job.backend.describe().note:
-        warnings.warn(note, EngineNote, stacklevel=3)
+        warn(note, EngineNote)
     screen = Screen(method=options.method, steps=options.steps, verify=options.verify, sample=options.sample)
     started, clock = datetime.now(UTC), time.perf_counter()
     with telling(options.progress) as progress:
-        job, found = rechecked(job, partial(screened, screen=screen, progress=progress), stacklevel=3)
+        job, found = rechecked(job, partial(screened, screen=screen, progress=progress))
     record = provenance(
         job,
         started=started,
@@ -98,7 +97,7 @@ def _job(model: Model, asked: list[Pair], options: EstimateOptions) -> Job:
 
 def _paths(model: Model, pairs: Sequence[TokenPair], options: EstimateOptions) -> list[Grid]:
     """Every path from the senders to the receivers; reception by queries and keys looks at what heads give."""
-    senders = options.senders or senders_at(options.at)
+    senders = options.senders or each_sender(model, options.at)
     asked = Options(components=(), senders=senders, receivers=options.receivers)
     (grid,) = path_grids(model, pairs, asked, [options.direction], most=MOST_ESTIMATED)
     if options.method == "reception" and {*SOFTMAX} & {*grid.needs}:

@@ -25,7 +25,6 @@ from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.nodes import nodes_of
 from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.circuit import RANKINGS, CircuitOptions, as_of_a_trace
-from causal_tracing.patching.options.follow import senders_at
 from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
@@ -138,7 +137,7 @@ def _traced_edges(model: Model, pairs: Pair | Sequence[Pair], ranking: str, *, d
     if ranking == "exact":
         if shared.pop("control", None) is not None:
             raise InvalidOption('ranking="exact" follows edges without a control: leave control= out, or name edges.')
-        return paths(model, pairs, senders=senders_at("all"), directions=[direction], spot_checks=0, **shared)
+        return paths(model, pairs, at="all", directions=[direction], spot_checks=0, **shared)
     method = ranking if ranking in PATH_METHODS else USUAL_OF_EDGES
     given = _of_patches(shared, ranking)
     return attribute(model, pairs, method=method, at="all", direction=direction, verify=1, sample=1, **given)
@@ -157,15 +156,28 @@ def _of_patches(shared: Mapping[str, Any], ranking: str) -> dict[str, Any]:
 
 def _of_file(model: Model, path: Path, of: str) -> Ranking:
     """The scores of a file. Raises InvalidOption where it is of a model of another shape."""
-    found = read_edge_scores(path, model.parts("k")) if of == "edges" else read_scores(path)
-    nodes = nodes_of(model)
-    layers, heads = len(model.active), len([node for node in nodes if node.component == "z" and node.layers == (0, 0)])
+    layers, heads, keys = _shape(model, path, of)
+    found = read_edge_scores(path, keys) if of == "edges" else read_scores(path)
     if (found.layers, found.heads) != (layers, heads):
         raise InvalidOption(
             f"{path} is of a model of {found.layers} layers of {found.heads} heads, and {model.name} has {layers} of "
-            f"{heads or 'attention as a whole'}. Give the scores of this model."
+            f"{heads}. Give the scores of this model."
         )
     return (EdgeRanking if of == "edges" else NodeRanking)(scores=found.scores, source=found.source)
+
+
+def _shape(model: Model, path: Path, of: str) -> tuple[int, int, int]:
+    """How many layers a model has, and heads in each, and keys of edges. Raises InvalidOption where layers differ."""
+    named = [(node.component, node.layers) for node in nodes_of(model)]
+    heads = {named.count(("z", (layer, layer))) for layer in model.active}
+    keys = {model.parts("k", layer) for layer in model.active} if of == "edges" else {1}
+    others = [component for component, _ in named if component != "z"]
+    if {0} <= heads or len(heads) > 1 or len(keys) > 1 or others != ["mlp_out"] * len(model.active):
+        raise InvalidOption(
+            f"{path}: score files are of layers that have an MLP and equally many heads each, and those of "
+            f"{model.name} are others. Give a saved trace, or scores by name."
+        )
+    return len(model.active), heads.pop(), keys.pop()
 
 
 def _of_model(model: Model, ranking: Ranking, of: str) -> Ranking:

@@ -7,8 +7,9 @@ from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
-from causal_tracing.models.model import Model
+from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import plan_job
+from causal_tracing.patching.nodes import each_sender
 from causal_tracing.patching.options.follow import FollowOptions, as_paths_of_a_trace
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
@@ -39,5 +40,7 @@ def paths(model: Model, pairs: Pair | Sequence[Pair], options: FollowOptions) ->
         found.of("paths").restoration.sel(metric="logit_diff", receiver="logits")
     """
     given = {each.name: getattr(options, each.name) for each in fields(options)}
+    require_model(model)
+    asked = Options(**as_paths_of_a_trace(given, each_sender(model, options.at)))
     with telling(options.progress) as progress:
-        return Trace(measured(plan_job(model, pairs, Options(**as_paths_of_a_trace(given))), progress))
+        return Trace(measured(plan_job(model, pairs, asked), progress))

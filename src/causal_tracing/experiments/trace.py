@@ -8,13 +8,12 @@
 """
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
-from causal_tracing.errors import EngineNote
+from causal_tracing.errors import EngineNote, warn
 from causal_tracing.experiments.cost import TraceCost, cost_of_job
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
@@ -60,9 +59,9 @@ def measured(job: Job, progress: Progress | None, sink: Sink | None = None) -> M
     """Runs a job, and says where its numbers come from. Raises ModelError, MachineError."""
     started, clock = datetime.now(UTC), time.perf_counter()
     if note := job.backend.describe().note:
-        warnings.warn(note, EngineNote, stacklevel=4)
+        warn(note, EngineNote)
     # Handed on as a function of the job: it may have to be run once more, on replay.
-    job, found = rechecked(job, partial(measure, progress=progress, sink=sink), stacklevel=4)
+    job, found = rechecked(job, partial(measure, progress=progress, sink=sink))
     record = provenance(
         job,
         started=started,

@@ -31,8 +31,8 @@ def senders(model: Model, components: Sequence[str]) -> dict[str, list[int]]:
         stream = stream_of(model)
     except ModelError:
         return {}
-    parts = {name: "attn_out" if name == "z" else name for name in SENDERS if name in components}
-    found = {name: [n for n, added in enumerate(stream.parts) if part in added] for name, part in parts.items()}
+    sent = [name for name in SENDERS if name in components]
+    found = {name: [n for n in model.having(name) if stream.part(name, n) in stream.parts[n]] for name in sent}
     return {name: layers for name, layers in found.items() if layers}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS, MEDIATORS, MIXTURE, PARTED
 
+LACKING = {"attn_out": "attention", "resid_mid": "attention and MLP", "neurons": "MLP", "mlp_out": "MLP"}
 NO_MIXTURE = "in its layers no module was found that is called with what a router chose."
 
 
@@ -25,14 +26,14 @@ class Layout:
     """The parts of one layer, as module paths inside it; None where there is no such part.
 
     `attn` and `mlp` are the modules whose output, times `attn_scale` and `mlp_scale`, is added to the residual stream;
-    `mixer` is the only such module of a layer that has one. `mid` is the module whose input is the stream between
-    attention and MLP: the layer gives back `gain` times that, plus the MLP's side. Where layers are normed after
-    each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and `neurons` are the last
-    projections of attention and MLP, whose inputs are the heads' outputs and the neurons. `experts` is the module that
-    a mixture calls with what is routed, and `experts_alone` says that what it gives is all that the MLP adds;
-    `mlp_mixes` that the MLP mixes tokens. `attends` is False in layers without heads, of models in which others have
-    some. `sums` are how the layer adds up, in order, where these parts are all that it adds, and the MLP mixes no
-    tokens; none elsewhere.
+    `mixer` is the only such module of a layer, of models all of whose layers have one alone. `mid` is the module whose
+    input is the stream between attention and MLP: the layer gives back `gain` times that, plus the MLP's side. Where
+    layers are normed after each sum, the stream is what comes out of that norm, and `mid` its path (`mid_out`). `z` and
+    `neurons` are the last projections of attention and MLP, whose inputs are the heads' outputs and the neurons.
+    `experts` is the module that a mixture calls with what is routed, and `experts_alone` says that what it gives is all
+    that the MLP adds; `mlp_mixes` that the MLP mixes tokens. `attends` is False in layers without heads, of models in
+    which others have some. `sums` are how the layer adds up, in order, where these parts are all that it adds, and the
+    MLP mixes no tokens; none elsewhere.
     """
 
     attn: str | None = None
@@ -50,6 +51,23 @@ class Layout:
     mlp_scale: float = 1.0
     gain: float = 1.0
     sums: tuple[Sum, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the layer adds to the stream, in order, where that is known."""
+        return tuple(name for each in self.sums for name, _ in each.parts)
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What a layer of one part does not have, in a model whose other layers have two."""
+        if self.mixer or len(self.parts) != 1:
+            return ()
+        return ("attn_out", "resid_mid") if self.parts == ("mlp_out",) else ("resid_mid", "neurons", "mlp_out")
+
+    @property
+    def attention(self) -> str:
+        """What its attention adds is called: mixer_out where that is all that the layer adds."""
+        return "mixer_out" if self.mixer else "attn_out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +127,18 @@ class Anatomy:
         return (*self.mediators, *self.mixture)
 
     def has(self, component: str, layer: int) -> bool:
-        """Whether a layer has what the model offers: not every layer of a mixture has experts, or of a hybrid heads."""
+        """Whether a layer has what the model offers.
+
+        Not every layer of a mixture has experts, or of a hybrid heads; and some have attention or an MLP alone.
+        """
         if layer in self.idle:
             return False
+        layout = self.layouts[layer]
         if component in MIXTURE:
-            return bool(self.layouts[layer].experts)
-        return component not in (*HEADS, ATTENTION) or self.layouts[layer].attends
+            return bool(layout.experts)
+        if component in (*HEADS, ATTENTION):
+            return layout.attends
+        return component not in layout.lacks
 
     @property
     def added_from(self) -> int:
@@ -137,7 +161,7 @@ class Anatomy:
         if layer is None:
             raise ComponentNotOffered(
                 f"This needs layers that have equally many of {component}, and those of this model ({self.family}) "
-                f"have {', '.join(map(str, each))}. Maps of heads and neurons, sets and circuits of nodes do not."
+                f"have {', '.join(map(str, each))}."
             )
         return each[layer]
 
@@ -156,7 +180,7 @@ class Anatomy:
             )
         if component is not None and 0 <= layer < len(self.layouts) and not self.has(component, layer):
             having = [number for number in range(len(self.layouts)) if self.has(component, number)]
-            lacking = "experts" if component in MIXTURE else "attention heads"
+            lacking = LACKING.get(component, "experts" if component in MIXTURE else "attention heads")
             raise ComponentNotOffered(
                 f"{component} is not there in layer {layer} of this model ({self.family}), which has no {lacking}. "
                 f"Layers that have: {', '.join(map(str, having))}."

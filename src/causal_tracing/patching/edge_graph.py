@@ -2,7 +2,8 @@
 
 Of an edge that is cut, the reader reads what the sender adds in the other run, at every token; all that is not cut is
 live (Hanna et al. 2024, arXiv 2403.17806). Senders are the embedding, heads by z and MLPs; readers are queries, keys
-and values head by head (as many keys and values as the model has), MLPs, and the logits.
+and values head by head (as many keys and values as the layer has), MLPs, and the logits. Where a layer's heads are not
+told apart, or it mixes tokens otherwise, what it adds is one sender, and reads as a whole.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -16,9 +17,9 @@ from causal_tracing.interventions.edits import Edit, Part, Rewired, Run
 from causal_tracing.interventions.sites import WIRING, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.graph import ASKED, INPUT, Graph
+from causal_tracing.patching.graph import ASKED, Graph
 from causal_tracing.patching.named_sites import NamedSite
-from causal_tracing.patching.nodes import name_of, node_named, nodes_of
+from causal_tracing.patching.nodes import INPUT, name_of, node_named, nodes_of, readers_in
 from causal_tracing.patching.paths import refuse
 from causal_tracing.patching.receivers import IN_HEADS, LOGITS, receiver
 from causal_tracing.patching.senders import stream_of
@@ -34,19 +35,20 @@ OPTION = "circuit_of='edges'"
 class EdgeGraph(Graph):
     """Sets of edges: `edges` are a sender (of `sites`) and a reader each, by number; `fed` what each sender is made of.
 
-    `last` is the number of the last layer.
+    `added` is what layers add, by name; `last` is the number of the last layer.
     """
 
     readers: tuple[Part, ...]
     edges: tuple[tuple[int, int], ...]
     fed: tuple[tuple[int, ...], ...]
+    added: tuple[str, ...]
     last: int
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What sends, what reads, and how a run is told of both."""
+        """What sends, what reads, what is added, and how a run is told of all that."""
         sent = (site.component for site in self.sites)
-        return tuple(dict.fromkeys((*sent, *(name for name, *_ in self._in_runs), "attn_out", WIRING)))
+        return tuple(dict.fromkeys((*sent, *(name for name, *_ in self._in_runs), *self.added, WIRING)))
 
     @property
     def _in_runs(self) -> tuple[Part, ...]:
@@ -119,9 +121,9 @@ class EdgeGraph(Graph):
 
 def edge_graph(model: Model) -> EdgeGraph:
     """All edges of a model. Raises ComponentNotOffered where senders or readers are not told apart."""
-    sites, stream = (INPUT, *nodes_of(model)), stream_of(model)
-    _check(model, sites)
-    readers = _readers(model)
+    nodes, stream = nodes_of(model), stream_of(model)
+    _check(model, nodes)
+    sites, readers = (INPUT, *nodes), (*readers_in(nodes, model), (LOGITS, model.num_layers, None))
     places = [stream.place(each) for each in readers]
     behind = [stream.behind(site.component, site.layers[0]) for site in sites if site.layers]
     edges = tuple((s, r) for s, first in enumerate(behind) for r, place in enumerate(places) if first <= place)
@@ -133,32 +135,22 @@ def edge_graph(model: Model) -> EdgeGraph:
         readers=readers,
         edges=edges,
         fed=tuple(tuple(n for n, each in enumerate(readers) if _feeds(model, each, site)) for site in sites),
+        added=tuple(dict.fromkeys(part for layer in stream.parts for part in layer)),
         last=model.num_layers - 1,
     )
 
 
-def _check(model: Model, sites: Sequence[NamedSite]) -> None:
+def _check(model: Model, nodes: Sequence[NamedSite]) -> None:
     """Raises ComponentNotOffered."""
     if model.backend is not None:
         raise ComponentNotOffered(f"{OPTION} needs a model that runs here, and {model.name} is run elsewhere.")
-    for component in (*IN_HEADS, "z", "mlp_out"):
+    # Heads that do not show what they read by: it is not known which of them would read otherwise.
+    for component in IN_HEADS if any(node.component == "z" for node in nodes) else ():
         model.anatomy.require(component)
     # What a sender adds would come out of the norm as something that depends on all others.
     for layer in model.active:
-        if layer not in model.having("z"):
-            refuse(model, OPTION, f"layer {layer} has no heads, by which its edges would be told apart.")
         if not all(each.plain for each in model.layout(layer).sums):
             refuse(model, OPTION, f"in layer {layer} a norm stands between the sums, so that edges do not add up.")
-    assert all(site.parts or site.component != "z" for site in sites)
-
-
-def _readers(model: Model) -> tuple[Part, ...]:
-    """Every reader, in computation order."""
-    found: list[Part] = []
-    for layer in model.active:
-        found += [(component, layer, head) for component in IN_HEADS for head in range(model.parts(component))]
-        found.append(("mlp_out", layer, None))
-    return (*found, (LOGITS, model.num_layers, None))
 
 
 def _reader_name(reader: Part) -> str:
@@ -173,4 +165,4 @@ def _feeds(model: Model, reader: Part, site: NamedSite) -> bool:
         return False
     if head is None or site.parts is None:
         return component == site.component
-    return head == site.parts[0] * model.parts(component) // model.parts("z")
+    return head == site.parts[0] * model.parts(component, layer) // model.parts("z", layer)

@@ -15,7 +15,7 @@ from causal_tracing.interventions.known import Rules, effective
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.cells import Question, last_of
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.receivers import LOGITS
+from causal_tracing.patching.receivers import LOGITS, WHOLE
 from causal_tracing.patching.senders import PathGrid, Reading
 from causal_tracing.patching.senders import Place as SenderPlace
 
@@ -56,9 +56,9 @@ class Followed:
             )
         return self.job.backend
 
-    def parts(self, component: str) -> int:
-        """How many heads a component has; 1 where it has none."""
-        return self.job.model.parts(component)
+    def parts(self, place: Place) -> int:
+        """How many heads a component of a layer has; 1 where it has none."""
+        return self.job.model.parts(*place)
 
     @cached_property
     def reaches(self) -> Bool[np.ndarray, "sender reading"]:
@@ -81,8 +81,10 @@ class Followed:
 
     def _open(self, rules: Rules, position: int) -> Bool[np.ndarray, " reading"]:
         """Whether what each reading makes of a token can change what is read."""
-        matters = {place: self._matters(rules, place, position) for place in self.places}
-        matters[LOGITS, len(self.grid.stream.parts)] = position == len(self.base.tokens) - 1
+        last = len(self.base.tokens) - 1
+        # What reads as a whole gives something else at later tokens too: at the last one it matters if anywhere.
+        matters = {place: self._matters(rules, place, last if place[0] in WHOLE else position) for place in self.places}
+        matters[LOGITS, len(self.grid.stream.parts)] = position == last
         return np.array([matters[reading[:2]] for reading in self.readings])
 
     def _matters(self, rules: Rules, place: Place, position: int) -> bool:
@@ -105,7 +107,7 @@ class Followed:
         found: dict[tuple[str, int, int], list[Edit]] = {}
         for edit in self.changed[sender]:
             site = edit.site
-            part = "attn_out" if site.component == "z" else site.component
+            part = self.grid.stream.part(site.component, site.layer)
             found.setdefault((part, site.layer, site.position), []).append(edit)
         return {place: tuple(edits) for place, edits in found.items()}
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Run
-from causal_tracing.interventions.sites import RESIDUAL, ROUTED, Site, first_behind
+from causal_tracing.interventions.sites import RESIDUAL, Site, first_behind
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
@@ -150,7 +150,7 @@ class Grid:
 class BlockGrid(Grid):
     """Whole components: single layers, or windows of them; with what is behind a restored state severed, if asked.
 
-    `having` are the layers that each component has, where these are not all: elsewhere it has no number.
+    `having` are the layers that have each component: elsewhere it has no number.
     """
 
     windows: Windows
@@ -159,7 +159,7 @@ class BlockGrid(Grid):
     def around(self, component: str, layer: int) -> tuple[int, ...]:
         """The layers that a cell patches; none where there is no whole window of layers that have the component."""
         layers = self.windows.layers(component, layer)
-        return layers if {*layers} <= {*self.having.get(component, layers)} else ()
+        return layers if {*layers} <= {*self.having[component]} else ()
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class BlockGrid(Grid):
                 yield from (whole([one]) for one in layers)
         elif arm.severed:
             if component in RESIDUAL and layers:
-                behind = [n for n in self.windows.among if n >= first_behind(component, layers[-1], arm.severed)]
+                behind = [n for n in self.having[arm.severed] if n >= first_behind(component, layers[-1], arm.severed)]
                 # Severing goes with restoration alone, so that the base run is the corrupt one.
                 sites = (Site(arm.severed, layer, slot.corrupt) for layer, slot in product(behind, slots))
                 yield (*whole(layers), *(Edit(site, From(base, site.position)) for site in sites))
@@ -268,8 +268,8 @@ def plan_blocks(
     for component in (*components, *sever):
         model.anatomy.require(component)
     chosen = checked_layers(model, layers)
-    # Asked for its refusal: a trace of routers in layers without any would be empty.
-    for component in (name for name in components if name in ROUTED):
+    # Asked for its refusal: a trace of routers, or of attention, in layers without any would be empty.
+    for component in components:
         layers_having(model, component, layers)
     columns = resolved_columns(pairs, positions)
     windows = plan_windows(components, window, model.active, rome=rome)
@@ -284,7 +284,7 @@ def plan_blocks(
         arms=(*arms, *sums, *severed, *(paths.arms([arm.name for arm in arms]) if paths else ())),
         paths=paths,
         windows=windows,
-        having={name: model.having(name) for name in components if name in ROUTED},
+        having={name: model.having(name) for name in (*components, *sever)},
     )
 
 

@@ -1,13 +1,12 @@
 """What was asked for, made complete: the options of a trace against each other, and the job that they describe."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import on_replay, open_backend, plain_backend, within
-from causal_tracing.errors import ComponentNote, InvalidOption
+from causal_tracing.errors import ComponentNote, InvalidOption, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
@@ -127,7 +126,7 @@ class Job:
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
-    components = usual_components(model, options.components)
+    components = usual_components(model, options.components, options.layers)
     # In this order: the preset has windows for those components alone that are traced.
     options = _preset(replace(options, components=components))
     noise, write = options.noise, checked_write(options.write)
@@ -161,18 +160,24 @@ def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Jo
     )
 
 
-def usual_components(model: Model, components: Sequence[str] | None) -> tuple[str, ...]:
-    """Those asked for; of None the usual ones that the model offers, with a warning about the rest."""
+def usual_components(
+    model: Model, components: Sequence[str] | None, layers: Sequence[int] | None = None
+) -> tuple[str, ...]:
+    """Those asked for; of None the usual ones that the model offers in these layers, with a warning about the rest."""
     if components is not None:
         return tuple(components)
     offered = model.anatomy.components
-    found = tuple(name for name in USUAL if name in offered)
+    found = tuple(name for name in USUAL if name in offered and not _nowhere(model, name, layers))
     for name, reason in model.anatomy.refused:
         # A model is no poorer for the rest: layers with two parts have no mixer_out.
         if name in BLOCKS:
-            # The fifth frame from here is who called trace(): it is told with their line.
-            warnings.warn(f"{name} is not traced on this model: {reason}", ComponentNote, stacklevel=5)
+            warn(f"{name} is not traced on this model: {reason}", ComponentNote)
     return found
+
+
+def _nowhere(model: Model, component: str, layers: Sequence[int] | None) -> bool:
+    """Whether layers are asked for that the model has, and none of them has a component."""
+    return bool(layers) and {*layers} <= {*model.active} - {*model.having(component)}
 
 
 def longest(model: Model, pairs: Sequence[TokenPair]) -> int:

@@ -9,15 +9,24 @@ from dataclasses import replace
 
 from causal_tracing.engine.choose import proved
 from causal_tracing.errors import ComponentNotOffered
+from causal_tracing.interventions.edits import Part
 from causal_tracing.models.model import Model
 from causal_tracing.patching.named_sites import ALL, NamedSite, node_site
+from causal_tracing.patching.receivers import IN_HEADS, LOGITS
+from causal_tracing.prompts.tokens import Column
 
 HEADS_OR_WHOLE = ("z", "attn_out")
+INPUT = NamedSite(component="resid_pre", layers=(0, 0), parts=None, tokens=ALL)  # the embedding
 
 
 def nodes_of(model: Model) -> tuple[NamedSite, ...]:
     """All nodes of a model, in computation order. Raises ComponentNotOffered where there is more than nodes."""
     _check_layers(model)
+    return told_apart(model)
+
+
+def told_apart(model: Model) -> tuple[NamedSite, ...]:
+    """All that is offered of what writes to the stream, in computation order: heads where they are told apart."""
     if model.backend is None and model.anatomy.offers("z"):
         model = proved(model, ["z"])  # behind a gate, what goes into the last projection is no head's output
     offered = [*model.anatomy.components, *model.anatomy.mediators]
@@ -26,7 +35,8 @@ def nodes_of(model: Model) -> tuple[NamedSite, ...]:
     found = []
     for layer in model.active:
         attention = next((name for name in HEADS_OR_WHOLE if name in offered and layer in model.having(name)), None)
-        for component in [name for name in (attention, "mlp_out") if name in offered] or ["mixer_out"]:
+        having = [name for name in (attention, "mlp_out") if name in offered and layer in model.having(name)]
+        for component in having or ["mixer_out"]:
             whole = NamedSite(component=component, layers=(layer, layer), parts=None, tokens=ALL)
             count = model.parts("z", layer) if component == "z" else 0
             found += [replace(whole, parts=(head, head)) for head in range(count)] or [whole]
@@ -41,6 +51,46 @@ def _check_layers(model: Model) -> None:
             f"Circuits are not offered on this model ({model.anatomy.family}): it is not known that its layers read "
             "the stream alone and add attention and an MLP to it, so that something could pass beside all nodes."
         )
+
+
+def readers_in(nodes: Sequence[NamedSite], model: Model) -> tuple[Part, ...]:
+    """What of these nodes' layers reads the stream, in computation order.
+
+    Of heads these are queries, keys and values head by head; what else writes reads as a whole.
+    """
+    found: list[Part] = []
+    for layer, component in dict.fromkeys((node.layers[0], node.component) for node in nodes if node.layers):
+        each = IN_HEADS if component == "z" else (component,)
+        found += [
+            (name, layer, head)
+            for name in each
+            for head in (range(model.parts(name, layer)) if component == "z" else (None,))
+        ]
+    return tuple(found)
+
+
+def each_sender(model: Model, at: Column) -> list[str]:
+    """Every node and the embedding as senders, at one token."""
+    return [f"{name} @ {at}" for name in (*_each(model, ("z",)), name_of(INPUT))]
+
+
+def each_receiver(model: Model) -> list[str]:
+    """Whatever of a model reads the stream, one by one."""
+    return [*_each(model, IN_HEADS), LOGITS]
+
+
+def _each(model: Model, in_heads: Sequence[str]) -> Iterator[str]:
+    """All nodes by name, heads by these components of theirs."""
+    nodes = told_apart(model)
+    layers = {node.component: [] for node in nodes}
+    for node in nodes:
+        assert node.layers is not None
+        layers[node.component].append(node.layers[0])
+    yield from (f"each {name}" for name in in_heads if "z" in layers)
+    for component in ("attn_out", "mixer_out", "mlp_out"):
+        # Where some layers' attention is told apart by heads, the others are named one by one.
+        every = layers.get(component, []) == [*model.having(component)]
+        yield from [f"each {component}"] if every else (f"{component} {layer}" for layer in layers.get(component, ()))
 
 
 def name_of(node: NamedSite) -> str:

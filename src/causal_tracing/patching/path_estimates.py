@@ -63,8 +63,8 @@ def _senders(paths: Followed, measure: Differentiable, runs: list[Run]) -> Float
     for sender, edits in enumerate(paths.changed):
         for site, source in ((edit.site, edit.source) for edit in edits):
             assert isinstance(source, From), "estimates put in what the other prompt's run has"
-            place, heads = (site.component, site.layer), paths.parts(site.component)
+            place = site.component, site.layer
             apart = given[place][source.position].double() - held[place][site.position].double()
-            each = (apart * slopes[place][site.position]).unflatten(0, (heads, -1)).sum(1)
+            each = (apart * slopes[place][site.position]).unflatten(0, (paths.parts(place), -1)).sum(1)
             found[sender] += float(each.sum() if site.part is None else each[site.part])
     return found

@@ -166,10 +166,10 @@ def _pulled_back(
 
 def _of_part(paths: Followed, slope: Float[Tensor, "token width"], reading: Reading) -> Float[Tensor, "token width"]:
     """A component's slope where it is that of one head alone; as it is for all heads together."""
-    component, _, part = reading
+    part = reading[2]
     if part is None:
         return slope
-    size = slope.shape[-1] // paths.parts(component)
+    size = slope.shape[-1] // paths.parts(reading[:2])
     here = slice(part * size, (part + 1) * size)
     found = torch.zeros_like(slope)
     found[:, here] = slope[:, here]

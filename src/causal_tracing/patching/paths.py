@@ -8,7 +8,7 @@
 So what is patched at other tokens reaches nothing, but for keys and values, which that token reads in their own layer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
@@ -35,6 +35,7 @@ class Paths:
 
     asked: tuple[str, ...]
     gathers: str  # what brings something from other tokens: attn_out, or mixer_out of layers with one part
+    having: Mapping[str, Sequence[int]]  # the layers that have each part that is held
     num_layers: int
     norm: str
 
@@ -55,7 +56,7 @@ class Paths:
         component, layer = min(places, key=lambda place: (place[1], ORDER.index(place[0])))
         given = {(edit.site.component, edit.site.layer) for edit in base.edits if edit.site.position == last}
         for part in self._held(direct):
-            for later in range(first_behind(component, layer, part), self.num_layers):
+            for later in (n for n in self.having[part] if n >= first_behind(component, layer, part)):
                 live = any((inside, later) in places for inside in HOLDING[part])
                 if not live and (part, later) not in given:  # what the base run writes there itself is held already
                     yield Edit(Site(part, later, last), From(base, last))
@@ -78,7 +79,8 @@ def plan_paths(model: Model, pairs: Sequence[TokenPair], direct: bool | Sequence
         return None
     check_one_token(pairs, "direct=")
     check_layers(model, asked, "direct=")
-    return Paths(asked=asked, gathers=model.rules.gathers[0], num_layers=model.num_layers, norm=norm)
+    having = {part: model.having(part) for part in HOLDING}
+    return Paths(asked=asked, gathers=model.rules.gathers[0], having=having, num_layers=model.num_layers, norm=norm)
 
 
 def check_one_token(pairs: Sequence[TokenPair], option: str) -> None:

@@ -1,7 +1,11 @@
 """Receivers by name, as texts: what reads the stream behind a sender, at the sender's own token.
 
+What reads as a whole (attention, the only part of a layer) gives something else at later tokens too.
+
     q|k|v [LAYERS[.HEADS]]    q 24.4     k 24-26     v     queries, keys, values: one head's, layers', all later ones
     mlp_out [LAYERS]          mlp_out 25
+    attn_out [LAYERS]         attn_out 3                   attention as a whole, and what mixes tokens in its place
+    mixer_out [LAYERS]        mixer_out 3                  the only part of a layer
     logits                    what the head of the model reads behind the last layer
     each ...                  each q     each mlp_out 20-29
 
@@ -9,13 +13,12 @@ What a text names receives jointly; after `each`, every layer and every head is 
 """
 
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
-from causal_tracing.errors import ComponentNote, InvalidOption, nearest
+from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.patching.named_sites import Named, singles, some_range
 
 if TYPE_CHECKING:  # every --help reads this: nothing heavy
@@ -23,7 +26,8 @@ if TYPE_CHECKING:  # every --help reads this: nothing heavy
 
 LOGITS = "logits"
 IN_HEADS = ("q", "k", "v")
-RECEIVERS = (*IN_HEADS, "mlp_out", LOGITS)
+WHOLE = ("attn_out", "mixer_out")  # they mix tokens: each reads its own and all before it
+RECEIVERS = (*IN_HEADS, "mlp_out", *WHOLE, LOGITS)
 FORM = re.compile(r"\s*(each\s+)?(\w+)(?:\s+(\d+)(?:-(\d+))?(?:\.(\d+)(?:-(\d+))?)?)?\s*")
 EXAMPLES = '"q 24.4", "mlp_out 25", "logits", or "each q" for every head\'s query one by one'
 
@@ -65,28 +69,21 @@ def receivers_on(model: "Model", texts: Sequence[str]) -> tuple[Receiver, ...]:
 
     Raises InvalidOption or ComponentNotOffered where the model has no such layer or head.
     """
-    asked = [receiver(text) for text in texts]
-    _say_unread(model, asked)
-    found = tuple(one for each in asked for one in singles(model, each))
+    found = tuple(one for text in texts for one in singles(model, receiver(text)))
     for one in found:
         if one.layers is not None:
             validation.numbered("layer", [one.layers[1]], model.num_layers, model.name)
-        for layer, _ in one.places(model.num_layers) if one.component in IN_HEADS else ():
-            model.anatomy.require_layer(layer, one.component)
-        if one.parts is not None:
-            place = f"a layer of {model.name} ({one.component})"
-            validation.numbered("head", [one.parts[1]], model.parts(one.component), place)
+        if one.component != LOGITS:
+            _require(model, one)
     validation.once("receiver", map(str, found))
     return found
 
 
-def _say_unread(model: "Model", asked: Sequence[Receiver]) -> None:
-    """Warns where layers without heads read the stream too, and are none of all the receivers that were asked for."""
-    without = [layer for layer in model.active if layer not in model.having("q")]
-    if without and any(one.component in IN_HEADS and one.each and one.layers is None for one in asked):
-        warnings.warn(
-            f"Layers {', '.join(map(str, without))} of this model ({model.anatomy.family}) have no heads: what their "
-            "mixers read is no receiver, and is on no path here.",
-            ComponentNote,
-            stacklevel=2,
-        )
+def _require(model: "Model", one: Receiver) -> None:
+    """Raises InvalidOption or ComponentNotOffered where a layer has no such receiver."""
+    model.anatomy.require(one.component)
+    for layer, head in one.places(model.num_layers):
+        model.anatomy.require_layer(layer, one.component)
+        if head is not None:
+            place = f"layer {layer} of {model.name} ({one.component})"
+            validation.numbered("head", [head], model.parts(one.component, layer), place)

@@ -38,7 +38,7 @@ class _Read:
     """What is read of one run for the receivers of a component in one layer, and of which sender."""
 
     sender: int
-    component: str  # of the receivers: q, k, v, mlp_out
+    component: str  # of the receivers: q, k, v, or what reads as a whole
     layer: int
     run: Run
     place: Place  # where their part of the change is seen
@@ -76,20 +76,18 @@ def _reads(paths: Followed, sender: int) -> Iterator[_Read]:
     changed = paths.changed[sender]
     if not changed:
         return
-    stream, base, tokens = paths.grid.stream, paths.base, range(len(paths.base.tokens))
+    stream, base = paths.grid.stream, paths.base
     sent = sending(stream, base, changed)
     positions = tuple(sent.positions)
     for component, layer in paths.places:
         at = stream.place((component, layer, None))
         if at < sent.first:
             continue
-        # As of the path itself: attention behind the sender is held, so that all layers' heads read one run.
-        run = sent.carried(base, at if component == "mlp_out" else stream.end)
-        place, seen = (component, layer), positions
+        run, place, seen = sent.carried(component, base, at), (component, layer), tuple(sent.seen(component))
         if component in SOFTMAX:
             edits = (Edit(Site(component, layer, position), From(run, position)) for position in positions)
             run, place = one_run(base.tokens, (*base.edits, *edits)), ("z", layer)
-            seen = tuple(tokens[positions[0] :]) if component == "k" else positions
+            seen = tuple(sent.later) if component == "k" else positions
         yield _Read(sender=sender, component=component, layer=layer, run=run, place=place, positions=seen)
 
 
@@ -119,7 +117,7 @@ def _along(
     runs = [*(each.run for each in reads), paths.base]
     values = torch.stack([torch.stack([found[run].at(first.place, position) for position in at]) for run in runs])
     moved = ((values[:-1].double() - values[-1].double()) * slopes[at]).sum(1)
-    return moved.unflatten(1, (paths.parts(first.component), -1)).sum(2).cpu().numpy()
+    return moved.unflatten(1, (paths.parts((first.component, first.layer)), -1)).sum(2).cpu().numpy()
 
 
 def _at_the_logits(paths: Followed, scoring: Scoring) -> Float[np.ndarray, " sender"]:

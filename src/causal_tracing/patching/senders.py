@@ -26,17 +26,17 @@ from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers
 from causal_tracing.patching.named_sites import NamedSite, sites_on
+from causal_tracing.patching.nodes import each_receiver
 from causal_tracing.patching.options.paths import SENDERS, Named
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.paths import check_layers, check_one_token, more_than_held, refuse
-from causal_tracing.patching.receivers import IN_HEADS, LOGITS, Receiver, receivers_on
+from causal_tracing.patching.receivers import IN_HEADS, LOGITS, WHOLE, Receiver, receivers_on
 from causal_tracing.patching.sets import check_apart
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.columns import labelled
 from causal_tracing.results.site_kinds import PATHS
 
-EACH_RECEIVER = ("each q", "each k", "each v", "each mlp_out", LOGITS)
 EVERY = PATHS.margin  # as a receiver: the sender patched as ever, so that what it does in all stands beside its paths
 MOST_PATHS = 400_000  # cells that are patched: more take hours, and say little one by one
 MOST_ESTIMATED = 4_000_000  # cells: more take gigabytes
@@ -48,14 +48,20 @@ Place = tuple[int, int]  # a layer, and which of its parts: so that places are i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """What each layer adds to the stream, in order, and how many heads it has.
+    """What each layer adds to the stream, in order, and how many heads it has (0: none that are told apart).
 
     `parallel` are layers whose parts read the same: none of these reads what another one adds.
     """
 
     parts: tuple[tuple[str, ...], ...]
     parallel: frozenset[int]
-    heads: int
+    heads: tuple[int, ...]
+
+    def part(self, component: str, layer: int) -> str:
+        """The part of a layer that a component belongs to: its attention's, or its only one."""
+        if component not in (*IN_HEADS, "z"):
+            return component
+        return "mixer_out" if "mixer_out" in self.parts[layer] else "attn_out"
 
     def first_behind(self, changed: Sequence[Edit]) -> Place:
         """The first place that reads what any of these edits adds."""
@@ -65,7 +71,7 @@ class Stream:
         """The first place that reads what a component of a layer adds."""
         if component == "resid_pre":
             return layer, 0
-        part = self.parts[layer].index("attn_out" if component == "z" else component)
+        part = self.parts[layer].index(self.part(component, layer))
         last = part + 1 == len(self.parts[layer]) or layer in self.parallel
         return (layer + 1, 0) if last else (layer, part + 1)
 
@@ -76,7 +82,7 @@ class Stream:
 
     def has(self, component: str, layer: int) -> bool:
         """Whether there is such a receiver in a layer; the logits are behind the last one."""
-        return component == LOGITS or _part_of(component) in self.parts[layer]
+        return component == LOGITS or self.part(component, layer) in self.parts[layer]
 
     def readings(self, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
         """What these receivers are, one by one, in the layers that have them."""
@@ -86,12 +92,7 @@ class Stream:
     def place(self, receiver: Reading) -> Place:
         """Where a receiver reads: the logits at the end of all layers."""
         component, layer, _ = receiver
-        return (layer, 0) if component == LOGITS else (layer, self.parts[layer].index(_part_of(component)))
-
-
-def _part_of(component: str) -> str:
-    """The part of a layer that a receiver belongs to."""
-    return "mlp_out" if component == "mlp_out" else "attn_out"
+        return (layer, 0) if component == LOGITS else (layer, self.parts[layer].index(self.part(component, layer)))
 
 
 def stream_of(model: Model) -> Stream:
@@ -100,23 +101,28 @@ def stream_of(model: Model) -> Stream:
     if model.backend is not None:
         parts, parallel = (("attn_out", "mlp_out"),) * model.num_layers, frozenset[int]()
     else:
-        sums = [model.layout(layer).sums for layer in range(model.num_layers)]
-        if not all(sums):
+        layouts = [model.layout(layer) for layer in range(model.num_layers)]
+        if not all(layout.sums for layout in layouts):
             refuse(model, "senders=", more_than_held(model))
-        parts = tuple(tuple(part for each in layer for part, _ in each.parts) for layer in sums)
-        parallel = frozenset(n for n, layer in enumerate(sums) if len(layer) == 1)
-    return Stream(parts=parts, parallel=parallel, heads=model.parts("z") if model.anatomy.offers("z") else 0)
+        parts = tuple(layout.parts for layout in layouts)
+        parallel = frozenset(n for n, layout in enumerate(layouts) if len(layout.sums) == 1)
+    having = model.having("z") if model.anatomy.offers("z") else ()
+    heads = tuple(model.parts("z", layer) if layer in having else 0 for layer in range(model.num_layers))
+    return Stream(parts=parts, parallel=parallel, heads=heads)
 
 
-def held(stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run) -> Iterator[tuple[Place, Edit]]:
+def held(
+    stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, tokens: Iterable[int] = ()
+) -> Iterator[tuple[Place, Edit]]:
     """What holds all that is added behind the first of these edits of a base run as in `live`, place by place.
 
-    That is at their tokens. Of a part whose heads are among the edits of a token the other heads are held there. What
-    the base run writes itself is left to it.
+    That is at their tokens, and at `tokens`. Of a part whose heads are among the edits of a token the other heads are
+    held there. What the base run writes itself is left to it.
     """
     first = stream.first_behind(changed)
     # Senders of one set may be at several tokens: what one of them writes is held where another one is.
-    parts = {edit.site.position: dict[tuple[str, int], set[int | None]]() for edit in changed}
+    at = {*tokens, *(edit.site.position for edit in changed)}
+    parts = {position: dict[tuple[str, int], set[int | None]]() for position in at}
     for edit in (*changed, *base.edits):
         if (site := edit.site).position in parts:
             parts[site.position].setdefault((site.component, site.layer), set()).add(site.part)
@@ -133,41 +139,55 @@ def _free(
     """A part of a layer at one token, or the heads that it is made of, less what is written there."""
     if (part, layer) in written:
         return
-    heads = written.get(("z", layer), set()) if part == "attn_out" else set()
+    heads = written.get(("z", layer), set()) if part == stream.part("z", layer) else set()
     if not heads:
         yield Site(part, layer, position)
     elif None not in heads:
-        yield from (Site("z", layer, position, head) for head in range(stream.heads) if head not in heads)
+        yield from (Site("z", layer, position, head) for head in range(stream.heads[layer]) if head not in heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sending:
     """What some senders add to the stream of a base run, as all of their receivers read it.
 
-    `first` is the first place behind any of them. The runs that carry it are made once: of each live run, and of each
-    place that it is held up to. So is what holds all behind it, of which these have more or less.
+    `first` is the first place behind any of them. The runs that carry it are made once: of each live run, each place
+    that it is held up to, and the tokens where it is. So is what holds all behind it, of which these have more or less.
     """
 
     stream: Stream
     base: Run
     changed: tuple[Edit, ...]
     first: Place
-    runs: dict[tuple[Run, Place], Run] = field(default_factory=dict)
-    behind: dict[Run, list[tuple[Place, Edit]]] = field(default_factory=dict)
+    runs: dict[tuple[Run, range, Place], Run] = field(default_factory=dict)
+    behind: dict[tuple[Run, range], list[tuple[Place, Edit]]] = field(default_factory=dict)
 
     @property
     def positions(self) -> list[int]:
         """The tokens that are written at: each receiver reads there."""
         return sorted({edit.site.position for edit in self.changed})
 
-    def carried(self, live: Run, until: Place) -> Run:
-        """The run whose stream carries what the senders add, up to a place, and otherwise what `live` has there."""
-        if (live, until) not in self.runs:
-            if live not in self.behind:
-                self.behind[live] = list(held(self.stream, self.base, self.changed, live))
-            edits = (edit for place, edit in self.behind[live] if place < until)
-            self.runs[live, until] = one_run(self.base.tokens, (*self.base.edits, *self.changed, *edits))
-        return self.runs[live, until]
+    @property
+    def later(self) -> range:
+        """The tokens from the first of these on: what reads as a whole gives something else at any of them."""
+        return range(self.positions[0], len(self.base.tokens))
+
+    def seen(self, component: str) -> Sequence[int]:
+        """The tokens at which what a receiver makes is another."""
+        return self.later if component in WHOLE else self.positions
+
+    def carried(self, component: str, live: Run, place: Place) -> Run:
+        """The run in which a receiver reads, at its place, what `live` has and what the senders add."""
+        if component in IN_HEADS and live is self.base:
+            place = self.stream.end  # attention is held: all layers' heads read one run
+        # Between the senders' tokens attention of other layers may hand on what they add: what reads as a whole would
+        # read it there.
+        tokens = self.later if component in WHOLE else range(0)
+        if (live, tokens, place) not in self.runs:
+            if (live, tokens) not in self.behind:
+                self.behind[live, tokens] = list(held(self.stream, self.base, self.changed, live, tokens))
+            edits = (edit for at, edit in self.behind[live, tokens] if at < place)
+            self.runs[live, tokens, place] = one_run(self.base.tokens, (*self.base.edits, *self.changed, *edits))
+        return self.runs[live, tokens, place]
 
     def received(self, receivers: Sequence[Reading]) -> tuple[Edit, ...]:
         """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
@@ -193,10 +213,9 @@ class Sending:
 
     def _read(self, group: Sequence[Reading], live: Run, place: Place) -> Iterator[Edit]:
         """What these receivers of one place make of what is carried to it."""
-        shared = live is self.base and group[0][0] in IN_HEADS  # attention is held: all layers' heads read one run
-        run = self.carried(live, self.stream.end if shared else place)
         for component, layer, part in group:
-            for position in self.positions:
+            run = self.carried(component, live, place)
+            for position in self.seen(component):
                 yield Edit(Site(component, layer, position, part), From(run, position))
 
 
@@ -311,7 +330,7 @@ def path_grids(
     check_one_token(pairs, "senders=")
     stream = stream_of(model)
     senders = _by_name(options.senders, lambda texts: sites_on(model, texts, pairs, "senders="))
-    named = _by_name(options.receivers or EACH_RECEIVER, partial(receivers_on, model))
+    named = _by_name(options.receivers or each_receiver(model), partial(receivers_on, model))
     _check_senders(stream, senders)
     for name, sites in senders.items():
         check_apart(f"the senders {name!r}", sites, pairs)
@@ -348,7 +367,8 @@ def _apart(stream: Stream, name: str, receivers: Sequence[Receiver]) -> tuple[Re
     for component, layer, part in found:
         parts.setdefault((component, layer), []).append(part)
     for (component, layer), named in parts.items():
-        if len({*named}) < len(named) or (None in named and len(named) > 1):
+        inside = component in IN_HEADS and (stream.part(component, layer), layer) in parts
+        if len({*named}) < len(named) or (None in named and len(named) > 1) or inside:
             raise InvalidOption(
                 f"The receivers {name!r} name {component} {layer} twice, whole or in part. Name each place once."
             )
@@ -365,6 +385,6 @@ def _check_senders(stream: Stream, senders: Mapping[str, Sequence[NamedSite]]) -
                 "what adds to the stream."
             )
         for layer, _ in site.places():
-            part = "attn_out" if site.component == "z" else site.component
+            part = stream.part(site.component, layer)
             if part != "resid_pre" and part not in stream.parts[layer]:
                 raise InvalidOption(f"'{site}' is no sender: layer {layer} adds {' and '.join(stream.parts[layer])}.")

@@ -35,7 +35,7 @@ def site_estimates(
     arm, pair = job.grids[0].arms[0], question.pair
     # Estimates are of single positions: each column has one slot, or none where the token is not paired.
     slots = {n: one[0] for n, column in enumerate(job.grids[0].columns) for one in patched_together(pair, column)}
-    places = [(name, layer) for grid in job.grids for name in grid.components for layer in grid.layers]
+    places = [place for grid in job.grids for place in grid.written()]
     moved = [
         _moved(job.backend, screen, term, question, arm, places, list(slots.values()), share(progress, n, len(terms)))
         for n, term in enumerate(terms)
@@ -45,6 +45,8 @@ def site_estimates(
     for grid in job.grids:
         found[grid.kind.name] = into = np.full(grid.shape, np.nan)
         for (c, component), (n, layer) in product(enumerate(grid.components), enumerate(grid.layers)):
+            if (component, layer) not in places:
+                continue
             both = zip(weights, moved, strict=True)
             values = np.sum([weight * each[component, layer] for weight, each in both], axis=0)  # [slot, part]
             # Of fewer heads (grouped keys and values) the places behind the last one stay undefined.

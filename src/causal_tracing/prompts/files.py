@@ -11,7 +11,6 @@ import json
 import os
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from causal_tracing.errors import FormatNote, InvalidPair, MachineError
+from causal_tracing.errors import FormatNote, InvalidPair, MachineError, warn
 from causal_tracing.prompts import datasets
 from causal_tracing.prompts.answers import meant
 from causal_tracing.prompts.formats.fields import Row
@@ -111,7 +110,7 @@ class Reading:
         if not pairs:
             raise InvalidPair(f"{self.named} has no pairs. Every row is a pair, with clean and answer at least.")
         for note in self.notes:
-            warnings.warn(f"{self.named} ({self.format}): {note}", FormatNote, stacklevel=3)
+            warn(f"{self.named} ({self.format}): {note}", FormatNote)
         return pairs
 
 

@@ -6,13 +6,12 @@
 """
 
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair
+from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair, warn
 from causal_tracing.prompts.answers import each_of
 from causal_tracing.prompts.pairs import Pair, named
 from causal_tracing.prompts.tokens import encode, find_span
@@ -97,4 +96,4 @@ def _say(alone: list[str], asked: int) -> None:
     )
     if len(alone) == asked:
         raise InvalidPair(f"{said}. Add facts of the same relation, or corrupt by noise (noise=, --noise 3sigma).")
-    warnings.warn(f"{said}: they stay without a corrupt prompt.", FormatNote, stacklevel=4)
+    warn(f"{said}: they stay without a corrupt prompt.", FormatNote)

@@ -66,13 +66,17 @@ def _of_kind(
     at, how = _at_all_tokens(found, name)
     scores = {}
     for component in map(str, found.component.values):
+        # The axes have all layers, and the most heads that any of them has.
+        there = (found.status.sel(component=component) != "unpaired").any(("pair", "position"))
         if component in WHOLE:
             here = at.sel(component=component).transpose("pair", "layer")
-            scores |= {f"{component} {layer}": here.sel(layer=layer).values for layer in here.layer.values}
+            scores |= {
+                f"{component} {layer}": here.sel(layer=layer).values
+                for layer in here.layer.values
+                if there.sel(layer=layer)
+            }
         elif component == HEAD:
             here = at.sel(component=component).transpose("pair", "layer", "head")
-            # The axis has the most heads that any layer has.
-            there = (found.status.sel(component=component) != "unpaired").any(("pair", "position"))
             scores |= {
                 f"{component} {layer}.{head}": here.sel(layer=layer, head=head).values
                 for layer in here.layer.values

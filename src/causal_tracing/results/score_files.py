@@ -232,9 +232,9 @@ def write_edge_scores(
             "A score file has edges from single heads (z) and MLPs, and these are others: no such file can be written."
         )
     layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places if each)
-    heads = 1 + max(int(each.group(2) or 0) for each in places if each)
-    shared = [name for name in scores if f"{ARROW}k " in name or f"{ARROW}v " in name]
-    key_heads = 1 + max((int(name.rpartition(".")[2]) for name in shared), default=heads - 1)
+    heads = _in_each((name for name in nodes if name.startswith("z ")), "heads")
+    readers = dict.fromkeys(name.partition(ARROW)[2] for name in scores)
+    key_heads = _in_each((name for name in readers if name.startswith(("k ", "v "))), "keys and values") or heads
     inside = {*kept}
     edges = {
         theirs: {"score": score / count, "in_graph": name in inside}
@@ -250,6 +250,20 @@ def write_edge_scores(
     }
     write_text(path, json.dumps(content))
     return path
+
+
+def _in_each(names: Iterable[str], what: str) -> int:
+    """How many heads each layer has by these names, such as "z 3.1". Raises InvalidOption where layers differ."""
+    most: dict[str, int] = {}
+    for name in names:
+        layer, _, head = name.partition(" ")[2].partition(".")
+        most[layer] = max(most.get(layer, 0), 1 + int(head))
+    if len({*most.values()}) > 1:
+        found = ", ".join(map(str, most.values()))
+        raise InvalidOption(
+            f"A score file has equally many {what} in every layer, and these have {found}: no such file can be written."
+        )
+    return next(iter(most.values()), 0)
 
 
 def _their_edges(name: str, shared: int) -> Iterator[tuple[int, str]]:

@@ -257,7 +257,7 @@ PATHS = SiteKind(
     few=True,
     asked='senders=["each z @ last"]',
     margin="every path",
-    told_by=("q", "k", "v", "mlp_out", "logits"),
+    told_by=("q", "k", "v", "attn_out", "mixer_out", "mlp_out", "logits"),
 )
 CIRCUITS = SiteKind(
     name="circuits",

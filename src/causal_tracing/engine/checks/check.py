@@ -9,7 +9,6 @@
 4. The packed engine is compared with replay on every component (`agreement.py`).
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,12 +36,12 @@ from causal_tracing.engine.checks.findings import (
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
-from causal_tracing.engine.checks.layouts import layout_of, refusals
+from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
-from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
+from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL
 from causal_tracing.models.anatomy import Anatomy
@@ -76,6 +75,9 @@ class Checkup:
         ]
         if known["idle_layers"]:
             lines.append(f"note        a prompt of text alone does not pass layers {known['idle_layers']}")
+        for component, layers in known["lacking"].items():
+            some = "layer" if len(layers) == 1 else "layers"
+            lines.append(f"note        {component} is not there in {some} {', '.join(map(str, layers))}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
         lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")
@@ -97,12 +99,18 @@ class Checkup:
             "engine": "replay" if against else "packed",
             "engine_note": against and f"not packed: {against}",
             "components": list(anatomy.components),
+            "lacking": {name: lacks for name in anatomy.components if (lacks := _lacking(self.model, name))},
             "mediators": {name: _counted(anatomy, name) for name in anatomy.mediators},
             "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+
+def _lacking(model: Model, component: str) -> list[int]:
+    """The layers that do not have a component, of those that a text passes."""
+    return [layer for layer in model.active if layer not in model.having(component)]
 
 
 def _counted(anatomy: Anatomy, component: str) -> int | list[int]:
@@ -212,12 +220,11 @@ def _say_short_products(network: Any, name: str) -> None:
     """The bounds of float32 are of whole products; with TF32 they refuse what holds, and that is said before."""
     device = device_of(network, network.get_input_embeddings().weight)
     if device.type != "meta" and stream_dtype(network) == torch.float32 and short_products(device):
-        warnings.warn(
+        warn(
             f"{device} makes products of float32 with fewer bits (TF32 or bfloat16), and {name} is checked as float32 "
             "is: what is refused or warned of may hold with whole products. "
             'torch.set_float32_matmul_precision("highest"), called before load, makes them.',
             EngineNote,
-            stacklevel=2,
         )
 
 
@@ -230,8 +237,8 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
     found = [each if off.get(n, 0.0) <= bound else Explained(way=(), whole=False) for n, each in enumerate(found)]
     mixing = mixing_parts(network, layers, clean.tokens, name, [each.way for each in found], bound)
-    layouts = tuple(layout_of(each, mixing) for each in found)
     active = [number for number in range(len(found)) if number not in layers.idle]
+    layouts = in_a_model([layout_of(each, mixing) for each in found], active)
     family = str(getattr(network.config, "model_type", type(network).__name__))
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
@@ -279,7 +286,7 @@ def _measured(failed: Finding) -> str:
 
 def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     """The checks that patch, for every component that is still offered."""
-    places = [(component, layer) for component in model.anatomy.components for layer in model.active]
+    places = [(component, layer) for component in model.anatomy.components for layer in model.having(component)]
     keep = len(clean.tokens)
     donors = record(model, [clean], places, keep=keep) | record(model, [corrupt], places, keep=keep)
     size = largest(donors[corrupt].logits)
@@ -302,7 +309,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     difference = apart(last, donors[corrupt].logits).max().item() / size
     yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
-        whole = run([write_all(model, component, corrupt, layer) for layer in model.active])
+        whole = run([write_all(model, component, corrupt, layer) for layer in model.having(component)])
         difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:

@@ -122,6 +122,8 @@ def _no_neurons(anatomy: Anatomy, active: Sequence[int]) -> str:
     """Why neurons are not offered; "" where nothing speaks against them."""
     for layer in active:
         layout = anatomy.layouts[layer]
+        if not anatomy.has("neurons", layer):
+            continue
         if not layout.mlp:
             return f"in layer {layer} no MLP was found."
         if not layout.neurons:

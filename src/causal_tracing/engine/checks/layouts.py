@@ -33,6 +33,19 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     return _with_middle(layout, found.way)
 
 
+def in_a_model(layouts: Sequence[Layout], active: Sequence[int]) -> tuple[Layout, ...]:
+    """The layouts by the names of the model: a layer of one part, where others have two, is attention or an MLP."""
+    if all(layouts[number].mixer for number in active):
+        return tuple(layouts)
+    return tuple(replace(each, mixer=None, sums=_named(each)) if each.mixer else each for each in layouts)
+
+
+def _named(layout: Layout) -> tuple[Sum, ...]:
+    """The sums of a layer of one part, which is called what it does."""
+    name = "attn_out" if layout.attn else "mlp_out"
+    return tuple(replace(each, parts=tuple((name, scale) for _, scale in each.parts)) for each in layout.sums)
+
+
 def _sums(found: Explained, names: Mapping[str, str]) -> tuple[Sum, ...]:
     """How a layer adds up, by its parts' names; nothing where it adds anything else."""
     if not found.whole or any(path not in names for step in found.way for path, _ in step.parts):
@@ -78,18 +91,22 @@ def _order(way: Sequence[Step], path: str | None) -> int:
 
 
 def refusals(layouts: Sequence[Layout], found: Sequence[Explained]) -> Iterator[tuple[str, str]]:
-    """Each component that layers do not all have, with the reason; both of the layers that a text passes."""
+    """Each component that is not offered, with the reason; both of the layers that a text passes.
+
+    Where a layer has one part alone, and that is all that it adds, it lacks the other: that speaks against neither.
+    """
     single = bool(layouts) and all(layout.mixer for layout in layouts)
     if not single:
         yield "mixer_out", "its layers have more than one part."
     for component, path, like in (("attn_out", "attn", "attention's"), ("mlp_out", "mlp", "an MLP's")):
-        missing = [number for number, layout in enumerate(layouts) if not getattr(layout, path)]
+        missing = [n for n, layout in enumerate(layouts) if not getattr(layout, path) and component not in layout.lacks]
         if single:
             yield component, "its layers have one part each: mixer_out is what it adds."
         elif missing:
             yield component, _missing(missing, found, like)
-    if single or not all(layout.mid for layout in layouts):
-        yield "resid_mid", _no_middle(layouts, found, single)
+    two = [(layout, each) for layout, each in zip(layouts, found, strict=True) if "resid_mid" not in layout.lacks]
+    if single or not two or not all(layout.mid for layout, _ in two):
+        yield "resid_mid", _no_middle(layouts, [each for _, each in two], single)
 
 
 def _missing(missing: Sequence[int], found: Sequence[Explained], like: str) -> str:
@@ -108,5 +125,5 @@ def _no_middle(layouts: Sequence[Layout], found: Sequence[Explained], single: bo
         return "its attention and MLP read the same stream (parallel layers)."
     if not any(each.way for each in found):
         return "no modules were found whose outputs add up to what its layers add."
-    number = next(number for number, layout in enumerate(layouts) if not layout.mid)
+    number = next(n for n, layout in enumerate(layouts) if not layout.mid and "resid_mid" not in layout.lacks)
     return f"in layer {number} the stream between attention and MLP cannot be read and written."

@@ -23,7 +23,7 @@ from causal_tracing.engine.hooks.apply import rewritten
 from causal_tracing.engine.hooks.forward import scale_at, watched
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
-from causal_tracing.engine.hooks.wiring import ADDS, LOGITS, Wiring, rewired_in
+from causal_tracing.engine.hooks.wiring import LOGITS, Wiring, rewired_in
 from causal_tracing.engine.memory import alike, rows_that_fit
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import ComponentNotOffered
@@ -98,22 +98,23 @@ class _Heads:
     live: Float[Tensor, "token width"]
     instead: Float[Tensor, "token width"]
     senders: Sequence[tuple[int, int | None]]  # which of them is which head
+    parts: int
 
-    def alone(self, parts: int) -> Float[Tensor, "head token d_model"]:
+    def alone(self) -> Float[Tensor, "head token d_model"]:
         """How much more each head adds where it is the other one, of those that add up."""
-        apart = (self.instead - self.live).unflatten(1, (parts, -1))
+        apart = (self.instead - self.live).unflatten(1, (self.parts, -1))
         each = apart.new_zeros(1 + len(self.senders), *apart.shape)
         for number, (_, head) in enumerate(self.senders):
             each[1 + number, :, head] = apart[:, head]
         made = self.of(each.flatten(2))
         return made[1:] - made[:1]
 
-    def together(self, cuts: Float[Tensor, "cut sender"], parts: int) -> Float[Tensor, "cut token d_model"]:
+    def together(self, cuts: Float[Tensor, "cut sender"]) -> Float[Tensor, "cut token d_model"]:
         """How much more all of them add where some are the others."""
-        chosen = torch.zeros(len(cuts), parts, dtype=torch.bool, device=self.live.device)
+        chosen = torch.zeros(len(cuts), self.parts, dtype=torch.bool, device=self.live.device)
         for sender, head in self.senders:
             chosen[:, head] = cuts[:, sender] > 0
-        live, instead = (each.unflatten(1, (parts, -1)) for each in (self.live, self.instead))
+        live, instead = (each.unflatten(1, (self.parts, -1)) for each in (self.live, self.instead))
         mixed = torch.where(chosen[:, None, :, None], instead, live).flatten(2)
         made = self.of(torch.cat([self.live[None], mixed]))
         return made[1:] - made[:1]
@@ -147,9 +148,10 @@ class _Lane:
             self._note_heads(layer, value[0])
         elif place in self.wiring.senders:
             self._note(place, value[0])
-        if component == "attn_out" and layer in self.seen:
-            self._note_attention(layer, value[0])
-        if component in ADDS:
+        layout = self.model.layout(layer)
+        if component == layout.attention and layer in self.seen:
+            self._note_attention(place, value[0])
+        if component in layout.parts:
             self._add_up(component, layer)
         return self._read(place, value)
 
@@ -158,7 +160,7 @@ class _Lane:
         received = self.wiring.received.get(place)
         if not received:
             return value
-        value, size = value.clone(), value.shape[-1] // self.model.parts(place[0])
+        value, size = value.clone(), value.shape[-1] // self.model.parts(*place)
         for part, row in received:
             here = slice(None) if part is None else slice(part * size, (part + 1) * size)
             value[0, :, here] = value[row, :, here]
@@ -180,7 +182,7 @@ class _Lane:
         known = self.apart[: self.known]
         moved = (cuts[:, : self.known] @ known.flatten(1)).unflatten(1, known.shape[1:])
         for heads, factor in self.joined:
-            moved = moved + factor * heads.together(cuts, self.model.parts("z")).to(moved.dtype)
+            moved = moved + factor * heads.together(cuts).to(moved.dtype)
         return moved
 
     def _note(self, place: Place, live: Float[Tensor, "token d_model"]) -> None:
@@ -194,20 +196,20 @@ class _Lane:
 
     def _note_heads(self, layer: int, live: Float[Tensor, "token width"]) -> None:
         place = "z", layer
-        parts, writes = self.model.parts("z"), self.wiring.writes.get(place, ())
+        parts, writes = self.model.parts(*place), self.wiring.writes.get(place, ())
         self.seen[layer] = live.clone(), rewritten(live, writes, self.donors, parts=parts)
 
-    def _note_attention(self, layer: int, live: Float[Tensor, "token d_model"]) -> None:
+    def _note_attention(self, place: Place, live: Float[Tensor, "token d_model"]) -> None:
         """What a layer's heads add otherwise, one by one where they add up."""
-        (before, instead), parts = self.seen.pop(layer), self.model.parts("z")
-        senders = self.wiring.senders["z", layer]
+        layer = place[1]
+        before, instead = self.seen.pop(layer)
         way, adds_up = projection(self.model, layer, before, live)
-        heads = _Heads(way, before, instead, senders)
+        heads = _Heads(way, before, instead, self.wiring.senders["z", layer], self.model.parts("z", layer))
         if self.joint or not adds_up:
             self.heads[layer] = heads
             return
-        scale, dtype = scale_at(self.model, ("attn_out", layer)), self.wiring.dtype
-        each = heads.alone(parts)
+        scale, dtype = scale_at(self.model, place), self.wiring.dtype
+        each = heads.alone()
         for (sender, _), apart in zip(heads.senders, each, strict=True):
             self.added[sender] = scale * apart.to(dtype)
 
@@ -222,8 +224,9 @@ class _Lane:
             if self.apart is not None:
                 self.apart *= one.gain
             self.joined = [(heads, factor * one.gain) for heads, factor in self.joined]
-        if layer in self.heads and "attn_out" in dict(one.parts):
-            self.joined.append((self.heads.pop(layer), scale_at(self.model, ("attn_out", layer))))
+        attention = self.model.layout(layer).attention
+        if layer in self.heads and attention in dict(one.parts):
+            self.joined.append((self.heads.pop(layer), scale_at(self.model, (attention, layer))))
         self._put()
 
     def _sums(self, layer: int) -> Sequence[Sum]:

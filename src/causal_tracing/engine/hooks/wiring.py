@@ -15,7 +15,6 @@ from causal_tracing.interventions.edits import Rewired, World
 from causal_tracing.models.model import Model
 
 LOGITS = "resid_post"  # of the last layer: what the logits read
-ADDS = ("attn_out", "mlp_out")
 
 
 def rewired_in(world: World) -> Rewired | None:
@@ -89,9 +88,8 @@ class Wiring:
     @cached_property
     def places(self) -> list[Place]:
         """All that is looked at on the way."""
-        heads = [("attn_out", layer) for component, layer in self.senders if component == "z"]
-        adds = [(part, layer) for layer in self.model.active for part in ADDS]
-        return list(dict.fromkeys([*self.groups, *self.received, *self.senders, *heads, *adds]))
+        added = [(part, layer) for layer in self.model.active for part in self.model.layout(layer).parts]
+        return list(dict.fromkeys([*self.groups, *self.received, *self.senders, *added]))
 
     @property
     def dtype(self) -> torch.dtype:

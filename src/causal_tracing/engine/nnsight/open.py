@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from causal_tracing.engine.nnsight.check import checked
 from causal_tracing.engine.nnsight.here import Here
 from causal_tracing.engine.nnsight.named import anatomy_by_names
 from causal_tracing.engine.nnsight.ndif import Ndif
-from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel
+from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.sites import MIXTURE
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.hub import explained
@@ -80,11 +79,10 @@ def at_ndif(wrapped: Any, name: str) -> Model:
     Raises UnsupportedModel, MachineError.
     """
     network, transport = wrapped._module, Ndif(wrapped)
-    warnings.warn(
+    warn(
         f"Prompts, answers and what is patched are sent to {transport.host}, and what it sends back is unpickled by "
         "nnsight, which can run code: use a host that you trust.",
         EngineNote,
-        stacklevel=2,
     )
     anatomy, dtype = anatomy_by_names(network, wrapped.tokenizer, transport)
     few_logits = "logits_to_keep" in inspect.signature(network.forward).parameters

@@ -71,7 +71,7 @@ class Tapes:
         self.model = model
         # The stream is on every tape, before each layer and behind the last.
         inside = [name for name in model.anatomy.components if name not in ("resid_pre", "resid_post")]
-        self.places: set[Place] = {(name, layer) for name in inside for layer in range(model.num_layers)}
+        self.places: set[Place] = {(name, layer) for name in inside for layer in model.having(name)}
         self.recorded: set[Place] = set()
         self.known: dict[Run, Tape] = {}
 

@@ -9,14 +9,13 @@
 
 import signal
 import threading
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from causal_tracing.errors import EngineNote, MachineError
+from causal_tracing.errors import EngineNote, MachineError, warn
 from causal_tracing.experiments.chunks import Record, added
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.run_folder import FAILED, Row, differences
@@ -180,7 +179,7 @@ class _Work:
                 self.moved[worker] = share
             case Finished(worker=worker, rows=rows, record=record, notes=notes):
                 for note in notes:
-                    warnings.warn(note, EngineNote, stacklevel=6)
+                    warn(note, EngineNote)
                 self.idle.add(worker)
                 yield from self._gathered(self.flying.pop(worker), rows, record)
             case Raised(error=error):

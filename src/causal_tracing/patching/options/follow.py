@@ -13,8 +13,6 @@ from causal_tracing.patching.options.declare import PATHS, check_values, option,
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions
 from causal_tracing.prompts.tokens import Column
 
-EACH_SENDER = ("each z", "each mlp_out", "resid_pre 0")
-
 
 def _check_at(value: Any) -> None:
     """One position, role or span. Raises InvalidOption."""
@@ -75,15 +73,7 @@ class FollowRunOptions(FollowOptions):
     retry_failed: bool = same(RunOptions, "retry_failed")
 
 
-def senders_at(at: Column) -> list[str]:
-    """Every sender, at one token."""
-    return [f"{sender} @ {at}" for sender in EACH_SENDER]
-
-
-def as_paths_of_a_trace(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a trace that these mean."""
-    left = dict(given)
-    at = left.pop("at", "last")
-    if not left.get("senders"):
-        left["senders"] = senders_at(at)
-    return {"components": (), **left}
+def as_paths_of_a_trace(given: Mapping[str, Any], each: Sequence[str]) -> dict[str, Any]:
+    """The options of a trace that these mean, with `each` sender of the model where they name none."""
+    named = {name: value for name, value in given.items() if name != "at"}
+    return {"components": (), **named, "senders": named.get("senders") or each}

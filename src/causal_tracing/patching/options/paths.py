@@ -56,8 +56,8 @@ class PathOptions(SetOptions):
     )
     receivers: Named | None = option(
         None,
-        help="Who receives: q, k or v of heads, mlp_out, logits; every single one unless said otherwise. By name, "
-        "several are one receiver, each of which reads what the others make of it.",
+        help="Who receives: q, k or v of heads, attn_out, mlp_out, logits; every single one unless said otherwise. By "
+        "name, several are one receiver, each of which reads what the others make of it.",
         python='A list, such as ["each q", "mlp_out 25", "logits"], or a mapping from names to lists.',
         group=PATHS,
         text=NAMED,

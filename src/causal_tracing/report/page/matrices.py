@@ -25,9 +25,9 @@ from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 DIGITS = 4
-GROUPS = ("q", "k", "v", "mlp_out", "named", "logits", "beside")  # receivers, in their order
+GROUPS = ("q", "k", "v", "attn_out", "mixer_out", "mlp_out", "named", "logits", "beside")  # receivers, in their order
 SENDER = re.compile(r"(z|attn_out|mlp_out|mixer_out|resid_pre) (\d+)(?:\.(\d+))? @ (.+)")
-RECEIVER = re.compile(r"(q|k|v|mlp_out) (\d+)(?:\.(\d+))?")
+RECEIVER = re.compile(r"(q|k|v|attn_out|mixer_out|mlp_out) (\d+)(?:\.(\d+))?")
 LABELS = {"mlp_out": "MLP", "mixer_out": "mixer", "resid_pre": "embedding"}
 ABOVE = -2  # as the layer of a node: behind all layers that are drawn, before the logits
 
@@ -187,7 +187,7 @@ def _receiver(name: str, layer: int, margin: str) -> dict[str, Any]:
 
 def _whole(component: str, layer: int) -> str:
     """What stands over a receiver that is no single head: its layer, or that it is all heads of it."""
-    return str(layer) if component == "mlp_out" else "all"
+    return "all" if component in ("q", "k", "v") else str(layer)
 
 
 def _node(component: str, layer: str, part: str | None) -> list[Any]:

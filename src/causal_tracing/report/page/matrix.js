@@ -79,7 +79,7 @@ const matrixSection = (shared) => {
     });
     return found;
   };
-  const GROUPS = { mlp_out: "MLP", named: "", logits: "", beside: "" };
+  const GROUPS = { attn_out: "attention", mixer_out: "mixer", mlp_out: "MLP", named: "", logits: "", beside: "" };
   const heads = (columns, space) => {
     const group = (one) => GROUPS[one.group] ?? one.group, layer = (one) => `${one.group} ${one.layer}`;
     const head = (text, properties) => make(text ? "th" : "td", { ...(text ? properties : { colSpan: properties.colSpan ?? 1 }), textContent: text });
@@ -95,7 +95,7 @@ const matrixSection = (shared) => {
     first.append(edge);
     const last = line(named, "sender ↓ receiver →"); // as tall whatever is in sight of it
     if (now.columns.some((column) => column !== beside() && labels().receivers[column].part.length > 3)) last.className = "tall";
-    return [first, line(over(layer, (text) => text.replace(/^(named|logits|mlp_out) .*/, "").split(" ").at(-1)), "layer"), last];
+    return [first, line(over(layer, (text) => text.replace(/^(named|logits|attn_out|mixer_out|mlp_out) .*/, "").split(" ").at(-1)), "layer"), last];
   };
   const cellAt = (row, column, r, c) => {
     const cell = make("td", { role: "gridcell", tabIndex: at[0] === c && at[1] === r ? 0 : -1 });

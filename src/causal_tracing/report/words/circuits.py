@@ -8,6 +8,7 @@ import pandas as pd
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.labels import number
+from causal_tracing.report.words.senders import read_as_a_whole
 from causal_tracing.results.circuits import Area, Circuits, circuits, subsets_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import CIRCUIT_TESTS, CIRCUITS
@@ -84,7 +85,8 @@ def circuit_read(measurements: Measurements) -> tuple[str, ...]:
         return ()
     options = measurements.provenance["options"]
     if options.get("circuit_of", "nodes") == "edges":
-        return (READ_OF_EDGES[options["circuit_how"]].format(instead=INSTEAD[measurements.write["kind"]]),)
+        read = READ_OF_EDGES[options["circuit_how"]].format(instead=INSTEAD[measurements.write["kind"]])
+        return read, *read_as_a_whole(options["circuit"])
     kept = "keep" if options["circuit_input"] else "do not keep either"
     return (READ[options["circuit_how"]].format(rest=REST[measurements.write["kind"]], input=kept),)
 

@@ -7,7 +7,7 @@
    not called hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from causal_tracing.report.labels import between, number, p_value
 from causal_tracing.report.words.paths import LEAST, verb_of
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.score_files import ARROW
 from causal_tracing.results.select import shown_first, strongest
 from causal_tracing.results.site_kinds import PATHS, kind_of
 
@@ -27,6 +28,10 @@ READ_SENDERS = (
     "that stream is put into the unedited run, where all behind the receiver is live. Several receivers under one name "
     'follow the live rule: each also reads what the others make of it. A sender acts on its own tokens only. "Every '
     'path" is the sender patched as ever: what it does in all.'
+)
+READ_AS_A_WHOLE = (
+    "Where a layer's heads are not told apart, attention or what mixes tokens in its place (a state space, a "
+    "convolution, linear attention) sends and reads as a whole: its own token, and all before it."
 )
 NOT_SHOWN_SENDERS = (
     "Paths of one sender need not add up to what it does in all: what is held on one path would have answered, and "
@@ -103,7 +108,15 @@ def hidden_senders(effect: xr.DataArray, total: float) -> list[Hidden]:
 
 def senders_read(measurements: Measurements) -> tuple[str, ...]:
     """How a map of paths is read, where there is one."""
-    return (READ_SENDERS,) if PATHS.name in measurements.maps else ()
+    if PATHS.name not in measurements.maps:
+        return ()
+    return READ_SENDERS, *read_as_a_whole(measurements.maps[PATHS.name].receiver.values)
+
+
+def read_as_a_whole(names: Iterable[str]) -> tuple[str, ...]:
+    """What is said of readers that are no heads' queries, keys and values, where some of these (or edges) are such."""
+    whole = any(str(name).rpartition(ARROW)[2].startswith(("attn_out ", "mixer_out ")) for name in names)
+    return (READ_AS_A_WHOLE,) if whole else ()
 
 
 def senders_not_shown(measurements: Measurements) -> tuple[str, ...]:

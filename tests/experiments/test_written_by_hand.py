@@ -1,7 +1,9 @@
 """Models that somebody wrote, or changed: whatever they take, give and wrap, what is offered is exact."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -46,6 +48,7 @@ class Own(PreTrainedModel):
 
     config_class = PreTrainedConfig
     give: Callable[[Tensor], Any] = staticmethod(lambda stream: stream)
+    take: Callable[[Any], Tensor] = staticmethod(lambda given: given)
 
     def __init__(self) -> None:
         config: Any = PreTrainedConfig()
@@ -63,8 +66,7 @@ class Own(PreTrainedModel):
     def logits(self, tokens: Tensor) -> Tensor:
         stream = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
         for block in self.blocks:
-            stream = block(stream)
-            stream = stream if isinstance(stream, Tensor) else stream[0]
+            stream = type(self).take(block(stream))
         return self.out(stream)
 
     def forward(self, input_ids: Tensor) -> Any:
@@ -100,6 +102,38 @@ class TakesNamesAlone(Own):
 
 class LayersGiveLists(Own):
     give = staticmethod(lambda stream: [stream, None])
+    take = staticmethod(lambda given: given[0])
+
+
+class Named(NamedTuple):
+    stream: Tensor
+    weights: Tensor | None = None
+
+
+class LayersGiveNamedTuples(Own):
+    give = staticmethod(Named)
+    take = staticmethod(lambda given: given.stream)
+
+
+class LayersGiveDicts(Own):
+    give = staticmethod(lambda stream: {"length": stream.shape[1], "stream": stream})
+    take = staticmethod(lambda given: given["stream"])
+
+
+class LayersGiveOutputs(Own):
+    give = staticmethod(lambda stream: BaseModelOutput(last_hidden_state=stream))
+    take = staticmethod(lambda given: given.last_hidden_state)
+
+
+@dataclass(frozen=True)
+class Given:
+    length: int
+    stream: Tensor
+
+
+class LayersGiveDataclasses(Own):
+    give = staticmethod(lambda stream: Given(stream.shape[1], stream))
+    take = staticmethod(lambda given: given.stream)
 
 
 def made(kind: Callable[[], nn.Module]) -> nn.Module:
@@ -135,9 +169,11 @@ def restored_by_hand(network: Any, path: str, position: int, logits: Callable[[A
     return found[1] - found[2]
 
 
-@pytest.mark.parametrize(
-    "kind", [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone, LayersGiveLists]
-)
+FORMS = [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone]
+LAYERS = [LayersGiveLists, LayersGiveNamedTuples, LayersGiveDicts, LayersGiveOutputs, LayersGiveDataclasses]
+
+
+@pytest.mark.parametrize("kind", [*FORMS, *LAYERS])
 def test_whatever_its_forward_takes_and_gives_its_layers_are_traced(kind: Any):
     network = made(kind)
     model = ct.load(network, tokenizer=WORDS)
@@ -164,14 +200,9 @@ class NoLogits(Own):
         return BaseModelOutput(last_hidden_state=self.logits(input_ids))
 
 
-class LayersGiveDicts(Own):
-    give = staticmethod(lambda stream: {"stream": stream})
-
-    def logits(self, tokens: Tensor) -> Tensor:
-        stream = self.words(tokens)
-        for block in self.blocks:
-            stream = block(stream)["stream"]
-        return self.out(stream)
+class LayersGiveObjects(Own):
+    give = staticmethod(lambda stream: SimpleNamespace(stream=stream))
+    take = staticmethod(lambda given: given.stream)
 
 
 class NoHead(Own):
@@ -189,10 +220,13 @@ class NoWords(Own):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (LastLogits, r"for 6 tokens it gives the logits of 1\."),
+        (LastLogits, r"for 6 tokens it gives the logits of 1\. Let its forward give those of every token"),
         (FlatLogits, r"its forward returns a CausalLMOutput of logits with the shape \[6, 97\]\."),
         (NoLogits, r"logits \[row, token, word\] are needed, and .* a BaseModelOutput of last_hidden_state\."),
-        (LayersGiveDicts, r"no list of layers that a text passes: members of blocks give a dict, and no stream\."),
+        (
+            LayersGiveObjects,
+            r"no list of layers that a text passes: members of blocks give a SimpleNamespace, and no stream\.",
+        ),
         (NoHead, r"reads 97 words, and gives 32 numbers for each token, which are no logits of words\."),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],

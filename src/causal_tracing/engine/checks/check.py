@@ -31,6 +31,7 @@ from causal_tracing.engine.checks.findings import (
     Law,
     beside_others,
     bounded,
+    later_tokens,
     own_activations,
     random_write,
     write_all,
@@ -292,21 +293,39 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     # Beside a row that is patched, as every row will be.
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
+    if not alone <= bound:  # asked only then, for what is to be said
+        again = record(model, [clean], places, keep=keep)[clean].logits
+        yield bounded(Law.AGAIN, (), apart(again, donors[clean].logits).max().item() / size, bound)
     yield bounded(Law.ALONE, (), alone, bound)
     yield beside_others(model, clean, corrupt, donors)
+    yield later_tokens(model, clean, corrupt)
     for component in components:
         yield own_activations(model, component, clean, donors)
     # Held apart from whole layers, which models may fail that read something besides the stream: behind the last layer
     # nothing reads anything else, so that a failure here says that the layers are not what they seem.
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     difference = apart(last, donors[corrupt].logits).max().item() / size
-    yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
+    yield bounded(Law.LAST_LAYER, ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
         whole = run([write_all(model, component, corrupt, layer) for layer in model.active])
         difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:
         yield from random_write(model, component, clean, donors[clean])
+
+
+# By law, what is said of a model on which nothing can be trusted, for it does not keep to that.
+_BESIDE = "cannot be traced: what it makes of a prompt depends on what is run beside it {measured}.{beside}"
+_REFUSED = {
+    Law.AGAIN: "cannot be traced: it gives other logits for the same prompt {measured}. It draws random numbers in "
+    "evaluation too, or keeps something from one call to the next (a cache, a running mean): let it do neither.",
+    Law.ALONE: _BESIDE,
+    Law.BESIDE: _BESIDE,
+    Law.CAUSAL: "is not causal: an edit changes what earlier tokens predict {measured}.",
+    Law.LATER: "is not causal: a later token changes what earlier ones predict {measured}.",
+    Law.LAST_LAYER: "cannot be traced: its logits are made of more than what the last of its {layers} gives "
+    "{measured}. Something goes past it, such as a residual that is added outside of these or handed on beside them.",
+}
 
 
 def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: str) -> Anatomy:
@@ -316,13 +335,9 @@ def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: st
     """
     for finding in (finding for finding in findings if not finding.holds):
         measured = _measured(finding)
-        if finding.name == Law.CAUSAL:
-            raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
-        if finding.name == Law.BESIDE:
-            raise UnsupportedModel(
-                f"{name} cannot be traced: what it makes of a prompt depends on what is run "
-                f"beside it {measured}.{beside}"
-            )
+        if finding.name in _REFUSED:
+            said = _REFUSED[finding.name].format(measured=measured, layers=anatomy.layers, beside=beside)
+            raise UnsupportedModel(f"{name} {said}")
         if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
         # Read-back and self-patch held, so the site is what it says; it is only no cut (gemma3n reads embeddings in

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 import causal_tracing as ct
-from causal_tracing.errors import InvalidPair, UnsupportedModel
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidPair, UnsupportedModel
 from loaded import WORDS
 from tiny import tiny_model
 
@@ -205,6 +205,46 @@ class LayersGiveObjects(Own):
     take = staticmethod(lambda given: given.stream)
 
 
+class LayersGiveWeightsFirst(Own):
+    give = staticmethod(lambda stream: (torch.zeros(1, 1, 6, 6), stream))
+    take = staticmethod(lambda given: given[1])
+
+
+class Placed(Layer):
+    """Takes positions before the stream."""
+
+    def forward(self, places: Tensor, stream: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(stream + places)
+
+
+class LayersTakePlacesFirst(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Placed(type(self).give) for _ in range(3)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream, places = self.words(tokens), self.places(torch.arange(tokens.shape[1]))[None]
+        for block in self.blocks:
+            stream = block(places, stream)
+        return self.out(stream)
+
+
+class OneLayerTwice(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2] = self.blocks[0]
+
+
+class ResidualOutside(Own):
+    """What its layers give is added to the stream by the network."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for block in self.blocks:
+            stream = stream + block(stream)
+        return self.out(stream)
+
+
 class NoHead(Own):
     """Its backbone alone: as many numbers a token as the stream is wide."""
 
@@ -227,6 +267,10 @@ class NoWords(Own):
             LayersGiveObjects,
             r"no list of layers that a text passes: members of blocks give a SimpleNamespace, and no stream\.",
         ),
+        (LayersGiveWeightsFirst, r"member 0 of blocks is given \[1, 6, 32\] numbers and gives \[1, 1, 6, 6\]"),
+        (LayersTakePlacesFirst, r"what one of its blocks gives is the next one's argument 1, .* take the stream first"),
+        (OneLayerTwice, r"uses one module as several layers: of 3 entries of blocks, 2 are modules of their own\."),
+        (ResidualOutside, r"its logits are made of more than what the last of its blocks gives .* added outside of"),
         (NoHead, r"reads 97 words, and gives 32 numbers for each token, which are no logits of words\."),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],
@@ -234,6 +278,77 @@ class NoWords(Own):
 def test_what_it_lacks_is_named(kind: Any, said: str):
     with pytest.raises(UnsupportedModel, match=said):
         ct.load(made(kind), tokenizer=WORDS)
+
+
+class SharedMlp(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2].mlp = self.blocks[0].mlp
+
+
+class NormBehind(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.append(nn.LayerNorm(WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "said"),
+    [
+        (
+            SharedMlp,
+            "mlp_out",
+            r"Layers share modules \(mlp of layer 2 is mlp of layer 0\), and what is written",
+        ),
+        (NormBehind, "attn_out", r"in layer 3 no module was found .*\. That layer is a LayerNorm alone\."),
+    ],
+)
+def test_what_its_modules_are_is_said_of_a_part_that_is_missing(kind: Any, component: str, said: str):
+    with pytest.raises(ComponentNotOffered, match=said):
+        ct.load(made(kind), tokenizer=WORDS).anatomy.require(component)
+
+
+class Halves(Own):
+    """Layers in two lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further = nn.ModuleList([Layer(type(self).give) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for block in (*self.blocks, *self.further, *self.norms):
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_layers_in_several_lists_are_said():
+    with pytest.warns(EngineNote, match=r"those of blocks alone are traced, .*: not those of further\."):
+        assert ct.load(made(Halves), tokenizer=WORDS).num_layers == 3
+
+
+class OnesAmongZeros(Own):
+    """Reads tokens as ones among zeros, by a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Linear(97, WIDTH)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(nn.functional.one_hot(tokens, 97).float())
+        for block in self.blocks:
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_a_matrix_that_reads_tokens_knows_as_many_as_it_has_columns():
+    network = made(OnesAmongZeros)
+    model = ct.load(network, tokenizer=WORDS)
+    assert model.vocabulary == 97
+    trace = ct.trace(model, PAIR, components=["resid_pre"], progress=False)
+    said = trace.effects.restoration.sel(AT).sel(component="resid_pre", layer=1).isel(position=4)
+    assert said.item() == pytest.approx(restored_by_hand(network, "blocks.1", 4, own_logits), abs=1e-5)
 
 
 def test_a_word_that_the_head_does_not_know_is_named():

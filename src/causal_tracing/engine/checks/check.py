@@ -37,7 +37,7 @@ from causal_tracing.engine.checks.findings import (
     write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
+from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
@@ -222,10 +222,38 @@ def _say_short_products(network: Any, name: str) -> None:
         )
 
 
+def _say_others(layers: Layers, name: str) -> None:
+    if layers.others:
+        warnings.warn(
+            f"{name} has layers in several lists, and those of {layers.path} alone are traced, and counted from 0: not "
+            f"those of {', '.join(layers.others)}.",
+            EngineNote,
+            stacklevel=2,
+        )
+
+
+def _of_modules(network: nn.Module, layers: Layers, reason: str) -> str:
+    """What the layers' modules add to the reason why some layer lacks a part; empty where they say nothing."""
+    seen: dict[nn.Module, tuple[str, int]] = {}
+    for number, layer in enumerate(network.get_submodule(layers.path).children()):
+        if reason.startswith(f"in layer {number} ") and not any(layer.children()):
+            return f" That layer is a {type(layer).__name__} alone."
+        for path, part in layer.named_modules():
+            if path and any(True for _ in part.parameters()):
+                before, first = seen.setdefault(part, (path, number))
+                if first != number and reason.startswith("in layer "):
+                    return (
+                        f" Layers share modules ({path} of layer {number} is {before} of layer {first}), and what is "
+                        "written in one would be written in both."
+                    )
+    return ""
+
+
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:
     """The anatomy by what passes through the network: its layers, their parts, and what is not there."""
     bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
     layers = find_layers(network, clean.tokens, name)
+    _say_others(layers, name)
     found = explained(network, layers, clean.tokens, name, bound)
     # One text may fit by chance, where a part is zero or two are equal there.
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
@@ -237,7 +265,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
     for component, reason in refusals([layouts[n] for n in active], [found[n] for n in active]):
-        anatomy = anatomy.refuse(component, reason)
+        anatomy = anatomy.refuse(component, reason + _of_modules(network, layers, reason))
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)
     return anatomy, [bounded("what a layer adds = its parts", parts, apart, bound)] if parts else []

@@ -30,11 +30,15 @@ ONE = 1e-2  # how far a sum of probabilities may be from 1, in half precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie."""
+    """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie.
+
+    `others` are the lists of further layers that the stream passes before or behind these, or in their midst.
+    """
 
     path: str
     idle: tuple[int, ...]
     lanes: str | None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +106,15 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     _refuse_no_logits(logits, name)
     called = {*best.members}
     idle = tuple(number for number in range(best.size) if number not in called)
-    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))
+    others = tuple(one.path for one in found if one is not best and _goes_on(network, one, best))
+    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name), others=others)
+
+
+def _goes_on(network: nn.Module, one: _Passed, best: _Passed) -> bool:
+    """Whether these are layers too, which hand on the same stream: each is made of modules, as none of norms is."""
+    whole = all(any(member.children()) for member in network.get_submodule(one.path).children())
+    linked = _equal(best.calls[-1][2], one.calls[0][1]) or _equal(one.calls[-1][2], best.calls[0][1])
+    return whole and one.calls[0][1].shape == best.calls[0][1].shape and (linked or one.handed_on > 0)
 
 
 def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:

@@ -10,7 +10,7 @@
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -344,7 +344,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
 
 # By law, what is said of a model on which nothing can be trusted, for it does not keep to that.
 _BESIDE = "cannot be traced: what it makes of a prompt depends on what is run beside it {measured}.{beside}"
-_REFUSED = {
+_REFUSED: Mapping[str, str] = {
     Law.AGAIN: "cannot be traced: it gives other logits for the same prompt {measured}. It draws random numbers in "
     "evaluation too, or keeps something from one call to the next (a cache, a running mean): let it do neither.",
     Law.ALONE: _BESIDE,

@@ -313,7 +313,9 @@ def _fraction_reason(total: xr.Variable, threshold: xr.Variable, uncertain: xr.V
     reasons = xr.full_like(total, "", dtype=object)
     for index in np.ndindex(*total.shape):
         effect, bound, half = (array.values[index] for array in (total, threshold, uncertain))
-        if abs(effect) <= bound:
+        if effect == 0:
+            reasons.values[index] = "the total effect is 0, and nothing is a share of that"
+        elif abs(effect) <= bound:
             reasons.values[index] = (
                 f"the total effect ({abs(effect):.2g}) is not larger than {bound:.2g}: repeats of the unedited runs "
                 "differ so much that a fraction would be off by more than 0.01"

@@ -132,9 +132,10 @@ def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Pass
                 stack.callback(handle.remove)
         logits = logits_in(run_text(network, as_batch(network, tokens), name))
     if logits.shape[1] != len(tokens):
+        advice = " Let its forward give those of every token, also where it is called with the tokens alone."
         raise UnsupportedModel(
-            f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}. Let its "
-            "forward give those of every token, also where it is called with the tokens alone."
+            f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
+            f"{advice if logits.shape[1] < len(tokens) else ''}"
         )
     words = words_of(network.get_input_embeddings())
     if words is not None and logits.shape[-1] < words and not has_head(network):

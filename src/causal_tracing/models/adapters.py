@@ -24,7 +24,8 @@ def inside(wrapper: Any) -> Any:
         return None
     for each in configs.values():
         _refuse_learned(wrapper, each)
-    network = wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else None
+    base: Any = getattr(wrapper, "get_base_model", None)
+    network = None if base is None else base()
     if network is not None and not _alike(wrapper, network):
         raise UnsupportedModel(
             f"A {type(wrapper).__name__} gives other logits than the network inside it, which is what would be traced: "

@@ -328,6 +328,36 @@ def test_layers_in_several_lists_are_said():
         assert ct.load(made(Halves), tokenizer=WORDS).num_layers == 3
 
 
+class PastItsWords(Own):
+    """Reads the table of its words, and not by the module."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = nn.functional.embedding(tokens, self.words.weight)  # pyright: ignore[reportArgumentType]
+        for block in self.blocks:
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_noise_on_words_that_no_module_reads_is_refused():
+    model = ct.load(made(PastItsWords), tokenizer=WORDS)
+    noised = ct.Pair(clean=PAIR.clean, answer=" w9", foil=" w12", subject="w17")
+    said = r"The module that reads tokens was called 0 times in one run, .*\. Give a corrupt prompt instead\."
+    with pytest.raises(UnsupportedModel, match=said):
+        ct.trace(model, noised, noise=ct.Noise(scale=3.0, draws=1), progress=False)
+
+
+class WithoutGradients(Own):
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor) -> Any:
+        return super().forward(input_ids)
+
+
+def test_a_forward_that_turns_gradients_off_has_no_estimates():
+    model = ct.load(made(WithoutGradients), tokenizer=WORDS)
+    with pytest.raises(UnsupportedModel, match=r"has no gradients: its forward turns them off, .*\. Use trace\(\)"):
+        ct.attribute(model, PAIR, components=["mlp_out"], progress=False)
+
+
 class OnesAmongZeros(Own):
     """Reads tokens as ones among zeros, by a matrix."""
 

@@ -94,7 +94,10 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     passed = [one for one in passed if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
     if not passed:
         also = f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream" if wrapped else ""
-        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes{also}.")
+        raise UnsupportedModel(
+            f"{type(network).__name__} has no list of layers that a text passes{also}. Layers are members of one "
+            "nn.ModuleList or nn.Sequential, and give the stream, or a tuple, dict or dataclass that begins with it."
+        )
     outermost = [*_outermost(passed)]
     found = [one for one in outermost if one.once]
     if not found:

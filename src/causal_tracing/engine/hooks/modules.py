@@ -65,8 +65,13 @@ def attached(
 
 def require_once(place: Place, times: int) -> None:
     """Raises UnsupportedModel where a run did not come past a place exactly once."""
+    component, layer = place
+    if times != 1 and component == "embed":
+        raise UnsupportedModel(
+            f"The module that reads tokens was called {times} times in one run, where once is needed: nothing can be "
+            "added to what it gives, such as noise. Give a corrupt prompt instead."
+        )
     if times != 1:
-        component, layer = place
         raise UnsupportedModel(
             f"{component} of layer {layer} was passed {times} times in one run, where once is needed: the model skips "
             "it, or uses it again. Leave the component or the layer out."

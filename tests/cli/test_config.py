@@ -60,6 +60,7 @@ def equal(one: Path, other: Path) -> None:
 ASKED = [
     [],
     ["--metric", "prob", "--positions", "last,2", "--directions", "disruption", "--budget", "2MB", "--seed", "3"],
+    ["--heads", "true", "--neurons", "true", "--neuron-positions", "last"],
     ["--heads", "z,k", "--neurons", "1,2:14+60", "--neuron-positions", "2,last", "--window", "mlp_out=2"],
     ["--write", "mean", "--reference", "reference.txt", "--no-window-sums", "--align", "suffix"],
     ["--write", "given", "--tensors", "given.safetensors", "--components", "resid_post", "--layers", "1"],

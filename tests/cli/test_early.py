@@ -34,6 +34,12 @@ WRONG = {
         "only restoration is measured",
     ),
     "preset": ([*TRACE, "--preset", "rome", "--metric", "logit"], "leave out metric= or the preset"),
+    "noise and alignment": (
+        ["trace", "--model", "demo", *PAIR[:2], *PAIR[4:], "--subject", "a", "--noise", "3sigma", "--align", "suffix"],
+        "align='suffix' pairs two prompts, and noise corrupts the one",
+    ),
+    "metrics of no document": ([*TRACE, "--all-metrics"], "--all-metrics says what --json prints: give --json too"),
+    "overwriting nothing": ([*TRACE, "--overwrite"], "--overwrite replaces what lies at --out: give --out too"),
     "ablation": ([*TRACE, "--write", "zero", "--directions", "restoration"], "only disruption is measured"),
     "layers": ([*TRACE, "--layers", "0-99999999999"], "no model has so many layers as '0-99999999999' names"),
     "a layer": ([*TRACE, "--layers", 5000 * "9"], "no model has so many layers"),

@@ -1,5 +1,8 @@
 """Models and prompts that are not as most are: they work, or one sentence says why not."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -121,7 +124,7 @@ def test_streams_of_several_lanes_are_patched_as_a_whole():
         ("hrm_text", r"cannot be traced layer by layer: in one run its model\.L_module\.layers are called 24 times"),
         ("xlnet", r"cannot be traced by tokens: for 6 tokens its layers are given \[6, 1, 32\] numbers"),
         ("musicgen", "its tokens are read by a ModuleList, such as one table for each codebook"),
-        ("paligemma", "is not causal: an edit changes what earlier tokens predict"),
+        ("paligemma", "is not causal: a later token changes what earlier ones predict"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_for_a_true_reason(name, message):
@@ -232,7 +235,66 @@ def test_a_model_that_looks_ahead_in_any_layer_is_not_causal(layer: int):
     network = build("llama")
     mlp = network.model.layers[layer].mlp
     mlp.register_forward_hook(lambda _, __, output: output + 0.5 * output.mean(1, keepdim=True))
-    with pytest.raises(UnsupportedModel, match="is not causal: an edit changes what earlier tokens predict"):
+    with pytest.raises(UnsupportedModel, match="is not causal: a later token changes what earlier ones predict"):
+        ct.load(network, tokenizer=WORDS)
+
+
+@pytest.mark.parametrize("block", [slice(0, 2), slice(0, 3), slice(3, 6), slice(4, 6)], ids=str)
+def test_a_model_that_sees_a_few_tokens_at_once_is_not_causal(block: slice):
+    """A prefix that is read whole, or tokens in blocks: nothing behind them is seen by what stands before."""
+    network = build("llama")
+
+    def look(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        mixed = output.clone()
+        mixed[:, block] += 0.5 * output[:, block].mean(1, keepdim=True)
+        return mixed
+
+    network.model.layers[1].mlp.register_forward_hook(look)
+    with pytest.raises(UnsupportedModel, match="is not causal: a later token changes what earlier ones predict"):
+        ct.load(network, tokenizer=WORDS)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda logits: logits.softmax(-1), r"adds up to 1, as probabilities do\. Let it give logits"),
+        (lambda logits: logits * 1e7, r"its logits are as large as [0-9.]+e\+0[78]\. Probabilities are 0 or 1 there"),
+    ],
+    ids=["probabilities", "vast"],
+)
+def test_numbers_of_words_that_are_no_logits_are_told(make: Callable[[torch.Tensor], torch.Tensor], said: str):
+    network = build("llama")
+    network.lm_head.register_forward_hook(lambda _, __, logits: make(logits))
+    with pytest.raises(UnsupportedModel, match=said):
+        ct.load(network, tokenizer=WORDS)
+
+
+class Dropped(nn.Module):
+    """Dropout in evaluation too."""
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(value, 0.2, training=True)
+
+
+class Stateful(nn.Module):
+    """What it gives is moved by a running mean of what went in before."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.mean = inner, torch.zeros(())
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + value.mean()
+        return self.inner(value) * (1 + self.mean)
+
+
+@pytest.mark.parametrize("change", [Stateful, lambda mlp: nn.Sequential(mlp, Dropped())], ids=["state", "dropout"])
+def test_a_model_that_gives_other_logits_each_time_is_told_so(change: Callable[[nn.Module], nn.Module]):
+    network = build("llama")
+    network.model.layers[1].mlp = change(network.model.layers[1].mlp)
+    with pytest.raises(
+        UnsupportedModel, match=r"gives other logits for the same prompt \(.*\)\. It draws random numbers"
+    ):
         ct.load(network, tokenizer=WORDS)
 
 

@@ -1,7 +1,9 @@
 """Models that somebody wrote, or changed: whatever they take, give and wrap, what is offered is exact."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 import causal_tracing as ct
-from causal_tracing.errors import InvalidPair, UnsupportedModel
+from causal_tracing.errors import ComponentNotOffered, EngineNote, InvalidPair, UnsupportedModel
 from loaded import WORDS
 from tiny import tiny_model
 
@@ -46,6 +48,7 @@ class Own(PreTrainedModel):
 
     config_class = PreTrainedConfig
     give: Callable[[Tensor], Any] = staticmethod(lambda stream: stream)
+    take: Callable[[Any], Tensor] = staticmethod(lambda given: given)
 
     def __init__(self) -> None:
         config: Any = PreTrainedConfig()
@@ -63,8 +66,7 @@ class Own(PreTrainedModel):
     def logits(self, tokens: Tensor) -> Tensor:
         stream = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
         for block in self.blocks:
-            stream = block(stream)
-            stream = stream if isinstance(stream, Tensor) else stream[0]
+            stream = type(self).take(block(stream))
         return self.out(stream)
 
     def forward(self, input_ids: Tensor) -> Any:
@@ -100,6 +102,38 @@ class TakesNamesAlone(Own):
 
 class LayersGiveLists(Own):
     give = staticmethod(lambda stream: [stream, None])
+    take = staticmethod(lambda given: given[0])
+
+
+class Named(NamedTuple):
+    stream: Tensor
+    weights: Tensor | None = None
+
+
+class LayersGiveNamedTuples(Own):
+    give = staticmethod(Named)
+    take = staticmethod(lambda given: given.stream)
+
+
+class LayersGiveDicts(Own):
+    give = staticmethod(lambda stream: {"length": stream.shape[1], "stream": stream})
+    take = staticmethod(lambda given: given["stream"])
+
+
+class LayersGiveOutputs(Own):
+    give = staticmethod(lambda stream: BaseModelOutput(last_hidden_state=stream))
+    take = staticmethod(lambda given: given.last_hidden_state)
+
+
+@dataclass(frozen=True)
+class Given:
+    length: int
+    stream: Tensor
+
+
+class LayersGiveDataclasses(Own):
+    give = staticmethod(lambda stream: Given(stream.shape[1], stream))
+    take = staticmethod(lambda given: given.stream)
 
 
 def made(kind: Callable[[], nn.Module]) -> nn.Module:
@@ -135,9 +169,11 @@ def restored_by_hand(network: Any, path: str, position: int, logits: Callable[[A
     return found[1] - found[2]
 
 
-@pytest.mark.parametrize(
-    "kind", [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone, LayersGiveLists]
-)
+FORMS = [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone]
+LAYERS = [LayersGiveLists, LayersGiveNamedTuples, LayersGiveDicts, LayersGiveOutputs, LayersGiveDataclasses]
+
+
+@pytest.mark.parametrize("kind", [*FORMS, *LAYERS])
 def test_whatever_its_forward_takes_and_gives_its_layers_are_traced(kind: Any):
     network = made(kind)
     model = ct.load(network, tokenizer=WORDS)
@@ -164,13 +200,48 @@ class NoLogits(Own):
         return BaseModelOutput(last_hidden_state=self.logits(input_ids))
 
 
-class LayersGiveDicts(Own):
-    give = staticmethod(lambda stream: {"stream": stream})
+class LayersGiveObjects(Own):
+    give = staticmethod(lambda stream: SimpleNamespace(stream=stream))
+    take = staticmethod(lambda given: given.stream)
+
+
+class LayersGiveWeightsFirst(Own):
+    give = staticmethod(lambda stream: (torch.zeros(1, 1, 6, 6), stream))
+    take = staticmethod(lambda given: given[1])
+
+
+class Placed(Layer):
+    """Takes positions before the stream."""
+
+    def forward(self, places: Tensor, stream: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(stream + places)
+
+
+class LayersTakePlacesFirst(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Placed(type(self).give) for _ in range(3)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream, places = self.words(tokens), self.places(torch.arange(tokens.shape[1]))[None]
+        for block in self.blocks:
+            stream = block(places, stream)
+        return self.out(stream)
+
+
+class OneLayerTwice(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2] = self.blocks[0]
+
+
+class ResidualOutside(Own):
+    """What its layers give is added to the stream by the network."""
 
     def logits(self, tokens: Tensor) -> Tensor:
         stream = self.words(tokens)
         for block in self.blocks:
-            stream = block(stream)["stream"]
+            stream = stream + block(stream)
         return self.out(stream)
 
 
@@ -189,10 +260,17 @@ class NoWords(Own):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (LastLogits, r"for 6 tokens it gives the logits of 1\."),
+        (LastLogits, r"for 6 tokens it gives the logits of 1\. Let its forward give those of every token"),
         (FlatLogits, r"its forward returns a CausalLMOutput of logits with the shape \[6, 97\]\."),
         (NoLogits, r"logits \[row, token, word\] are needed, and .* a BaseModelOutput of last_hidden_state\."),
-        (LayersGiveDicts, r"no list of layers that a text passes: members of blocks give a dict, and no stream\."),
+        (
+            LayersGiveObjects,
+            r"no list of layers that a text passes: members of blocks give a SimpleNamespace, and no stream\.",
+        ),
+        (LayersGiveWeightsFirst, r"member 0 of blocks is given \[1, 6, 32\] numbers and gives \[1, 1, 6, 6\]"),
+        (LayersTakePlacesFirst, r"what one of its blocks gives is the next one's argument 1, .* take the stream first"),
+        (OneLayerTwice, r"uses one module as several layers: of 3 entries of blocks, 2 are modules of their own\."),
+        (ResidualOutside, r"its logits are made of more than what the last of its blocks gives .* added outside of"),
         (NoHead, r"reads 97 words, and gives 32 numbers for each token, which are no logits of words\."),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],
@@ -200,6 +278,107 @@ class NoWords(Own):
 def test_what_it_lacks_is_named(kind: Any, said: str):
     with pytest.raises(UnsupportedModel, match=said):
         ct.load(made(kind), tokenizer=WORDS)
+
+
+class SharedMlp(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks[2].mlp = self.blocks[0].mlp
+
+
+class NormBehind(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.append(nn.LayerNorm(WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "said"),
+    [
+        (
+            SharedMlp,
+            "mlp_out",
+            r"Layers share modules \(mlp of layer 2 is mlp of layer 0\), and what is written",
+        ),
+        (NormBehind, "attn_out", r"in layer 3 no module was found .*\. That layer is a LayerNorm alone\."),
+    ],
+)
+def test_what_its_modules_are_is_said_of_a_part_that_is_missing(kind: Any, component: str, said: str):
+    with pytest.raises(ComponentNotOffered, match=said):
+        ct.load(made(kind), tokenizer=WORDS).anatomy.require(component)
+
+
+class Halves(Own):
+    """Layers in two lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further = nn.ModuleList([Layer(type(self).give) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for block in (*self.blocks, *self.further, *self.norms):
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_layers_in_several_lists_are_said():
+    with pytest.warns(EngineNote, match=r"those of blocks alone are traced, .*: not those of further\."):
+        assert ct.load(made(Halves), tokenizer=WORDS).num_layers == 3
+
+
+class PastItsWords(Own):
+    """Reads the table of its words, and not by the module."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = nn.functional.embedding(tokens, self.words.weight)  # pyright: ignore[reportArgumentType]
+        for block in self.blocks:
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_noise_on_words_that_no_module_reads_is_refused():
+    model = ct.load(made(PastItsWords), tokenizer=WORDS)
+    noised = ct.Pair(clean=PAIR.clean, answer=" w9", foil=" w12", subject="w17")
+    said = r"The module that reads tokens was called 0 times in one run, .*\. Give a corrupt prompt instead\."
+    with pytest.raises(UnsupportedModel, match=said):
+        ct.trace(model, noised, noise=ct.Noise(scale=3.0, draws=1), progress=False)
+
+
+class WithoutGradients(Own):
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor) -> Any:
+        return super().forward(input_ids)
+
+
+def test_a_forward_that_turns_gradients_off_has_no_estimates():
+    model = ct.load(made(WithoutGradients), tokenizer=WORDS)
+    with pytest.raises(UnsupportedModel, match=r"has no gradients: its forward turns them off, .*\. Use trace\(\)"):
+        ct.attribute(model, PAIR, components=["mlp_out"], progress=False)
+
+
+class OnesAmongZeros(Own):
+    """Reads tokens as ones among zeros, by a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Linear(97, WIDTH)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(nn.functional.one_hot(tokens, 97).float())
+        for block in self.blocks:
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_a_matrix_that_reads_tokens_knows_as_many_as_it_has_columns():
+    network = made(OnesAmongZeros)
+    model = ct.load(network, tokenizer=WORDS)
+    assert model.vocabulary == 97
+    trace = ct.trace(model, PAIR, components=["resid_pre"], progress=False)
+    said = trace.effects.restoration.sel(AT).sel(component="resid_pre", layer=1).isel(position=4)
+    assert said.item() == pytest.approx(restored_by_hand(network, "blocks.1", 4, own_logits), abs=1e-5)
 
 
 def test_a_word_that_the_head_does_not_know_is_named():

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model_types.anatomy import Found, Layer, Term
+from model_types.anatomy import Found, Layer, Term, call_of, has_matrix
 from model_types.attention import NAMES, Attention, Cell, NotFound, visiting
 from model_types.mixture import MIXTURE, Mixture
 from model_types.prompts import ANSWER, FOIL, Prompts
-from model_types.spots import Change, Spot, changing, look, put, run, unchanged
+from model_types.spots import Change, Spot, changing, look, put, record, run, unchanged
 
 WHOLE = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "mixer_out", "resid_post")
 METRICS = ("logit", "log_prob", "logit_diff")
@@ -67,6 +67,7 @@ class Side:
     found: Found
     tokens: tuple[int, ...]
     seen: dict[Spot, Tensor] = field(default_factory=dict)
+    projections: dict[int, Spot] = field(default_factory=dict)  # by layer
 
     @cached_property
     def logits(self) -> Tensor:
@@ -84,6 +85,37 @@ class Side:
     @cached_property
     def mixture(self) -> Mixture:
         return Mixture.of_run(self.network, self.found, self.tokens)
+
+    def heads(self, layer: int) -> tuple[Spot, ...]:
+        """Where heads' outputs go in: the first matrix of the layer that takes in nothing where values are nothing.
+
+        Not the last one of what is added: in some layers attention feeds another mixer of tokens, or stands beside one.
+        Where the layer's values are not seen, that last one is all that is known. Raises NotFound.
+        """
+        if (layer, "v") not in self.attention.seen:
+            return spots_of(self.found.layers[layer], "z")
+        if layer not in self.projections:
+            self.projections[layer] = reader_of_heads(self.network, self.found, self.tokens, layer)
+        return (self.projections[layer],)
+
+
+def reader_of_heads(network: nn.Module, found: Found, tokens: tuple[int, ...], layer: int) -> Spot:
+    """What the first matrix takes in that has nothing to read once a layer's values are zero. Raises NotFound."""
+
+    def without(number: int, name: str, value: Tensor) -> Tensor:
+        return torch.zeros_like(value) if (number, name) == (layer, "v") else value
+
+    calls = record(network, tokens)
+    whole = call_of(calls, found.layers[layer].before)
+    inside = [each for each in calls if whole.holds(each) and has_matrix(network.get_submodule(each.path))]
+    with visiting(network, found, without):
+        emptied = {(each.path, each.turn): each.inputs for each in record(network, tokens)}
+    for call in sorted(inside, key=lambda each: each.begin):
+        for place, taken in call.inputs.items():
+            left = emptied.get((call.path, call.turn), {}).get(place)
+            if taken.any() and left is not None and not left.any():
+                return call.spot("in", place)
+    raise NotFound(f"no matrix of {found.layers[layer].call} takes in what attention gives alone")
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,30 +208,13 @@ class Oracle:
         if cell.component == "resid_mid":
             return self._middle(donor, into, layer, cell.position)
         changes: dict[Spot, Change] = {}
-        for spot in spots_of(layer, cell.component):
-            if cell.component == "z":
-                self._require_heads(into, cell.layer, spot)
+        spots = into.heads(cell.layer) if cell.component == "z" else spots_of(layer, cell.component)
+        for spot in spots:
             given, own = donor.at(spot), into.at(spot)
             change = put(only(given, own, cell), cell.position, self.prompts.length)
             if not torch.equal(change(own), own):
                 changes[spot] = change
         return changes
-
-    def _require_heads(self, side: Side, layer: int, spot: Spot) -> None:
-        """Raises NotFound where a projection takes in more than its layer's attention gives: without values, too.
-
-        In some layers attention feeds another mixer of tokens, and that one's projection is the last.
-        """
-        if (layer, "v") not in side.attention.seen:
-            return
-
-        def without(number: int, name: str, value: Tensor) -> Tensor:
-            return torch.zeros_like(value) if (number, name) == (layer, "v") else value
-
-        with visiting(self.network, self.found, without):
-            left = look(self.network, side.tokens, [spot])[spot]
-        if left.any():
-            raise NotFound(f"what {spot.path} takes in is not what attention gives")
 
     def _middle(self, donor: Side, into: Side, layer: Layer, position: int) -> dict[Spot, Change]:
         """Attention's output as it must be for input + attention to be the donor's."""

@@ -43,6 +43,14 @@ def test_a_type_does_at_least_as_well_as_is_known(name: str, verdict: str) -> No
     assert not effects or max(effects) > 50 * BOUND, "nothing moves: nothing could be wrong"
 
 
+def test_heads_that_feed_another_mixer_are_checked() -> None:
+    """The last matrix of what is added is the other mixer's; heads go into one before it."""
+    found = examine("zamba2", pairs=[FEW])["components"]["z"]["prompts"][FEW.name]
+    assert found["cells"]
+    assert "unchecked" not in found
+    assert found["effect"] > 50 * BOUND
+
+
 def test_a_write_at_another_token_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_later(donor: Tensor, position: int, length: int) -> Change:
         return put(donor, min(position + 1, length - 1), length)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -91,13 +91,43 @@ def test_something_from_memory_that_is_no_causal_language_model(model: Any):
     assert ("AutoModelForCausalLM" in message) == (type(model).__name__[:2] == "Ll")  # no advice that cannot help
 
 
-def test_learned_prompts_are_not_the_model_inside():
-    class PeftModelForCausalLM(torch.nn.Module):
-        peft_config: ClassVar = {"default": SimpleNamespace(is_prompt_learning=True, peft_type="PROMPT_TUNING")}
+class PeftModelForCausalLM(torch.nn.Module):
+    """A wrapper as peft's are, whose forward may do more than the network's inside."""
 
-    message = refused(UnsupportedModel, PeftModelForCausalLM(), tiny_tokenizer())
+    def __init__(self, network: Any, times: float = 1.0, **config: Any) -> None:
+        super().__init__()
+        self.network, self.times = network, times
+        self.peft_config = {"default": SimpleNamespace(**{"peft_type": "LORA", **config})}
+
+    def get_base_model(self) -> Any:
+        return self.network
+
+    def forward(self, input_ids: Any, **options: Any) -> Any:
+        found = self.network(input_ids=input_ids, **options)
+        found.logits = found.logits * self.times
+        return found
+
+
+def test_learned_prompts_are_not_the_model_inside():
+    wrapped = PeftModelForCausalLM(tiny_model(), peft_type="PROMPT_TUNING", is_prompt_learning=True)
+    message = refused(UnsupportedModel, wrapped, tiny_tokenizer())
     assert "of the kind PROMPT_TUNING puts learned vectors before every prompt" in message
     assert "is another one" in message
+
+
+def test_adapters_of_weights_are_traced_in_the_network_inside():
+    model = tiny_model()
+    opened = open_model(PeftModelForCausalLM(model), tiny_tokenizer())
+    assert opened.network is model
+    assert opened.source["wrapper"] == "peft PeftModelForCausalLM"
+
+
+def test_a_wrapper_that_does_more_than_the_network_inside_is_refused():
+    assert "gives other logits than the network inside" in refused(
+        UnsupportedModel, PeftModelForCausalLM(tiny_model(), times=1.1), tiny_tokenizer()
+    )
+    switched = PeftModelForCausalLM(tiny_model(), alora_invocation_tokens=[3, 4])
+    assert "is switched on by some words of a prompt" in refused(UnsupportedModel, switched, tiny_tokenizer())
 
 
 def test_an_encoder_from_memory_is_found_out_when_it_is_checked():

@@ -73,6 +73,7 @@ def test_a_masked_answer_is_the_reason_with_a_corrupt_prompt_or_without():
         reasons = effects(made).reason.sel(pair="p")
         assert {*reasons.sel(metric=list(OF_LOGITS)).values.tolist()} == {MASKED}
         assert reasons.sel(metric="prob").item() == ""
+        assert effects(made, metrics=["logit_diff"]).reason.item() == MASKED  # whatever is asked for
 
 
 def test_every_cell_has_a_status():

@@ -41,6 +41,8 @@ def carry_out(wanted: Wanted, output: OutputFlags) -> None:
     # All that can be wrong without a model is said first: loading one takes from seconds to minutes.
     wanted.pairs.check(options, alone=alone)
     check_folder(out, many=many, of_a_run=of_a_run, overwrite=output.overwrite)
+    if output.all_metrics and not output.as_json:
+        raise InvalidOption("--all-metrics says what --json prints: give --json too, or leave it out.")
     model = console.load(wanted.model, **wanted.loading)
     pairs = wanted.pairs.on(model, options, alone=alone)
     if wanted.finish is not None:
@@ -74,6 +76,8 @@ def check_folder(out: Path | None, *, many: bool, of_a_run: Mapping[str, Any], o
     given = [f"--{name.replace('_', '-')}" for name, value in of_a_run.items() if value != _of_a_run()[name]]
     if given and not (many and out is not None):
         raise InvalidOption(f"{', '.join(given)}: for many pairs in a folder. Give --pairs and --out too.")
+    if out is None and overwrite:
+        raise InvalidOption("--overwrite replaces what lies at --out: give --out too, or leave it out.")
     if out is not None and many and overwrite:
         raise InvalidOption("A run folder is gone on with, never overwritten. Delete it, or give --out another name.")
     if out is not None and many:

@@ -7,6 +7,7 @@ from torch import nn
 
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.interventions.edits import Run
+from causal_tracing.models.calling import words_of
 
 LENGTH, LEAST = 6, 3
 SEED = 0
@@ -15,7 +16,8 @@ SEED = 0
 def random_prompts(network: nn.Module, tokenizer: Any, length: int = LENGTH) -> tuple[Run, Run]:
     """Two prompts of random ordinary tokens that differ everywhere but in the first."""
     # Tables are often padded beyond the tokenizer's words, and some tokenizers name words that a table lacks.
-    known = network.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    known = words_of(network.get_input_embeddings())  # pyright: ignore
+    assert known is not None, "a network without such a table is refused before"
     special = set(getattr(tokenizer, "all_special_ids", ()))
     ordinary = torch.tensor([token for token in range(min(known, len(tokenizer))) if token not in special])
     if len(ordinary) < 2:

@@ -13,6 +13,17 @@ NAME = "input_ids"
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def words_of(embedding: nn.Module) -> int | None:
+    """How many tokens an embedding knows; None where it has no table of them."""
+    if isinstance(embedding, nn.Linear):  # for tokens that are written as a one among zeros
+        return embedding.in_features
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    # Bytes may be packed: then the shape says nothing.
+    return weight.shape[0] if weight.is_floating_point() else getattr(embedding, "num_embeddings", weight.shape[0])
+
+
 def called(network: nn.Module, tokens: Tensor, **options: Any) -> Any:
     """What the network gives for these tokens. No cache is kept, of a network that can be told so."""
     taken = inspect.signature(network.forward).parameters
@@ -38,7 +49,8 @@ def logits_in(output: Any) -> Float[Tensor, "row token vocab"]:
     if isinstance(found, Tensor) and found.ndim == 3:
         return found
     named = f" of {', '.join(map(str, output))}" if isinstance(output, Mapping) else ""
-    shape = f" with the shape {list(found.shape)}" if isinstance(found, Tensor) else ""
+    other = "" if found is None else f" whose logits are a {type(found).__name__}"
+    shape = f" with the shape {list(found.shape)}" if isinstance(found, Tensor) else other
     raise UnsupportedModel(
         "The model cannot be traced: logits [row, token, word] are needed, and its forward returns a "
         f"{type(output).__name__}{named}{shape}."

@@ -12,6 +12,7 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.at_rest import alone, at_rest
+from causal_tracing.models.calling import words_of
 from causal_tracing.models.offload import device_of, devices_of
 from causal_tracing.models.quantised import stream_dtype
 from causal_tracing.models.recipe import Recipe
@@ -118,8 +119,7 @@ class Model:
         """How many tokens have an embedding; None where that is not known."""
         if self.backend is not None:
             return None
-        weight = getattr(self.network.get_input_embeddings(), "weight", None)
-        return None if weight is None else weight.shape[0]
+        return words_of(self.network.get_input_embeddings())
 
     @property
     def width(self) -> int:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer
+from causal_tracing.models.adapters import inside
 from causal_tracing.models.gguf import converted, without_bars
 from causal_tracing.models.hub import brief, download_weights, explained, gguf_file, known
 from causal_tracing.models.memory import is_out_of_memory, memory_said
@@ -266,7 +267,6 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: it is run as it was written
     network, tokenizer, wrapper = _unwrapped(model, tokenizer)
     if not isinstance(network, PreTrainedModel):
-        _refuse_soft_prompts(model)
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be opened: it is no model of transformers. Give one (if it is wrapped, the "
             "model inside the wrapper), an nnsight LanguageModel, or a name or path."
@@ -291,7 +291,9 @@ def handed_in(model: Any, tokenizer: Any, **options: Any) -> Opened:
 
 
 def _unwrapped(model: Any, tokenizer: Any) -> tuple[Any, Any, dict[str, str]]:
-    """The network of an nnsight model, dispatched, its tokenizer and what is recorded of it; else what is given."""
+    """The network of a model of peft's or nnsight's, dispatched, its tokenizer and what is recorded; else the given."""
+    if (adapted := inside(model)) is not None:
+        return adapted, tokenizer, {"wrapper": f"peft {type(model).__name__}"}
     nnsight = sys.modules.get("nnsight")  # only who has imported it can hand in one of its models
     if nnsight is None or not isinstance(model, nnsight.Envoy):
         return model, tokenizer, {}
@@ -313,17 +315,4 @@ def _require_head(network: PreTrainedModel, name: str) -> None:
         raise UnsupportedModel(
             f"{name} is a {type(network).__name__}, which has no head that predicts the next token. Load the model "
             "with one: AutoModelForCausalLM.from_pretrained(...)."
-        )
-
-
-def _refuse_soft_prompts(model: Any) -> None:
-    """Raises UnsupportedModel for peft's learned prompts: the model inside the wrapper is another one."""
-    configs = getattr(model, "peft_config", None)
-    listed = configs.values() if isinstance(configs, dict) else ()
-    kinds = [str(getattr(each, "peft_type", "")) for each in listed if getattr(each, "is_prompt_learning", False)]
-    if kinds:
-        raise UnsupportedModel(
-            f"A {type(model).__name__} of the kind {kinds[0].removeprefix('PeftType.')} puts learned vectors before "
-            "every prompt, which are no tokens, and cannot be traced; the model inside it does without them, and is "
-            "another one. Models whose weights were adapted (such as by LoRA) can be traced."
         )

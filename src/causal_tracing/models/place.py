@@ -146,7 +146,9 @@ def adapter(name: str, config: Path) -> UnsupportedModel:
     return UnsupportedModel(
         f"{name} is an adapter of peft{of}, not a model. Merge it into its base{on} once, with "
         "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(another), save the "
-        "tokenizer there, and give that folder."
+        "tokenizer there, and give that folder; or hand it in unmerged, from memory: "
+        "load(AutoPeftModelForCausalLM.from_pretrained(folder), tokenizer). (Merged into embeddings that are tied to "
+        "the head, an adapter changes both.)"
     )
 
 

@@ -174,7 +174,7 @@ def effects(measurements: Measurements, of: str | None = None, *, metrics: Seque
         found["damage_like"] = _damage_like(everything)
     found |= {name: numbers[name] for name in ("top", "sampled") if name in data}
     found["status"] = _status(numbers, found, there)
-    found["reason"] = _reason(data, there)
+    found["reason"] = _reason(data, there, everything)
     why: Any = _fraction_reason(total, threshold, uncertain)
     found["fraction_reason"] = why.where(~(there & alone), NO_TOTAL)
     return _labelled(found, data, measurements, of)
@@ -275,12 +275,13 @@ def _status(numbers: Unlabelled, found: Unlabelled, there: xr.Variable) -> xr.Va
     return xr.Variable(status.dims, np.array(STATUSES, dtype=object)[status.values])
 
 
-def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
-    """Why a metric has no effects for a pair; empty where it has."""
+def _reason(data: xr.Dataset, there: xr.Variable, everything: xr.Dataset) -> xr.Variable:
+    """Why a metric has no effects for a pair; empty where it has. A mask is told by all metrics that were measured."""
     reasons = xr.full_like(there, "", dtype=object)
     lacks = data.lacks.transpose("metric", "pair").values if "lacks" in data else np.full(there.shape, "", object)
     foils, lengths = data.foil.values, data.answer_length.values
-    whole = data.clean.where(without_corrupt(data), data.clean + data.corrupt).transpose("metric", "pair").values
+    ends = everything.clean.where(without_corrupt(everything), everything.clean + everything.corrupt)
+    finite = np.isfinite(ends.transpose("metric", "pair").values).any(0)  # by pair
     for index in np.ndindex(*there.shape):
         metric, pair = data.metric.values[index[0]], index[1]
         if metric == "entropy":
@@ -293,7 +294,7 @@ def _reason(data: xr.Dataset, there: xr.Variable) -> xr.Variable:
             single = "logit" if metric == "logit" else "rank"
             reasons.values[index] = f"an answer of several tokens has no single {single}"
         elif not there.values[index]:
-            masks = metric in OF_LOGITS and np.isfinite(whole[:, pair]).any()
+            masks = metric in OF_LOGITS and finite[pair]
             reasons.values[index] = MASKED if masks else NOT_FINITE
     return reasons
 
@@ -312,7 +313,9 @@ def _fraction_reason(total: xr.Variable, threshold: xr.Variable, uncertain: xr.V
     reasons = xr.full_like(total, "", dtype=object)
     for index in np.ndindex(*total.shape):
         effect, bound, half = (array.values[index] for array in (total, threshold, uncertain))
-        if abs(effect) <= bound:
+        if effect == 0:
+            reasons.values[index] = "the total effect is 0, and nothing is a share of that"
+        elif abs(effect) <= bound:
             reasons.values[index] = (
                 f"the total effect ({abs(effect):.2g}) is not larger than {bound:.2g}: repeats of the unedited runs "
                 "differ so much that a fraction would be off by more than 0.01"

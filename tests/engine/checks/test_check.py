@@ -207,7 +207,7 @@ def test_a_model_that_looks_ahead_is_refused():
     network = build(BY_NAME["llama"], "sdpa")
     for layer in network.get_submodule("model.layers").children():
         setattr(layer.get_submodule("self_attn"), "is_causal", False)  # noqa: B010
-    with pytest.raises(UnsupportedModel, match="llama is not causal: an edit changes what earlier tokens predict"):
+    with pytest.raises(UnsupportedModel, match="llama is not causal: a later token changes what earlier ones predict"):
         load("llama", network)
 
 

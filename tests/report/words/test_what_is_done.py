@@ -8,6 +8,7 @@ import pytest
 import causal_tracing as ct
 from causal_tracing.report.hub_card import card
 from joint import CLEAN, CORRUPT, PAIR, tiny
+from made import measurements
 
 ALONE = ct.Pair(clean=CLEAN, answer=" w7", foil=" w8")
 DIFFERENCE = "An effect says that a site carries the difference between the two prompts"
@@ -69,3 +70,11 @@ def test_a_result_of_circuits_alone_speaks_of_what_is_in_them(of: str, write: st
     for said in (trace.summary(), page):
         assert f"f is of a set of {of} together" in said
         assert not re.search(r"\bsites?\b", said.replace("strongest sites", ""))
+
+
+def test_where_nothing_has_an_effect_no_site_is_the_strongest() -> None:
+    same = [[1.0, 1.0, 1.0]] * 2
+    said = ct.Trace(measurements(same, same, clean=1.0, corrupt=1.0, spread=0.0)).summary()
+    assert "No site of resid_post has any effect here." in said
+    assert "Strongest" not in said
+    assert "Fractions are undefined: the total effect is 0, and nothing is a share of that." in said

@@ -9,7 +9,7 @@
 4. The packed engine is compared with replay on every component (`agreement.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,12 +30,13 @@ from causal_tracing.engine.checks.findings import (
     Law,
     beside_others,
     bounded,
+    later_tokens,
     own_activations,
     random_write,
     write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
-from causal_tracing.engine.checks.layers import find_layers, gives_few_logits, require_words
+from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
@@ -228,10 +229,38 @@ def _say_short_products(network: Any, name: str) -> None:
         )
 
 
+def _say_others(layers: Layers, name: str) -> None:
+    if layers.others:
+        warnings.warn(
+            f"{name} has layers in several lists, and those of {layers.path} alone are traced, and counted from 0: not "
+            f"those of {', '.join(layers.others)}.",
+            EngineNote,
+            stacklevel=2,
+        )
+
+
+def _of_modules(network: nn.Module, layers: Layers, reason: str) -> str:
+    """What the layers' modules add to the reason why some layer lacks a part; empty where they say nothing."""
+    seen: dict[nn.Module, tuple[str, int]] = {}
+    for number, layer in enumerate(network.get_submodule(layers.path).children()):
+        if reason.startswith(f"in layer {number} ") and not any(layer.children()):
+            return f" That layer is a {type(layer).__name__} alone."
+        for path, part in layer.named_modules():
+            if path and any(True for _ in part.parameters()):
+                before, first = seen.setdefault(part, (path, number))
+                if first != number and reason.startswith("in layer "):
+                    return (
+                        f" Layers share modules ({path} of layer {number} is {before} of layer {first}), and what is "
+                        "written in one would be written in both."
+                    )
+    return ""
+
+
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:
     """The anatomy by what passes through the network: its layers, their parts, and what is not there."""
     bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
     layers = find_layers(network, clean.tokens, name)
+    _say_others(layers, name)
     found = explained(network, layers, clean.tokens, name, bound)
     # One text may fit by chance, where a part is zero or two are equal there.
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
@@ -243,7 +272,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
     for component, reason in refusals([layouts[n] for n in active], [found[n] for n in active]):
-        anatomy = anatomy.refuse(component, reason)
+        anatomy = anatomy.refuse(component, reason + _of_modules(network, layers, reason))
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)
     return anatomy, [bounded("what a layer adds = its parts", parts, apart, bound)] if parts else []
@@ -299,21 +328,39 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     # Beside a row that is patched, as every row will be.
     in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     alone = apart(in_a_batch, donors[clean].logits).max().item() / size
+    if not alone <= bound:  # asked only then, for what is to be said
+        again = record(model, [clean], places, keep=keep)[clean].logits
+        yield bounded(Law.AGAIN, (), apart(again, donors[clean].logits).max().item() / size, bound)
     yield bounded(Law.ALONE, (), alone, bound)
     yield beside_others(model, clean, corrupt, donors)
+    yield later_tokens(model, clean, corrupt)
     for component in components:
         yield own_activations(model, component, clean, donors)
     # Held apart from whole layers, which models may fail that read something besides the stream: behind the last layer
     # nothing reads anything else, so that a failure here says that the layers are not what they seem.
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     difference = apart(last, donors[corrupt].logits).max().item() / size
-    yield bounded("the last layer's output gives the donor's logits", ("resid_post",), difference, bound)
+    yield bounded(Law.LAST_LAYER, ("resid_post",), difference, bound)
     for component in (name for name in components if name in RESIDUAL):
         whole = run([write_all(model, component, corrupt, layer) for layer in model.having(component)])
         difference = apart(whole, donors[corrupt].logits).max().item() / size
         yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
     for component in components:
         yield from random_write(model, component, clean, donors[clean])
+
+
+# By law, what is said of a model on which nothing can be trusted, for it does not keep to that.
+_BESIDE = "cannot be traced: what it makes of a prompt depends on what is run beside it {measured}.{beside}"
+_REFUSED: Mapping[str, str] = {
+    Law.AGAIN: "cannot be traced: it gives other logits for the same prompt {measured}. It draws random numbers in "
+    "evaluation too, or keeps something from one call to the next (a cache, a running mean): let it do neither.",
+    Law.ALONE: _BESIDE,
+    Law.BESIDE: _BESIDE,
+    Law.CAUSAL: "is not causal: an edit changes what earlier tokens predict {measured}.",
+    Law.LATER: "is not causal: a later token changes what earlier ones predict {measured}.",
+    Law.LAST_LAYER: "cannot be traced: its logits are made of more than what the last of its {layers} gives "
+    "{measured}. Something goes past it, such as a residual that is added outside of these or handed on beside them.",
+}
 
 
 def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: str) -> Anatomy:
@@ -323,13 +370,9 @@ def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: st
     """
     for finding in (finding for finding in findings if not finding.holds):
         measured = _measured(finding)
-        if finding.name == Law.CAUSAL:
-            raise UnsupportedModel(f"{name} is not causal: an edit changes what earlier tokens predict {measured}.")
-        if finding.name == Law.BESIDE:
-            raise UnsupportedModel(
-                f"{name} cannot be traced: what it makes of a prompt depends on what is run "
-                f"beside it {measured}.{beside}"
-            )
+        if finding.name in _REFUSED:
+            said = _REFUSED[finding.name].format(measured=measured, layers=anatomy.layers, beside=beside)
+            raise UnsupportedModel(f"{name} {said}")
         if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
         # Read-back and self-patch held, so the site is what it says; it is only no cut (gemma3n reads embeddings in

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
-from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in
+from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in, with_first
 from causal_tracing.models.at_rest import at_rest
 
 SEED = 1
@@ -159,7 +159,7 @@ class _Watch:
         smallest = not any(part.children()) and not isinstance(part, (nn.Dropout, nn.Identity))
         if smallest and value is not None and self._fits(value):
             value = self._with_noise(value)
-            given = type(output)((value, *output[1:])) if isinstance(output, (tuple, list)) else value
+            given = with_first(output, value)
         self._note(path, value, output=True, norm=_is_norm(part))
         return given
 

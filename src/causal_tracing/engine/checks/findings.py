@@ -28,9 +28,12 @@ LARGE = (3.0, 0.3, 0.03)  # times the largest number of the stream; the first by
 class Law(StrEnum):
     """Checks whose failure means more than that a component is refused (`check.py`)."""
 
+    AGAIN = "a run = the same run again"
     ALONE = "a run alone = the run in a batch"
     BESIDE = "a run alone = the run beside others"
     CAUSAL = "nothing before an edit changes"
+    LATER = "later tokens change no earlier logits"
+    LAST_LAYER = "the last layer's output gives the donor's logits"
     WHOLE_LAYER = "a whole layer gives the donor's logits"
 
 
@@ -110,6 +113,28 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
     logits, _ = forward(model, [run, other, edited], {}, keep=len(run.tokens))
     difference = apart(logits[0], donors[run].logits).max().item() / largest(donors[run].logits)
     return bounded(Law.BESIDE, (), difference, TWO_FORWARDS[model.dtype])
+
+
+def later_tokens(model: Model, run: Run, other: Run) -> Finding:
+    """Wherever another text goes on from some token, everything before it predicts what it did.
+
+    At every token: some models see all of a prompt's beginning at once, or tokens in blocks, and look no further.
+    """
+    # All in one forward, so that rounding is the same.
+    logits, _ = forward(model, parting(run, other), {}, keep=len(run.tokens))
+    difference = parted(logits).max().item() / largest(logits[0])
+    return bounded(Law.LATER, (), difference, TWO_FORWARDS[model.dtype])
+
+
+def parting(run: Run, other: Run) -> list[Run]:
+    """A run, and runs that go on from its first token, its second, ... as another one does."""
+    tokens = run.tokens
+    return [run, *(Run((*tokens[:turn], *other.tokens[turn:])) for turn in range(1, len(tokens)))]
+
+
+def parted(logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run-1"]:
+    """By how much each of these runs differs from the first one where both have the same tokens so far."""
+    return torch.stack([apart(row[:turn], logits[0, :turn]).max() for turn, row in enumerate(logits[1:], 1)])
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:

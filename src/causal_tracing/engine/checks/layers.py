@@ -9,30 +9,36 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from causal_tracing.engine.checks.logits import MASKED
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.at_rest import at_rest
-from causal_tracing.models.calling import called, logits_in
+from causal_tracing.models.calling import called, logits_in, words_of
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.offload import device_of
 from causal_tracing.models.open import has_head
 from causal_tracing.models.spread import refuse_parted
 
 SHOWN = 200  # characters of another library's error
+ONE = 1e-2  # how far a sum of probabilities may be from 1, in half precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie."""
+    """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie.
+
+    `others` are the lists of further layers that the stream passes before or behind these, or in their midst.
+    """
 
     path: str
     idle: tuple[int, ...]
     lanes: str | None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +49,7 @@ class _Passed:
     size: int
     gave: dict[int, str] = field(default_factory=dict)
     calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    elsewhere: int | str | None = None  # which argument is what the last member gave, where it is not the first
 
     @property
     def members(self) -> list[int]:
@@ -59,7 +66,7 @@ class _Passed:
     def handed_on(self) -> int:
         """How often what came out of one member went into the next."""
         pairs = zip(self.calls, self.calls[1:], strict=False)
-        return sum(before[2].shape == after[1].shape and torch.equal(before[2], after[1]) for before, after in pairs)
+        return sum(_equal(before[2], after[1]) for before, after in pairs)
 
 
 def require_words(network: Any, name: str) -> None:
@@ -87,26 +94,30 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     passed = [one for one in passed if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
     if not passed:
         also = f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream" if wrapped else ""
-        raise UnsupportedModel(f"{type(network).__name__} has no list of layers that a text passes{also}.")
-    found = [one for one in _outermost(passed) if one.once]
-    if not found:
-        again = max(_outermost(passed), key=lambda one: len(one.calls))
         raise UnsupportedModel(
-            f"{name} cannot be traced layer by layer: in one run its {again.path} are called {len(again.calls)} times, "
-            f"in the order {_shortly(again.members)}. A layer that runs more than once has no activation of its own."
+            f"{type(network).__name__} has no list of layers that a text passes{also}. Layers are members of one "
+            "nn.ModuleList or nn.Sequential, and give the stream, or a tuple, dict or dataclass that begins with it."
         )
+    outermost = [*_outermost(passed)]
+    found = [one for one in outermost if one.once]
+    if not found:
+        _refuse_order(network, max(outermost, key=lambda one: len(one.calls)), name)
     # Other lists may be passed in order too: the layers are those whose members hand on most.
     best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
-    _refuse_shared(network, best)
+    _refuse_elsewhere(best, name)
     _refuse_infinite(network, best, logits, name)
-    if not logits.any():
-        raise UnsupportedModel(
-            f"{name} cannot be traced: in a prompt of random tokens all of its logits are 0, so that nothing would be "
-            "seen of what is changed. Load trained weights, with their head."
-        )
+    _refuse_no_logits(logits, name)
     called = {*best.members}
     idle = tuple(number for number in range(best.size) if number not in called)
-    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name))
+    others = tuple(one.path for one in found if one is not best and _goes_on(network, one, best))
+    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name), others=others)
+
+
+def _goes_on(network: nn.Module, one: _Passed, best: _Passed) -> bool:
+    """Whether these are layers too, which hand on the same stream: each is made of modules, as none of norms is."""
+    whole = all(any(member.children()) for member in network.get_submodule(one.path).children())
+    linked = _equal(best.calls[-1][2], one.calls[0][1]) or _equal(one.calls[-1][2], best.calls[0][1])
+    return whole and one.calls[0][1].shape == best.calls[0][1].shape and (linked or one.handed_on > 0)
 
 
 def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
@@ -124,11 +135,13 @@ def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Pass
                 stack.callback(handle.remove)
         logits = logits_in(run_text(network, as_batch(network, tokens), name))
     if logits.shape[1] != len(tokens):
+        advice = " Let its forward give those of every token, also where it is called with the tokens alone."
         raise UnsupportedModel(
             f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
+            f"{advice if logits.shape[1] < len(tokens) else ''}"
         )
-    words = network.get_input_embeddings().weight.shape[0]
-    if logits.shape[-1] < words and not has_head(network):
+    words = words_of(network.get_input_embeddings())
+    if words is not None and logits.shape[-1] < words and not has_head(network):
         raise UnsupportedModel(
             f"{name} cannot be traced: it reads {words} words, and gives {logits.shape[-1]} numbers for each token, "
             "which are no logits of words."
@@ -196,11 +209,18 @@ def _note(
     passed: _Passed, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
     before, after = stream_in(args, kwargs), first_tensor(output)
+    if before is not None and passed.calls and not _equal(before, handed := passed.calls[-1][2]):
+        given = (*enumerate(args), *kwargs.items())
+        passed.elsewhere = next((where for where, each in given if _equal(each, handed)), passed.elsewhere)
     if before is not None and after is not None:
         # Clones, since some models add to the stream in place.
         passed.calls.append((number, before.clone(), after.clone()))
     elif before is not None:
         passed.gave[number] = type(output).__name__
+
+
+def _equal(value: Any, tensor: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == tensor.shape and torch.equal(value, tensor)
 
 
 def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:
@@ -210,13 +230,36 @@ def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:
             yield one
 
 
-def _refuse_shared(network: nn.Module, best: _Passed) -> None:
-    """One module in two places would be patched in both at once."""
-    members = [*network.get_submodule(best.path).children()]
-    if len(members) < best.size:
+def _refuse_order(network: nn.Module, passed: _Passed, name: str) -> NoReturn:
+    """Raises UnsupportedModel with the reason why these members are no layers, each called once with one stream."""
+    members = [*network.get_submodule(passed.path).children()]
+    if len(members) < passed.size:  # one module in two places would be patched in both at once
         raise UnsupportedModel(
-            f"{type(network).__name__} uses one module as several layers: of {best.size} entries of {best.path}, "
+            f"{type(network).__name__} uses one module as several layers: of {passed.size} entries of {passed.path}, "
             f"{len(members)} are modules of their own. A patch in one would be made in all."
+        )
+    _refuse_elsewhere(passed, name)
+    if passed.members == sorted({*passed.members}):
+        first = passed.calls[0][1].shape
+        odd = next(call for call in passed.calls if not call[1].shape == call[2].shape == first)
+        raise UnsupportedModel(
+            f"{name} cannot be traced layer by layer: member {odd[0]} of {passed.path} is given {[*odd[1].shape]} "
+            f"numbers and gives {[*odd[2].shape]}, the first one is given {[*first]}. Layers take and give one stream, "
+            "before all else, and have a list of their own."
+        )
+    raise UnsupportedModel(
+        f"{name} cannot be traced layer by layer: in one run its {passed.path} are called {len(passed.calls)} times, "
+        f"in the order {_shortly(passed.members)}. A layer that runs more than once has no activation of its own."
+    )
+
+
+def _refuse_elsewhere(passed: _Passed, name: str) -> None:
+    """Raises UnsupportedModel for layers that are given something else before the stream: it would be taken for it."""
+    if passed.elsewhere is not None and not passed.handed_on:
+        raise UnsupportedModel(
+            f"{name} cannot be traced layer by layer: what one of its {passed.path} gives is the next one's argument "
+            f"{passed.elsewhere!r}, and other floating-point numbers come before it. Let them take the stream first, "
+            "or call it hidden_states."
         )
 
 
@@ -234,6 +277,26 @@ def _refuse_infinite(network: nn.Module, best: _Passed, logits: Tensor, name: st
         f"{name} cannot be traced in {dtype}: in a prompt of random tokens, what {place or 'its head'} gives is not "
         f"finite.{other}"
     )
+
+
+def _refuse_no_logits(logits: Tensor, name: str) -> None:
+    """Raises UnsupportedModel for numbers of words that are no logits: zeros, probabilities, or too large to tell."""
+    if not logits.any():
+        raise UnsupportedModel(
+            f"{name} cannot be traced: in a prompt of random tokens all of its logits are 0, so that nothing would be "
+            "seen of what is changed. Load trained weights, with their head."
+        )
+    if logits.max() > -MASKED:
+        raise UnsupportedModel(
+            f"{name} cannot be traced: in a prompt of random tokens its logits are as large as {logits.max():.1e}. "
+            "Probabilities are 0 or 1 there, and words with such logits below 0 cannot be told from those that a model "
+            "masks. Give it norms, or smaller weights."
+        )
+    if (logits >= 0).all() and ((logits.float().sum(-1) - 1).abs() < ONE).all():
+        raise UnsupportedModel(
+            f"{name} cannot be traced: what its forward gives of each token adds up to 1, as probabilities do. Let it "
+            "give logits, without the softmax behind them."
+        )
 
 
 def _lanes(stream: Tensor, length: int, name: str) -> str | None:

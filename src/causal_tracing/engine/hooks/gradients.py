@@ -61,6 +61,11 @@ def linearised(
     with _differentiating(model):
         # The runs are rows that do not meet: the gradient of the sum is each row's own.
         measured = measure(watched(model, runs, donors, places, probe, keep=keep)).sum()
+        if not measured.requires_grad:
+            raise UnsupportedModel(
+                f"{model.name} has no gradients: its forward turns them off, as torch.no_grad() and inference_mode() "
+                "do. Use trace(), which needs none, or a network without that."
+            )
         # What nothing depends on, such as a place behind a constant, has the gradient zero.
         found = torch.autograd.grad(measured, [probes[place] for place in places], materialize_grads=True)
     return Linearised(values, dict(zip(places, found, strict=True)))

@@ -6,9 +6,10 @@ keys, values, patterns) is shown by `attention.py`; how a mixture's experts are 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from causal_tracing.models.anatomy import Layout
 from causal_tracing.models.model import Model
 
 Visit = Callable[[str, int, Tensor], Tensor]
+USUAL = "hidden_states"  # what the stream is called, where it has a name
 
 
 @contextmanager
@@ -63,8 +65,13 @@ def attached(
 
 def require_once(place: Place, times: int) -> None:
     """Raises UnsupportedModel where a run did not come past a place exactly once."""
+    component, layer = place
+    if times != 1 and component == "embed":
+        raise UnsupportedModel(
+            f"The module that reads tokens was called {times} times in one run, where once is needed: nothing can be "
+            "added to what it gives, such as noise. Give a corrupt prompt instead."
+        )
     if times != 1:
-        component, layer = place
         raise UnsupportedModel(
             f"{component} of layer {layer} was passed {times} times in one run, where once is needed: the model skips "
             "it, or uses it again. Leave the component or the layer out."
@@ -155,12 +162,12 @@ def _input_hook(
 def where_stream(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str:
     """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers."""
     # By its usual name first: some layers are given other floating-point tensors before it.
-    if isinstance(kwargs.get("hidden_states"), Tensor):
-        return "hidden_states"
+    if isinstance(kwargs.get(USUAL), Tensor):
+        return USUAL
     for where, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, Tensor) and value.is_floating_point():
             return where
-    raise KeyError("hidden_states")
+    raise KeyError(USUAL)
 
 
 def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -173,9 +180,41 @@ def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """What a module gives: a tensor, or the first of several things."""
+    """What a module gives: a tensor, or the first of several things; of things with names, the stream by its own."""
+    named = _named(output)
+    if named is not None:
+        return named.get(_stream_among(named))
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     return first if isinstance(first, Tensor) else None
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """The same as a module gives it, with another tensor in the place of that one."""
+    if isinstance(output, (tuple, list)):
+        several = (value, *output[1:])
+        return type(output)(*several) if hasattr(output, "_fields") else type(output)(several)  # fields: a NamedTuple
+    named = _named(output)
+    if named is None:
+        return value
+    name = _stream_among(named)
+    if not isinstance(output, MutableMapping):
+        return replace(output, **{name: value})
+    changed = copy(output)
+    changed[name] = value
+    return changed
+
+
+def _named(output: Any) -> Mapping[str, Any] | None:
+    """What a module gives by names (in a dict, a dataclass); None where its things have none."""
+    if isinstance(output, MutableMapping):
+        return output
+    return {each.name: getattr(output, each.name) for each in fields(output)} if is_dataclass(output) else None
+
+
+def _stream_among(named: Mapping[str, Any]) -> str:
+    """The usual name, or that of the first that holds floating-point numbers; "" where there is none."""
+    real = [name for name, each in named.items() if isinstance(each, Tensor) and each.is_floating_point()]
+    return USUAL if USUAL in real else next(iter(real), "")
 
 
 @contextmanager
@@ -189,9 +228,9 @@ def on_output(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[No
 
 
 def _output_hook(see: Callable[[Tensor], Tensor], _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-    if isinstance(output, (tuple, list)):
-        return type(output)((see(output[0]), *output[1:]))
-    return see(output)
+    first = first_tensor(output)
+    assert first is not None, "the module was found by the tensor that it gives"
+    return with_first(output, see(first))
 
 
 @contextmanager

@@ -11,13 +11,23 @@ import torch
 from torch import Tensor
 
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
-from causal_tracing.engine.checks.findings import LARGE, REAL_CHANGE, Finding, Law, bounded, write_all
+from causal_tracing.engine.checks.findings import (
+    LARGE,
+    REAL_CHANGE,
+    Finding,
+    Law,
+    bounded,
+    parted,
+    parting,
+    write_all,
+)
 from causal_tracing.engine.nnsight import block
 from causal_tracing.engine.nnsight.backend import NnsightBackend
 from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.interventions.edits import Edit, From, Given, Run, World
 from causal_tracing.interventions.sites import RESIDUAL, Site
+from causal_tracing.models.calling import words_of
 
 WORDS = 64  # whose logits are compared, at each token
 SEED = 0
@@ -43,6 +53,7 @@ def findings(backend: NnsightBackend) -> Iterator[Finding]:
     """The checks, each with what was measured, in shares of the largest logit."""
     checks = _Checks(backend)
     yield checks.in_a_batch()
+    yield checks.later_tokens()
     for component in (*backend.model.anatomy.components, *backend.model.anatomy.mediators):
         yield checks.own_activations(component)
         yield from checks.random_write(component)
@@ -69,7 +80,7 @@ class _Checks:
         self.backend, model = backend, backend.model
         self.model, self.bound = model, TWO_FORWARDS[backend.known.dtype]
         self.clean, self.corrupt = short_prompts(model.network, model.tokenizer)
-        known = min(model.network.get_input_embeddings().weight.shape[0], len(model.tokenizer))
+        known = min(words_of(model.network.get_input_embeddings()) or 0, len(model.tokenizer))
         # Some words of each token: all logits of each check would be sent back.
         self.measure = _Picked(torch.arange(0, known, max(1, known // WORDS)))
         self.alone = self.numbers([()])[0]
@@ -94,6 +105,14 @@ class _Checks:
         beside = (Edit(Site("resid_post", *last), From(longer, 0)),)
         apart = self.apart(self.numbers([(), beside])[0], self.alone)
         return bounded("a run alone = the run in a batch", (), apart, self.bound)
+
+    def later_tokens(self) -> Finding:
+        """Wherever another text goes on from some token, everything before it predicts what it did."""
+        everywhere = tuple(range(len(self.clean.tokens)))
+        worlds = [World(run, (), everywhere) for run in parting(self.clean, self.corrupt)]
+        values = torch.from_numpy(self.backend.evaluate(worlds, self.measure, prune=False).values)
+        change = parted(values.unflatten(1, (len(everywhere), -1))).max().item()
+        return bounded(Law.LATER, (), change / self.size, self.bound)
 
     def own_activations(self, component: str) -> Finding:
         """What is read at every token of every layer is what is there."""

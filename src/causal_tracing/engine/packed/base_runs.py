@@ -178,6 +178,8 @@ class _Listener:
     def _note(self, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if number in self.calls:
             raise CannotPack(f"layer {number} is called more than once.")
+        if not isinstance(output, (Tensor, tuple, list)):
+            raise CannotPack(f"layer {number} gives its stream in a {type(output).__name__}.")
         stream = first_tensor(output)
         # Of a model on several devices, what all layers are given (positions, rotations) lies on the first of them.
         move = partial(_moved, None if stream is None else stream.device)

@@ -49,21 +49,21 @@ MEASURED = one(
     form='"all", or a list of names, such as ["prob"]',
     example="Such as all, or prob,neg_kl.",
 )
-HEADS = one(
-    names,
-    lambda value: "z" if value is True else joined(value),
-    fits=lambda value: is_a(value, bool) or list_of(str)(value),
-    form='true, or a list of names, such as ["q", "z"]',
-    example="Such as q,z.",
-)
 
 
-LISTED = one(
-    lambda value: True if value in ("true", True) else names(value),
-    lambda value: "true" if value is True else joined(value),
-    fits=lambda value: is_a(value, bool) or list_of(str)(value),
-    form="true, or a list of names",
-)
+def _listed(form: str, example: str = "") -> Text:
+    """True, or names: as a flag such as true, or q,z."""
+    return one(
+        lambda value: True if value in ("true", True) else names(value),
+        lambda value: "true" if value is True else joined(value),
+        fits=lambda value: is_a(value, bool) or list_of(str)(value),
+        form=f"true, or a list of names{form}",
+        example=example,
+    )
+
+
+LISTED = _listed("")
+HEADS = _listed(', such as ["q", "z"]', "Such as q,z, or true (z).")
 COMPONENTS = one(
     lambda value: () if value in ("none", []) else names(value),
     lambda value: joined(value) or "none",
@@ -140,12 +140,12 @@ SIZE = one(size, str, fits=lambda value: is_a(value, int), form='bytes, or such 
 
 
 def by_layer(parts: str, text: str) -> bool | dict[int, list[int]]:
-    """What is named: `all`, or layers with their parts, as in 5,20:14+1035 (all of layer 5, two of layer 20).
+    """What is named: `all` or `true`, or layers with their parts, as in 5,20:14+1035 (all of layer 5, two of layer 20).
 
     A layer without parts has an empty list, which means all of them. `parts` are neurons or experts, as the flag is
     called. Raises InvalidOption.
     """
-    if text == "all":
+    if text in ("all", "true"):
         return True
     found: dict[int, list[int]] = {}
     for part in names(text):

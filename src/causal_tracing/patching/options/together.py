@@ -29,6 +29,7 @@ def check_together(options: "Options") -> None:
     """Raises InvalidOption for options that contradict each other."""
     check_beside(options)
     _check_preset(options)
+    _check_align(options)
     _check_something(options)
     _check_edges(options)
     _check_direct(options)
@@ -63,6 +64,11 @@ def directions_of(options: "Options") -> Sequence[str]:
             'Use directions=["restoration"], or a corrupt prompt.'
         )
     return ("restoration",) if options.directions is None else options.directions
+
+
+def _check_align(options: "Options") -> None:
+    if options.align != "strict" and (options.noise is not None or options.preset is not None):
+        raise InvalidOption(f"align={options.align!r} pairs two prompts, and noise corrupts the one: leave align= out.")
 
 
 def _check_something(options: "Options") -> None:

@@ -234,7 +234,13 @@ def _best(found: xr.Dataset) -> Iterator[str]:
         rows = strongest(found, 1, component=component)
         # Whole layers have a sentence of their own, which says what they can mean.
         if rows and rows[0].position != "together":
-            yield _site_sentence(rows[0], found.unit.item())
+            moved = any((found[name].sel(component=component).fillna(0) != 0).any() for name in _measured(found))
+            said = _site_sentence(rows[0], found.unit.item())
+            yield said if moved else f"No site of {component} has any effect here."
+
+
+def _measured(found: xr.Dataset) -> list[str]:
+    return [name for name in ("restoration", "disruption") if name in found]
 
 
 def _site_sentence(row: SiteRow, unit: str) -> str:

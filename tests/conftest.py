@@ -68,6 +68,14 @@ def pytest_runtest_setup() -> None:
     type_checks.begin_anew()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: Any) -> None:
+    """A browser is left to the next file that has use for one; a process in which one runs can run no other loop."""
+    pages = sys.modules.get("pages")
+    if pages is not None and not hasattr(getattr(nextitem, "module", None), "browser"):
+        pages.end()
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: the collector of garbage need not look through it again and again, nor come so often."""
     gc.collect()

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -27,6 +28,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the workers of one run share lies beside their own folders (`loaded.py`)."""
+    if hasattr(config, "workerinput"):
+        shared = Path(config.getvalue("basetemp")).parent / "shared"
+        shared.mkdir(exist_ok=True)
+        os.environ["TESTS_SHARED"] = str(shared)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -27,6 +28,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 torch.set_num_threads(1)  # threads slow tiny models down, and the workers that share the machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the workers of one run share lies beside their own folders (`loaded.py`)."""
+    if hasattr(config, "workerinput"):
+        shared = Path(config.option.basetemp).parent / "shared"
+        shared.mkdir(exist_ok=True)
+        os.environ["TESTS_SHARED"] = str(shared)
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +75,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_runtest_setup() -> None:
     """Annotations are checked in a function's first calls of each test."""
     type_checks.begin_anew()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: Any) -> None:
+    """A browser is left to the next file that has use for one; a process in which one runs can run no other loop."""
+    pages = sys.modules.get("pages")
+    if pages is not None and not hasattr(getattr(nextitem, "module", None), "browser"):
+        pages.end()
 
 
 def pytest_collection_finish() -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,14 @@ def toy_model(seconds: float = 0.0, words: Sequence[str] = WORDS, layers: int = 
     return fake_model(words, FakeBackend(answers, activations=toy.activations, num_layers=layers))
 
 
+@cache
 def small_model() -> Model:
-    """A tiny random llama with real heads and neurons, which no other test changes."""
+    """A tiny random llama with real heads and neurons, which no test changes."""
+    return unknown_model()
+
+
+def unknown_model() -> Model:
+    """Another one, of which nothing is known but what accepting it says."""
     return accept(tiny_model(), tiny_tokenizer(), name="tiny")
 
 

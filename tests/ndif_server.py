@@ -19,7 +19,6 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.tracer import dec, inc
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.modules["causal_tracing"] = None  # pyright: ignore[reportArgumentType]
 TOKENIZER = AutoTokenizer.from_pretrained(sys.argv[1])
 NETWORK = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 MODEL = nnsight.TransformersModel(NETWORK, tokenizer=TOKENIZER, task="text-generation")

@@ -11,7 +11,7 @@ import axe_playwright_python
 import numpy as np
 import pytest
 import xarray as xr
-from playwright.sync_api import Browser, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, Playwright, sync_playwright
 
 from causal_tracing.report.page.page import to_html
 from causal_tracing.results.columns import labelled
@@ -23,6 +23,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+RUNNING: list[tuple[Playwright, Browser]] = []
+LAST: list[tuple[Measurements, str]] = []  # what was shown last, and its page
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
@@ -81,17 +83,32 @@ def with_units() -> Measurements:
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """The system's Chromium."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
+    """The system's Chromium: it runs on for the next file that asks for it (`conftest.py` ends it otherwise)."""
+    if not RUNNING:
+        playwright = sync_playwright().start()
+        RUNNING.append((playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)))
+    yield RUNNING[0][1]
+
+
+def end() -> None:
+    """Ends the browser, if one runs."""
+    while RUNNING:
+        playwright, browser = RUNNING.pop()
         browser.close()
+        playwright.stop()
+
+
+def page_of(shown: Measurements) -> str:
+    """The page as text, made once for tests one after the other that show the same."""
+    if not (LAST and LAST[0][0] is shown):
+        LAST[:] = [(shown, to_html(shown))]
+    return LAST[0][1]
 
 
 @contextmanager
 def opened(browser: Browser, path: Path, shown: Measurements) -> Iterator[Page]:
     """A page opened from disk; anything that it requests or complains of fails the test."""
-    to_html(shown, path)
+    path.write_text(page_of(shown), encoding="utf-8")
     page, requested, complaints = browser.new_page(), [], []
     page.on("request", lambda request: requested.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))

@@ -27,7 +27,7 @@ from causal_tracing.errors import (
 from causal_tracing.explorer.saved import Saved
 from causal_tracing.explorer.serve import Address, Serving
 from causal_tracing.patching.options.choices import BLOCKS
-from explorers import Client, asked, explorer, small_model, talking, toy_model
+from explorers import Client, asked, explorer, small_model, talking, toy_model, unknown_model
 from forked_driver import FORKS, command
 from tiny import tiny_folder
 
@@ -194,7 +194,7 @@ def test_no_trace_waits_until_the_engines_are_compared_at_its_length(monkeypatch
     monkeypatch.setattr(agreement, "compare", counted)
     long = " gave the drink to the city of"
     pair = {**STORE, "clean": "Mary" + long, "corrupt": "John" + long}
-    with explorer(small_model()) as client:
+    with explorer(unknown_model()) as client:
         for _ in range(600):
             if ("neurons", 32) in compared:
                 break

@@ -22,6 +22,7 @@ from transformers.integrations.gguf.utils import replace_with_gguf_modules
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, UnsupportedModel
 from causal_tracing.experiments.manifest import fingerprint
+from causal_tracing.models.model import Model
 from causal_tracing.models.quantised import REPEATING, beside_parameters, method_of, without_gradients
 from tiny import logits, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -77,6 +78,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantised(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> Any:
     config = BitsAndBytesConfig(**KINDS[kind])
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=dtype).eval()
+
+
+@cache
+def accepted(folder: Path, kind: str) -> Model:
+    """One that tests leave as it is."""
+    return ct.load(quantised(folder, kind), tiny_tokenizer())
 
 
 def saved(network: Any, folder: Path) -> Path:
@@ -159,8 +166,8 @@ def restored(network: Any, component: str, layer: int, position: int, part: slic
 @pytest.mark.parametrize("engine", ["auto", "replay"])
 @pytest.mark.parametrize("kind", TRACED)
 def test_cells_are_those_of_bare_hooks(folder: Path, kind: str, engine: str):
-    network = quantised(folder, kind)
-    model = ct.load(network, tiny_tokenizer())
+    model = accepted(folder, kind)
+    network = model.network
     trace = ct.trace(model, PAIR, engine=engine, positions="each", progress=False)
     found = trace.effects.restoration.sel(metric="logit_diff", pair=trace.effects.pair[0])
     assert not trace.provenance["spot_checks"].get("rerun")
@@ -178,8 +185,8 @@ def test_cells_are_those_of_bare_hooks(folder: Path, kind: str, engine: str):
 @needs_bitsandbytes
 @pytest.mark.parametrize("kind", TRACED)
 def test_heads_and_neurons_are_those_of_bare_hooks(folder: Path, kind: str):
-    network = quantised(folder, kind)
-    model = ct.load(network, tiny_tokenizer())
+    model = accepted(folder, kind)
+    network = model.network
     trace = ct.trace(
         model, PAIR, components=["resid_post"], heads=["z", "q", "k", "v"], neurons=True, positions="each",
         layers=[0, 1], progress=False,
@@ -242,7 +249,7 @@ def test_a_run_is_gone_on_with_by_the_same_folder_and_no_other(folder: Path, tmp
 @needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["8 bit", "4 bit", "4 bit nested"])
 def test_scales_are_in_the_fingerprint(folder: Path, tmp_path: Path, kind: str):
-    one = ct.load(quantised(folder, kind), tiny_tokenizer())
+    one = accepted(folder, kind)
     assert fingerprint(one) == fingerprint(ct.load(quantised(folder, kind), tiny_tokenizer()))
     other: Any = tiny_model("llama", **WIDER)
     with torch.no_grad():  # the same codes of a weight twice as large
@@ -260,8 +267,8 @@ def test_of_other_networks_the_fingerprint_is_of_parameters_alone():
 
 @needs_bitsandbytes
 def test_estimates_of_8_bits_are_the_gradients_of_the_products(folder: Path):
-    network = quantised(folder, "8 bit")
-    model = ct.load(network, tiny_tokenizer())
+    model = accepted(folder, "8 bit")
+    network = model.network
     found = ct.attribute(model, PAIR, components=["resid_post"], verify=2, sample=1, progress=False)
     estimate = found.estimates["resid_post"].squeeze().sel(layer=1).isel(position=POSITION).item()
     seen: list[Tensor] = []
@@ -286,7 +293,7 @@ def test_estimates_of_8_bits_are_the_gradients_of_the_products(folder: Path):
 def test_estimates_of_4_bits_where_gradients_pass_and_refused_where_not(folder: Path):
     from bitsandbytes.functional import has_avx512bf16
 
-    model = ct.load(quantised(folder, "4 bit"), tiny_tokenizer())
+    model = accepted(folder, "4 bit")
     if not has_avx512bf16():
         assert without_gradients(model.network) is None
         return

@@ -147,13 +147,20 @@ def test_one_receiver_of_every_family_is_a_path(name: str) -> None:
         shared(name), pair(), senders={"some": [f"{each} @ all" for each in heads]}, receivers=readers,
         directions=["disruption"], spot_checks=0, progress=False,
     ).of("paths").sel(metric="logit_diff", pair="pair-0", component="path", sender="some")  # fmt: skip
+    cut = {
+        reader: [f"{head} -> {reader}" for head in heads if f"{head} -> {reader}" in found.names] for reader in readers
+    }
     places = {name: n for n, name in enumerate(found.names)}
-    for reader in readers:
-        cut = [f"{head} -> {reader}" for head in heads if f"{head} -> {reader}" in places]
-        rest = [each for each in found.names if each not in cut]
-        trace = traced(name, ranking=rest, sizes=[len(rest)])
-        cells = trace.of("circuits").sel(metric="logit_diff", pair="pair-0", component="edges", size=len(rest))
-        assert_allclose(cells.disruption.item(), paths.disruption.sel(receiver=reader).item(), atol=3e-5)
+    worlds = [world(name, frozenset(places[edge] for edge in edges)) for edges in cut.values()]
+    clean, *others = (
+        each[ANSWER] - each[FOIL] for each in logits(name, World(Run(CLEAN), (), (len(CLEAN) - 1,)), *worlds)
+    )
+    for reader, other in zip(readers, others, strict=True):
+        assert_allclose(clean - other, paths.disruption.sel(receiver=reader).item(), atol=3e-5)
+    rest = [each for each in found.names if each not in cut["logits"]]  # and as it is asked for
+    cells = traced(name, ranking=rest, sizes=[len(rest)]).of("circuits")
+    asked = cells.sel(metric="logit_diff", pair="pair-0", component="edges", size=len(rest)).disruption.item()
+    assert_allclose(asked, paths.disruption.sel(receiver="logits").item(), atol=3e-5)
     assert {*heads} <= {*senders}
     assert float(abs(paths.disruption).max()) > 1e-3
 

@@ -73,12 +73,13 @@ def asked(name: str) -> list[str]:
 
 @cache
 def traced(name: str, engine: str, norm: str = "live") -> ct.Trace:
-    model = shared(name)
-    heads = ["z"] if name not in WITHOUT_HEADS and "z" in model.anatomy.mediators else []
+    """Heads and other tokens by one engine: of the other one whole parts are looked at, where the logits are read."""
+    model, usual = shared(name), engine == engine_of(name)
+    heads = ["z"] if usual and name not in WITHOUT_HEADS and "z" in model.anatomy.mediators else []
     components = ["resid_pre", *parts(name), "resid_post"]
     return ct.trace(
         model, pair(), components=components, heads=heads, direct=asked(name), direct_norm=norm, engine=engine,
-        positions=[LAST] if norm == "frozen" else [*ELSEWHERE, LAST], progress=False, spot_checks=2,
+        positions=[*ELSEWHERE, LAST] if usual and norm == "live" else [LAST], progress=False, spot_checks=2,
     )  # fmt: skip
 
 

@@ -186,12 +186,15 @@ def _labelled(found: Unlabelled, data: xr.Dataset, measurements: Measurements, o
     attrs = {"write": kind if alpha == 1 else f"{kind} {alpha:g}"}
     if {arm.name for arm in DIRECT_ARMS.values()} & {*found}:
         attrs["direct_norm"] = measurements.direct_norm
-    of_pairs = {name: each for name, each in data.coords.items() if {*each.dims} <= {"metric", "pair"}}
-    axes = {axis for each in found.values() for axis in each.dims}
-    of_axes = of_pairs | {name: each for name, each in data.coords.items() if {*each.dims} <= axes}
+    numbers = data.variables
+    axes = {"metric", "pair"} | {axis for each in found.values() for axis in each.dims}
+    of_axes = {name: numbers[name] for name in data.coords if {*numbers[name].dims} <= axes}
     labels = (*WINDOW, *OF_TOKENS, "readers", "site_layer", "partner_layer")
-    of_sites = {name: _by_clean_token(data, name) for name in labels if name in data}
-    return xr.Dataset(coords=of_axes, attrs=attrs).assign(found).assign_coords(of_sites | {"kind": of})
+    of_sites = {name: _by_clean_token(numbers, name) for name in labels if name in data}
+    # All at once, with the indexes that are there: to merge and align them takes longer than the arithmetic.
+    indexes = {name: each for name, each in data.xindexes.items() if name in of_axes}
+    coordinates = xr.Coordinates(of_axes | of_sites | {"kind": xr.Variable((), of)}, indexes)
+    return xr.Dataset(found, coordinates, attrs)
 
 
 def without_corrupt(pairs: xr.Dataset) -> xr.DataArray:
@@ -210,12 +213,13 @@ def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
     return [*metrics]
 
 
-def _by_clean_token(data: xr.Dataset, name: str) -> xr.DataArray:
+def _by_clean_token(numbers: Unlabelled, name: str) -> xr.Variable:
     """A label of tokens, in the order of the clean prompt's: of the corrupt prompt, those they are paired with."""
-    if not name.startswith("corrupt_") or "corrupt_position" not in data:
-        return data[name]
-    at = data.corrupt_position
-    return data[name].isel(token=at.clip(min=0)).where(at >= 0, "")
+    label: Any = numbers[name]
+    if not name.startswith("corrupt_") or "corrupt_position" not in numbers:
+        return label
+    at = numbers["corrupt_position"]
+    return label.isel(token=at.clip(min=0)).where(at >= 0, "")
 
 
 def whole_of(effect: xr.Variable) -> xr.Variable:

@@ -129,11 +129,15 @@ def site_row(
     """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
     kind = kind_of(found)
     at = {"component": component, "layer": layer, kind.part: part, "query": query, kind.column: position}
-    cell = found.sel({axis: at[axis] for axis in kind.axes})
+    # One place of the arrays that are told: `sel` takes it out of all of them.
+    cell: dict[Any, Any] = {axis: found.get_index(axis).get_loc(at[axis]) for axis in kind.axes}
+
+    def number(name: str) -> float:
+        array = found.variables[name]
+        return float(array.values[tuple(cell[axis] for axis in array.dims)])
 
     def value(name: str) -> float | None:
-        number = float(cell.variables[name].values) if name in cell else np.nan
-        return number if np.isfinite(number) else None
+        return number(name) if name in found and np.isfinite(number(name)) else None
 
     position = int(position) if is_token(position) else str(position)
     tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
@@ -158,7 +162,7 @@ def site_row(
         query=int(query) if is_token(query) else query,
         query_token=str(found.clean_token.values[query]) if is_token(query) else "",
         **{name: value(name) for name in (*BESIDE, *BEYOND) if name not in WINDOW},
-        **{name: int(cell[name]) for name in WINDOW if name in cell},
+        **{name: int(number(name)) for name in WINDOW if name in found},
     )
 
 
@@ -186,16 +190,16 @@ def known(what: str, asked: Any, valid: Sequence[Any]) -> Any:
 
 def strongest(found: xr.Dataset, count: int, *, by: str | None = None, component: str | None = None) -> list[SiteRow]:
     """The sites with the largest effects (by size) of one pair and metric; cuts and structural zeros are left out."""
-    effect = found[by or shown_first(found)].where(found.status == "ok")
+    kind, numbers = kind_of(found), found.variables
+    ranked = (numbers["status"] == "ok") & among_others(found).variable
     if component is not None:
-        effect = effect.sel(component=[component])
-    kind = kind_of(found)
-    cells = effect.where(among_others(found)).transpose(*kind.ranked_axes)
+        ranked = ranked & (numbers["component"] == component)
+    cells = numbers[by or shown_first(found)].where(ranked).transpose(*kind.ranked_axes)
     order = np.argsort(-abs(cells.values), axis=None, kind="stable")
     order = order[~np.isnan(cells.values.ravel()[order])]
     # Of a mirrored kind (A, B) and (B, A) are one site in two places.
     order = order[: 2 * count if kind.mirrored else count]  # there may be tens of thousands
-    labels = [cells[axis].values.tolist() for axis in kind.ranked_axes]
+    labels = [numbers[axis].values.tolist() for axis in kind.ranked_axes]
     places = zip(*np.unravel_index(order, cells.shape), strict=True)
     sites = ({axis: each[n] for axis, each, n in zip(kind.ranked_axes, labels, place, strict=True)} for place in places)
     once = {frozenset(site.values()) if kind.mirrored else n: site for n, site in enumerate(sites)}

@@ -1,13 +1,10 @@
 """What a client meets at a server: each case as a line of JSON. A process of its own: sources are sent as they stand.
 
-python ndif_client.py FOLDER TESTS
+ndif_client.py FOLDER TESTS PORT PROCESS        the server's, which is killed at the end
 """
 
-import atexit
 import json
 import os
-import socket
-import subprocess
 import sys
 import urllib.request
 import warnings
@@ -15,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 sys.path.insert(0, sys.argv[2])
-FOLDER, SERVER = sys.argv[1], Path(sys.argv[2]) / "ndif_server.py"
-listening = socket.create_server(("127.0.0.1", 0))  # here, so that both import what they need at the same time
-server = subprocess.Popen([sys.executable, str(SERVER), FOLDER, str(listening.fileno())], pass_fds=[listening.fileno()])
-atexit.register(server.kill)
-os.environ["NDIF_HOST"] = HOST = f"http://127.0.0.1:{listening.getsockname()[1]}"
-listening.close()
+FOLDER, PORT, SERVER = sys.argv[1], sys.argv[3], psutil.Process(int(sys.argv[4]))
+os.environ.pop("NDIF_API_KEY", None)
+os.environ["NDIF_HOST"] = HOST = f"http://127.0.0.1:{PORT}"
 
 import nnsight  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
@@ -129,6 +125,6 @@ state(mode="ok", forget=True)
 again = ct.run(model, PAIRS, RUN, **ASKED).effects.restoration
 said("forgotten", same=again.equals(whole))
 
-server.kill()
-server.wait()
+SERVER.kill()
+SERVER.wait(10)
 refused("down")

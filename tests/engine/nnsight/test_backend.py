@@ -1,7 +1,5 @@
 """The backend through nnsight, in this process: every kind of write gives what replay gives, to 1e-5 logits."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Given, Mean, Plus, Run, Subspace, World, Zero
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
+from forked_driver import executed
 from tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("nnsight")
@@ -158,8 +157,7 @@ def test_models_that_are_here_are_not_run_elsewhere(tmp_path: Path):
 def test_the_package_is_not_needed_where_a_trace_runs():
     """nnsight hides what a server does not have; a process of its own, for it leaves sys.path in another order."""
     script = Path(__file__).with_name("as_on_a_server.py")
-    command = [sys.executable, str(script), str(Path(__file__).parents[2])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = executed(script, str(Path(__file__).parents[2]))
     assert done.returncode == 0, done.stderr
     *_, llama, gpt2 = done.stdout.splitlines()
     for line in (llama, gpt2):

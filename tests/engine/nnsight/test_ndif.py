@@ -1,14 +1,13 @@
 """NDIF's plain HTTP, against a server on loopback that runs what it is sent and knows nothing of this package."""
 
 import json
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forked_driver import FORKS, executed, listen
 from tiny import tiny_folder
 
 pytest.importorskip("nnsight")
@@ -19,16 +18,16 @@ COMPONENTS = ["resid_pre", "attn_out", "mlp_out", "resid_post", "z", "neurons"]
 @pytest.fixture(scope="module")
 def met(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a client met, by case."""
-    folder = tmp_path_factory.mktemp("model")
+    folder, tests = tmp_path_factory.mktemp("model"), Path(__file__).parents[2]
     tiny_folder(folder)
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("ndif_client.py")),
-        str(folder),
-        str(Path(__file__).parents[2]),
-    ]
-    known = {name: value for name, value in os.environ.items() if name not in ("NDIF_HOST", "NDIF_API_KEY")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=known)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        server = FORKS.Process(target=listen, args=(tests / "ndif_server.py", folder, listening))
+        server.start()
+    script = Path(__file__).with_name("ndif_client.py")
+    done = executed(script, str(folder), str(tests), str(port), str(server.pid), timeout=400)
+    server.kill()
+    server.join()
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {line["case"]: line for line in lines}

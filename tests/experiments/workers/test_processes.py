@@ -194,7 +194,9 @@ def test_ctrl_c_keeps_what_is_in_work_and_says_how_to_go_on(folder: Path, tmp_pa
     )
     (tmp_path / "pairs.jsonl").write_text(lines)
     asked = ["trace", "--model", str(folder), "--pairs", "pairs.jsonl", "--components", "resid_post"]
-    fork = FORKS.Process(target=command, args=(tmp_path, *asked, "--workers", "2", "--out", "run"))
+    asked += ["--workers", "2", "--out", "run"]
+    # How workers begin, and Ctrl-C while they do, are asked elsewhere: here they are at work.
+    fork = FORKS.Process(target=command, args=(tmp_path, *asked), kwargs={"forked": True})
     fork.start()
     assert fork.pid is not None
     wait_for_chunks(tmp_path / "run", 1, fork)

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page
 import causal_tracing as ct
 from causal_tracing.report.page import matrices
 from causal_tracing.report.page.matrices import matrix_data
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import PATHS
 from followed import EVERY, RECEIVERS, SENDERS, TABLE, ZEROS, followed
 from pages import launched, needs_browser, numbers_in, opened, violations
@@ -27,9 +28,14 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def shown() -> Measurements:
+    return followed(TABLE)
+
+
 @pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    with opened(browser, tmp_path / "one.html", followed(TABLE)) as page:
+def page(browser: Browser, shown: Measurements, tmp_path: Path) -> Iterator[Page]:
+    with opened(browser, tmp_path / "one.html", shown) as page:
         yield page
 
 

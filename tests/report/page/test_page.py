@@ -16,6 +16,7 @@ from causal_tracing.report.notebook import notebook_html
 from causal_tracing.report.page.page import to_html
 from causal_tracing.report.words.many_pairs import with_interval
 from causal_tracing.results.effects import effects
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
 from made import measurements, synthetic, taken_apart
 from pages import EVIL, example, launched, needs_browser, numbers_in, opened, with_units
@@ -27,10 +28,15 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def shown() -> Measurements:
+    return example()
+
+
 @pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+def page(browser: Browser, shown: Measurements, tmp_path: Path) -> Iterator[Page]:
     """The example's page."""
-    with opened(browser, tmp_path / "report.html", example()) as page:
+    with opened(browser, tmp_path / "report.html", shown) as page:
         yield page
 
 

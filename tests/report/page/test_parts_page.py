@@ -13,6 +13,7 @@ from causal_tracing.report.page import parts
 from causal_tracing.report.page.page import part
 from causal_tracing.results.columns import labelled
 from causal_tracing.results.effects import STATUSES
+from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.select import select, strongest
 from causal_tracing.results.site_kinds import KINDS
 from made import taken_apart
@@ -25,10 +26,15 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="module")
+def shown() -> Measurements:
+    return with_units()
+
+
 @pytest.fixture
-def units_page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+def units_page(browser: Browser, shown: Measurements, tmp_path: Path) -> Iterator[Page]:
     """The page of the example with heads and neurons."""
-    with opened(browser, tmp_path / "report.html", with_units()) as page:
+    with opened(browser, tmp_path / "report.html", shown) as page:
         yield page
 
 

@@ -18,6 +18,7 @@ from causal_tracing.results.site_kinds import KINDS
 
 MOST_IN_FULL = 20  # pairs, whose numbers by every metric go into a page: the others' by the first alone, and shorter
 FEW_DIGITS = 4
+BESIDE_EFFECTS = ("status", "total_effect", "reason", "fraction_reason")  # what is drawn of a pair beside its effects
 
 
 def has_map(measurements: Measurements) -> bool:
@@ -32,7 +33,8 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
     """
     data, found = measurements.pairs, effects(measurements)
     metrics = [name for name in metrics_with_effects(data.sel(pair=list(shown))) if name in found.metric]
-    there = has_map(measurements)
+    there, drawn = has_map(measurements), {*switched(found), *BESIDE_EFFECTS}
+    alone = found.drop_vars({*found.data_vars} - drawn)  # to take a pair out of the rest too takes as long as to draw
     return {
         "metrics": [{"name": name, "unit": found.unit.sel(metric=name).item()} for name in metrics],
         "components": [str(name) for name in found.component.values] if there else [],
@@ -43,7 +45,7 @@ def map_data(measurements: Measurements, shown: list[str]) -> dict[str, Any]:
         "windows": windows_of(found),
         "statuses": STATUSES,
         "pairs": [
-            _pair(found.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there)
+            _pair(alone.sel(pair=pair), data.sel(pair=pair), metrics, n, mapped=there)
             | _lens(measurements, found, pair, n)
             for n, pair in enumerate(shown)
         ],
@@ -105,7 +107,10 @@ def unused(name: str, ids: Sequence[str]) -> str:
 
 def by_component(values: xr.DataArray, digits: int = DIGITS) -> dict[str, Any]:
     """Numbers of each component as [layer][position], null where undefined."""
-    return {str(name): plain(values.sel(component=name).values.tolist(), digits) for name in values.component.values}
+    arrays = np.moveaxis(values.values, values.dims.index("component"), 0)
+    # Whole numbers are plain as they are.
+    numbers = [plain(array.tolist(), digits) if array.dtype.kind == "f" else array.tolist() for array in arrays]
+    return dict(zip(map(str, values.component.values), numbers, strict=True))
 
 
 def coded(status: xr.DataArray) -> xr.DataArray:

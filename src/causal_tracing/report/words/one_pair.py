@@ -189,9 +189,10 @@ def _carried(found: xr.Dataset) -> Iterator[str]:
         return
     stream = found.sel(component=component)
     effect = _towards(found, stream).where(stream.status.isin(["ok", "cut"]))
+    sizes = effect.fillna(-np.inf).transpose("layer", "position").values
+    at = zip(found.layer.values.tolist(), sizes, strict=True)
     # Where nothing goes the way of the total effect, no token carries it.
-    layers = [layer for layer in found.layer.values.tolist() if effect.sel(layer=layer).max() > 0]
-    peaks = [(layer, _peak(effect.sel(layer=layer))) for layer in layers]
+    peaks = [(layer, columns_of(found)[int(row.argmax())]) for layer, row in at if row.max() > 0]
     parts = []
     for position, group in groupby(peaks, key=lambda peak: peak[1]):
         stretch = [layer for layer, _ in group]

@@ -328,13 +328,14 @@ def test_a_model_that_rounds_by_what_is_run_beside_is_refused_whatever_its_confi
         ct.load(network, tokenizer=WORDS)
 
 
-def test_a_model_that_loses_its_weights_behind_our_back_is_refused():
+@pytest.mark.parametrize("verb", [ct.trace, ct.paths])
+def test_a_model_that_loses_its_weights_behind_our_back_is_refused(verb: Any):
     model = fresh("llama")
     model.network.to("meta")
     with pytest.raises(
         UnsupportedModel, match=r"has lost its weights since it was loaded \(meta device\): load it again"
     ):
-        ct.trace(model, PAIR, progress=False)
+        verb(model, PAIR, progress=False)
 
 
 # Words that the model is forbidden to say

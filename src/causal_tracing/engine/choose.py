@@ -11,7 +11,7 @@ from causal_tracing.engine.checks.agreement import choose
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.engine.network import NetworkBackend
-from causal_tracing.errors import InvalidOption, UnsupportedModel
+from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS, MIXTURE, WIRING
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
@@ -35,14 +35,7 @@ def open_backend(
     """
     if model.backend is not None:
         return _own(model, components, asked, budget)
-    # Somebody may have pruned the network since: layers would be patched under other numbers.
-    if len(model.layers) != len(model.anatomy.layouts):
-        before, now = len(model.anatomy.layouts), len(model.layers)
-        raise UnsupportedModel(
-            f"{model.name} had {before} layers when it was loaded, and has {now} now: load it again."
-        )
-    if model.device.type == "meta":
-        raise UnsupportedModel(f"{model.name} has lost its weights since it was loaded (meta device): load it again.")
+    model.require_as_loaded()
     if FINAL_SCALE in components:
         # Asked for its refusal: before a job begins, and not in its middle.
         final_norm(model)

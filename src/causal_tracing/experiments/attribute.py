@@ -49,6 +49,7 @@ def attribute(model: Model, pairs: Pair | Sequence[Pair], options: EstimateOptio
         found.agreement
     """
     require_model(model)
+    model.require_as_loaded()
     asked = named(as_pairs(pairs))
     job = _job(model, asked, options)
     if note := job.backend.describe().note:

@@ -102,6 +102,7 @@ def given_of(asked: Mapping[str, Any]) -> dict[str, Any]:
 def ranking_of(model: Model, pairs: Pair | Sequence[Pair], ranking: Any, given: Mapping[str, Any]) -> Ranked:
     """Whatever ranks the nodes or edges of a model, as scores or names; `given` are those of `given_of`."""
     require_model(model)
+    model.require_as_loaded()
     shared = dict(given)
     of = shared.pop("of")
     # Its own words first: a file that is called "exact" can be named as "./exact".

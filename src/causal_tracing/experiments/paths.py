@@ -41,6 +41,7 @@ def paths(model: Model, pairs: Pair | Sequence[Pair], options: FollowOptions) ->
     """
     given = {each.name: getattr(options, each.name) for each in fields(options)}
     require_model(model)
+    model.require_as_loaded()
     asked = Options(**as_paths_of_a_trace(given, each_sender(model, options.at)))
     with telling(options.progress) as progress:
         return Trace(measured(plan_job(model, pairs, asked), progress))

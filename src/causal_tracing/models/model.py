@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, UnsupportedModel
 from causal_tracing.interventions.known import Rules
 from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.at_rest import alone, at_rest
@@ -73,6 +73,21 @@ class Model:
     agreement: Agreement | None = None
     backend: Any = None
     recipe: Recipe | None = None
+
+    def require_as_loaded(self) -> None:
+        """Raises UnsupportedModel where the network is no longer what was loaded."""
+        if self.backend is not None:
+            return
+        # Somebody may have pruned it since: layers would be patched under other numbers.
+        if len(self.layers) != len(self.anatomy.layouts):
+            before, now = len(self.anatomy.layouts), len(self.layers)
+            raise UnsupportedModel(
+                f"{self.name} had {before} layers when it was loaded, and has {now} now: load it again."
+            )
+        if self.device.type == "meta":
+            raise UnsupportedModel(
+                f"{self.name} has lost its weights since it was loaded (meta device): load it again."
+            )
 
     @property
     def layers(self) -> nn.ModuleList:

@@ -126,6 +126,7 @@ class Job:
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:
     """The job that the options describe, on this model, for these pairs. Raises InputError or ModelError."""
     require_model(model)
+    model.require_as_loaded()
     components = usual_components(model, options.components, options.layers)
     # In this order: the preset has windows for those components alone that are traced.
     options = _preset(replace(options, components=components))

@@ -7,10 +7,10 @@ told apart, or it mixes tokens otherwise, what it adds is one sender, and reads 
 """
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, Part, Rewired, Run
@@ -33,13 +33,13 @@ OPTION = "circuit_of='edges'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeGraph(Graph):
-    """Sets of edges: `edges` are a sender (of `sites`) and a reader each, by number; `fed` what each sender is made of.
+    """Sets of edges: `edges` are the sender (of `sites`) and the reader of each; `fed` what each sender is made of.
 
     `added` is what layers add, by name; `last` is the number of the last layer.
     """
 
     readers: tuple[Part, ...]
-    edges: tuple[tuple[int, int], ...]
+    edges: Int[np.ndarray, "edge 2"] = field(compare=False)  # the names say which edges these are
     fed: tuple[tuple[int, ...], ...]
     added: tuple[str, ...]
     last: int
@@ -80,15 +80,15 @@ class EdgeGraph(Graph):
     def _marked(self, numbers: Iterable[int]) -> Bool[np.ndarray, "sender reader"]:
         """These edges, marked among all pairs of a sender and a reader."""
         found = np.zeros((len(self.sites), len(self.readers)), bool)
-        if chosen := [self.edges[number] for number in numbers]:
-            found[tuple(np.array(chosen).T)] = True
+        senders, readers = self.edges[[*numbers]].T
+        found[senders, readers] = True
         return found
 
     def edits(
         self, inside: Set[int], pair: TokenPair, contrast: Contrast, arm: Arm, donor: Run, *, embedded: bool
     ) -> tuple[Edit, ...]:
         """Edges inside carry what the clean run has, or edges outside what stands for the other one."""
-        cut = self._marked(number for number in range(len(self.edges)) if (number in inside) == arm.restores)
+        cut = self._marked(inside) if arm.restores else self._marked({*range(len(self.edges))} - inside)
         if not cut.any():
             return ()
         rewired = Rewired(
@@ -113,7 +113,7 @@ class EdgeGraph(Graph):
             for number, (component, layer, head) in enumerate(self.readers)
             if (component, layer, head) in wanted or (component, layer, None) in wanted
         }
-        found = [n for n, (sender, reader) in enumerate(self.edges) if sender in senders and reader in readers]
+        found = [n for n, (sender, reader) in enumerate(self.edges.tolist()) if sender in senders and reader in readers]
         if not found:
             raise InvalidOption(f"{ASKED} names {text!r}, which is no edge of this model. Edges are such as {EXAMPLE}.")
         return found
@@ -133,7 +133,7 @@ def edge_graph(model: Model) -> EdgeGraph:
         names=tuple(f"{sent[sender]}{ARROW}{read[reader]}" for sender, reader in edges),
         sites=sites,
         readers=readers,
-        edges=edges,
+        edges=np.array(edges),
         fed=tuple(tuple(n for n, each in enumerate(readers) if _feeds(model, each, site)) for site in sites),
         added=tuple(dict.fromkeys(part for layer in stream.parts for part in layer)),
         last=model.num_layers - 1,

@@ -226,8 +226,8 @@ def _say_short_products(network: Any, name: str) -> None:
 def _say_others(layers: Layers, name: str) -> None:
     if layers.others:
         warnings.warn(
-            f"{name} has layers in several lists, and those of {layers.path} alone are traced, and counted from 0: not "
-            f"those of {', '.join(layers.others)}.",
+            f"{name} has layers in several lists. Those of {layers.path} alone are traced, and counted from 0; others "
+            f"are not, such as those of {', '.join(layers.others)}.",
             EngineNote,
             stacklevel=2,
         )

@@ -17,6 +17,7 @@ from model_types.recipes import build
 from tiny import tiny_tokenizer
 
 CLEAN, CORRUPT = "w5 w17 w32 w11 w40 w33 w8", "w5 w23 w32 w11 w45 w33 w8"
+AT = {"pair": "pair-0", "component": "resid_post", "metric": "logit_diff"}
 PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=" w9", foil=" w12")
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
 
@@ -296,6 +297,29 @@ def test_a_model_that_gives_other_logits_each_time_is_told_so(change: Callable[[
         UnsupportedModel, match=r"gives other logits for the same prompt \(.*\)\. It draws random numbers"
     ):
         ct.load(network, tokenizer=WORDS)
+
+
+def counted(_: nn.Module, __: Any, logits: torch.Tensor) -> torch.Tensor:
+    return logits * (1 + torch.arange(logits.shape[1])[:, None] / 20)
+
+
+def test_of_a_head_that_counts_tokens_a_state_that_was_moved_is_no_cut():
+    network = build("llama")
+    shorter = ct.Pair(clean=CLEAN, corrupt=CORRUPT.removeprefix("w5 "), answer=" w9", foil=" w12")
+    status = []
+    for counts in (False, True):
+        if counts:
+            network.lm_head.register_forward_hook(counted)
+        model = ct.load(network, tokenizer=WORDS)
+        found = ct.trace(model, shorter, align="suffix", components=["resid_post"], progress=False).effects
+        last = found.isel(layer=-1, position=-1).sel(AT)
+        status.append(last.status.item())
+        assert (last.restoration.item() == pytest.approx(last.total_effect.item(), abs=1e-3)) != counts
+        tokens = torch.tensor([[int(word[1:]) for word in CLEAN.split()]])
+        with torch.no_grad():
+            whole = network(input_ids=tokens, use_cache=False).logits[0, -1]
+        assert last.clean.item() == pytest.approx((whole[9] - whole[12]).item(), abs=1e-4)
+    assert status == ["cut", "ok"]
 
 
 def test_a_head_of_zeros_is_told():

@@ -324,7 +324,7 @@ class Halves(Own):
 
 
 def test_layers_in_several_lists_are_said():
-    with pytest.warns(EngineNote, match=r"those of blocks alone are traced, .*: not those of further\."):
+    with pytest.warns(EngineNote, match=r"Those of blocks alone are traced, .* such as those of further\."):
         assert ct.load(made(Halves), tokenizer=WORDS).num_layers == 3
 
 

@@ -26,12 +26,14 @@ class Rules:
     `mixing` are the components whose edits reach later tokens within their own layer; every other component's edits
     reach them in the next layer. `tokenwise` are those that in layer 0 follow from the token and its position alone.
     Both defaults say that only attention mixes tokens, which reads a token's keys and values. `cut` is False where
-    layers read something besides the residual stream. `gathers` are the components through which alone a token gets
-    anything from other tokens in a layer: none where something else brings it too.
+    layers read something besides the residual stream, `anywhere` where what follows the last layer counts tokens.
+    `gathers` are the components through which alone a token gets anything from other tokens in a layer: none where
+    something else brings it too.
     """
 
     num_layers: int
     cut: bool = True
+    anywhere: bool = True
     mixing: tuple[str, ...] = ("resid_pre", "k", "v")
     tokenwise: tuple[str, ...] = ("resid_pre", "q", "k", "v")
     gathers: tuple[str, ...] = ("attn_out", "mixer_out")
@@ -200,7 +202,8 @@ def _moves_the_readout(world: World, edits: Sequence[Edit], rules: Rules) -> boo
         behind = site.component in RESIDUAL and site.component not in rules.mixing
         here = behind and (site.layer, site.position) == (last, readout)
         read_alone = site.component == "resid_post" or rules.cut
-        if here and read_alone and not others and isinstance(source, From) and edit.alpha == 1:
+        moved = here and read_alone and rules.anywhere and not others
+        if moved and isinstance(source, From) and edit.alpha == 1:
             # Norm and head know of no positions: a last state gives its own logits wherever it is put.
             return source.position == len(source.run.tokens) - 1 != site.position
     return False

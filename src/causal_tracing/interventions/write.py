@@ -56,7 +56,10 @@ class Write:
 
     def _check_with(self, name: str, kinds: Sequence[str], *, given: bool) -> None:
         if given and self.kind not in kinds:
-            raise InvalidOption(f"{name}= goes with {' and '.join(kinds)}; what is written is {self.kind!r}.")
+            raise InvalidOption(
+                f"{name}= goes with {' and '.join(kinds)}; what is written is {self.kind!r}. Ask for such a kind "
+                f"(--write {kinds[0]}), or leave it out."
+            )
         if self.kind in kinds and not given:
             flag = "--reference" if name == "prompts" else "--tensors"
             raise InvalidOption(

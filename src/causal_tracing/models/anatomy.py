@@ -76,7 +76,8 @@ class Anatomy:
 
     `idle` are the layers that a prompt of text alone does not pass through. `lanes` says where a stream of several
     lanes has them: "last" is [batch, token, lane, width], "first" [lane, batch, token, width]; they are folded into the
-    width. `cut` is False for models whose layers read something besides the residual stream. `mixing` are the
+    width. `cut` is False for models whose layers read something besides the residual stream, `anywhere` for those where
+    what follows the last layer depends on a token's place. `mixing` are the
     components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
     token and its position alone: what was not proved is neither inside its token nor tokenwise. `gathers` are those
     through which alone a token gets anything from other tokens in a layer (`Rules`). `counts` says how
@@ -91,6 +92,7 @@ class Anatomy:
     idle: tuple[int, ...] = ()
     lanes: str | None = None
     cut: bool = True
+    anywhere: bool = True
     mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, *MIXTURE, ATTENTION)
     tokenwise: tuple[str, ...] = ()
     gathers: tuple[str, ...] = ()

@@ -119,6 +119,7 @@ class Model:
         return Rules(
             num_layers=len(self.layers),
             cut=known.cut,
+            anywhere=known.anywhere,
             mixing=known.mixing,
             tokenwise=known.tokenwise,
             gathers=known.gathers,

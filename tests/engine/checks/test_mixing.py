@@ -9,6 +9,7 @@ from torch import Tensor
 
 from causal_tracing.engine.checks.check import accept, prove
 from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.errors import EngineNote
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
@@ -65,7 +66,8 @@ def test_where_the_mlps_side_mixes_nothing_before_it_is_inside_its_token(name):
 
 def test_behind_the_last_layer_nothing_is_assumed_either():
     """A decoder of bytes behind the layers reads all of them: what is written in the last one matters everywhere."""
-    model = of("blt")
+    with pytest.warns(EngineNote, match="has layers in several lists"):
+        model = of("blt")
     assert {*model.anatomy.components} <= {*model.anatomy.mixing}
     sites = every_site(model, ("resid_post", "mlp_out"), (model.num_layers - 1,))
     pruned, whole = (values(model, sites, prune=prune) for prune in (True, False))

@@ -30,6 +30,7 @@ from causal_tracing.engine.checks.findings import (
     Law,
     beside_others,
     bounded,
+    last_state,
     later_tokens,
     own_activations,
     random_write,
@@ -232,8 +233,8 @@ def _say_short_products(network: Any, name: str) -> None:
 def _say_others(layers: Layers, name: str) -> None:
     if layers.others:
         warn(
-            f"{name} has layers in several lists, and those of {layers.path} alone are traced, and counted from 0: not "
-            f"those of {', '.join(layers.others)}.",
+            f"{name} has layers in several lists. Those of {layers.path} alone are traced, and counted from 0; others "
+            f"are not, such as those of {', '.join(layers.others)}.",
             EngineNote,
         )
 
@@ -340,6 +341,7 @@ def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
     last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
     difference = apart(last, donors[corrupt].logits).max().item() / size
     yield bounded(Law.LAST_LAYER, ("resid_post",), difference, bound)
+    yield last_state(model, clean)
     for component in (name for name in components if name in RESIDUAL):
         whole = run([write_all(model, component, corrupt, layer) for layer in model.having(component)])
         difference = apart(whole, donors[corrupt].logits).max().item() / size
@@ -372,6 +374,9 @@ def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: st
         if finding.name in _REFUSED:
             said = _REFUSED[finding.name].format(measured=measured, layers=anatomy.layers, beside=beside)
             raise UnsupportedModel(f"{name} {said}")
+        if finding.name == Law.ANYWHERE:  # a head that counts tokens, say
+            anatomy = replace(anatomy, anywhere=False)
+            continue
         if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
             raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
         # Read-back and self-patch held, so the site is what it says; it is only no cut (gemma3n reads embeddings in

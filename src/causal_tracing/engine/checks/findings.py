@@ -15,6 +15,7 @@ from causal_tracing.engine.checks.agreement import SEED
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.forward import forward
+from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.interventions.edits import Edit, From, Given, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
@@ -34,6 +35,7 @@ class Law(StrEnum):
     CAUSAL = "nothing before an edit changes"
     LATER = "later tokens change no earlier logits"
     LAST_LAYER = "the last layer's output gives the donor's logits"
+    ANYWHERE = "a last state gives its own logits at another place"
     WHOLE_LAYER = "a whole layer gives the donor's logits"
 
 
@@ -135,6 +137,15 @@ def parting(run: Run, other: Run) -> list[Run]:
 def parted(logits: Float[Tensor, "run token vocab"]) -> Float[Tensor, " run-1"]:
     """By how much each of these runs differs from the first one where both have the same tokens so far."""
     return torch.stack([apart(row[:turn], logits[0, :turn]).max() for turn, row in enumerate(logits[1:], 1)])
+
+
+def last_state(model: Model, run: Run) -> Finding:
+    """The last state of the run without its last token gives the same logits in the place of that one."""
+    shorter, last = Run(run.tokens[:-1]), len(run.tokens) - 1
+    edit = Edit(Site("resid_post", model.active[-1], last), From(shorter, last - 1))
+    donors = donor_recordings(model, [moved := Run(run.tokens, (edit,))])
+    own, found = donors[shorter].logits[-1], forward(model, [moved], donors, keep=1)[0][0, -1]
+    return bounded(Law.ANYWHERE, ("resid_post",), apart(found, own).item() / largest(own), TWO_FORWARDS[model.dtype])
 
 
 def random_write(model: Model, component: str, run: Run, recording: Recording) -> Iterator[Finding]:

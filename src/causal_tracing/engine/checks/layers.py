@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.logits import MASKED
+from causal_tracing.engine.checks.bounds import TWO_FORWARDS
+from causal_tracing.engine.checks.logits import MASKED, apart, largest
 from causal_tracing.engine.hooks.modules import first_tensor, stream_in
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.at_rest import at_rest
@@ -22,6 +23,7 @@ from causal_tracing.models.calling import called, logits_in, words_of
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.offload import device_of
 from causal_tracing.models.open import has_head
+from causal_tracing.models.quantised import stream_dtype
 from causal_tracing.models.spread import refuse_parted
 
 SHOWN = 200  # characters of another library's error
@@ -187,7 +189,7 @@ def _experts(network: Any) -> str | None:
 
 
 def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str) -> bool:
-    """Whether it can be asked for the last token's logits alone, and its layers compute every token all the same."""
+    """Whether it can be asked for the last token's logits alone, gives the same ones, and computes every token."""
     if "logits_to_keep" not in inspect.signature(network.forward).parameters:
         return False
     seen: list[int] = []
@@ -195,9 +197,12 @@ def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], 
         for layer in network.get_submodule(layers.path).children():
             hook = layer.register_forward_hook(lambda _, __, output: seen.append(_size(output)))
             stack.callback(hook.remove)
-        run_text(network, as_batch(network, tokens), name, logits_to_keep=1)
-    # Some models drop tokens in the last layer where few logits are wanted: then it has not all activations.
-    return len({*seen}) == 1
+        few = logits_in(run_text(network, as_batch(network, tokens), name, logits_to_keep=1))[0, -1]
+        drops = len({*seen}) > 1  # some models do so in the last layer, which has not all activations then
+        whole = logits_in(run_text(network, as_batch(network, tokens), name))[0, -1]
+    # What counts tokens behind the layers, such as a hook on the head, counts fewer of them.
+    bound = TWO_FORWARDS[str(stream_dtype(network)).removeprefix("torch.")] * largest(whole)
+    return not drops and apart(few, whole).item() <= bound
 
 
 def _size(output: Any) -> int:

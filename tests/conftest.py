@@ -53,7 +53,7 @@ def demo_tokenizer() -> Any:
 
 
 # Files of tests that run the embedded model: one process does, for to load it takes as long as most of them.
-DEMO = ("experiments/test_demo.py", "patching/test_noise_demo.py", "patching/test_paths_demo.py",
+DEMO = ("experiments/test_demo.py", "patching/test_noise_demo.py", "patching/test_direct_paths_demo.py",
         "prompts/test_datasets.py")  # fmt: skip
 
 

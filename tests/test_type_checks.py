@@ -14,7 +14,7 @@ from torch import Tensor
 import causal_tracing as ct
 from causal_tracing.engine.hooks.replay import Replay
 from causal_tracing.interventions.edits import Run
-from causal_tracing.patching.scoring import spread
+from causal_tracing.patching.metrics.scoring import spread
 from type_checks import CALLS, jaxtyped
 
 Matrix = Float[Tensor, "row column"]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from causal_tracing.explorer.start import explore
     from causal_tracing.interventions.noise import Noise
     from causal_tracing.interventions.write import Write
-    from causal_tracing.patching.metric import Metric
+    from causal_tracing.patching.metrics.metric import Metric
     from causal_tracing.patching.preview import preview
     from causal_tracing.prompts.files import read_pairs
     from causal_tracing.prompts.pairs import Pair
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # torch, transformers and xarray take seconds to import: they come with the first name that needs them.
 _HOMES = {
     "CausalTracingError": "errors",
-    "Metric": "patching.metric",
+    "Metric": "patching.metrics.metric",
     "Noise": "interventions.noise",
     "Pair": "prompts.pairs",
     "Trace": "experiments.trace_result",

@@ -23,8 +23,8 @@ from causal_tracing.experiments.attribution_result import Attribution
 from causal_tracing.interventions.edits import Edit, From, Plus, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching import attribution
-from causal_tracing.patching.site_estimates import integrated
+from causal_tracing.patching.estimates import attribution
+from causal_tracing.patching.estimates.sites import integrated
 from causal_tracing.report.words.estimates import left_out
 from causal_tracing.testing import circuit
 from families import FAMILIES, build

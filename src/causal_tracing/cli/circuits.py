@@ -77,7 +77,7 @@ def _traceable(model: "Model", pairs: "list[Pair]", options: Mapping[str, Any]) 
 
 def _names(model: "Model", options: Mapping[str, Any]) -> list[str]:
     """All nodes, or all edges, of the model."""
-    from causal_tracing.patching.circuits import GRAPHS
+    from causal_tracing.patching.kinds.circuits import GRAPHS
 
     return [*GRAPHS[options.get("circuit_of", "nodes")](model).names]
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def finished(model: "Model", pairs: "list[Pair]", options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the trace. Raises ComponentNotOffered."""
-    from causal_tracing.patching.nodes import each_sender
+    from causal_tracing.patching.kinds.nodes import each_sender
     from causal_tracing.patching.options.follow import as_paths_of_a_trace
 
     return as_paths_of_a_trace(options, each_sender(model, options.get("at", "last")))

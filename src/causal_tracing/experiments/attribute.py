@@ -14,18 +14,18 @@ from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.provenance import provenance
 from causal_tracing.experiments.recheck import rechecked
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.attribution import screened
 from causal_tracing.patching.contrast import of_prompts
+from causal_tracing.patching.estimates.attribution import screened
+from causal_tracing.patching.estimates.reception import SOFTMAX
+from causal_tracing.patching.estimates.screen import Screen
 from causal_tracing.patching.grid import Grid, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.job import Job, usual_components
-from causal_tracing.patching.metric import Metric
-from causal_tracing.patching.metric_checks import check_gradient, check_measure
-from causal_tracing.patching.nodes import each_sender
+from causal_tracing.patching.kinds.nodes import each_sender
+from causal_tracing.patching.kinds.senders import MOST_ESTIMATED, path_grids
+from causal_tracing.patching.metrics.checks import check_gradient, check_measure
+from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.patching.reception import SOFTMAX
-from causal_tracing.patching.screen import Screen
-from causal_tracing.patching.senders import MOST_ESTIMATED, path_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.site_kinds import KINDS, SINGLE_EXPERTS, SINGLE_NEURONS
 

@@ -20,9 +20,9 @@ from causal_tracing.experiments.progress import telling
 from causal_tracing.experiments.trace import measured, trace
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
-from causal_tracing.patching.circuits import GRAPHS
 from causal_tracing.patching.job import plan_job
-from causal_tracing.patching.nodes import nodes_of
+from causal_tracing.patching.kinds.circuits import GRAPHS
+from causal_tracing.patching.kinds.nodes import nodes_of
 from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.circuit import RANKINGS, CircuitOptions, as_of_a_trace
 from causal_tracing.patching.options.together import direction_of_circuit

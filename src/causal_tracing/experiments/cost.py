@@ -9,7 +9,7 @@ from causal_tracing.interventions.edits import World
 from causal_tracing.patching.cells import cells
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.lens import readouts
-from causal_tracing.patching.scoring import asked_for
+from causal_tracing.patching.metrics.scoring import asked_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

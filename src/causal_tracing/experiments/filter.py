@@ -9,17 +9,17 @@ from causal_tracing.errors import InvalidOption, InvalidPair, OutOfMemory
 from causal_tracing.interventions.write import checked_write
 from causal_tracing.models.model import Model
 from causal_tracing.patching.ablation import check_patterns, reference_runs, reference_tokens
-from causal_tracing.patching.attending import knockout_grids
-from causal_tracing.patching.circuits import check_one_to_one
 from causal_tracing.patching.columns import resolved_columns
 from causal_tracing.patching.contrast import of_clean
-from causal_tracing.patching.edges import edge_grids
 from causal_tracing.patching.grid import named_heads
+from causal_tracing.patching.kinds.attending import knockout_grids
+from causal_tracing.patching.kinds.attention_edges import edge_grids
+from causal_tracing.patching.kinds.circuits import check_one_to_one
+from causal_tracing.patching.metrics.scoring import preferences
 from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.together import clean_alone, directions_of
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.preview import check_length, log_probs
-from causal_tracing.patching.scoring import preferences
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
 from causal_tracing.prompts.token_texts import token_text
 

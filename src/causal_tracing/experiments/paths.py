@@ -9,7 +9,7 @@ from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import plan_job
-from causal_tracing.patching.nodes import each_sender
+from causal_tracing.patching.kinds.nodes import each_sender
 from causal_tracing.patching.options.follow import FollowOptions, as_paths_of_a_trace
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair

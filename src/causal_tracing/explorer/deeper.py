@@ -11,7 +11,7 @@ from causal_tracing.errors import ModelError
 from causal_tracing.explorer.asked import SENDERS, Deeper
 from causal_tracing.explorer.views import paths_from, strongest_parts
 from causal_tracing.models.model import Model
-from causal_tracing.patching.senders import stream_of
+from causal_tracing.patching.kinds.senders import stream_of
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
 

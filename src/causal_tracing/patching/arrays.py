@@ -8,9 +8,9 @@ import xarray as xr
 
 from causal_tracing.patching.cells import Cell
 from causal_tracing.patching.grid import At, Grid
-from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics.metric import Metric
+from causal_tracing.patching.metrics.scoring import undefined
 from causal_tracing.patching.preview import CHOICES, Preview
-from causal_tracing.patching.scoring import undefined
 from causal_tracing.prompts.answers import spelled
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm

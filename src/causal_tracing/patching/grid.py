@@ -19,7 +19,7 @@ from causal_tracing.interventions.sites import RESIDUAL, Site, first_behind
 from causal_tracing.models.model import Model
 from causal_tracing.patching.columns import patched_together, resolved_columns
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.paths import Paths
+from causal_tracing.patching.direct_paths import Paths
 from causal_tracing.patching.windows import Window, Windows, plan_windows
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.prompts.pairs import TokenPair

@@ -12,16 +12,20 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.ablation import check_patterns, check_tensors, reference_runs, reference_tokens
-from causal_tracing.patching.attending import knockout_grids
 from causal_tracing.patching.cells import Question
-from causal_tracing.patching.circuits import circuit_grids
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
-from causal_tracing.patching.edges import edge_grids
+from causal_tracing.patching.direct_paths import Paths, plan_paths
 from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by_layer, plan_heads
-from causal_tracing.patching.metric import Asked, Metric, listed
-from causal_tracing.patching.metric_checks import check_measure
-from causal_tracing.patching.metrics import measured_metrics
+from causal_tracing.patching.kinds.attending import knockout_grids
+from causal_tracing.patching.kinds.attention_edges import edge_grids
+from causal_tracing.patching.kinds.circuits import circuit_grids
+from causal_tracing.patching.kinds.senders import path_grids
+from causal_tracing.patching.kinds.sets import joint_grids
+from causal_tracing.patching.metrics.built_in import measured_metrics
+from causal_tracing.patching.metrics.checks import check_measure
+from causal_tracing.patching.metrics.metric import Asked, Metric, listed
+from causal_tracing.patching.metrics.scoring import undefined
 from causal_tracing.patching.named_sites import NamedSite, sites_on
 from causal_tracing.patching.noise import noised
 from causal_tracing.patching.options.choices import BLOCKS
@@ -29,11 +33,7 @@ from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.together import ROME_NOISE, clean_alone, directions_of, preset_windows
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.patching.paths import Paths, plan_paths
 from causal_tracing.patching.preview import run_length
-from causal_tracing.patching.scoring import undefined
-from causal_tracing.patching.senders import path_grids
-from causal_tracing.patching.sets import joint_grids
 from causal_tracing.prompts.pairs import Pair, TokenPair, as_pairs, named, tokenize_pairs
 from causal_tracing.results.effects import NEEDS_FOIL
 from causal_tracing.results.site_kinds import SINGLE_EXPERTS, SINGLE_NEURONS, SiteKind

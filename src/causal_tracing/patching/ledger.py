@@ -20,9 +20,9 @@ from causal_tracing.interventions.edits import Edit, From, Plus, Run, World
 from causal_tracing.interventions.sites import FINAL_SCALE, RESIDUAL, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import of_prompts
-from causal_tracing.patching.metrics import BUILT_IN
+from causal_tracing.patching.metrics.built_in import BUILT_IN
+from causal_tracing.patching.metrics.scoring import Scoring
 from causal_tracing.patching.named_sites import NamedSite
-from causal_tracing.patching.scoring import Scoring
 from causal_tracing.prompts.pairs import TokenPair
 
 NORM, WRITTEN, REST = "final_norm", "written", "rest"  # the lines that are of no writer

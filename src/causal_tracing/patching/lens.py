@@ -23,7 +23,7 @@ from causal_tracing.interventions.edits import Edit, Given, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, ROWS, measure_logits, measures_of
+from causal_tracing.patching.metrics.built_in import BUILT_IN, NO_TOKEN, ROWS, measure_logits, measures_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.token_texts import token_text
 from causal_tracing.results.lens import EMBEDDING, RUNS

@@ -24,9 +24,9 @@ from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.lens import lenses
+from causal_tracing.patching.metrics.scoring import Scoring, spread
 from causal_tracing.patching.options.trace import Progress
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
-from causal_tracing.patching.scoring import Scoring, spread
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.storage.join import joined

@@ -18,7 +18,7 @@ from causal_tracing.patching.arrays import Sums
 from causal_tracing.patching.cells import Cell, worlds_of
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job, undefined
-from causal_tracing.patching.scoring import Scoring
+from causal_tracing.patching.metrics.scoring import Scoring
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.spot_checks import record_of
 

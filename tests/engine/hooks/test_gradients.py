@@ -21,7 +21,7 @@ from causal_tracing.engine.hooks.record import record
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import MEDIATORS, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.site_estimates import integrated
+from causal_tracing.patching.estimates.sites import integrated
 from causal_tracing.testing import Copy, ToyLayer, ToyNetwork, toy_model
 from loaded import fresh, shared
 

@@ -14,7 +14,7 @@ from causal_tracing.experiments.load import load
 from causal_tracing.experiments.manifest import FACTS, facts
 from causal_tracing.models.model import Model
 from causal_tracing.models.recipe import Recipe
-from causal_tracing.patching.metric import listed, name_of
+from causal_tracing.patching.metrics.metric import listed, name_of
 from causal_tracing.patching.options.trace import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.storage.run_folder import Row

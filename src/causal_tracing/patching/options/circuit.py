@@ -9,7 +9,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.write import Write
-from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.options import node_texts
 from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.declare import CIRCUIT, check_values, option, same

@@ -8,7 +8,7 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import PARTED, WHOLE
-from causal_tracing.patching.metric import Metric, check_metrics, kept
+from causal_tracing.patching.metrics.metric import Metric, check_metrics, kept
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import one_of
 from causal_tracing.patching.options.choices import METHODS, PATH_METHODS, SMOOTH

@@ -7,7 +7,7 @@ from typing import Any
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
-from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import PATHS, check_values, option, same
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.metric import Metric
+from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import ATTENTION, check_values, option, same, specs
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions

@@ -9,12 +9,12 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.kinds.receivers import receiver
 from causal_tracing.patching.named_sites import node_site
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.declare import CIRCUIT, option
 from causal_tracing.patching.options.node_texts import NODES, SIZE, SIZES
 from causal_tracing.patching.options.paths import PathOptions
-from causal_tracing.patching.receivers import receiver
 
 OF, HOW, BY = ("nodes", "edges"), ("kept", "restored"), ("size", "sign")
 Nodes = Mapping[str, float] | Sequence[str]

@@ -7,11 +7,11 @@ from typing import Any
 
 from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
+from causal_tracing.patching.kinds.receivers import receiver
 from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.options.declare import PATHS, option
 from causal_tracing.patching.options.sets import SetOptions, check_named_sets
 from causal_tracing.patching.options.site_texts import NAMED
-from causal_tracing.patching.receivers import receiver
 
 # What adds to the stream: heads, attention, MLPs, what a layer of one part adds, and the embedding (resid_pre 0).
 SENDERS = ("z", "attn_out", "mlp_out", "mixer_out", "resid_pre")

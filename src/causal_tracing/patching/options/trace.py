@@ -12,7 +12,7 @@ from typing import Any
 from causal_tracing import validation
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import KINDS, Write, checked_write
-from causal_tracing.patching.metric import Metric, check_metrics, kept
+from causal_tracing.patching.metrics.metric import Metric, check_metrics, kept
 from causal_tracing.patching.named_sites import check_named_sites
 from causal_tracing.patching.options import texts
 from causal_tracing.patching.options.checks import (

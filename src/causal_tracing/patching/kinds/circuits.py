@@ -18,9 +18,9 @@ from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.edge_graph import edge_graph
-from causal_tracing.patching.graph import Graph, node_graph, ranked_items
 from causal_tracing.patching.grid import At, Grid
+from causal_tracing.patching.kinds.edge_graph import edge_graph
+from causal_tracing.patching.kinds.graph import Graph, node_graph, ranked_items
 from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import TokenPair

@@ -24,14 +24,14 @@ from causal_tracing.interventions.edits import Edit, From, Run, one_run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.direct_paths import check_layers, check_one_token, more_than_held, refuse
 from causal_tracing.patching.grid import At, Grid, arms_of, checked_layers
+from causal_tracing.patching.kinds.nodes import each_receiver
+from causal_tracing.patching.kinds.receivers import IN_HEADS, LOGITS, WHOLE, Receiver, receivers_on
+from causal_tracing.patching.kinds.sets import check_apart
 from causal_tracing.patching.named_sites import NamedSite, sites_on
-from causal_tracing.patching.nodes import each_receiver
 from causal_tracing.patching.options.paths import SENDERS, Named
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.patching.paths import check_layers, check_one_token, more_than_held, refuse
-from causal_tracing.patching.receivers import IN_HEADS, LOGITS, WHOLE, Receiver, receivers_on
-from causal_tracing.patching.sets import check_apart
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.columns import labelled

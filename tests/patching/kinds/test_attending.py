@@ -14,7 +14,7 @@ import causal_tracing as ct
 from causal_tracing.engine.checks.check import accept
 from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
-from causal_tracing.patching.attending import columns_named
+from causal_tracing.patching.kinds.attending import columns_named
 from causal_tracing.prompts.pairs import tokenize
 from families import FAMILIES, build
 from tokenizers_for_tests import words

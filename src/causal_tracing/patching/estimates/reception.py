@@ -23,11 +23,11 @@ from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run, World, one_run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.cells import last_of
-from causal_tracing.patching.followed import Followed
+from causal_tracing.patching.estimates.followed import Followed
+from causal_tracing.patching.kinds.receivers import LOGITS
+from causal_tracing.patching.kinds.senders import sending
+from causal_tracing.patching.metrics.scoring import Scoring
 from causal_tracing.patching.options.trace import Progress
-from causal_tracing.patching.receivers import LOGITS
-from causal_tracing.patching.scoring import Scoring
-from causal_tracing.patching.senders import sending
 
 SENDERS = 64  # that are read at once: what is kept of them is held together
 SOFTMAX = ("q", "k")  # what is received there changes a pattern

@@ -15,9 +15,9 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Attending, Edit, From, Run
 from causal_tracing.interventions.sites import ATTENTION, Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.attending import KeyGrid, check_query, columns_named, heads_of, keys_of, queries_of
 from causal_tracing.patching.contrast import Contrast
 from causal_tracing.patching.grid import At, arms_of, layers_having
+from causal_tracing.patching.kinds.attending import KeyGrid, check_query, columns_named, heads_of, keys_of, queries_of
 from causal_tracing.patching.options.attention import heads_named
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import TokenPair

@@ -17,15 +17,15 @@ from jaxtyping import Float
 from causal_tracing.engine.backend import Differentiable
 from causal_tracing.interventions.edits import From, Run
 from causal_tracing.patching.cells import Question
-from causal_tracing.patching.followed import Followed, followed
+from causal_tracing.patching.estimates.followed import Followed, followed
+from causal_tracing.patching.estimates.path_slopes import by_slopes, way
+from causal_tracing.patching.estimates.reception import by_reception
+from causal_tracing.patching.estimates.screen import Screen
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.kinds.senders import EVERY, PathGrid
+from causal_tracing.patching.metrics.scoring import Scoring
+from causal_tracing.patching.metrics.terms import Term
 from causal_tracing.patching.options.trace import Progress
-from causal_tracing.patching.path_slopes import by_slopes, way
-from causal_tracing.patching.reception import by_reception
-from causal_tracing.patching.scoring import Scoring
-from causal_tracing.patching.screen import Screen
-from causal_tracing.patching.senders import EVERY, PathGrid
-from causal_tracing.patching.terms import Term
 
 
 def path_estimates(

@@ -228,7 +228,7 @@ def test_what_cannot_be_asked_for_is_said(options: dict[str, Any], message: str)
 
 
 def test_a_map_that_takes_hours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_tracing.patching.edges.MOST_CELLS", 4 * 36 - 1)
+    monkeypatch.setattr("causal_tracing.patching.kinds.attention_edges.MOST_CELLS", 4 * 36 - 1)
     with pytest.raises(InvalidOption, match=r"4 heads by 1 of q, k, v, from 6 queries to 6 keys are 144 cells: more"):
         traced()
     with pytest.raises(InvalidOption, match="Name fewer heads"):

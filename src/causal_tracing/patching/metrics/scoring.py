@@ -25,8 +25,8 @@ from causal_tracing.interventions.edits import Attending, Edit, From, Mean, Run,
 from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import RESIDUAL
 from causal_tracing.patching.contrast import of_clean
-from causal_tracing.patching.metric import Metric
-from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_readouts, measures_of
+from causal_tracing.patching.metrics.built_in import BUILT_IN, NO_TOKEN, measure_readouts, measures_of
+from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.preview import log_probs, preferred
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causal_tracing.patching.metric import LOG_PROBS, Asked, Metric, listed, name_of
+from causal_tracing.patching.metrics.metric import LOG_PROBS, Asked, Metric, listed, name_of
 from causal_tracing.results.units import METRICS, UNITS
 
 ROWS = 16  # at once: what more of them take is fetched from the system anew each time

@@ -19,8 +19,8 @@ from causal_tracing.engine.choose import open_backend
 from causal_tracing.errors import ComponentNotOffered, InvalidOption, InvalidPair
 from causal_tracing.interventions.write import Write
 from causal_tracing.models.model import Model
+from causal_tracing.patching.kinds.senders import path_grids
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.patching.senders import path_grids
 from causal_tracing.prompts.pairs import tokenize_pairs
 from causal_tracing.results.estimates import Checked
 from causal_tracing.testing import lookup

@@ -9,8 +9,8 @@ from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
+from causal_tracing.patching.kinds.nodes import INPUT, name_of, node_named, nodes_of, readers_of, weighted_size
 from causal_tracing.patching.named_sites import NamedSite
-from causal_tracing.patching.nodes import INPUT, name_of, node_named, nodes_of, readers_of, weighted_size
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 

@@ -20,7 +20,7 @@ from causal_tracing.engine.choose import open_backend
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.edits import Edit, From, Rewired, Run, World
 from causal_tracing.interventions.sites import Site
-from causal_tracing.patching.edge_graph import EdgeGraph, edge_graph
+from causal_tracing.patching.kinds.edge_graph import EdgeGraph, edge_graph
 from families import FAMILIES
 from loaded import shared
 from written import ANSWER, FOIL, HEADS, LAYERS, written

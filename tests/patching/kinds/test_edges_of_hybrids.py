@@ -20,7 +20,7 @@ import pruned
 import uneven
 from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.models.model import Model
-from causal_tracing.patching.edge_graph import EdgeGraph, edge_graph
+from causal_tracing.patching.kinds.edge_graph import EdgeGraph, edge_graph
 from causal_tracing.report.words.senders import READ_AS_A_WHOLE
 from hooked_edges import Added, Hooked
 from loaded import WORDS

@@ -18,9 +18,9 @@ from causal_tracing.errors import ComponentNotOffered, InvalidOption
 from causal_tracing.interventions.donors import Kept
 from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
-from causal_tracing.patching.followed import Followed
-from causal_tracing.patching.receivers import LOGITS
-from causal_tracing.patching.senders import Reading
+from causal_tracing.patching.estimates.followed import Followed
+from causal_tracing.patching.kinds.receivers import LOGITS
+from causal_tracing.patching.kinds.senders import Reading
 
 READ_AT = ("resid_mid", "resid_pre")  # where a part of a layer reads the stream: one of these
 Slopes = Mapping[Reading, Float[Tensor, "token d_model"]]

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 import causal_tracing as ct
-from causal_tracing.patching.edge_graph import edge_graph
+from causal_tracing.patching.kinds.edge_graph import edge_graph
 from loaded import shared
 from written import ANSWER, FOIL, written
 

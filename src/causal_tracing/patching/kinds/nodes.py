@@ -11,8 +11,8 @@ from causal_tracing.engine.choose import proved
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.interventions.edits import Part
 from causal_tracing.models.model import Model
+from causal_tracing.patching.kinds.receivers import IN_HEADS, LOGITS
 from causal_tracing.patching.named_sites import ALL, NamedSite, node_site
-from causal_tracing.patching.receivers import IN_HEADS, LOGITS
 from causal_tracing.prompts.tokens import Column
 
 HEADS_OR_WHOLE = ("z", "attn_out")

@@ -15,9 +15,9 @@ from causal_tracing.interventions.known import Rules, effective
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.cells import Question, last_of
 from causal_tracing.patching.job import Job
-from causal_tracing.patching.receivers import LOGITS, WHOLE
-from causal_tracing.patching.senders import PathGrid, Reading
-from causal_tracing.patching.senders import Place as SenderPlace
+from causal_tracing.patching.kinds.receivers import LOGITS, WHOLE
+from causal_tracing.patching.kinds.senders import PathGrid, Reading
+from causal_tracing.patching.kinds.senders import Place as SenderPlace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

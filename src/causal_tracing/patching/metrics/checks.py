@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.patching.metric import LOG_PROBS, Metric
-from causal_tracing.patching.metrics import BUILT_IN
+from causal_tracing.patching.metrics.built_in import BUILT_IN
+from causal_tracing.patching.metrics.metric import LOG_PROBS, Metric
 from causal_tracing.prompts.pairs import TokenPair
 
 WORLDS = 3  # that are made up, and measured together and alone

@@ -14,9 +14,9 @@ import causal_tracing as ct
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.models.model import Model
-from causal_tracing.patching.metrics import BUILT_IN, NO_TOKEN, measure_logits, measures_of
-from causal_tracing.patching.scoring import preferences
-from causal_tracing.patching.terms import terms_of
+from causal_tracing.patching.metrics.built_in import BUILT_IN, NO_TOKEN, measure_logits, measures_of
+from causal_tracing.patching.metrics.scoring import preferences
+from causal_tracing.patching.metrics.terms import terms_of
 from causal_tracing.prompts.answers import checked_texts
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.report.document import document

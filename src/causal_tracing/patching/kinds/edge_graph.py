@@ -17,12 +17,12 @@ from causal_tracing.interventions.edits import Edit, Part, Rewired, Run
 from causal_tracing.interventions.sites import WIRING, Site
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import Contrast
-from causal_tracing.patching.graph import ASKED, Graph
+from causal_tracing.patching.direct_paths import refuse
+from causal_tracing.patching.kinds.graph import ASKED, Graph
+from causal_tracing.patching.kinds.nodes import INPUT, name_of, node_named, nodes_of, readers_in
+from causal_tracing.patching.kinds.receivers import IN_HEADS, LOGITS, receiver
+from causal_tracing.patching.kinds.senders import stream_of
 from causal_tracing.patching.named_sites import NamedSite
-from causal_tracing.patching.nodes import INPUT, name_of, node_named, nodes_of, readers_in
-from causal_tracing.patching.paths import refuse
-from causal_tracing.patching.receivers import IN_HEADS, LOGITS, receiver
-from causal_tracing.patching.senders import stream_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.score_files import ARROW

@@ -18,19 +18,19 @@ from causal_tracing.interventions.write import Write
 from causal_tracing.patching.ablation import check_patterns
 from causal_tracing.patching.arrays import Sums, measurements_of
 from causal_tracing.patching.cells import Cell, Question, worlds_of
+from causal_tracing.patching.estimates.paths import path_estimates
+from causal_tracing.patching.estimates.screen import Screen, share
+from causal_tracing.patching.estimates.sites import site_estimates
 from causal_tracing.patching.grid import At, Grid
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.kinds.senders import PathGrid
 from causal_tracing.patching.measure import Numbers
-from causal_tracing.patching.metrics import BUILT_IN
+from causal_tracing.patching.metrics.built_in import BUILT_IN
+from causal_tracing.patching.metrics.scoring import Scoring, spread, undefined
+from causal_tracing.patching.metrics.terms import PROBABILITIES, terms_of
 from causal_tracing.patching.options.trace import Progress
-from causal_tracing.patching.path_estimates import path_estimates
 from causal_tracing.patching.preview import Preview, check_known, check_length, understood
-from causal_tracing.patching.scoring import Scoring, spread, undefined
-from causal_tracing.patching.screen import Screen, share
-from causal_tracing.patching.senders import PathGrid
-from causal_tracing.patching.site_estimates import site_estimates
 from causal_tracing.patching.spot_checks import Furthest, SpotChecks
-from causal_tracing.patching.terms import PROBABILITIES, terms_of
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import behind
 from causal_tracing.results.measurements import Measurements

@@ -21,7 +21,7 @@ from causal_tracing.engine.evaluate import evaluate
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.paths import plan_paths
+from causal_tracing.patching.direct_paths import plan_paths
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.testing import lookup
 from families import FAMILIES

@@ -15,8 +15,8 @@ from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.interventions.edits import Run, World
 from causal_tracing.models.model import Model
 from causal_tracing.patching.contrast import of_clean
+from causal_tracing.patching.metrics.scoring import Scoring, preferences, spread
 from causal_tracing.patching.preview import log_probs
-from causal_tracing.patching.scoring import Scoring, preferences, spread
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.results.units import METRICS
 from joint import WORDS, tiny

@@ -20,10 +20,10 @@ from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.cells import Question
 from causal_tracing.patching.columns import patched_together
+from causal_tracing.patching.estimates.screen import Screen, share
 from causal_tracing.patching.job import Job
+from causal_tracing.patching.metrics.terms import Term
 from causal_tracing.patching.options.trace import Progress
-from causal_tracing.patching.screen import Screen, share
-from causal_tracing.patching.terms import Term
 from causal_tracing.prompts.alignment import Slot
 from causal_tracing.results.arms import Arm
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from causal_tracing.engine.backend import Differentiable
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.edits import Run
-from causal_tracing.patching.metric import LOG_PROBS, Metric
-from causal_tracing.patching.metrics import BUILT_IN
+from causal_tracing.patching.metrics.built_in import BUILT_IN
+from causal_tracing.patching.metrics.metric import LOG_PROBS, Metric
 from causal_tracing.patching.preview import MASKED
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.prompts.scored import Behind, behind

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causal_tracing.patching.metrics import BUILT_IN, measure_logits, measures_of
+from causal_tracing.patching.metrics.built_in import BUILT_IN, measure_logits, measures_of
 from causal_tracing.results.units import METRICS, UNITS
 
 

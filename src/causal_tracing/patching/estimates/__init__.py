@@ -1,0 +1,1 @@
+"""What stands in for patching: estimates by gradient, verified by cells that are patched."""

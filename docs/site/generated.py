@@ -29,7 +29,7 @@ GIVEN = {
     "MeanMap": "results.means",
     "Comparison": "experiments.compare",
     "Circuits": "results.circuits",
-    "NodeRanking": "results.node_ranking",
+    "NodeRanking": "results.rankings.nodes",
     "TraceCost": "experiments.cost",
     "Preview": "patching.preview",
     "Checkup": "engine.checks.check",

@@ -16,7 +16,7 @@ from causal_tracing.report.labels import place
 from causal_tracing.report.page.text import role_row, token_row
 from causal_tracing.results.columns import columns_of, is_token, labelled, tokens_among
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import has_sum
+from causal_tracing.results.ranked import has_sum
 from causal_tracing.results.select import select, site_row, strongest
 from causal_tracing.results.storage.saved import from_parts, open_measurements, save, to_parts
 from made import measurements

@@ -85,8 +85,8 @@ def _names(model: "Model", options: Mapping[str, Any]) -> list[str]:
 def _write(model: "Model", found: Any, path: Path, options: Mapping[str, Any]) -> None:
     from causal_tracing.errors import InvalidOption
     from causal_tracing.results.circuits import size_of
-    from causal_tracing.results.edge_ranking import EdgeRanking
-    from causal_tracing.results.node_ranking import NodeRanking
+    from causal_tracing.results.rankings.edges import EdgeRanking
+    from causal_tracing.results.rankings.nodes import NodeRanking
 
     if model.backend is not None:
         raise InvalidOption(f"--scores needs the shape of the model, and {model.name} is elsewhere: leave it out.")

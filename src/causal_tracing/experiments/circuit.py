@@ -29,10 +29,10 @@ from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results.circuits import size_of
-from causal_tracing.results.edge_ranking import EdgeRanking
-from causal_tracing.results.node_ranking import NodeRanking
-from causal_tracing.results.ranking import Ranking
-from causal_tracing.results.score_files import read_edge_scores, read_scores
+from causal_tracing.results.rankings.edges import EdgeRanking
+from causal_tracing.results.rankings.nodes import NodeRanking
+from causal_tracing.results.rankings.ranking import Ranking
+from causal_tracing.results.rankings.score_files import read_edge_scores, read_scores
 
 SHARED = ("write", "align", "control", "metric", "budget", "engine", "seed", "progress")  # with a trace that ranks
 STABLE_AT = (0.02, 0.1)  # of the nodes or edges: how stable the ranking's top is

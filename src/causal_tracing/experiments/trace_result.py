@@ -13,12 +13,12 @@ from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
 from causal_tracing.report.words import many_pairs, one_pair
 from causal_tracing.results.circuits import Circuits, circuits
-from causal_tracing.results.edge_ranking import EdgeRanking, edge_ranking
 from causal_tracing.results.effects import effects, require_effect
 from causal_tracing.results.lens import lens_of, mean_lens
 from causal_tracing.results.means import MeanMap, NoMean, mean_map, mean_maps
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.node_ranking import NodeRanking, node_ranking
+from causal_tracing.results.rankings.edges import EdgeRanking, edge_ranking
+from causal_tracing.results.rankings.nodes import NodeRanking, node_ranking
 from causal_tracing.results.select import BESIDE, BEYOND, SiteRow, known, select, strongest
 from causal_tracing.results.site_kinds import kind_of
 from causal_tracing.results.storage.saved import save

@@ -12,7 +12,7 @@ from causal_tracing.report.words.many_pairs import MeanReading
 from causal_tracing.report.words.one_pair import Reading
 from causal_tracing.results.means import NoMean, mean_maps
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import strongest_place
+from causal_tracing.results.ranked import strongest_place
 from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import kind_of
 

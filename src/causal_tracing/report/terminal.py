@@ -20,7 +20,7 @@ from causal_tracing.results.effects import label
 from causal_tracing.results.lens import EMBEDDING, RUNS, at_the_end, mean_at_the_end
 from causal_tracing.results.means import MeanMap, NoMean, mean_map
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import strongest_place
+from causal_tracing.results.ranked import strongest_place
 from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import CIRCUITS, kind_of
 

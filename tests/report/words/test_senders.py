@@ -16,7 +16,7 @@ from causal_tracing.report.words.senders import (
     senders_read,
 )
 from causal_tracing.results.means import mean_maps
-from causal_tracing.results.rankings import ranked
+from causal_tracing.results.ranked import ranked
 from causal_tracing.results.select import select, strongest
 from followed import EVERY, RECEIVERS, TABLE, ZEROS, followed
 from made import measurements

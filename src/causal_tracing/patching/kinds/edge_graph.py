@@ -25,7 +25,7 @@ from causal_tracing.patching.kinds.senders import stream_of
 from causal_tracing.patching.named_sites import NamedSite
 from causal_tracing.prompts.pairs import TokenPair
 from causal_tracing.results.arms import Arm
-from causal_tracing.results.score_files import ARROW
+from causal_tracing.results.rankings.score_files import ARROW
 
 EXAMPLE = '"z 3.1 -> q 5.0", "mlp_out 4 -> logits" or "resid_pre 0 -> mlp_out 2"'
 OPTION = "circuit_of='edges'"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.figures.look import Look, by_layer, where
 from causal_tracing.results.effects import label
-from causal_tracing.results.rankings import strongest_position
+from causal_tracing.results.ranked import strongest_position
 from causal_tracing.results.select import known
 
 

@@ -18,7 +18,7 @@ from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.figures.look import Look, drawable, number_ticks, unit_label, where
 from causal_tracing.results.columns import column_of
 from causal_tracing.results.effects import label
-from causal_tracing.results.rankings import SUM, has_sum, strongest_position, summed
+from causal_tracing.results.ranked import SUM, has_sum, strongest_position, summed
 from causal_tracing.results.select import known
 from causal_tracing.results.site_kinds import kind_of
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from causal_tracing.report.figures.look import Look, drawable, unit_label, where
 from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import label
-from causal_tracing.results.rankings import ranked
+from causal_tracing.results.ranked import ranked
 from causal_tracing.results.select import known
 from causal_tracing.results.site_kinds import SiteKind, kind_of
 

@@ -17,7 +17,7 @@ from causal_tracing.report.words.many_pairs import where_peak
 from causal_tracing.results.columns import among_others
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import ranked
+from causal_tracing.results.ranked import ranked
 from causal_tracing.results.select import SiteRow, select, shown_first, strongest
 from causal_tracing.results.site_kinds import SiteKind
 

@@ -16,7 +16,7 @@ from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import SUM, half_of_all, has_sum, parts_of, ranked, strongest_position, summed
+from causal_tracing.results.ranked import SUM, half_of_all, has_sum, parts_of, ranked, strongest_position, summed
 from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 MOST_NUMBERS = 300_000  # of a drawn kind, in a page: about 2 MB

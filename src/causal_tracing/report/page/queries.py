@@ -17,7 +17,7 @@ from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.rankings import strongest_place
+from causal_tracing.results.ranked import strongest_place
 from causal_tracing.results.site_kinds import SiteKind
 
 DIGITS = 5

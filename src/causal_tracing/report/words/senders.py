@@ -17,7 +17,7 @@ from causal_tracing.report.labels import between, number, p_value
 from causal_tracing.report.words.paths import LEAST, verb_of
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.score_files import ARROW
+from causal_tracing.results.rankings.score_files import ARROW
 from causal_tracing.results.select import shown_first, strongest
 from causal_tracing.results.site_kinds import PATHS, kind_of
 

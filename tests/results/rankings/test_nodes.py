@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption
-from causal_tracing.results.edge_ranking import EdgeRanking
-from causal_tracing.results.node_ranking import NodeRanking
-from causal_tracing.results.score_files import read_scores
+from causal_tracing.results.rankings.edges import EdgeRanking
+from causal_tracing.results.rankings.nodes import NodeRanking
+from causal_tracing.results.rankings.score_files import read_scores
 from joint import CLEAN, CORRUPT, PAIR, others, tiny
 
 NODES = [node for layer in range(4) for node in (*(f"z {layer}.{head}" for head in range(4)), f"mlp_out {layer}")]

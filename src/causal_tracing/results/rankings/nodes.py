@@ -15,9 +15,9 @@ from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import effects
 from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.rankings import has_sum, summed
-from causal_tracing.results.score_files import write_scores
+from causal_tracing.results.ranked import has_sum, summed
+from causal_tracing.results.rankings.ranking import Ranking, effect_named, over_pairs
+from causal_tracing.results.rankings.score_files import write_scores
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS
 
 WHOLE, HEAD, TOGETHER = ("attn_out", "mlp_out", "mixer_out"), "z", "together"

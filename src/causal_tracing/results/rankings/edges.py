@@ -9,8 +9,8 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.results.effects import effects
 from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
-from causal_tracing.results.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.score_files import ARROW, write_edge_scores
+from causal_tracing.results.rankings.ranking import Ranking, effect_named, over_pairs
+from causal_tracing.results.rankings.score_files import ARROW, write_edge_scores
 from causal_tracing.results.site_kinds import PATHS
 
 EVERYWHERE = " @ all"  # as senders end that are patched at all tokens

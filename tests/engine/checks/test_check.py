@@ -159,9 +159,11 @@ def test_of_two_parts_that_mix_and_have_no_such_name_neither_is_attention():
     found = Explained(way=(step, last), whole=True)
     layout = layout_of(found, {"one", "two"})
     assert (layout.attn, layout.mlp, layout.mid) == (None, "three", "norm")
-    reasons = dict(refusals([layout], [found]))
-    assert reasons["attn_out"] == (
-        "in layer 0 no module was found whose output alone is added as attention's is; what it adds comes from one and "
+    # Of the layers that a text passes, which may be some of all.
+    refused = {each.component: each for each in refusals({5: layout}, {5: found})}
+    assert refused["attn_out"].layer == 5
+    assert refused["attn_out"].reason == (
+        "in layer 5 no module was found whose output alone is added as attention's is; what it adds comes from one and "
         "two and three."
     )
 

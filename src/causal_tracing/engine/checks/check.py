@@ -239,16 +239,16 @@ def _say_others(layers: Layers, name: str) -> None:
         )
 
 
-def _of_modules(network: nn.Module, layers: Layers, reason: str) -> str:
-    """What the layers' modules add to the reason why some layer lacks a part; empty where they say nothing."""
+def _of_modules(network: nn.Module, layers: Layers, lacking: int) -> str:
+    """What the layers' modules add to the reason why this layer lacks a part; empty where they say nothing."""
     seen: dict[nn.Module, tuple[str, int]] = {}
     for number, layer in enumerate(network.get_submodule(layers.path).children()):
-        if reason.startswith(f"in layer {number} ") and not any(layer.children()):
+        if number == lacking and not any(layer.children()):
             return f" That layer is a {type(layer).__name__} alone."
         for path, part in layer.named_modules():
             if path and any(True for _ in part.parameters()):
                 before, first = seen.setdefault(part, (path, number))
-                if first != number and reason.startswith("in layer "):
+                if first != number:
                     return (
                         f" Layers share modules ({path} of layer {number} is {before} of layer {first}), and what is "
                         "written in one would be written in both."
@@ -271,8 +271,9 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     family = str(getattr(network.config, "model_type", type(network).__name__))
     anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
-    for component, reason in refusals([layouts[n] for n in active], [found[n] for n in active]):
-        anatomy = anatomy.refuse(component, reason + _of_modules(network, layers, reason))
+    for each in refusals({n: layouts[n] for n in active}, {n: found[n] for n in active}):
+        more = "" if each.layer is None else _of_modules(network, layers, each.layer)
+        anatomy = anatomy.refuse(each.component, each.reason + more)
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)
     return anatomy, [bounded("what a layer adds = its parts", parts, apart, bound)] if parts else []

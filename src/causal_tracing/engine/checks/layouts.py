@@ -6,11 +6,13 @@ do nothing, or three of them), their names may; else what cannot be told is not 
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from causal_tracing.engine.checks.contributions import Explained, Step, Way
 from causal_tracing.models.anatomy import Layout, Sum
 
 ATTENTION_WORDS = ("attn", "attention")
+NO_MODULES = "no modules were found whose outputs add up to what its layers add."
 MLP_WORDS = ("mlp", "ffn", "feed", "moe", "expert", "fc", "dense_4h")
 
 
@@ -90,40 +92,51 @@ def _order(way: Sequence[Step], path: str | None) -> int:
     return next((number for number, step in enumerate(way) if path in dict(step.parts)), -1)
 
 
-def refusals(layouts: Sequence[Layout], found: Sequence[Explained]) -> Iterator[tuple[str, str]]:
-    """Each component that is not offered, with the reason; both of the layers that a text passes.
+class Refusal(NamedTuple):
+    """A component that is not offered, the reason, and the layer that speaks against it, where it is one."""
+
+    component: str
+    reason: str
+    layer: int | None = None
+
+
+def refusals(layouts: Mapping[int, Layout], found: Mapping[int, Explained]) -> Iterator[Refusal]:
+    """Each component that is not offered; both are of the layers that a text passes, by their numbers.
 
     Where a layer has one part alone, and that is all that it adds, it lacks the other: that speaks against neither.
     """
-    single = bool(layouts) and all(layout.mixer for layout in layouts)
+    single = bool(layouts) and all(layout.mixer for layout in layouts.values())
     if not single:
-        yield "mixer_out", "its layers have more than one part."
+        yield Refusal("mixer_out", "its layers have more than one part.")
     for component, path, like in (("attn_out", "attn", "attention's"), ("mlp_out", "mlp", "an MLP's")):
-        missing = [n for n, layout in enumerate(layouts) if not getattr(layout, path) and component not in layout.lacks]
+        having = {n: layout for n, layout in layouts.items() if component not in layout.lacks}
+        missing = next((n for n, layout in having.items() if not getattr(layout, path)), None)
         if single:
-            yield component, "its layers have one part each: mixer_out is what it adds."
-        elif missing:
-            yield component, _missing(missing, found, like)
-    two = [(layout, each) for layout, each in zip(layouts, found, strict=True) if "resid_mid" not in layout.lacks]
-    if single or not two or not all(layout.mid for layout, _ in two):
-        yield "resid_mid", _no_middle(layouts, [each for _, each in two], single)
+            yield Refusal(component, "its layers have one part each: mixer_out is what it adds.")
+        elif missing is not None:
+            yield _missing(component, missing, found, like)
+    two = {n: layout for n, layout in layouts.items() if "resid_mid" not in layout.lacks}
+    if single or not two:
+        yield Refusal("resid_mid", "its layers have one part each, with nothing between.")
+    elif not all(layout.mid for layout in two.values()):
+        yield _no_middle(two, [found[n] for n in two])
 
 
-def _missing(missing: Sequence[int], found: Sequence[Explained], like: str) -> str:
-    if not any(each.way for each in found):
-        return "no modules were found whose outputs add up to what its layers add."
-    first = found[missing[0]]
+def _missing(component: str, layer: int, found: Mapping[int, Explained], like: str) -> Refusal:
+    if not any(each.way for each in found.values()):
+        return Refusal(component, NO_MODULES)
+    first = found[layer]
     beside = [path for step in first.way for path, _ in step.parts]
     told = f"; what it adds comes from {' and '.join(beside)}" if first.whole else ""
-    return f"in layer {missing[0]} no module was found whose output alone is added as {like} is{told}."
+    reason = f"in layer {layer} no module was found whose output alone is added as {like} is{told}."
+    return Refusal(component, reason, layer)
 
 
-def _no_middle(layouts: Sequence[Layout], found: Sequence[Explained], single: bool) -> str:
-    if single:
-        return "its layers have one part each, with nothing between."
+def _no_middle(layouts: Mapping[int, Layout], found: Sequence[Explained]) -> Refusal:
     if all(len(each.way) == 1 and each.whole for each in found):
-        return "its attention and MLP read the same stream (parallel layers)."
+        return Refusal("resid_mid", "its attention and MLP read the same stream (parallel layers).")
     if not any(each.way for each in found):
-        return "no modules were found whose outputs add up to what its layers add."
-    number = next(n for n, layout in enumerate(layouts) if not layout.mid and "resid_mid" not in layout.lacks)
-    return f"in layer {number} the stream between attention and MLP cannot be read and written."
+        return Refusal("resid_mid", NO_MODULES)
+    layer = next(n for n, layout in layouts.items() if not layout.mid)
+    reason = f"in layer {layer} the stream between attention and MLP cannot be read and written."
+    return Refusal("resid_mid", reason, layer)

@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # so they do in the processes tha
 def pytest_configure(config: pytest.Config) -> None:
     """What the workers of one run share lies beside their own folders (`loaded.py`)."""
     if hasattr(config, "workerinput"):
-        shared = Path(config.getvalue("basetemp")).parent / "shared"
+        shared = Path(config.option.basetemp).parent / "shared"
         shared.mkdir(exist_ok=True)
         os.environ["TESTS_SHARED"] = str(shared)
 

@@ -215,10 +215,11 @@ def _measured(data: xr.Dataset, metrics: Sequence[str], of: str) -> list[str]:
 
 def _by_clean_token(numbers: Unlabelled, name: str) -> xr.Variable:
     """A label of tokens, in the order of the clean prompt's: of the corrupt prompt, those they are paired with."""
+    label: Any = numbers[name]
     if not name.startswith("corrupt_") or "corrupt_position" not in numbers:
-        return numbers[name]
+        return label
     at = numbers["corrupt_position"]
-    return numbers[name].isel(token=at.clip(min=0)).where(at >= 0, "")
+    return label.isel(token=at.clip(min=0)).where(at >= 0, "")
 
 
 def whole_of(effect: xr.Variable) -> xr.Variable:

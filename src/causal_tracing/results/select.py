@@ -129,8 +129,8 @@ def site_row(
     """The row of one site of one pair and metric; without a pattern where something else than the donor is written."""
     kind = kind_of(found)
     at = {"component": component, "layer": layer, kind.part: part, "query": query, kind.column: position}
-    # One place of a few arrays: to select in all of them takes a hundred times as long.
-    cell = {axis: found.get_index(axis).get_loc(at[axis]) for axis in kind.axes}
+    # One place of the arrays that are told: `sel` takes it out of all of them.
+    cell: dict[Any, Any] = {axis: found.get_index(axis).get_loc(at[axis]) for axis in kind.axes}
 
     def number(name: str) -> float:
         array = found.variables[name]

@@ -12,7 +12,7 @@ import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
 from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
-from causal_tracing.results.columns import columns_of, labelled
+from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
 from causal_tracing.results.measurements import Measurements
@@ -156,29 +156,35 @@ def _maps_of_pair(
 
 
 def _map_numbers(found: xr.Dataset, names: list[str], kept: list[Column], with_sum: bool) -> dict[str, Any]:
-    found = found.drop_vars("readers", errors="ignore")
-    parts = {name: _at_positions(found[[name, "status"]], name, kept, with_sum) for name in names}
-    status, counts = parts[names[0]].status, {str(name): parts_of(found, name) for name in found.component.values}
+    arrays = {name: _at_positions(found, name, kept, with_sum) for name in names}
+    counts = {str(name): parts_of(found, name) for name in found.component.values}
+    status = dict(zip(counts, _at_positions(found, names[0], kept, with_sum, told="status"), strict=True))
     return {
-        "status": {name: _letters(status.sel(component=name).values[..., :n]) for name, n in counts.items()},
+        "status": {name: _letters(status[name][..., :n]) for name, n in counts.items()},
         **{
             effect: {
-                name: plain(part[effect].sel(component=name).values[..., :n].tolist(), DIGITS)
-                for name, n in counts.items()
+                name: plain(values[..., :n].tolist(), DIGITS)
+                for (name, n), values in zip(counts.items(), array, strict=True)
             }
-            for effect, part in parts.items()
+            for effect, array in arrays.items()
         },
     }
 
 
-def _at_positions(found: xr.Dataset, effect: str, kept: list[Column], with_sum: bool) -> xr.Dataset:
-    """One effect and its status at the positions kept, the sum over all positions behind them."""
-    here = found.sel(position=labelled(kept))
-    if with_sum:
-        here = here.assign_coords(position=labelled([*map(str, kept)]))
-        whole = summed(found, effect).expand_dims(position=labelled([SUM]))
-        here = xr.concat([here, whole], "position", coords="minimal", compat="override")
-    return here.transpose("component", "position", "layer", kind_of(found).part)
+def _at_positions(
+    found: xr.Dataset, effect: str, kept: list[Column], with_sum: bool, *, told: str | None = None
+) -> np.ndarray:
+    """One effect [component, position, layer, part] at the positions kept, the sum over all positions behind them.
+
+    `told` is what is told of it: its status.
+    """
+    name, columns = told or effect, columns_of(found)
+    axes = ("component", "position", "layer", kind_of(found).part)
+    here = found.variables[name].transpose(*axes).values[:, [columns.index(each) for each in kept]]
+    if not with_sum:
+        return here
+    whole = summed(found, effect).variables[name].expand_dims("position").transpose(*axes).values
+    return np.concatenate([here, whole], axis=1)
 
 
 def _letters(status: np.ndarray) -> list[list[str]]:

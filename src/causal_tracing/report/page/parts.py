@@ -183,8 +183,8 @@ def _at_positions(
     here = found.variables[name].transpose(*axes).values[:, [columns.index(each) for each in kept]]
     if not with_sum:
         return here
-    whole = summed(found, effect).variables[name].expand_dims("position").transpose(*axes).values
-    return np.concatenate([here, whole], axis=1)
+    whole: Any = summed(found, effect).variables[name]
+    return np.concatenate([here, whole.expand_dims("position").transpose(*axes).values], axis=1)
 
 
 def _letters(status: np.ndarray) -> list[list[str]]:

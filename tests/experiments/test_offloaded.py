@@ -187,17 +187,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [placed("model.layers.1", "model.layers.2"), placed("model.embed_tokens", "lm_head"), {"": "disk"}, "auto"],
     ids=["layers", "embeddings and head", "all", "auto"],
 )
-def test_a_device_map_by_name_changes_no_bit(folder: Path, where: Any):
-    plain, model = (ct.load(folder, progress=False, device_map=each) for each in (None, where))
+def test_a_device_map_by_name_changes_no_bit(folder: Path, plain: tuple[ct.Trace, ct.Trace], where: Any):
+    model = ct.load(folder, progress=False, device_map=where)
     assert any(parameter.is_meta for parameter in model.network.parameters()) == (where != "auto")
-    asked: dict[str, Any] = {"components": ["resid_post", "attn_out"], "heads": True, "neurons": {2: [1, 7]}}
-    traces = [ct.trace(each, TINY, progress=False, **asked) for each in (plain, model)]
-    assert traces[1].provenance["engine"] == "packed"
-    assert is_equal(*traces)
-    estimates = [ct.attribute(each, TINY, components=["mlp_out"], progress=False) for each in (plain, model)]
+    trace, estimates = asked_by_name(model)
+    assert trace.provenance["engine"] == "packed"
+    assert is_equal(plain[0], trace)
     for name in ("estimated", "restored"):
-        one, other = (each.measurements.maps["blocks"][name].values for each in estimates)
+        one, other = (each.measurements.maps["blocks"][name].values for each in (plain[1], estimates))
         assert_array_equal(one, other)
+
+
+def asked_by_name(model: Model) -> tuple[ct.Trace, ct.Trace]:
+    asked: dict[str, Any] = {"components": ["resid_post", "attn_out"], "heads": True, "neurons": {2: [1, 7]}}
+    estimates = ct.attribute(model, TINY, components=["mlp_out"], progress=False)
+    return ct.trace(model, TINY, progress=False, **asked), estimates
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> tuple[ct.Trace, ct.Trace]:
+    """With all weights in their places."""
+    return asked_by_name(ct.load(folder, progress=False))
 
 
 def test_what_lies_on_disk_goes_with_the_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -107,7 +107,7 @@ def test_json_says_null_where_a_number_is_undefined(monkeypatch, capsys):
 
 def test_numbers_that_are_not_finite_are_null_with_their_reason(monkeypatch, capsys):
     """A model whose logits overflow: nothing is known, and the document says so."""
-    from causal_tracing.patching.metrics.built_in import built_in as metrics
+    from causal_tracing.patching.metrics import built_in as metrics
 
     real = metrics.measure_logits
 

@@ -297,7 +297,8 @@ def _refuse_no_logits(logits: Tensor, name: str) -> None:
             "Probabilities are 0 or 1 there, and words with such logits below 0 cannot be told from those that a model "
             "masks. Give it norms, or smaller weights."
         )
-    if (logits >= 0).all() and ((logits.float().sum(-1) - 1).abs() < ONE).all():
+    # Above 0, as softmax leaves them: shares that a program written by hand counts have zeros, and are its logits.
+    if (logits > 0).all() and ((logits.float().sum(-1) - 1).abs() < ONE).all():
         raise UnsupportedModel(
             f"{name} cannot be traced: what its forward gives of each token adds up to 1, as probabilities do. Let it "
             "give logits, without the softmax behind them."

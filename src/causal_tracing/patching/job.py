@@ -16,7 +16,7 @@ from causal_tracing.patching.cells import Question
 from causal_tracing.patching.contrast import Contrast, in_edited_world, of_prompts
 from causal_tracing.patching.controls import randomised, shuffled
 from causal_tracing.patching.direct_paths import Paths, plan_paths
-from causal_tracing.patching.grid import Grid, named_heads, plan_blocks, plan_by_layer, plan_heads
+from causal_tracing.patching.grid import Grid, checked_layers, named_heads, plan_blocks, plan_by_layer, plan_heads
 from causal_tracing.patching.kinds.attending import knockout_grids
 from causal_tracing.patching.kinds.attention_edges import edge_grids
 from causal_tracing.patching.kinds.circuits import circuit_grids
@@ -177,8 +177,8 @@ def usual_components(
 
 
 def _nowhere(model: Model, component: str, layers: Sequence[int] | None) -> bool:
-    """Whether layers are asked for that the model has, and none of them has a component."""
-    return bool(layers) and {*layers} <= {*model.active} - {*model.having(component)}
+    """Whether layers are asked for, and none of them has a component. Raises InvalidOption for others than layers."""
+    return layers is not None and not {*checked_layers(model, layers)} & {*model.having(component)}
 
 
 def longest(model: Model, pairs: Sequence[TokenPair]) -> int:

@@ -174,9 +174,8 @@ def scale_at(model: Model, place: Place) -> float:
 def _head_read_once(model: Model, rows: int) -> AbstractContextManager[Any]:
     """Gives the head its states in one piece.
 
-    Those of the last positions are a view of all of them, for which torch reads the whole head once for every row: of
-    30 rows, whose logits so took a seventh of a run of the demo model, a sixth of it is left. Of few, a copy gains
-    nothing.
+    Those of the last positions are a view of all of them, for which torch reads the whole head once for every row: a
+    sweep of the demo model took a third longer. Of few rows a copy gains nothing.
     """
     head = head_of(model.network)
     if rows < MANY or not isinstance(head, nn.Module):

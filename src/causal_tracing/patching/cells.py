@@ -58,7 +58,8 @@ def cells(question: Question, grid: Grid, slices: Sequence[int] | None = None) -
 def worlds_of(question: Question, grid: Grid, arm: Arm, draw: int, at: At) -> Iterator[World]:
     """The worlds that measure one cell in one draw: their mean is its number."""
     base, donor = question.contrast.sides(draw, restores=arm.restores)
-    yield from _worlds(question, base, grid.edits(at, question.pair, question.contrast, arm, base, donor))
+    for _, made in grid.sweep([at], question.pair, question.contrast, arm, base, donor):
+        yield from _worlds(question, base, made)
 
 
 def _worlds(question: Question, base: Run, made: Iterable[tuple[Edit, ...]]) -> Iterator[World]:
@@ -76,8 +77,8 @@ def given_cells(question: Question, grid: Grid) -> Bool[np.ndarray, "..."] | Non
     found = np.zeros(grid.shape, dtype=bool)
     base, donor = contrast.sides(0, restores=arm.restores)
     # By the first draw and arm: where something is written depends on neither.
-    for at in grid.cells() if contrast.donors or grid.overlaps else ():
-        made = grid.edits(at, pair, contrast, arm, base, donor)
+    places = grid.cells() if contrast.donors or grid.overlaps else ()
+    for at, made in grid.sweep(places, pair, contrast, arm, base, donor):
         taken = grid.held(at, pair) or (contrast.donors and any(written_twice(base, each) for each in made))
         for place in grid.alike(at):
             found[place] = bool(taken)

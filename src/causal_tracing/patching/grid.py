@@ -136,7 +136,7 @@ class Grid:
     def sweep(
         self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:
-        """Cells one after the other, each with what `edits` gives of it: what they share need be made once."""
+        """Cells one after the other, each with the edits of its worlds (`edits`): what they share need be made once."""
         yield from ((at, self.edits(at, pair, contrast, arm, base, donor)) for at in places)
 
     def patched(

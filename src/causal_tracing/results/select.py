@@ -139,20 +139,17 @@ def site_row(
     def value(name: str) -> float | None:
         return number(name) if name in found and np.isfinite(number(name)) else None
 
-    position = int(position) if is_token(position) else str(position)
-    tokens = {"clean_token": "", "corrupt_token": "", "clean_role": str(position)}
-    if isinstance(position, int) and kind.column == "position":
-        tokens = {name: str(found[name].values[position]) for name in tokens}
+    clean, corrupt, role = _at_token(found, position)
     restored, lost = value("restored_fraction"), value("lost_fraction")
     return SiteRow(
         kind=kind.name,
         component=str(component),
         layer=None if layer is None else int(layer),
         part=int(part) if is_token(part) else part,
-        position=position,
-        clean_token=tokens["clean_token"],
-        corrupt_token=tokens["corrupt_token"],
-        role=tokens["clean_role"],
+        position=int(position) if is_token(position) else str(position),
+        clean_token=clean,
+        corrupt_token=corrupt,
+        role=role,
         restoration=value("restoration"),
         disruption=value("disruption"),
         interaction=value("interaction"),
@@ -164,6 +161,16 @@ def site_row(
         **{name: value(name) for name in (*BESIDE, *BEYOND) if name not in WINDOW},
         **{name: int(number(name)) for name in WINDOW if name in found},
     )
+
+
+def _at_token(found: xr.Dataset, position: int | str) -> tuple[str, str, str]:
+    """The clean and the corrupt token and the role of a row's column, where it is a token's position."""
+    if not is_token(position) or kind_of(found).column != "position":
+        return "", "", str(position)
+    clean, corrupt, role = (
+        found[name].values[int(position)] for name in ("clean_token", "corrupt_token", "clean_role")
+    )
+    return str(clean), str(corrupt), str(role)
 
 
 def select(

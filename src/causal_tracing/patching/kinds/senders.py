@@ -290,13 +290,6 @@ class PathGrid(Grid):
         """A world for each cell that something can arrive at."""
         return len(self.arms) * int((~self.unreached(pair)).sum())
 
-    def edits(
-        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
-    ) -> Iterator[tuple[Edit, ...]]:
-        """One world in which the receivers of the cell alone read what its senders add."""
-        for _, made in self.sweep([at], pair, contrast, arm, base, donor):
-            yield from made
-
     def sweep(
         self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:

@@ -65,13 +65,6 @@ class JointGrid(Grid):
         """The sites that are patched one by one for a cell."""
         return self.members(at)
 
-    def edits(
-        self, at: At, pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
-    ) -> Iterator[tuple[Edit, ...]]:
-        """One world in which all sites of the cell are patched; or one for each of them."""
-        for _, made in self.sweep([at], pair, contrast, arm, base, donor):
-            yield from made
-
     def sweep(
         self, places: Iterable[At], pair: TokenPair, contrast: Contrast, arm: Arm, base: Run, donor: Run
     ) -> Iterator[tuple[At, Iterable[tuple[Edit, ...]]]]:

@@ -1,9 +1,9 @@
 """Notes are told with the line of whoever called the package, whichever verb says them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from forked_driver import executed
 
 TESTS = Path(__file__).parents[1]
 # In a process of its own: here the types are checked at each call, by frames that no user has.
@@ -36,8 +36,8 @@ print(json.dumps(said))
 def test_each_verb_names_the_line_that_called_it(tmp_path: Path):
     caller = tmp_path / "caller.py"
     caller.write_text(CALLER)
-    command = [sys.executable, str(caller), str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = executed(caller, str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
     lines = CALLER.splitlines()
     verbs = ("trace", "run", "attribute", "estimate", "paths", "circuit")
     for verb, said in zip(verbs, json.loads(done.stdout), strict=True):

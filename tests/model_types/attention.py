@@ -28,9 +28,13 @@ class NotFound(Exception):
     """The oracle cannot say what this cell must be, and why."""
 
 
+class Miscounted(Exception):
+    """A layer has another number of heads than the tool says."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One site. part: which head or neuron, of how many."""
+    """One site. part: which head or neuron, of how many in this layer."""
 
     component: str
     layer: int
@@ -68,8 +72,10 @@ class Attention:
         return value
 
     def patched(self, network: nn.Module, found: Found, tokens: Sequence[int], cell: Cell) -> Tensor:
-        """[token, vocab] of a prompt with one head at one token from this run."""
+        """[token, vocab] of a prompt with one head at one token from this run. Raises NotFound, Miscounted."""
         donor = self.get(cell.layer, cell.component, len(tokens))
+        if len(donor) != cell.parts:
+            raise Miscounted(f"layer {cell.layer} has {len(donor)} of {cell.component}, not {cell.parts}")
 
         def write(layer: int, name: str, value: Tensor) -> Tensor:
             if (layer, name) != (cell.layer, cell.component):

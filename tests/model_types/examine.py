@@ -23,7 +23,7 @@ import xarray as xr
 import causal_tracing as ct
 from causal_tracing.errors import CausalTracingError
 from model_types.anatomy import FITTED, HELD_OUT, LENGTH, Found, find
-from model_types.attention import NAMES, Cell, NotFound
+from model_types.attention import NAMES, Cell, Miscounted, NotFound
 from model_types.mixture import MIXTURE
 from model_types.oracle import METRICS, WHOLE, Answers, Oracle
 from model_types.prompts import ANSWER, BOTH, FOIL, TOKENIZER, Prompts, random_prompt, text
@@ -246,16 +246,19 @@ def held_against(oracle: Oracle, prompts: Prompts, one: Offered) -> Result:
         worst = max(worst, float(np.abs(numbers[other].values - base).max()) / oracle.largest_logit)
         table, zero = arrays(numbers, direction)
         for at, cell in chosen(table, prompts, one.component, layers):
+            said = base if zero[at] else table[at]  # a zero that is declared counts as one that was measured
             try:
                 expected = oracle.patched(direction, cell)
             except NotFound as error:
-                unchecked.add(str(error))
+                if np.isfinite(said).any():  # else both find nothing
+                    unchecked.add(str(error))
                 continue
-            said = base if zero[at] else table[at]  # a zero that is declared counts as one that was measured
-            difference = float(np.abs(said - expected).max()) / oracle.largest_logit
+            except Miscounted as error:
+                return {"worst": np.inf, "where": str(error)}
+            difference = float(np.nan_to_num(np.abs(said - expected).max(), nan=np.inf)) / oracle.largest_logit
             if BOUND < difference <= oracle.last_place(direction, cell) / oracle.largest_logit:
                 rounded.append(difference)
-            elif not difference <= worst:
+            elif difference > worst:
                 worst, where = difference, f"{direction} {cell.component}({cell.layer}) token {cell.position}"
             effect, cells = max(effect, float(np.abs(expected - base).max()) / oracle.largest_logit), cells + 1
     found = {"worst": worst, "effect": effect, "cells": cells, "engine": one.engine}
@@ -288,22 +291,21 @@ def chosen(
     table: np.ndarray, prompts: Prompts, component: str, layers: dict[int, int]
 ) -> Iterator[tuple[tuple[int, ...], Cell]]:
     """The cells that are compared: all of the short prompt's, some of the long one's, some heads and neurons."""
-    parts = int(np.isfinite(table).any((0, 1, 3)).sum())  # keys and values have fewer heads than the map has rows
+    # Keys and values have fewer heads than the map has rows, and some layers fewer than others.
+    parts = np.isfinite(table).any((1, 3)).sum(1).clip(1).tolist()
+    single = max(parts) == 1
     if component in ("neurons", "experts"):
         positions = {0: prompts.length - 1}
     else:
-        wanted = range(table.shape[1]) if parts > 1 or not prompts.positions else prompts.positions
+        wanted = prompts.positions if single and prompts.positions else range(table.shape[1])
         positions = {column: column for column in wanted}
-    sites = [(layer, at, part) for layer in layers for at in positions for part in range(parts)]
-    if parts > 1:
+    sites = [(layer, at, part) for layer in layers for at in positions for part in range(parts[layer])]
+    if not single:
         random = np.random.default_rng(len(component))
         sites = [sites[number] for number in random.permutation(len(sites))[: prompts.sites]]
     for layer, at, part in sites:
-        position = positions[at]
-        yield (
-            (layer, at, part),
-            Cell(component=component, layer=layers[layer], position=position, part=part, parts=parts),
-        )
+        cell = Cell(component=component, layer=layers[layer], position=positions[at], part=part, parts=parts[layer])
+        yield (layer, at, part), cell
 
 
 def summary(result: Result) -> Result:

@@ -90,9 +90,13 @@ class Side:
         """Where heads' outputs go in: the first matrix of the layer that takes in nothing where values are nothing.
 
         Not the last one of what is added: in some layers attention feeds another mixer of tokens, or stands beside one.
-        Where the layer's values are not seen, that last one is all that is known. Raises NotFound.
+        Where the layer's values are not seen, or more than once, that last one is all that is known. Raises NotFound.
         """
-        if (layer, "v") not in self.attention.seen:
+        try:
+            seen = (layer, "v") in self.attention.seen
+        except NotFound:
+            seen = False
+        if not seen:
             return spots_of(self.found.layers[layer], "z")
         if layer not in self.projections:
             self.projections[layer] = reader_of_heads(self.network, self.found, self.tokens, layer)

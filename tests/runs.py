@@ -1,10 +1,12 @@
 """Twenty pairs of four tokens for run folders, some that are longer or cannot be traced, and what a folder holds."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import causal_tracing as ct
+from causal_tracing.models.model import Model
 from causal_tracing.results.storage.run_folder import RESULTS
 
 COUNT = 20  # two whole chunks of eight, and four
@@ -30,3 +32,13 @@ def arrays(folder: Path) -> dict[str, tuple[str, bytes, str]]:
     with sqlite3.connect(folder / RESULTS) as connection:
         found = connection.execute("SELECT pair, texts, arrays, sha256 FROM pairs").fetchall()
     return {row[0]: tuple(row[1:]) for row in found}
+
+
+def whole_run(model: Model, folder: Path) -> Path:
+    """The folder, with a run of all pairs in it."""
+    ct.run(model, PAIRS, folder)
+    return folder
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))

@@ -72,10 +72,12 @@ def columns(what: str, values: Any) -> None:
 
 def whole_number(text: str) -> int | None:
     """The whole number that a text is, with or without a sign; None where it is another text."""
+    # Python reads "1_000" and " 7 " as numbers too, and refuses very long ones with words of its own.
     return int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
 
 
 def _integer(value: Any) -> bool:
+    # To Python True is 1, and an option that is switched on is no count; numpy's integers are numbers like others.
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 

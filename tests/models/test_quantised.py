@@ -2,28 +2,24 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig
-from transformers.integrations.gguf import kernels
-from transformers.integrations.gguf.dequant import dequantize
-from transformers.integrations.gguf.utils import replace_with_gguf_modules
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import causal_tracing as ct
 from causal_tracing.errors import InvalidOption, UnsupportedModel
 from causal_tracing.experiments.manifest import fingerprint
 from causal_tracing.models.model import Model
 from causal_tracing.models.quantised import REPEATING, beside_parameters, method_of, without_gradients
+from quantised_by_hand import ANSWER, CLEAN, CLOSE, CORRUPT, FOIL, PAIR, at, difference, restored, tokens
 from tiny import logits, tiny_folder, tiny_model, tiny_tokenizer
 
 # Products of 4 bits are made for blocks of 64 numbers where a processor has instructions for bfloat16.
@@ -40,10 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 TRACED = ("8 bit", "4 bit", "4 bit nested")
-CLEAN, CORRUPT, ANSWER, FOIL = "the city of Rome is in", "the city of Paris is in", " Mary", " John"
-PAIR = ct.Pair(clean=CLEAN, corrupt=CORRUPT, answer=ANSWER, foil=FOIL)
 POSITION, LAST = 3, 5
-CLOSE = 2e-3  # logits, of which the largest are 15: what rounding explains in float32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,73 +83,6 @@ def saved(network: Any, folder: Path) -> Path:
     network.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-# The oracle: hooks of torch's, one prompt a forward.
-
-
-def tokens(text: str) -> Tensor:
-    return torch.tensor([tiny_tokenizer()(text)["input_ids"]])
-
-
-def difference(network: Any, text: str) -> float:
-    """Answer minus foil, after the prompt alone."""
-    with torch.no_grad():
-        last = network(input_ids=tokens(text), use_cache=False).logits[0, -1].double()
-    vocabulary = tiny_tokenizer().get_vocab()
-    return float(last[vocabulary[ANSWER]] - last[vocabulary[FOIL]])
-
-
-def module_of(network: Any, component: str, layer: int) -> tuple[nn.Module, bool]:
-    """The module that a component is read and written at, and whether that is its input."""
-    block = network.model.layers[layer]
-    return {
-        "resid_post": (block, False),
-        "attn_out": (block.self_attn, False),
-        "mlp_out": (block.mlp, False),
-        "z": (block.self_attn.o_proj, True),
-        "q": (block.self_attn.q_proj, False),
-        "k": (block.self_attn.k_proj, False),
-        "v": (block.self_attn.v_proj, False),
-        "neurons": (block.mlp.down_proj, True),
-    }[component]
-
-
-@contextmanager
-def at(network: Any, component: str, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    module, is_input = module_of(network, component, layer)
-
-    def on_output(_: Any, __: Any, output: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    def on_input(_: Any, args: tuple[Tensor, ...]) -> Any:
-        return (change(args[0]),)
-
-    handle = module.register_forward_pre_hook(on_input) if is_input else module.register_forward_hook(on_output)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def restored(network: Any, component: str, layer: int, position: int, part: slice) -> float:
-    """The metric of the corrupt prompt with some numbers of the clean one's, minus that of the corrupt one."""
-    seen: list[Tensor] = []
-
-    def look(value: Tensor) -> Tensor:
-        seen.append(value.clone())
-        return value
-
-    def write(value: Tensor) -> Tensor:
-        new = value.clone()
-        new[:, position, part] = seen[0][:, position, part]
-        return new
-
-    with at(network, component, layer, look):
-        difference(network, CLEAN)
-    with at(network, component, layer, write):
-        patched = difference(network, CORRUPT)
-    return patched - difference(network, CORRUPT)
 
 
 # What is traced
@@ -420,51 +346,3 @@ def test_what_each_product_says_is_said_once(folder: Path):
         logger.filters[:] = before
         logging.getLogger("bitsandbytes").setLevel(level)
     assert said == ["MatMul8bitLt: inputs will be cast from torch.float32 to float16 during quantization"]
-
-
-# GGUF kept as it is
-
-
-class Kernel:
-    """What transformers asks of a kernel from the hub, in plain torch: its products read the blocks."""
-
-    def supports(self, ggml_type: int) -> bool:
-        return True
-
-    def mul_mat_vec(self, weight: Tensor, value: Tensor, ggml_type: int, rows: int) -> Tensor:
-        return value.float() @ dequantize(weight, ggml_type, torch.float32).reshape(rows, -1).T
-
-
-def in_blocks(network: Any, kernel: Kernel) -> Any:
-    """The network with the modules that transformers keeps GGUF blocks in."""
-    kind = gguf.GGMLQuantizationType.Q8_0
-    weights = {name: weight.detach() for name, weight in network.named_parameters() if weight.ndim == 2}
-    plan = dict.fromkeys(weights, int(kind))
-    for name, module in replace_with_gguf_modules(network, plan, kernel, torch.float32).items():
-        blocks = torch.from_numpy(gguf.quants.quantize(weights[name].numpy(), kind))
-        module.weight = nn.Parameter(blocks, requires_grad=False)
-    network.config.quantization_config = GgufConfig()
-    return network
-
-
-def unpacked(network: Any) -> Any:
-    """The network with each matrix as its blocks give it."""
-    kind = gguf.GGMLQuantizationType.Q8_0
-    with torch.no_grad():
-        for weight in (each for each in network.parameters() if each.ndim == 2):
-            blocks = gguf.quants.quantize(weight.numpy(), kind)
-            weight.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, kind)))
-    return network
-
-
-def test_gguf_weights_that_are_kept_in_their_blocks(monkeypatch: pytest.MonkeyPatch):
-    """Without a GPU transformers has no kernel for them: one stands in for it."""
-    monkeypatch.setattr(kernels, "_gguf_kernel", Kernel())
-    kept = ct.load(in_blocks(tiny_model(), Kernel()), tiny_tokenizer())
-    assert kept.network.get_input_embeddings().weight.dtype == torch.uint8
-    assert kept.dtype == "float32"
-    assert kept.source["quantised"] == "gguf"
-    both = (kept, ct.load(unpacked(tiny_model()), tiny_tokenizer()))
-    found, want = (ct.trace(model, PAIR, positions="each", progress=False).effects for model in both)
-    np.testing.assert_allclose(found.restoration, want.restoration, atol=CLOSE)
-    assert abs(want.restoration.sel(metric="logit_diff")).max() > 50 * CLOSE

@@ -1,6 +1,5 @@
 """Noise on the subject, windows of layers, severed effects: against bare hooks written here, and the laws of noise."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,23 +11,32 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 import causal_tracing as ct
-from bare_hooks import first, hooked, put
+from bare_hooks import hooked
 from causal_tracing.engine.choose import plain_backend
 from causal_tracing.engine.evaluate import evaluate
-from causal_tracing.errors import InvalidOption, InvalidPair
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
-from causal_tracing.patching.noise import Noise, draws, noised
+from causal_tracing.patching.noise import draws, noised
 from causal_tracing.patching.windows import plan_windows
 from causal_tracing.prompts.pairs import tokenize, tokenize_pairs
 from joint import WORDS, tiny
-
-PROMPT = " w11 w12 w13 w14 w15 w16 w17"
-PAIR = ct.Pair(clean=PROMPT, answer=" w7", foil=" w8", subject="w13 w14")
-SUBJECT = (2, 3)
-LAYERS, LENGTH, WIDTH = 4, 7, 32
-NOISE = ct.Noise(scale=3.0, draws=4, seed=5)
+from noised_by_hand import (
+    LAYERS,
+    LENGTH,
+    NOISE,
+    PAIR,
+    PROMPT,
+    SUBJECT,
+    WIDTH,
+    baselines,
+    by_hand,
+    each_draw,
+    ids,
+    logit_diff,
+    noise_hook,
+    rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,72 +47,6 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def trace(model: Model) -> ct.Trace:
     return ct.trace(model, PAIR, noise=NOISE, window={"mlp_out": 2, "attn_out": 3}, sever=["mlp_out", "attn_out"])
-
-
-def ids(text: str) -> torch.Tensor:
-    return torch.tensor([WORDS(text)["input_ids"]])
-
-
-def logit_diff(network: Any) -> float:
-    with torch.no_grad():
-        logits = network(ids(PROMPT)).logits[0, -1]
-    return (logits[ids(" w7")[0, 0]] - logits[ids(" w8")[0, 0]]).item()
-
-
-def module(network: Any, component: str, layer: int) -> Any:
-    block = network.model.layers[layer]
-    return {"resid_post": block, "attn_out": block.self_attn, "mlp_out": block.mlp}[component]
-
-
-def seen(network: Any, component: str, layer: int, hooks: list[Any]) -> torch.Tensor:
-    kept: list[torch.Tensor] = []
-    look = (module(network, component, layer), lambda _, __, out: kept.append(first(out)[0].clone()))
-    with hooked([*hooks, look]):
-        logit_diff(network)
-    return kept[0]
-
-
-def noise_hook(network: Any, noise: torch.Tensor) -> tuple[Any, Callable[..., Any]]:
-    def add(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-        changed = output.clone()
-        changed[0, SUBJECT[0] : SUBJECT[-1] + 1] += noise
-        return changed
-
-    return network.get_input_embeddings(), add
-
-
-def by_hand(network: Any, rows: torch.Tensor, patches: list[tuple[str, int, int]], frozen: str | None = None) -> float:
-    """The mean over draws of what restoring these places does, with all later ones of `frozen` as in the noised run."""
-    return float(np.mean(each_draw(network, rows, patches, frozen)))
-
-
-def each_draw(
-    network: Any, rows: torch.Tensor, patches: list[tuple[str, int, int]], frozen: str | None = None
-) -> list[float]:
-    differences = []
-    for noise in rows:
-        adding = [noise_hook(network, noise)]
-        with hooked(adding):
-            base = logit_diff(network)
-        hooks = [
-            (module(network, component, layer), put(seen(network, component, layer, []), position))
-            for component, layer, position in patches
-        ]
-        if frozen:
-            position = patches[0][2]
-            for layer in range(patches[-1][1] + 1, LAYERS):
-                held = seen(network, frozen, layer, adding)
-                hooks.append((module(network, frozen, layer), put(held, position)))
-        with hooked([*adding, *hooks]):
-            differences.append(logit_diff(network) - base)
-    return differences
-
-
-def rows(model: Model) -> torch.Tensor:
-    """The noise as the tool draws it; its strength from the embedding itself."""
-    tokens = tokenize(PAIR, WORDS, noise=True)
-    sigma = model.network.get_input_embeddings()(ids(PROMPT)).std().item()
-    return draws(tokens, NOISE, WIDTH) * 3.0 * sigma
 
 
 def cell(found: Any, name: str, component: str, layer: int, position: int) -> float:
@@ -166,14 +108,6 @@ def test_the_spread_over_draws_is_of_the_effect_draw_by_draw(model, trace):
     assert min(unpaired) > 1e-2
     total = found.total_effect_deviation.sel(metric="logit_diff", pair="pair-0").item()
     assert total == pytest.approx(np.std(baselines(model.network, noise), ddof=1), abs=1e-5)
-
-
-def baselines(network: Any, noise: torch.Tensor) -> list[float]:
-    found = []
-    for draw in noise:
-        with hooked([noise_hook(network, draw)]):
-            found.append(logit_diff(network))
-    return found
 
 
 @pytest.mark.parametrize("part", ["mlp_out", "attn_out"])
@@ -403,45 +337,6 @@ def test_heads_go_with_noise(model):
     mean_of_two = one[1].sel(metric="logit_diff")
     assert abs(mean_of_two - one[0].sel(metric="logit_diff")).max() > 1e-3
     assert found.provenance["spot_checks"]["largest_difference"] < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"directions": ["disruption"]}, InvalidOption, "With noise only restoration is measured"),
-        ({"window": 5}, InvalidOption, "A window of 5 layers .* the model has 4 layers. Use 1 to 4"),
-        ({"window": {"resid_mid": 2}}, InvalidOption, "There is no window for 'resid_mid'"),
-        ({"sever": ["resid_post"]}, InvalidOption, "There is no part to sever 'resid_post'"),
-        ({"sever": ["mlp_out"], "components": ["attn_out"]}, InvalidOption, "A severed effect is a restoration of"),
-        ({"preset": "rom"}, InvalidOption, "There is no preset 'rom'"),
-        ({"preset": "rome"}, InvalidOption, "sets noise .* leave out noise= or the preset"),
-        (
-            {"preset": "rome", "noise": None, "window": 3, "metric": "logit"},
-            InvalidOption,
-            "leave out window=, metric= or",
-        ),
-        ({"noise": ct.Noise(rome=True)}, InvalidOption, 'is a part of preset="rome"'),
-    ],
-)
-def test_bad_options_are_said(model, options, error, message):
-    with pytest.raises(error, match=message):
-        ct.trace(model, PAIR, **({"noise": NOISE} | options))
-
-
-def test_bad_pairs_are_said(model):
-    with pytest.raises(InvalidPair, match="has no subject. Noise is added to the subject's tokens: give subject="):
-        ct.trace(model, ct.Pair(clean=PROMPT, answer=" w7"), noise=NOISE)
-    with pytest.raises(InvalidPair, match="has a corrupt prompt, and noise was asked for"):
-        ct.trace(model, ct.Pair(clean=PROMPT, corrupt=PROMPT, answer=" w7", subject="w13"), noise=NOISE)
-    with pytest.raises(InvalidPair, match="w99"):
-        ct.trace(model, ct.Pair(clean=PROMPT, answer=" w7", subject="w99"), noise=NOISE)
-    with pytest.raises(InvalidPair, match="answer and foil are the same token"):
-        ct.trace(model, ct.Pair(clean=PROMPT, answer=" w7", foil=" w7", subject="w13"), noise=NOISE)
-    for scale, sigma in ((-1.0, None), (3.0, -0.1), (float("nan"), None), (3.0, float("inf"))):
-        with pytest.raises(InvalidOption, match="a finite strength of 0 or more"):
-            Noise(scale=scale, sigma=sigma)
-    with pytest.raises(InvalidOption, match="number of draws must be a whole number of at least 1; it is 0"):
-        Noise(draws=0)
 
 
 def test_pruned_cells_equal_run_ones(model):

@@ -26,11 +26,8 @@ from causal_tracing.results.units import UNITS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 # What the first version did not keep: the base run is taken as 0, and repeats as equal.
 UNEDITED = {"corrupt": 0.0, "spread": 0.0}
-
-
 SITE_COLUMNS = ("component", "layer", "position", "part")
 
 

@@ -16,13 +16,13 @@ from causal_tracing.patching.job import PER_PAIR, Job, plan_job
 from causal_tracing.patching.options.trace import Progress, RunOptions
 from causal_tracing.prompts.pairs import Pair
 from causal_tracing.results import devices
+from causal_tracing.results.effects import NOT_FINITE
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row
 from causal_tracing.results.storage.saved import to_parts
 
 RECORDED = ("started", "seconds", "worlds", "worlds_skipped", "spot_checks", "devices")
-NOT_FINITE = "an unedited run's logits are not finite"
 Record = Mapping[str, Any]
 
 

@@ -5,7 +5,8 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from causal_tracing.patching.kinds.circuits import GRAPHS
 from causal_tracing.patching.kinds.nodes import nodes_of
 from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.circuit import RANKINGS, CircuitOptions, as_of_a_trace
+from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.together import direction_of_circuit
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
@@ -68,7 +70,7 @@ def circuit(model: Model, pairs: Pair | Sequence[Pair], options: CircuitOptions)
         found.circuit().curve
         ct.circuit(model, pairs, of="edges", ranking="reception").circuit().curve
     """
-    given = {each.name: getattr(options, each.name) for each in fields(options)}
+    given = values_of(options)
     asked = as_of_a_trace(given)
     asked |= ranked(ranking_of(model, pairs, given["ranking"], given_of(asked)), by=options.by, seed=options.seed)
     with telling(options.progress) as progress:
@@ -86,7 +88,7 @@ def _stable(found: Ranking, by: str, seed: int) -> str:
     """How stable the top is, in words; nothing where that is not known."""
     sizes = dict.fromkeys(size_of(share, len(found.scores)) for share in STABLE_AT)
     shares = {size: found.stability(size, by=by, seed=seed) for size in sizes}
-    if any(share != share for share in shares.values()):
+    if any(map(isnan, shares.values())):
         return ""
     of = "edges" if isinstance(found, EdgeRanking) else "nodes"
     listed = ", ".join(f"the first {size}: {share:.2f}" for size, share in shares.items())

@@ -35,6 +35,6 @@ def knockout(model: Model, pairs: Pair | Sequence[Pair], options: KnockoutOption
         found = ct.knockout(model, pair, preset="geva")
         found.effects.disruption.sel(metric="prob", position="subject")
     """
-    given = values_of(options)
+    asked = Options(**as_of_a_trace(values_of(options)))
     with telling(options.progress) as progress:
-        return Trace(measured(plan_job(model, pairs, Options(**as_of_a_trace(given))), progress))
+        return Trace(measured(plan_job(model, pairs, asked), progress))

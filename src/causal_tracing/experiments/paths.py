@@ -1,7 +1,6 @@
 """Paths from senders to receivers: through what a site acts. A trace whose cells follow what it adds to the stream."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 from causal_tracing.experiments.keywords import Keywords
 from causal_tracing.experiments.progress import telling
@@ -10,6 +9,7 @@ from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.kinds.nodes import each_sender
+from causal_tracing.patching.options.declare import values_of
 from causal_tracing.patching.options.follow import FollowOptions, as_paths_of_a_trace
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.prompts.pairs import Pair
@@ -39,9 +39,8 @@ def paths(model: Model, pairs: Pair | Sequence[Pair], options: FollowOptions) ->
         found = ct.paths(model, pair, senders=["each z 20-29 @ last"], receivers=["each q", "logits"])
         found.of("paths").restoration.sel(metric="logit_diff", receiver="logits")
     """
-    given = {each.name: getattr(options, each.name) for each in fields(options)}
     require_model(model)
     model.require_as_loaded()
-    asked = Options(**as_paths_of_a_trace(given, each_sender(model, options.at)))
+    asked = Options(**as_paths_of_a_trace(values_of(options), each_sender(model, options.at)))
     with telling(options.progress) as progress:
         return Trace(measured(plan_job(model, pairs, asked), progress))

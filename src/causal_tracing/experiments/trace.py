@@ -4,7 +4,8 @@
 2. Worlds: every cell of the map becomes a base run with edits (`patching/grid.py`, `patching/cells.py`).
 3. Numbers: the engine runs what can matter, and measures every metric from the same logits
    (`patching/metrics/scoring.py`).
-4. Repeats: the unedited runs again in other batches (the spread), and a few random cells alone (`patching/measure.py`).
+4. Repeats: the unedited runs again in other batches (the spread, `patching/measure.py`), and a few random cells on
+   whole forwards (`patching/spot_checks.py`).
 5. Measurements: arrays with names, and where they came from (`patching/arrays.py`).
 """
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from causal_tracing.errors import CausalTracingError
+from causal_tracing.explorer.asked import TEXTS
 from causal_tracing.prompts.datasets import rows
 from causal_tracing.prompts.example import EXAMPLE
 from causal_tracing.prompts.pairs import Pair, tokenize
 
 TRIED = 40  # pairs of the built-in facts
-FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
 
 
 def example_for(tokenizer: Any) -> Pair | None:
@@ -27,5 +27,5 @@ def example_for(tokenizer: Any) -> Pair | None:
 def _candidates() -> Iterator[Pair]:
     yield Pair(**EXAMPLE)
     for row in rows("facts")[:TRIED]:
-        fields: dict[str, Any] = {name: row[name] for name in FIELDS if row.get(name)}
+        fields: dict[str, Any] = {name: row[name] for name in TEXTS if row.get(name)}
         yield Pair(**fields)

@@ -18,7 +18,7 @@ from causal_tracing.experiments.cost import cost_of_job
 from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
-from causal_tracing.explorer.asked import MOST_LETTERS, Asked, Deeper
+from causal_tracing.explorer.asked import MOST_LETTERS, TEXTS, Asked, Deeper
 from causal_tracing.explorer.deeper import COMPONENTS, offered, options_of, told_of
 from causal_tracing.explorer.example import example_for
 from causal_tracing.explorer.jobs import Job, Worker
@@ -38,6 +38,7 @@ from causal_tracing.results.measurements import Measurements
 
 AHEAD = 32  # tokens, which few prompts that are typed have
 PATIENCE = 2.0  # seconds for which whoever types may be held up
+TOLD = ("seconds", "worlds", "worlds_skipped", "engine", "engine_note", "spot_checks")  # of a trace's record
 
 
 class Live:
@@ -55,7 +56,7 @@ class Live:
         self.worker.start()
         pair = example_for(self.model.tokenizer)
         if pair is not None and len(self.model.tokenizer(pair.clean)["input_ids"]) <= self.limit:
-            fields = {name: getattr(pair, name) for name in _GIVEN if getattr(pair, name)}
+            fields = {name: getattr(pair, name) for name in TEXTS if getattr(pair, name)}
             self.example = self.worker.submit(replace(self.trace(Asked(pair=fields, options={}, tab="")), yields=True))
 
     def _ahead(self) -> Iterator[None]:
@@ -171,7 +172,7 @@ class Live:
             command=record["command"],
             python=python_lines(self.model, planned.asked[0], asked.options),
         )
-        job.tell("done", **{name: record[name] for name in _TOLD})
+        job.tell("done", **{name: record[name] for name in TOLD})
 
     def _inside(self, job: Job, asked: Asked, cell: Deeper) -> None:
         """What is inside a cell, told while it comes."""
@@ -188,7 +189,7 @@ class Live:
         trace = Trace(_measured(self._planned(asked, **options_of(cell)), job, sink))
         job.result = trace
         tell(trace.measurements, filling=False)
-        job.tell("done", **{name: trace.provenance[name] for name in _TOLD})
+        job.tell("done", **{name: trace.provenance[name] for name in TOLD})
 
     def _pattern(self, job: Job, asked: Asked, cell: Deeper) -> None:
         """Where each head of a layer looks, in both runs: [run][head][token][token]."""
@@ -205,10 +206,6 @@ class Live:
             sides[name] = {"tokens": tokens, "heads": by_head.double().round(decimals=3).tolist()}
         job.tell("pattern", layer=cell.layer, sides=sides)
         job.tell("done")
-
-
-_GIVEN = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject")
-_TOLD = ("seconds", "worlds", "worlds_skipped", "engine", "engine_note", "spot_checks")
 
 
 def _asked(job: Job) -> Asked:

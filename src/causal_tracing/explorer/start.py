@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
-from causal_tracing.explorer.serve import Address, Serving
+from causal_tracing.explorer.serve import LOCAL, Address, Serving
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
@@ -56,7 +56,7 @@ def explore(
 def stay(session: Any, address: Address, *, open: bool) -> None:
     """Serves a session until it is interrupted; the address alone goes to stdout."""
     with Serving(session, address) as serving:
-        if address.host not in ("127.0.0.1", "localhost", "::1"):
+        if address.host not in LOCAL:
             print(f"warning: {address.host} can be reached from other machines.", file=sys.stderr, flush=True)
         print(serving.url, flush=True)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)

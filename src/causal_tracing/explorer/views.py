@@ -27,6 +27,7 @@ from causal_tracing.results.site_kinds import PATHS
 NOT_YET, WAITING = "not_computed_yet", "w"  # as a status, and its letter
 MOST_IN_WORDS = 20  # pairs
 Place = tuple[int, ...]
+_AXES = ("component", "layer", "position")
 
 
 def first_look(measurements: Measurements) -> dict[str, Any]:
@@ -67,9 +68,6 @@ def new_cells(measurements: Measurements, new: tuple[Place, ...]) -> dict[str, A
             told[metric] = [len(STATUSES) if waits and known == "failed" else STATUSES.index(known), *here]
         cells.append([*at, told])
     return {"directions": directions, "cells": cells}
-
-
-_AXES = ("component", "layer", "position")
 
 
 def whole_view(measurements: Measurements) -> dict[str, Any]:
@@ -168,4 +166,4 @@ def _words(measurements: Measurements, reading: Reading) -> dict[str, Any]:
 def _choices(data: xr.Dataset, name: str) -> list[Any]:
     both = zip(data[f"{name}_top"].values, data[f"{name}_top_prob"].values, strict=True)
     prompt = visible(str(data[f"{name}_prompt"].item()))
-    return [prompt, [[visible(repr(str(token))), f"{prob:.2f}"] for token, prob in both if prob == prob]]
+    return [prompt, [[visible(repr(str(token))), f"{prob:.2f}"] for token, prob in both if not np.isnan(prob)]]

@@ -177,20 +177,20 @@ def is_cut(world: World, rules: Rules, layer: int | None = None) -> bool:
         return True
     if first is None or first.site.component not in RESIDUAL or not isinstance(first.source, From):
         return False
-    donor, component, layer = first.source.run, first.site.component, first.site.layer
+    donor, component, at = first.source.run, first.site.component, first.site.layer
     for edit in edits:
         whole = edit.source == From(donor, edit.site.position) and edit.alpha == 1
-        if not whole or (edit.site.component, edit.site.layer) != (component, layer):
+        if not whole or (edit.site.component, edit.site.layer) != (component, at):
             return False
     # An edit of the runs' own acts behind the cut in one of them and not in the other, and would part their logits.
     elsewhere = [edit for run in (donor, world.base) for edit in run.edits if edit.site.component != "embed"]
     if elsewhere or len(donor.tokens) != len(world.base.tokens):
         return False
     # Behind the last layer nothing but norm and head follows, which read the stream alone on every model.
-    behind_the_last = layer == rules.num_layers - 1 and component == "resid_post"
+    behind_the_last = at == rules.num_layers - 1 and component == "resid_post"
     if not (rules.cut or behind_the_last):
         return False
-    must = _must_pass(world, donor, component, layer, rules)
+    must = _must_pass(world, donor, component, at, rules)
     return must <= {edit.site.position for edit in edits}
 
 

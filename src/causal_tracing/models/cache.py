@@ -27,9 +27,8 @@ MANIFEST = "complete.json"
 MAKING = "making-"  # the prefix of folders that are not finished
 PATIENCE = 1800  # seconds to wait for another process that makes the same folder
 MEGABYTE = 1_000_000
-Make = Callable[
-    [Path, Path], Mapping[str, Any]
-]  # (scratch, folder): fills the folder, says what goes into the manifest
+# (scratch, folder): fills the folder, says what goes into the manifest
+Make = Callable[[Path, Path], Mapping[str, Any]]
 
 
 def cache_home() -> Path:

@@ -50,6 +50,7 @@ class Sums:
         for at in self.grid.alike(cell.at):
             self.numbers[cell.arm.name][(slice(None), cell.draw, *at)] += value
             self.taken[cell.arm.name][(cell.draw, *at)] += 1
+            # Flags are of the place, whatever is measured there: counted in one arm, as the cells are.
             if cell.arm == self.grid.arms[0]:
                 self.zeros[at] += zero
                 self.cuts[at] += cut

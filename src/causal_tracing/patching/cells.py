@@ -74,15 +74,16 @@ def _worlds(question: Question, base: Run, made: Iterable[tuple[Edit, ...]]) -> 
 def given_cells(question: Question, grid: Grid) -> Bool[np.ndarray, "..."] | None:
     """Which places of a map are patched already, in every cell of it; None where nothing is."""
     contrast, pair, arm = question.contrast, question.pair, grid.arms[0]
+    if not (contrast.donors or grid.overlaps):
+        return None
     found = np.zeros(grid.shape, dtype=bool)
-    base, donor = contrast.sides(0, restores=arm.restores)
     # By the first draw and arm: where something is written depends on neither.
-    places = grid.cells() if contrast.donors or grid.overlaps else ()
-    for at, made in grid.sweep(places, pair, contrast, arm, base, donor):
+    base, donor = contrast.sides(0, restores=arm.restores)
+    for at, made in grid.sweep(grid.cells(), pair, contrast, arm, base, donor):
         taken = grid.held(at, pair) or (contrast.donors and any(written_twice(base, each) for each in made))
         for place in grid.alike(at):
             found[place] = bool(taken)
-    return found if contrast.donors or grid.overlaps else None
+    return found
 
 
 def written_twice(base: Run, edits: Sequence[Edit]) -> bool:

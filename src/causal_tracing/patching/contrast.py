@@ -34,6 +34,7 @@ class Contrast:
 
     def sides(self, draw: int, *, restores: bool) -> tuple[Run, Run]:
         """The base run and the donor of one draw."""
+        # Where donors are drawn there are several draws, and one corrupt run.
         corrupt = self.corrupt[draw if len(self.corrupt) > 1 else 0] if self.corrupt else self.clean
         if self.donors:
             return (corrupt, self.donors[0]) if restores else (self.clean, self.donors[1])
@@ -54,7 +55,7 @@ class Contrast:
 
 def in_edited_world(contrast: Contrast, pair: TokenPair, given: Sequence[NamedSite]) -> Contrast:
     """The same contrast where these sites hold the other run's activations already, in both runs."""
-    clean, corrupt = contrast.clean, contrast.corrupt[0]
+    clean, corrupt = contrast.clean, contrast.corrupt[0]  # the only one: given sites do not go with noise
     # What is given is the other run's, whole; the write is of what is swept over it.
     whole = replace(contrast, write=Write())
     restored = tuple(edit for site in given for edit in site.edits(pair, whole, clean, restores=True))

@@ -53,6 +53,7 @@ class Paths:
         """What is held behind these edits of one world, at the token that is read."""
         last = len(base.tokens) - 1
         places = {(edit.site.component, edit.site.layer) for edit in patched}
+        # Of several sites (a window, heads of a set) what comes behind the first is held, but for what they are in.
         component, layer = min(places, key=lambda place: (place[1], ORDER.index(place[0])))
         given = {(edit.site.component, edit.site.layer) for edit in base.edits if edit.site.position == last}
         for part in self._held(direct):
@@ -100,7 +101,7 @@ def check_layers(model: Model, asked: Sequence[str], option: str) -> None:
         refuse_it(more_than_held(model))
     if model.rules.gathers[0] == "mixer_out" and "mlps_live" in asked:
         refuse_it('its layers have one part each, so that no MLPs can be left live. Use direct=["mlps_frozen"].')
-    for layer in model.active if model.backend is None else ():
+    for layer in model.active if model.backend is None else ():  # of its own backend no layouts are known
         order = [name for each in model.layout(layer).sums for name, _ in each.parts]
         parallel = len(model.layout(layer).sums) == 1
         # `first_behind` counts in ORDER, where attention comes first: side by side that does not matter.

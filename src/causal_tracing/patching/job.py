@@ -105,13 +105,6 @@ class Job:
 
     def part(self, numbers: Sequence[int]) -> "Job":
         """The same job for some of its pairs: the same columns, the same metric first."""
-        noise = (
-            None
-            if self.noise is None
-            else {
-                name: [value[n] for n in numbers] if name in PER_PAIR else value for name, value in self.noise.items()
-            }
-        )
         return replace(
             self,
             # The default depends on whether all pairs have foils, and some of them alone might choose another.
@@ -119,8 +112,13 @@ class Job:
             asked=[self.asked[n] for n in numbers],
             pairs=[self.pairs[n] for n in numbers],
             contrasts=[self.contrasts[n] for n in numbers],
-            noise=noise,
+            noise=self.noise and _of_pairs(self.noise, numbers),
         )
+
+
+def _of_pairs(noise: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """What is recorded of noise, of some of the pairs."""
+    return {name: [value[n] for n in numbers] if name in PER_PAIR else value for name, value in noise.items()}
 
 
 def plan_job(model: Model, pairs: Pair | Sequence[Pair], options: Options) -> Job:

@@ -111,7 +111,7 @@ def _check_sum(model: Model, changes: Mapping[Place, Tensor]) -> None:
     """Raises ComponentNotOffered where the writers' changes are not the stream's."""
     size = max(float(each.abs().max()) for each in changes.values())
     left = float(changes[WRITTEN, 0].abs().max())
-    if left > ADD_UP * max(size, 1e-30):
+    if left > ADD_UP * size:
         raise ComponentNotOffered(
             f"A ledger is not offered on this model ({model.anatomy.family}): what its layers write does not add up to "
             f"the stream (by {left / size:.1e} of the largest change)."

@@ -159,10 +159,8 @@ def _lens(job: Job, number: int, read: Sequence[Readout], found: np.ndarray) -> 
 
 def _variables(values: Float[np.ndarray, "run layer token number"], tokenizer: Any) -> dict[str, Any]:
     """The numbers by their names, with the first choices' texts, as small as they can be kept."""
-    axes, by_name = (
-        ("pair", "run", "layer", "token"),
-        dict(zip(NAMES, np.moveaxis(values, -1, 0)[:, None], strict=True)),
-    )
+    axes = ("pair", "run", "layer", "token")
+    by_name = dict(zip(NAMES, np.moveaxis(values, -1, 0)[:, None], strict=True))
     ids = np.nan_to_num(by_name.pop("top_id"), nan=NO_TOKEN).astype(np.int32)
     known = {NO_TOKEN: ""} | {token: token_text(token, tokenizer) for token in {*ids.ravel().tolist()} - {NO_TOKEN}}
     top = np.array([known[token] for token in ids.ravel().tolist()], dtype=object).reshape(ids.shape)

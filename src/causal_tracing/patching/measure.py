@@ -80,9 +80,9 @@ def measure(job: Job, *, progress: Progress | None = None, sink: Sink | None = N
     clean: dict[int, Tensor] = {}
     far: Furthest | None = None
     far_clean: dict[int, Tensor] = {}
-    for start in range(0, len(job.pairs), pairs_at_once(job.contrasts)):
-        numbers = range(start, min(start + pairs_at_once(job.contrasts), len(job.pairs)))
-        chunk = _Chunk(job, numbers, tally, sink)
+    at_once = pairs_at_once(job.contrasts)
+    for start in range(0, len(job.pairs), at_once):
+        chunk = _Chunk(job, range(start, min(start + at_once, len(job.pairs))), tally, sink)
         expected = chunk.run()
         clean |= {number: expected[number] for number in checks.pairs & expected.keys()}
         if chunk.furthest and chunk.furthest.tokens > (far.tokens if far else 0):
@@ -242,12 +242,16 @@ class _Chunk:
             base = self._base(number, one)[: len(scoring.metrics)]
             mine.add(one, base if zero else value, zero=bool(zero), cut=cut)
             new[number].append(one.at)
-        if self.sink:
-            for number, places in new.items():
-                if len(self.repeats[number]) == len(scoring.repeats(self.job.question(number).unedited)):
-                    cells = tuple(dict.fromkeys(places))
-                    found = self._of_pair(number)
-                    self.sink(Filled(kind=grid.kind.name, pair=number, measurements=found, new=cells))
+        for number, places in new.items() if self.sink else ():
+            # A batch may end among a pair's repeats, before its spread is known.
+            if len(self.repeats[number]) == len(scoring.repeats(self.job.question(number).unedited)):
+                self._show(grid, number, places)
+
+    def _show(self, grid: Grid, number: int, places: Sequence[At]) -> None:
+        """Hands on what is known of a pair; these cells of it are new."""
+        assert self.sink is not None
+        new = tuple(dict.fromkeys(places))  # a cell of several worlds is named by each of them
+        self.sink(Filled(kind=grid.kind.name, pair=number, measurements=self._of_pair(number), new=new))
 
     def _note_furthest(
         self, grid: Grid, batch: Sequence[tuple[int, Cell | World]], found: tuple[int, int] | None

@@ -64,6 +64,7 @@ def draws(pair: TokenPair, noise: Noise, width: int) -> Float[Tensor, "draw toke
     """Standard normal numbers for the pair's noised tokens."""
     shape = (len(pair.noised), width)
     if noise.rome:
+        # By numpy's old generator, as in ROME's code: a newer one gives other numbers of the same seed.
         return torch.from_numpy(np.random.RandomState(ROME_SEED).randn(noise.draws, *shape)).float()
     named = f"{noise.seed} {pair.clean.tokens} {pair.noised}"
     rows = []

@@ -22,7 +22,8 @@ from causal_tracing.patching.metrics.scoring import Scoring
 from causal_tracing.results.arms import Arm
 from causal_tracing.results.spot_checks import record_of
 
-MASKED = -1e4  # log-probabilities below are of words that the model never says
+# Log-probabilities below are of words that the model never says: a bound in proportion to them would allow anything.
+MASKED = -1e4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

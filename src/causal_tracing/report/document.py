@@ -44,6 +44,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         **({} if measurements.lens is None else {LENS: _lens(measurements)}),
     }
     if all_metrics:
+        # Entropy is shown raw: neither more nor less of it is cleaner.
         names = [str(name) for name in found.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(found.sel(metric=name)) for name in names}
     warnings = list(device_sentences(record))
@@ -181,13 +182,14 @@ def _lens(measurements: Measurements) -> dict[str, Any]:
             means = mean_lens(measurements)
         except NoMean as error:
             return texts | {"evidence": {"reason": str(error)}}
-        numbers = {str(name): each.values for name, each in means.data_vars.items()}
-        texts["evidence"] = {"positions": means.position.values.tolist(), **numbers}
+        of_means = {str(name): each.values for name, each in means.data_vars.items()}
+        texts["evidence"] = {"positions": means.position.values.tolist(), **of_means}
     return texts
 
 
 def _labels(found: xr.Dataset) -> dict[str, Any]:
     kind = kind_of(found)
+    # Heads, neurons and experts are numbered from 0: their place in a list says which one it is.
     axes = kind.axes if not kind.layered else ("component", "layer", "position")
     return {plural(axis): found[axis].values.tolist() for axis in axes}
 

@@ -60,7 +60,7 @@ def to_dataframe(measurements: Measurements, of: str | None = None) -> pd.DataFr
     columns["effect"] = grid.texts(np.array(names, object), len(dims))
     columns["status"] = grid.texts(_status(found, dims), *range(len(dims)))
     units = {str(metric): str(unit) for metric, unit in zip(found.metric.values, found.unit.values, strict=True)}
-    units.pop("entropy", None)
+    units.pop("entropy", None)  # shown raw, and never an effect
     for metric in units:
         chosen = found[names].sel(metric=metric)
         columns[metric] = np.stack([chosen[name].transpose(*dims).values for name in names], axis=-1).reshape(-1)

@@ -36,6 +36,7 @@ def write_hub_card(measurements: Measurements, folder: str | Path, *, page: str)
     target = check_target(folder)
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target: a folder is renamed at once only within its file system.
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
     except OSError as error:
         raise MachineError(f"{target} could not be written: {error}. Choose another place.") from error
@@ -43,11 +44,10 @@ def write_hub_card(measurements: Measurements, folder: str | Path, *, page: str)
         _fill(measurements, scratch, page)
         scratch.chmod(0o755)  # a folder for one's own eyes would be uploaded as such
         scratch.rename(target)
-    except OSError as error:
+    except BaseException as error:  # an interruption leaves nothing either
         shutil.rmtree(scratch, ignore_errors=True)
-        raise MachineError(f"{target} could not be written: {error}. Choose another place.") from error
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MachineError(f"{target} could not be written: {error}. Choose another place.") from error
         raise
     return target
 

@@ -141,6 +141,7 @@ def heat_maps(
     drawn = kind_of(cells).drawn
     if drawn is None:
         return
+    # Nobody sees a map whole that runs over several screens: the words and the page say what is in it.
     if cells.sizes[drawn[0]] > MOST_ROWS:
         return
     for axis, at in strongest_place(cells, effect).items():

@@ -269,7 +269,8 @@ def _status(numbers: Unlabelled, found: Unlabelled, there: xr.Variable) -> xr.Va
     status: Any = xr.full_like(missing, code["ok"], dtype=np.int64)
     status = status.where(~missing, code["failed"])
     status = status.where(there, code["undefined"])
-    for name in ("not_patched", "cut", "structural_zero", "unpaired"):
+    # What comes later says more of a cell, and takes the place of what came before.
+    for name in ("not_patched", "cut", "structural_zero"):
         if name in numbers:
             status = status.where(~numbers[name] | (status == code["undefined"]), code[name])
     status = status.where(~numbers["unpaired"], code["unpaired"])

@@ -34,7 +34,7 @@ from causal_tracing.results.statistics.peaks import PeakStability, SplitHalfPeak
 from causal_tracing.results.statistics.permutation import sign_flip
 
 LEVEL, RESAMPLES = 0.95, 10_000
-PATHS = frozenset(arm.name for arm in DIRECT_ARMS.values())
+DIRECT = frozenset(arm.name for arm in DIRECT_ARMS.values())
 
 
 class NoMean(InvalidOption):
@@ -268,7 +268,7 @@ def tested(by_cluster: Mapping[str, np.ndarray], status: xr.DataArray, seed: int
     cells: dict[str, Any] = {}
     for name, values in by_cluster.items():
         interval = mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
-        some = family & (values != 0).any(0) if name in PATHS else family  # no path leads there: a structural zero
+        some = family & (values != 0).any(0) if name in DIRECT else family  # no path leads there: a structural zero
         flipped = sign_flip(values, some, permutations=RESAMPLES, seed=seed)
         least = flipped.smallest_p
         found = {

@@ -276,6 +276,7 @@ def fake_model(words: Sequence[str], backend: Backend | None = None, *, name: st
         toy = LinearToy(len(words))
         backend = FakeBackend(toy, activations=toy.activations, num_layers=toy.num_layers)
     described = backend.describe()
+    # Refused with a reason, as on a real model: what is left out of both would be taken for offered.
     missing = (one for one in (*COMPONENTS, *MEDIATORS) if one not in described.components)
     anatomy = Anatomy(
         family=described.engine,

@@ -173,7 +173,8 @@ class ToyTokenizer:
 
 def toy_model(network: ToyNetwork, words: Sequence[str], name: str) -> Model:
     """A network of yours and its vocabulary, as a model that can be traced."""
-    # Not engine.check.accept: the parts are known, and a toy may have one that nothing depends on, which it refuses.
+    # Not by `accept` (engine/checks/check.py): the parts are known, and a toy may have one that nothing depends on,
+    # which that refuses.
     sums = tuple(Sum(gain=1.0, parts=((part, 1.0),), plain=True) for part in ("attn_out", "mlp_out"))
     layout = Layout(attn="self_attn", mlp="mlp", mid="mlp", sums=sums)
     whole = tuple((name, "a toy's attention and MLPs are whole.") for name in MEDIATORS)
@@ -216,7 +217,7 @@ def circuit(name: str) -> tuple[Model, Pair]:
     value = [
         Neuron(reads={A: 1}, writes={VALUE: a}),
         Neuron(reads={B: 1}, writes={VALUE: b}),
-        Neuron(reads={A: 1, B: 1}, bias=-1, writes={VALUE: both}),
+        Neuron(reads={A: 1, B: 1}, bias=-1, writes={VALUE: both}),  # 1 where both are on, else 0
         Neuron(bias=1, writes={VALUE: always}),
     ]
     parts = [[Neuron(reads={ON: 1}, writes={A: 1})], [Neuron(reads={ON: 1}, writes={B: 1})], value]
@@ -249,6 +250,7 @@ def lookup() -> tuple[Model, Pair]:
     words = LOOKUP_WORDS
     before, attribute = len(words), 2 * len(words)  # where the previous token's identity and the attributes begin
     width = attribute + len(FACTS)
+    # Each fires where both of its words stand, the first before the second: 1 + 1 − 1.
     neurons = [
         Neuron(reads={before + words.index(first): 1, words.index(second): 1}, bias=-1, writes={attribute + n: 1})
         for n, (first, second) in enumerate(FACTS)

@@ -12,6 +12,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from causal_tracing.errors import InvalidOption
+from causal_tracing.interventions.sites import WHOLE
+from causal_tracing.report.figures.curves import lines
+from causal_tracing.report.figures.look import Look
 from causal_tracing.report.figures.plot import plot
 from causal_tracing.report.terminal import heat_maps
 from causal_tracing.results.effects import effects
@@ -88,6 +91,13 @@ def test_mlp_against_attention(example: Measurements):
     np.testing.assert_allclose(curves["attn_out"], [1.0, 0.5])
     with pytest.raises(InvalidOption, match="mlp_out and attn_out missing"):
         plot(example, "mlp_vs_attention")
+
+
+def test_each_of_many_components_has_its_curve(example: Measurements):
+    found = effects(example).sel(metric="logit_diff", pair="p")
+    every = found.sel(component=["resid_post"] * len(WHOLE)).assign_coords(component=[*WHOLE])
+    axes = lines(every, ["restoration"], Look(position=1)).axes[0]
+    assert [line.get_label() for line in axes.lines[: len(WHOLE)]] == [*WHOLE]
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ class _Sum:
 
 def _sum_of(edit: Edit, run: Run, rows: Mapping[Run, int]) -> _Sum:
     # A tensor has no empty rows: who reads nothing reads itself, with the weight 0.
-    donors = donors_of(edit.source) or (From(run, edit.site.position),)  # of weight 0
+    donors = donors_of(edit.source) or (From(run, edit.site.position),)
     match edit.source:
         case From() | Mean():
             weight, keep = edit.alpha / len(donors), 1 - edit.alpha

@@ -38,7 +38,6 @@ class Worker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Note)  # the driver has said them
             self.chunks = Chunks(load(**recipe.arguments()), work.order)
-
         self.facts = with_hooks(facts(self.chunks.job, torch.get_num_threads()), self.chunks.model)
 
     def measured(

@@ -119,6 +119,7 @@ class _Screened:
         """What is patched of one component: it does not depend on which others were asked for."""
         estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
         cells = grid.compared(component, (known == "") & ~np.isnan(estimates))
+        # Stable: of equal estimates, such as zeros, the same cells are patched each time.
         order = np.argsort(-np.abs(estimates[tuple(cells.T)]), kind="stable")
         top, rest = order[: screen.verify], order[screen.verify :]
         name = grid.components[component]

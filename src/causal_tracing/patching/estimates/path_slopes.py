@@ -52,6 +52,7 @@ def by_slopes(paths: Followed, measure: Differentiable, steps: int) -> Float[np.
     places = [stream.place(reading) for reading in paths.readings]
     behind: dict[tuple[int, int], np.ndarray] = {}  # by how much what begins at a place has grown where each reads
     for position, pieces in by_position.items():
+        # One product of matrices for each token, instead of one of vectors for each path.
         there = torch.stack([slopes[reading][position] for reading in paths.readings])
         values = (torch.stack([piece.added for piece in pieces]) @ there.T).cpu().numpy()
         for piece, row in zip(pieces, values, strict=True):
@@ -138,6 +139,7 @@ def _slopes(paths: Followed, measure: Differentiable, runs: Sequence[Run]) -> Sl
                 found[reading] = found[reading] + mine if reading in found else mine
             number += 1
     for reading in paths.readings:
+        # What the logits read is the stream behind the last layer itself.
         if reading[0] == LOGITS:
             found[reading] = found.pop((*last, None))
     return found

@@ -171,7 +171,7 @@ def circuit_grids(model: Model, pairs: Sequence[TokenPair], options: Options) ->
         **common,
     )
     if options.circuit_tested is not None:
-        circuit = ranked[: _one_size(options.circuit_tested, len(ranked), graph, "circuit_tested=")]
+        circuit = ranked[: _tested_size(options.circuit_tested, len(ranked), graph)]
         removed, of_both = _removed(graph, circuit, options.circuit_subsets, options.seed)
         kind = CIRCUIT_TESTS
         tested = {"circuit": circuit, "removed": removed, "of_both": of_both}
@@ -218,6 +218,7 @@ def _sizes(asked: Sequence[int | float] | None, ranked: int, graph: Graph) -> tu
 
 
 def _one_size(size: int | float, ranked: int, graph: Graph, option: str) -> int:
+    """How many items a size is: so many of the ranking, or all there are. Raises InvalidOption for others."""
     every = len(graph.names)
     found = size_of(size, every)
     if found > ranked and found != every:
@@ -225,9 +226,17 @@ def _one_size(size: int | float, ranked: int, graph: Graph, option: str) -> int:
             f"{option} asks for {found} {graph.of}, and circuit= ranks {ranked} of the model's {every}: which come "
             "next is not said. Rank more, or ask for fewer."
         )
-    if option == "circuit_tested=" and found > ranked:
-        raise InvalidOption(f"{option} asks for all {every} {graph.of}, and circuit= names {ranked}: rank all of them.")
     return found
+
+
+def _tested_size(asked: int | float, ranked: int, graph: Graph) -> int:
+    """The size of the set that is tested, whose items are taken out one by one: all of them must be ranked."""
+    size = _one_size(asked, ranked, graph, "circuit_tested=")
+    if size > ranked:
+        raise InvalidOption(
+            f"circuit_tested= asks for all {size} {graph.of}, and circuit= names {ranked}: rank all of them."
+        )
+    return size
 
 
 def _removed(graph: Graph, circuit: Sequence[int], subsets: int, seed: int) -> tuple[dict[str, tuple[int, ...]], int]:

@@ -99,6 +99,7 @@ def stream_of(model: Model) -> Stream:
     """What the layers of a model add. Raises ComponentNotOffered where that is not known."""
     check_layers(model, (), "senders=")
     if model.backend is not None:
+        # No layouts are known of it: by its rules (`check_layers`) attention alone brings tokens something of others.
         parts, parallel = (("attn_out", "mlp_out"),) * model.num_layers, frozenset[int]()
     else:
         layouts = [model.layout(layer) for layer in range(model.num_layers)]
@@ -314,7 +315,7 @@ def path_grids(
     directions: Sequence[str],
     most: int = MOST_PATHS,
 ) -> Iterator[Grid]:
-    """The map of paths from senders to receivers, where one is asked for: of `most` cells.
+    """The map of paths from senders to receivers, where one is asked for: of `most` cells at most.
 
     Raises InvalidOption, InvalidPair, ComponentNotOffered.
     """

@@ -1,6 +1,6 @@
 """A metric as a value: a name, a unit, and the function that makes one number a world of what was read there.
 
-The built-in ones are such values too (`metrics.py`). Nothing heavy is loaded here: options hold them.
+The built-in ones are such values too (`built_in.py`). Nothing heavy is loaded here: options hold them.
 """
 
 import hashlib

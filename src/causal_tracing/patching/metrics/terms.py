@@ -83,7 +83,7 @@ def _one_token(
             return answer
         case "prob":
             return answer.exp()
-        case _:
+        case _:  # prob_diff, which alone is left of those that have a gradient
             return answer.exp() - foil.exp()
 
 

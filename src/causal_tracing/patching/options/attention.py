@@ -10,6 +10,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.patching.named_sites import Numbers, some_range
 from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.checks import check_column, check_listed
 from causal_tracing.patching.options.declare import ATTENTION, option
 from causal_tracing.prompts.tokens import Column
 
@@ -17,24 +18,12 @@ OF_KNOCKOUT, HOW, PARTS = ("layers", "heads"), ("blocked", "zeroed"), ("q", "k",
 HEADS_OF_LAYERS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:\.(\d{1,6})(?:-(\d{1,6}))?)?")
 
 
-def _check_listed(what: str, valid: Sequence[str], value: Any) -> None:
-    """True, False, or a list of these names. Raises InvalidOption."""
-    if value is not True and value is not False and value not in ((), []):
-        validation.names(what, value, valid)
-
-
-def _check_query(name: str, value: Any) -> None:
-    """One position, role or span. Raises InvalidOption."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise InvalidOption(f'{name}= is one position, role or span, such as "last"; it is {value!r}.')
-
-
 def _check_queries(name: str, value: Any) -> None:
-    """One such, or a list of them. Raises InvalidOption."""
+    """One position, role or span, or a list of them. Raises InvalidOption."""
     if isinstance(value, str):
         return
     if not isinstance(value, Sequence):
-        _check_query(name, value)
+        check_column(name, value)
         return
     validation.columns(f"{name}=", value)
     if not value:
@@ -72,7 +61,7 @@ def _query(name: str, beside: str) -> Any:
         help="Which token attends: a position, a role or a span (all of its tokens).",
         group=ATTENTION,
         text=texts.POSITION,
-        check=partial(_check_query, name),
+        check=partial(check_column, name),
         always=True,
         beside=beside,
     )
@@ -102,7 +91,7 @@ class AttentionOptions:
         python="True: layers.",
         group=ATTENTION,
         text=texts.LISTED,
-        check=partial(_check_listed, "kind of knockout", OF_KNOCKOUT),
+        check=partial(check_listed, "kind of knockout", OF_KNOCKOUT),
         kept=lambda value: ["layers"] if value is True else value,
         beside="knockout",
     )
@@ -140,7 +129,7 @@ class AttentionOptions:
         python="True: v.",
         group=ATTENTION,
         text=texts.LISTED,
-        check=partial(_check_listed, "part of an edge", PARTS),
+        check=partial(check_listed, "part of an edge", PARTS),
         kept=lambda value: ["v"] if value is True else value,
         beside="edges",
     )

@@ -49,16 +49,28 @@ def asked_paths(value: bool | Sequence[str]) -> tuple[str, ...]:
     return DIRECT if value is True else tuple(value or ())
 
 
+def check_listed(what: str, valid: Sequence[str], value: Any) -> None:
+    """True, False, or a list of these names."""
+    # By identity: 1 and 0 are equal to True and False, and are no lists.
+    if value is not True and value is not False and value not in ((), []):
+        validation.names(what, value, valid)
+
+
 def check_direct(value: Any) -> None:
     """True, False, or of the direct paths."""
-    if value is not True and value is not False and value not in ((), []):
-        validation.names("direct path", value, DIRECT)
+    check_listed("direct path", DIRECT, value)
 
 
 def check_heads(value: Any) -> None:
     """True, False, or of the heads' components."""
-    if value is not True and value is not False and value not in ((), []):
-        validation.names("heads' component", value, HEADS)
+    check_listed("heads' component", HEADS, value)
+
+
+def check_column(name: str, value: Any) -> None:
+    """One position, role or span."""
+    # True is an int to isinstance.
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise InvalidOption(f'{name}= is one position, role or span, such as "last"; it is {value!r}.')
 
 
 def by_layer(parts: str) -> Callable[[Any], None]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from causal_tracing.errors import InvalidOption
@@ -9,15 +10,10 @@ from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import Write
 from causal_tracing.patching.metrics.metric import Metric
 from causal_tracing.patching.options import texts
+from causal_tracing.patching.options.checks import check_column
 from causal_tracing.patching.options.declare import PATHS, check_values, option, same
 from causal_tracing.patching.options.trace import Options, Progress, RunOptions
 from causal_tracing.prompts.tokens import Column
-
-
-def _check_at(value: Any) -> None:
-    """One position, role or span. Raises InvalidOption."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise InvalidOption(f'at= is one position, role or span, such as "last"; it is {value!r}.')
 
 
 def check_senders_at(senders: Any, at: Column) -> None:
@@ -44,7 +40,7 @@ class FollowOptions:
         "together (all), or each by itself (each).",
         group=PATHS,
         text=texts.POSITION,
-        check=_check_at,
+        check=partial(check_column, "at"),
     )
     directions: Sequence[str] | None = same(Options, "directions")
     align: str = same(Options, "align")

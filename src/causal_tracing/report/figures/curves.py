@@ -1,6 +1,7 @@
 """Effects by layer at one position: bars, and lines with their intervals where there are any."""
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,7 +42,8 @@ def lines(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
         1, len(shown), figsize=(1 + 4.2 * len(shown), 3), squeeze=False, sharey=True, layout="constrained"
     )
     for axes, effect in zip(panels[0], shown, strict=True):
-        for component, marker in zip(here.component.values, "os^vDX*", strict=False):
+        # Markers go round: there may be more components than shapes that are told apart.
+        for component, marker in zip(here.component.values, cycle("os^vDX*"), strict=False):
             cell = here.sel(component=component)
             layers = np.arange(cell.sizes["layer"])
             (line,) = axes.plot(layers, cell[effect].values, marker=marker, markersize=3, label=str(component))

@@ -15,7 +15,7 @@ def faithfulness(found: xr.Dataset, shown: Sequence[str], look: Look) -> Figure:
     name = next(name for name, effect in FRACTIONS.items() if effect in OF_ENDS and name in found)
     cells = found.isel(component=0)
     of = cells.component.item()
-    inner = cells.isel(size=slice(1, None))
+    inner = cells.isel(size=slice(1, None))  # a logarithm has no place for the empty set
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for level, text in ((0, "empty set"), (1, f"all {of}")):
         axes.axhline(level, color="0.6", linewidth=0.8, linestyle="--")

@@ -1,5 +1,6 @@
 """What all figures share: what was chosen of a view, ticks, units, and tokens as text."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Look:
 
 def number_ticks(set_ticks: Callable[..., Any], numbers: np.ndarray) -> None:
     """Ticks of layers, heads and the like, thinned where there are many."""
-    every = max(1, -(-len(numbers) // MOST_TICKS))
+    every = max(1, math.ceil(len(numbers) / MOST_TICKS))
     set_ticks(range(0, len(numbers), every), numbers[::every], fontsize=7)
 
 

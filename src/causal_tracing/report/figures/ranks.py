@@ -50,6 +50,7 @@ def _ranks(axes: Axes, effects: xr.DataArray, kind: SiteKind, *, several: bool) 
     axes.set_xscale("log")
     axes.set_xlabel("rank (logarithmic)", fontsize=8)
     axes.tick_params(labelsize=7)
+    # The largest of both signs together: where one side is weak, none of it needs a name.
     named = set(effects[:LABELLED].cell.values)
     for sign, colour, words in ((1, SUPPORTS, "supports the clean behaviour"), (-1, OPPOSES, "opposes it")):
         part = effects[(sign * effects.values) > 0]

@@ -49,6 +49,7 @@ class _Picture:
     high: float
 
     def right(self, size: int) -> float:
+        # Of a single item the axis has no length, and nothing can be divided by its logarithm.
         return EDGE + (WIDTH - 2 * EDGE) * math.log(size) / max(math.log(self.items), 1e-9)
 
     def up(self, f: float) -> float:
@@ -60,7 +61,7 @@ class _Picture:
 
 def curve(found: Circuits) -> str:
     """f upwards against the size to the right, with its interval and both ends: a picture without script."""
-    rows = found.curve.iloc[1:]
+    rows = found.curve.iloc[1:]  # a logarithmic axis has no place for the empty set
     rows = rows[rows.faithfulness.notna()]
     told = [0.0, 1.0, *rows.faithfulness, *rows.low.dropna(), *rows.high.dropna()]
     picture = _Picture(items=found.items, low=float(min(told)), high=float(max(told)))

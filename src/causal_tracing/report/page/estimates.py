@@ -59,6 +59,7 @@ def _total(measurements: Measurements) -> str:
 
 
 def _size(one: tuple[Checked, str]) -> float:
+    # What has no number compares with nothing: it comes last, as what is 0 does.
     return -abs(one[0].exact) if np.isfinite(one[0].exact) else 0.0
 
 
@@ -92,7 +93,7 @@ def _scatter(row: Mapping[str, Any], named: Sequence[tuple[Checked, str]]) -> st
         for one, name in named
         if one.group == row["component"] and np.isfinite([one.exact, one.estimate]).all()
     ]
-    most = max((abs(each) for one, _ in mine for each in (one.exact, one.estimate)), default=0) or 1.0
+    most = max((abs(each) for one, _ in mine for each in (one.exact, one.estimate)), default=0) or 1.0  # all 0
 
     def at(value: float) -> float:
         return EDGE + (SIDE - 2 * EDGE) * (value / most + 1) / 2

@@ -49,6 +49,7 @@ def _count(found: xr.Dataset, kind: SiteKind) -> int:
     there = found[shown_first(found)].where((found.status == "ok") & among_others(found)).notnull()
     if not kind.mirrored:
         return int(there.sum())
+    # By number along both axes together, and in one order: so (A, B) and (B, A) are the same two numbers.
     down, across = kind.axes[1:]
     names = np.concatenate([there[down].values, there[across].values]).astype(str)
     numbers = np.unique(names, return_inverse=True)[1]
@@ -68,6 +69,7 @@ def _of_mean(kind: SiteKind, mean: MeanMap, id: str) -> str:
     cells = mean.cells.assign_coords(kind=kind.name, unit=mean.unit)
     order, seen = ranked(cells, mean.shown), dict[Any, Mapping[str, Any]]()
     for n, cell in enumerate(order.cell.values):
+        # Of two sites in either order one row is told.
         at = dict(zip(kind.ranked_axes, cell, strict=True))
         seen.setdefault(frozenset(at.values()) if kind.mirrored else n, at)
     rows = []

@@ -134,6 +134,7 @@ def _pair(
     if not mapped:
         totals = {name: _total(found.sel(metric=name)) for name in metrics}
         return {"id": str(found.pair.item()), "asked": _asked(data), "rows": [], "metrics": totals}
+    # There are columns for the longest of all prompts.
     length = int(data.clean_length)
     found = found.isel(position=[not is_token(each) or each < length for each in columns_of(found)])
     return {

@@ -25,6 +25,7 @@ from causal_tracing.results.select import measured_directions, select
 from causal_tracing.results.site_kinds import SiteKind, kind_of
 
 DIGITS = 4
+LOOKED_OVER = 40  # senders, or receivers
 GROUPS = ("q", "k", "v", "attn_out", "mixer_out", "mlp_out", "named", "logits", "beside")  # receivers, in their order
 SENDER = re.compile(r"(z|attn_out|mlp_out|mixer_out|resid_pre) (\d+)(?:\.(\d+))? @ (.+)")
 RECEIVER = re.compile(r"(q|k|v|attn_out|mixer_out|mlp_out) (\d+)(?:\.(\d+))?")
@@ -117,10 +118,11 @@ def _kept(found: xr.Dataset, names: Sequence[str], room: int) -> xr.Dataset:
     size = size.where((ordered.status == "ok") & among_others(ordered)).isel(component=0).fillna(0.0)
     if size.size <= room:
         return ordered
+    # One threshold for both sides: the lowest by which what is left fits, with the margin as one more receiver.
     down, across = size.max("receiver").values, size.max("sender").values
     levels = np.unique(np.concatenate([down, across]))
     fits = [(down >= level).sum() * ((across >= level).sum() + 1) <= room for level in levels]
-    level = levels[int(np.argmax(fits))] if any(fits) else np.inf
+    level = levels[int(np.argmax(fits))] if any(fits) else np.inf  # else the margin alone, without any sender
     return ordered.isel(sender=down >= level, receiver=(across >= level) | ~among_others(ordered).values)
 
 
@@ -150,7 +152,7 @@ def _left_out(found: xr.Dataset, kept: xr.Dataset) -> list[int]:
 
 def _is_large(kept: xr.Dataset) -> bool:
     """Whether there is more than one looks over."""
-    return max(kept.sizes["sender"], kept.sizes["receiver"]) > 40
+    return max(kept.sizes["sender"], kept.sizes["receiver"]) > LOOKED_OVER
 
 
 def _sender(name: str, layer: int, *, several: bool) -> dict[str, Any]:

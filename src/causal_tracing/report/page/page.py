@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
@@ -76,6 +77,7 @@ def head(title: str, style: str, script: str = "") -> str:
 
 def _policy(style: str, script: str) -> str:
     """A content policy that allows this style and this script, by their hashes, and nothing else."""
+    # Where there is no script, none is named, and default-src forbids them all.
     allowed = "; ".join(f"{name}-src '{_hash(text)}'" for name, text in (("style", style), ("script", script)) if text)
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
@@ -166,9 +168,12 @@ def site_cells(row: SiteRow) -> list[str]:
 
 
 def _choices(data: xr.Dataset, name: str, called: str) -> str:
+    # Fewer choices than are kept end in NaN: of a small vocabulary, or of a run that there is not.
     both = zip(data[f"{name}_top"].values, data[f"{name}_top_prob"].values, strict=True)
     items = "".join(
-        f"<li><code>{escape(visible(repr(str(token))))}</code> {prob:.2f}</li>" for token, prob in both if prob == prob
+        f"<li><code>{escape(visible(repr(str(token))))}</code> {prob:.2f}</li>"
+        for token, prob in both
+        if not np.isnan(prob)
     )
     prompt = escape(visible(str(data[f"{name}_prompt"].item())))
     return f"<div><p><strong>{called}</strong> <code>{prompt}</code> →</p><ol>{items}</ol></div>"

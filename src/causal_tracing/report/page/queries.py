@@ -31,6 +31,7 @@ def query_maps(measurements: Measurements, kind: SiteKind, shown: Sequence[str])
     metrics = [name for name in there if name in found.metric]
     names = [name for name in switched(found) if name != "interaction"]
     each = len(shown) * len(names) * _cells_of_a_head(found)
+    # Heads before metrics: a head that is not on the page is nowhere, and other metrics stand in the result.
     metrics = metrics if len(metrics) * each * found.sizes["head"] <= MOST_NUMBERS else metrics[:1]
     first = found.sel(metric=(metrics or [measurements.metric])[0], pair=shown[0])
     kept = _kept(first, names[0], max(1, MOST_NUMBERS // (each * max(1, len(metrics)))))
@@ -77,7 +78,7 @@ def _cells_of_a_head(found: xr.Dataset) -> int:
 def _kept(found: xr.Dataset, effect: str, count: int) -> list[str]:
     """As many heads as there is room for, those with the strongest edges, in their order."""
     size = abs(found[effect].where(found.status == "ok"))
-    largest = size.max([axis for axis in size.dims if axis != "head"]).fillna(-1)
+    largest = size.max([axis for axis in size.dims if axis != "head"]).fillna(-1)  # not measured: behind all others
     strongest = np.sort(np.argsort(-largest.values, kind="stable")[:count])
     return [str(found["head"].values[n]) for n in strongest]
 

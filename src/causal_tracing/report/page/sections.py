@@ -51,7 +51,8 @@ FIGURES = {
 
 def behind(measurements: Measurements) -> list[SiteKind]:
     """The kinds that have a section of their own: all but the one that the first map of the page shows."""
-    return [KINDS[name] for name in measurements.kinds[has_map(measurements) :]]
+    first, *others = measurements.kinds
+    return [KINDS[name] for name in (others if has_map(measurements) else (first, *others))]
 
 
 def drawn_form(kind: SiteKind) -> str:

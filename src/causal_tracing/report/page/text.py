@@ -14,11 +14,13 @@ from causal_tracing.results.effects import DEFINITIONS, without_corrupt
 DIGITS = 7
 
 
+# Unicode's categories of control characters, marks of direction, halves of letters, private ones, and line ends.
+HIDING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
 def visible(text: str) -> str:
     """Text without characters that could reorder or hide what is around them: those are named instead."""
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp") else c for c in text
-    )
+    return "".join(f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in HIDING else c for c in text)
 
 
 def token_row(found: xr.Dataset, position: Column) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def plain(value: Any, digits: int = DIGITS) -> Any:
 
 def metrics_with_effects(pairs: xr.Dataset) -> list[str]:
     """The metrics that have effects for some pair, in the trace's order: by the numbers of the unedited runs."""
+    # Knockouts of pairs without a corrupt prompt have effects all the same: what their clean runs lose.
     there = pairs.clean.where(without_corrupt(pairs), pairs.clean - pairs.corrupt).notnull()
     names = [str(name) for name in pairs.metric.values if name != "entropy"]
     return [name for name in names if there.sel(metric=name).any()]

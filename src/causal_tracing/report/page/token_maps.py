@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.maps import windows_of
-from causal_tracing.report.page.parts import LETTERS, MOST_NUMBERS, TESTED
+from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
 from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
@@ -78,10 +78,7 @@ def _of_pair(found: xr.Dataset, length: int, metrics: Sequence[str], names: Sequ
 def _numbers(found: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
     here = {str(name): found.sel(component=name).transpose("layer", "position", ...) for name in found.component.values}
     return {
-        "status": {
-            name: [["".join(LETTERS.get(str(one), "n") for one in tokens) for tokens in each.status.values]]
-            for name, each in here.items()
-        },
+        "status": {name: [[lettered(tokens) for tokens in each.status.values]] for name, each in here.items()},
         **{
             effect: {name: [plain(each[effect].values.tolist(), DIGITS)] for name, each in here.items()}
             for effect in names

@@ -31,8 +31,6 @@ READ_EDGES = (
     "An edge of attention: what {query} sees at a key, of one head, as the other run has it (v_edge: the value, "
     "k_edge: the key, q_edge: the score with the other run's query). All else that is read there is the run's own."
 )
-
-
 READ_BY_QUERY = (
     "Each head has a map of queries by keys. A query before the last token acts only through what later tokens read of "
     "it; keys behind a query are zeros by construction."

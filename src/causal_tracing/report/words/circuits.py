@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from causal_tracing.errors import InvalidOption
-from causal_tracing.report.labels import number
+from causal_tracing.report.labels import between, number
 from causal_tracing.report.words.senders import read_as_a_whole
 from causal_tracing.results.circuits import Area, Circuits, circuits, subsets_of
 from causal_tracing.results.measurements import Measurements
@@ -50,8 +50,6 @@ NOT_SHOWN = (
     "be as faithful. What is ablated, and with what, decides f.",
     "A ranking that was made on these pairs fits them: measure the set on others.",
 )
-
-
 NOT_OF_ONE = (
     "f is of a set of {of} together, on these prompts. It does not say what any one of them does alone, and not that "
     "one stores a fact."
@@ -118,10 +116,6 @@ def _share(value: float) -> str:
     return number(round(value, 4) + 0.0)
 
 
-def _between(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" [{number(low)}, {number(high)}]"
-
-
 def _enough(found: Circuits) -> str:
     """The smallest set that keeps much, or the largest that was measured."""
     # The ends are 0 and 1 by definition, and say nothing of a set.
@@ -176,7 +170,7 @@ def _areas(found: Circuits) -> Iterator[str]:
 
 
 def _area(area: Area) -> str:
-    return number(area.estimate) + _between(area.low, area.high)
+    return number(area.estimate) + between(area.low, area.high)
 
 
 def _complete(found: Circuits) -> str:
@@ -188,7 +182,7 @@ def _complete(found: Circuits) -> str:
     row = taken.loc[taken.distance.idxmax()]
     return (
         f"Completeness of the first {found.tested} {found.of}: without the same {found.of}, {len(taken)} choices of "
-        f"them, the set minus the model is {number(row.gap)}{_between(row.low, row.high)} {found.unit} where it is "
+        f"them, the set minus the model is {number(row.gap)}{between(row.low, row.high)} {found.unit} where it is "
         f"largest (without {row['items']}), and {number(found.completeness.gap.iloc[0])} with nothing taken out. Of a "
         "complete set it is about 0 everywhere."
     )

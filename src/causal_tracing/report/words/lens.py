@@ -40,6 +40,7 @@ def lens_sentences(measurements: Measurements, pair: str) -> Iterator[str]:
     last, said = at_the_end(measurements, pair), []
     for run, text, other, sign in SIDES:
         here = last.sel(run=run)
+        # Without a foil there is nothing that the corrupt run should say.
         if np.isnan(here[f"{text}_rank"].values).all():
             continue
         first = _since(here, here[f"{text}_rank"].values == 0)

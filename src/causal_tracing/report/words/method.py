@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.interventions.write import ABLATIONS
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.labels import number
 from causal_tracing.report.words.attention import attention_not_shown, attention_read
@@ -25,7 +26,6 @@ from causal_tracing.results.site_kinds import KINDS
 
 WITH_NOISE = "the same with noise on its subject"  # what a prompt is compared with
 ITSELF = "the same with keys hidden"
-ABLATIONS = ("zero", "mean", "resample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +184,16 @@ def says_of_pairs(kinds: Iterable[str], record: Mapping[str, Any]) -> str:
 def not_shown(measurements: Measurements) -> tuple[str, ...]:
     """What no trace of this kind shows."""
     record = measurements.provenance
-    shown = _not_shown_by(what_is_done(measurements.kinds, record), record)
-    shown = (*shown, *joint_not_shown(measurements), *senders_not_shown(measurements))
-    shown = (*shown, *attention_not_shown(measurements), *paths_not_shown(measurements))
-    shown = (*shown, *circuit_not_shown(measurements))
-    shown = (*shown, *lens_not_shown(measurements))
-    shown = (*shown, *mixture_not_shown(measurements))
+    shown = (
+        *_not_shown_by(what_is_done(measurements.kinds, record), record),
+        *joint_not_shown(measurements),
+        *senders_not_shown(measurements),
+        *attention_not_shown(measurements),
+        *paths_not_shown(measurements),
+        *circuit_not_shown(measurements),
+        *lens_not_shown(measurements),
+        *mixture_not_shown(measurements),
+    )
     alone = record.get("noise") or not any(measurements.pairs.corrupt_prompt.values)
     few = f"One {'prompt' if alone else 'pair of prompts'} is an anecdote: nothing here says how other prompts behave, "
     return (f"{few}and there is no interval.", *shown)

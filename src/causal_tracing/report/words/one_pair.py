@@ -45,12 +45,8 @@ from causal_tracing.results.select import NEARLY_ZERO, SiteRow, select, shown_fi
 from causal_tracing.results.site_kinds import KINDS, kind_of
 
 SITES_EACH = 3  # a component
-
-
 PAIRS_EACH = 10  # that an overview shows alone
-
-
-LARGE_SPOT_DIFFERENCE = 1e-3
+LARGE_SPOT_DIFFERENCE = 1e-3  # in the metric's unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

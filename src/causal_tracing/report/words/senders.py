@@ -96,10 +96,11 @@ def hidden_senders(effect: xr.DataArray, total: float) -> list[Hidden]:
     None where the logits are no receiver of their own.
     """
     paths = effect.sel(receiver=effect.receiver != PATHS.margin)
-    logits = [str(name) for name in paths.receiver.values[paths.receiver_layer.values < 0]]
+    logits = [str(name) for name in paths.receiver.values[paths.receiver_layer.values < 0]]  # they are of no layer
     if not logits:
         return []
     direct, whole = paths.sel(receiver=logits[0]), effect.sel(receiver=PATHS.margin)
+    # Where the total effect is 0, a path of 0 would be large enough.
     hides = (abs(direct) >= LEAST * abs(total)) & (direct != 0) & (whole * np.sign(direct) < abs(direct) / 2)
     found = direct.sender.values[hides.values]
     order = found[np.argsort(-abs(direct.sel(sender=found).values), kind="stable")]

@@ -75,6 +75,7 @@ def _growing(found: xr.Dataset) -> Iterator[str]:
     """What each site adds to those before it: these steps add up to what all do."""
     for direction in (name for name in DIRECTIONS if name in found):
         for name in found.set.values[:MOST_TOLD]:
+            # Sets may be of different sizes; with no site nothing is patched, which is an effect of 0.
             joint = found[direction].sel(component=GROWING.components[0], set=name).dropna("size").values
             steps = ", ".join(number(step) for step in np.diff(joint, prepend=0.0)[:MOST_TOLD])
             more = f" and {len(joint) - MOST_TOLD} more" if len(joint) > MOST_TOLD else ""

@@ -36,8 +36,7 @@ def edge_ranking(measurements: Measurements, *, effect: str | None = None, metri
     """Every edge that a map of paths has, by one effect and metric: the mean over pairs, of which clusters count once.
 
     `effect` is restoration, disruption or estimated (default: estimated where there are estimates, else the first that
-    was measured). Raises InvalidOption where there are no paths, or none
-    from single senders at all tokens.
+    was measured). Raises InvalidOption where there are no paths, or none from single senders at all tokens.
     """
     if PATHS.name not in measurements.maps:
         raise InvalidOption("This trace has no edges: use paths() or attribute(method='reception'), with at='all'.")

@@ -1,5 +1,6 @@
 """Shards of one run, put together to the whole. Needs no torch."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def merge(target: Path, sources: Sequence[Path]) -> list[int]:
         except Exception:
             whole.path.unlink(missing_ok=True)  # a part of the whole is none
             raise
-    chunks = range(-(-len(first["pairs"]) // first["spec"]["chunk"]))
+    chunks = range(math.ceil(len(first["pairs"]) / first["spec"]["chunk"]))
     return sorted({*chunks} - {*whole.chunks()})
 
 

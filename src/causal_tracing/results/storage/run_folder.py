@@ -333,8 +333,7 @@ def _read_only(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             found.execute("PRAGMA schema_version").fetchone()  # the first look finds what is half-written
         except sqlite3.OperationalError as error:
-            # A journal that a kill left must be rolled back, and a folder that is opened for reading may not be written
-            # to.
+            # A journal that a kill left must be rolled back, and a folder that is opened for reading stays as it is.
             # The lowest byte says what kind of error it is; those above it say which of the kind.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise

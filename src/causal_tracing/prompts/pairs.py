@@ -57,10 +57,10 @@ class Pair:
     subject: str | None = None
     corrupt_subject: str | None = None
     occurrence: int = 0
-    spans: Mapping[str, str] = field(default_factory=dict)
-    corrupt_spans: Mapping[str, str] = field(default_factory=dict)
+    spans: Mapping[str, str] = field(default_factory=dict, hash=False)
+    corrupt_spans: Mapping[str, str] = field(default_factory=dict, hash=False)
     cluster: str | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     id: str | None = None
     chat: bool = False
 
@@ -101,7 +101,8 @@ def _check_labels(who: str, labels: Any) -> None:
         raise InvalidPair(f"{who}: labels must map names to values, and is {labels!r}.")
     for name, value in labels.items():
         try:
-            json.dumps(value, indent=1)  # as traces are written, which allows for less depth
+            # As traces are written, which allows for less depth, and as data hubs read them.
+            json.dumps({name: value}, indent=1, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidPair(
                 f"{who}: the label {name!r} is a {type(value).__name__}, which JSON cannot hold ({error}). Give texts, "
@@ -198,7 +199,7 @@ def tokenize(
     id = pair.id or id
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
-        raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
+        raise InvalidOption(f"align={align!r} is not offered. {nearest(str(align), ALIGNMENTS)}")
     check_corruption(pair, noise=noise, alone=alone)
     clean, corrupt = _tokenize_prompts(pair, tokenizer)
     if noise and not clean.subject:

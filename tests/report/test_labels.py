@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from causal_tracing.report.labels import number, percent
+from causal_tracing.report.labels import number, p_value, percent
 from causal_tracing.report.page.forms import part
 from causal_tracing.results.select import HIGH, NEARLY_ZERO, pattern
 from pages import launched, needs_browser
@@ -48,6 +48,11 @@ NUMBERS = (
 @pytest.mark.parametrize(("value", "told"), NUMBERS)
 def test_a_number_between_two_is_told_as_the_larger_one_and_nothing_has_no_sign(value: float, told: str) -> None:
     assert number(value) == told
+
+
+def test_a_p_below_a_threshold_is_not_told_as_the_threshold() -> None:
+    told = {0.0009: "< 0.001", 0.001: "= 0.001", 0.0312: "= 0.031", 0.0494: "= 0.049", 0.0499: "< 0.05", 0.05: "= 0.05"}
+    assert {value: p_value(value) for value in told} == told
 
 
 @needs_browser

@@ -15,6 +15,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
 from causal_tracing.prompts.answers import check_letters, checked_texts, each_of
+from causal_tracing.prompts.cells import as_python
 from causal_tracing.prompts.notes import of_answer, of_end, of_letters, of_span, of_start, of_unknown
 from causal_tracing.prompts.scored import Follower, Tokens, check_apart
 from causal_tracing.prompts.tokens import (
@@ -30,6 +31,7 @@ from causal_tracing.prompts.tokens import (
     token_strings,
 )
 
+TEXTS = ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id")  # of a pair, where one is a single text
 TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a role or a span
 
 
@@ -65,11 +67,14 @@ class Pair:
     chat: bool = False
 
     def __post_init__(self) -> None:
+        # A frozen value, set once here: what numpy has for texts and numbers would be told from ours.
+        for name in (*TEXTS, "answer", "foil", "occurrence", "chat"):
+            object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("answer", "foil"):
             if name == "answer" or self.foil is not None:
-                # A frozen value, set once here: a list would be shared with the caller, and of one text is that text.
+                # A list would be shared with the caller, and of one text is that text.
                 object.__setattr__(self, name, checked_texts(f"{self._who}: {name}", getattr(self, name)))
-        for name in ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id"):
+        for name in TEXTS:
             value = getattr(self, name)
             if value is None and name != "clean":
                 continue

@@ -47,8 +47,10 @@ def between(low: float, high: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p behind the letter: `= 0.03`."""
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+    """A p behind the letter: `= 0.03`; of one that only rounding would make 0.05 that it is less."""
+    if value < 0.001:
+        return "< 0.001"
+    return "< 0.05" if value < 0.05 <= float(f"{value:.2g}") else f"= {value:.2g}"
 
 
 def full_name(row: SiteRow) -> str:

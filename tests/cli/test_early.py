@@ -75,7 +75,7 @@ WRONG = {
     "method": (["attribute", "--model", "demo", *PAIR, "--method", "foo"], "There is no method 'foo'"),
     "steps": (["attribute", "--model", "demo", *PAIR, "--steps", 12 * "9"], "must be 100,000 at most"),
     "no pairs": (["trace", "--model", "demo", "--pairs", "none.csv"], "none.csv is not there"),
-    "a folder of pairs": (["trace", "--model", "demo", "--pairs", "folder"], "folder cannot be read as text"),
+    "a folder of pairs": (["trace", "--model", "demo", "--pairs", "folder"], "folder: this is a folder"),
     "latin pairs": (["trace", "--model", "demo", "--pairs", "latin.csv"], "latin.csv cannot be read as text (UTF-8)"),
     "broken pairs": (["trace", "--model", "demo", "--pairs", "broken.json"], "broken.json: not JSON"),
     "out is a file": ([*TRACE, "--out", "file"], "file exists already. It is not a saved trace"),

@@ -239,10 +239,9 @@ def test_other_bad_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "pairs.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InvalidPair, match="cannot be read as text"):
         ct.read_pairs(tmp_path / "pairs.jsonl")
-    for source in (tmp_path, ""):
-        with pytest.raises(InvalidPair, match="cannot be read as text"):
-            ct.read_pairs(source)
-    for source in (tmp_path / "none.csv", 5000 * "x", "a\0b"):
+    with pytest.raises(InvalidPair, match="this is a folder"):
+        ct.read_pairs(tmp_path)
+    for source in (tmp_path / "none.csv", "", 5000 * "x", "a\0b"):
         with pytest.raises(InvalidPair, match="is not there"):
             ct.read_pairs(source)
     for source in (None, 3, ROWS[0]):

@@ -77,6 +77,16 @@ def test_more_than_one_is_not_better(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "above 1, which" not in gate("and", [VALUE, A, B], sizes=[2])
 
 
+def test_what_is_told_of_a_share_is_what_the_words_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(toys.CIRCUITS, "hardly", (1, -0.003, 0, 0))
+    monkeypatch.setitem(toys.CIRCUITS, "mostly", (0.797, 0.203, 0, 0))
+    hardly, mostly = (gate(name, [VALUE, A, B], sizes=[2]) for name in ("hardly", "mostly"))
+    assert "keeps f = 1.00 of the behaviour" in hardly
+    assert "above 1, which" not in hardly
+    assert "keeps f = 0.80 of the behaviour" in mostly
+    assert "no set that was measured" not in mostly
+
+
 def test_tests_of_a_set_say_what_was_tried() -> None:
     text = gate("or", [VALUE, A, B], sizes=[2], tested=2)
     assert (

@@ -233,10 +233,17 @@ def test_too_few_shared_pairs_are_an_error_that_names_both():
     )
     with pytest.raises(InvalidOption, match=message):
         ct.compare(synthetic(1), synthetic(2, first=11, count=2))
-    with pytest.raises(InvalidOption, match="these share 0(.|\n)*Without a number by the metric: p0, p1"):
+    message = r"Of the 12 pairs that both .*, 0 have a number .* Of p0, entropy is undefined \(entropy is shown raw"
+    with pytest.raises(InvalidOption, match=message):
         ct.compare(synthetic(1), synthetic(2), metric="entropy")
     with pytest.raises(InvalidOption, match="no metric 'logits' in the second trace. Did you mean 'logit'"):
         ct.compare(synthetic(1), synthetic(2), second_metric="logits")
+
+
+def test_where_nothing_differs_no_cell_is_called_the_one_that_differs_most():
+    said = ct.compare(synthetic(1), synthetic(1)).summary()
+    assert "No cell of resid_post differs." in said
+    assert "Largest difference" not in said
 
 
 def test_an_infinite_effect_has_no_mean():

@@ -42,6 +42,8 @@ app = typer.Typer(
 def main() -> None:
     """Runs a command; an error that is known becomes one message and its exit code."""
     streams.ready()
+    if not os.environ.get("COLUMNS", "").strip("0"):  # so says a terminal that does not know
+        os.environ.pop("COLUMNS", None)
     if shutil.get_terminal_size().columns < PANELS:  # where panels would cut options' names off
         app.rich_markup_mode = None
     completes = any(name.endswith("_COMPLETE") for name in os.environ)  # a shell asks, for any command
@@ -50,7 +52,7 @@ def main() -> None:
         with streams.written(), nullcontext() if completes else commands.only_named(app, sys.argv[1:]):
             app()
     except CausalTracingError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        console.note(f"{type(error).__name__}: {error}")
         sys.exit(error.exit_code)
 
 

@@ -10,6 +10,8 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.answers import meant
 from causal_tracing.validation import one_of
 
+STDIN = "/dev/stdin"  # which "-" names, as elsewhere
+
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
     from causal_tracing.prompts.files import Reading
@@ -67,7 +69,7 @@ def read(
 
     if corrupt_by is not None:
         one_of("way to corrupt", corrupt_by, BY)
-    reading = files.read(source, format=format or files.AUTO)
+    reading = files.read(STDIN if source == "-" else source, format=format or files.AUTO)
     with console.format_notes():
         # Token ids are texts to one tokenizer alone, which comes with the model.
         pairs = [] if reading.needs_tokenizer else reading.pairs(chat=chat)

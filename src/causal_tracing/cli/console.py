@@ -195,12 +195,12 @@ def _width(console: "Console") -> int | None:
 
 
 def told(text: str) -> None:
-    """Prints a text in the terminal's columns, without what a terminal would obey: prompts may hold anything."""
+    """Prints a text in the terminal's columns, without what a terminal would obey."""
     from rich.console import Console
 
     from causal_tracing.report.terminal import wrapped
 
-    print(wrapped("\n".join(map(printable, text.split("\n"))), _width(Console())))
+    print(wrapped(tame(text), _width(Console())))
 
 
 def check_page(file: Path | None) -> None:
@@ -242,7 +242,12 @@ def format_notes() -> Iterator[None]:
 
 def note(text: str) -> None:
     """A line on stderr, at once."""
-    print(text, file=sys.stderr, flush=True)
+    print(tame(text), file=sys.stderr, flush=True)
+
+
+def tame(text: str) -> str:
+    """A text without what a terminal would obey, its lines as they are: prompts, and names of files, hold anything."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:

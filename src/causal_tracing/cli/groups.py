@@ -33,7 +33,7 @@ Occurrence = Annotated[int | None, typer.Option(help=OCCURRENCE, rich_help_panel
 Chat = Annotated[
     bool, typer.Option("--chat", help="Put the prompts through the tokenizer's chat template.", rich_help_panel=PAIR)
 ]
-MANY_PAIRS = "Many pairs: a file (JSON, CSV, Parquet), or a built-in set such as facts."
+MANY_PAIRS = "Many pairs: a file (JSON, CSV, Parquet; - is stdin), or a built-in set such as facts."
 Pairs = Annotated[str | None, typer.Option(help=MANY_PAIRS, rich_help_panel=MANY)]
 FORMAT = (
     "Whose rows the file has, such as counterfact (default: recognised by their keys; datasets --formats lists them)."

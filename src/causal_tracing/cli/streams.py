@@ -5,6 +5,7 @@ A letter that cannot be written is written by one that looks like it, else by it
 
 import codecs
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EPIPE)
 
 
 def ready() -> None:
-    """Both streams write whatever they are given, in the encoding that they have."""
+    """Both streams write whatever they are given, in the encoding that they have; notes never go to stdout."""
+    if sys.stderr is None:  # closed: what is printed there would be printed among the results
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=LOOKALIKE)  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,6 +16,7 @@ from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.model import Model
 from causal_tracing.patching.options.declare import GROUPS, specs
+from causal_tracing.prompts.cells import as_python
 from causal_tracing.prompts.pairs import Pair
 
 P = ParamSpec("P")
@@ -72,7 +73,8 @@ class Keywords(Generic[P, Options]):
                 if name not in shown.parameters:
                     raise InvalidOption(f"There is no option {name!r}. {nearest(name, names)}")
             bound = shown.bind(*given, **named).arguments  # TypeError for what is missing, as of any function
-            options = declared(**{name: bound.pop(name) for name in names if name in bound})
+            # Arrays are lists here: what is asked of an option is asked of lists, texts and numbers.
+            options = declared(**{name: as_python(bound.pop(name)) for name in names if name in bound})
             with made_on_cpu():
                 return verb(**bound, options=options)
 

@@ -26,7 +26,9 @@ def telling(progress: bool | Progress, *, at_once: bool = False, pairs: int = 0)
     elif display := _display():
         with _in_notebook(display, 0.0 if at_once else BAR_AFTER, pairs) as told:
             yield told
-    elif sys.stderr.isatty():
+    elif sys.stderr is None or getattr(sys.stderr, "closed", False):  # a program without a console
+        yield None
+    elif getattr(sys.stderr, "isatty", bool)():  # what stands in its place need not have one
         with _in_terminal(0.0 if at_once else BAR_AFTER, pairs) as told:
             yield told
     else:

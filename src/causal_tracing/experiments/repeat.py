@@ -26,13 +26,20 @@ FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "o
 
 
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
-    """The fields of a pair that were given, as a row of a pairs file has them."""
+    """The fields of a pair that were given, as a row of a pairs file has them: what is read again is the same."""
     row = {field.name: getattr(pair, field.name) for field in dataclasses.fields(pair)}
     return {name: _as_json(value) for name, value in row.items() if value}
 
 
 def _as_json(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+    # As JSON reads it again: a label's numbers as names are texts there, which stand in another order.
+    return (
+        json.loads(json.dumps(dict(value)))
+        if isinstance(value, Mapping)
+        else list(value)
+        if isinstance(value, tuple)
+        else value
+    )
 
 
 def command(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import xarray as xr
 
+from causal_tracing import validation
 from causal_tracing.errors import InvalidOption
 from causal_tracing.report.export import export, to_dataframe
 from causal_tracing.report.scalars import scalars
@@ -129,6 +130,7 @@ class Trace:
         shares of the total effect (NaN where undefined). `by` is the effect that ranks them (default: restoration, or
         disruption where that alone was measured), `component` one of the kind's. Raises InvalidOption.
         """
+        validation.whole("count", count, least=0)
         found = select(self.measurements, pair=pair, metric=metric, of=of)
         by = require_effect(by, found) if by else None
         if component is not None:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from causal_tracing.errors import InputError, InvalidOption, InvalidPair, nearest
+from causal_tracing.prompts.alignment import ALIGNMENTS
+from causal_tracing.prompts.answers import check_letters
+from causal_tracing.validation import one_of
 
 MOST_LETTERS = 4000  # of a prompt
 MOST_WORDS = 400  # letters of every other text
@@ -62,8 +65,17 @@ def asked_of(body: Any) -> Asked:
     for name in TEXTS:
         with of_field(name):
             _check_text(name, pair.get(name), MOST_LETTERS if name in PROMPTS else MOST_WORDS)
+    with of_field("align"):
+        one_of("alignment", options.get("align", ALIGNMENTS[0]), ALIGNMENTS)
     given = {name: value for name, value in pair.items() if value not in (None, "")}
     return Asked(pair=given, options=dict(options), tab=_tab(body))
+
+
+def require_prompts(asked: Asked) -> None:
+    """Raises InvalidOption where a prompt is missing."""
+    for name in PROMPTS:
+        if not asked.pair.get(name):
+            raise InvalidOption(f"The {name} prompt is empty. Type one.")
 
 
 def deeper_of(body: Any) -> Deeper:
@@ -95,9 +107,9 @@ def _sender(body: Mapping[str, Any], layer: int) -> str:
 
 def name_of(body: Any) -> str:
     """The name of a trace that is to be kept. Raises InputError."""
-    name = _object(body, ("name",), "the request").get("name", "")
+    name = _object(body, ("name",), "the request").get("name")
     _check_text("name", name, MOST_WORDS)
-    return name
+    return name or ""
 
 
 def _tab(body: Mapping[str, Any]) -> str:
@@ -121,3 +133,4 @@ def _check_text(name: str, value: Any, most: int) -> None:
         raise InvalidPair(f"{name} must be a text; it is {value!r:.80}.")
     if value and len(value) > most:
         raise InvalidPair(f"{name} has {len(value):,} letters; {most:,} are taken at most. Use a shorter text.")
+    check_letters(name, value or "")

@@ -18,7 +18,7 @@ from causal_tracing.experiments.cost import cost_of_job
 from causal_tracing.experiments.repeat import keep_config
 from causal_tracing.experiments.trace import measured
 from causal_tracing.experiments.trace_result import Trace
-from causal_tracing.explorer.asked import MOST_LETTERS, TEXTS, Asked, Deeper
+from causal_tracing.explorer.asked import MOST_LETTERS, TEXTS, Asked, Deeper, require_prompts
 from causal_tracing.explorer.deeper import COMPONENTS, offered, options_of, told_of
 from causal_tracing.explorer.example import example_for
 from causal_tracing.explorer.jobs import Job, Worker
@@ -99,6 +99,7 @@ class Live:
         """An errand: what its trace will take. The first time two forwards are timed."""
 
         def cost() -> dict[str, Any]:
+            require_prompts(asked)
             planned = self._planned(asked)
             # Backends are made anew for each pair, and each would time its own forwards.
             known = self.timed.setdefault(planned.backend.describe().engine, planned.backend)
@@ -108,9 +109,7 @@ class Live:
 
     def trace(self, asked: Asked) -> Job:
         """A job: the trace of a pair. Raises InputError where prompts are too long, or no prompts."""
-        for name in ("clean", "corrupt"):
-            if not asked.pair.get(name):
-                raise InvalidOption(f"The {name} prompt is empty. Type one.")
+        require_prompts(asked)
         check_tokens(asked.pair, self.model, self.limit)
         key = json.dumps([dict(asked.pair), dict(asked.options)], sort_keys=True)
         about = {"label": label_of(asked.pair), "pair": dict(asked.pair), "options": dict(asked.options)}

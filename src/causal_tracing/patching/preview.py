@@ -213,7 +213,7 @@ def _warnings(model: Model, pair: TokenPair, clean: Tensor, corrupt: Tensor | No
             f"(choice {rank}): what is traced is not what the model would say."
         )
     if pair.same_tokens and not (pair.noised or pair.alone):
-        warnings.append("the two prompts have the same tokens: every effect is zero.")
+        warnings.append("the two prompts have the same tokens: what is patched between them changes nothing.")
     # With noise there is no other prompt whose answer the foil would be.
     if corrupt is None or pair.noised or not pair.foils or pair.several_tokens:
         return warnings

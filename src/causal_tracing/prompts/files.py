@@ -14,16 +14,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from datetime import date, time, timedelta
-from decimal import Decimal
-from numbers import Real
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from causal_tracing.errors import FormatNote, InvalidPair, MachineError, warn
 from causal_tracing.prompts import datasets
 from causal_tracing.prompts.answers import meant
+from causal_tracing.prompts.cells import as_python, label, without_gaps
 from causal_tracing.prompts.formats.fields import Row
 from causal_tracing.prompts.formats.table import AUTO, PAIRS, translated
 from causal_tracing.prompts.formats.targets import in_texts, names_tokens
@@ -37,8 +34,9 @@ OTHERS = (".xlsx", ".xls", ".ods", ".gz", ".zip", ".bz2", ".xz", ".feather", ".a
 SEPARATORS = ",;\t|"
 NEEDED = ("clean", "answer")
 SETS = ("answer", "foil")  # what may be several texts
-WHOLE = ("occurrence",)  # numbers that a column with gaps holds as 1.0
-GAPS = ("NAType", "NaTType")  # what pandas has for a missing value beside NaN
+NAMES = ("id", "cluster")
+WHOLE = ("occurrence", *NAMES)  # numbers that a column with gaps holds as 1.0
+TABLES, LINES = (".csv", ".tsv"), (".json", ".jsonl", ".ndjson")  # other endings say nothing of what is in a file
 # Characters that show text in another order than it has.
 EMBEDDINGS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 Rows = Iterator[tuple[str, Mapping[str, Any]]]  # where a row stands, and the row
@@ -55,9 +53,9 @@ def read_pairs(
 ) -> list[Pair]:
     """The pairs of a source, in its order; fields that Pair does not have are kept as labels.
 
-    source: a file (`.csv` or `.tsv`, `.parquet`, else JSON: one object a line, or a list of them), the name of a
-        built-in set ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as
-        mappings. Empty cells and NaN are missing fields, and `spans.NAME` (`corrupt_spans.NAME`) heads a named span.
+    source: a file (CSV, `.parquet`, or JSON: one object a line, or a list of them), the name of a built-in set
+        ("facts", or a part of it, "facts:capital"), a Hugging Face Dataset, a DataFrame, or rows as mappings.
+        Empty cells and NaN are missing fields, and `spans.NAME` (`corrupt_spans.NAME`) heads a named span.
         CSV may be separated by commas, semicolons, tabs or bars; capitals in the names of Pair's fields do not count.
         `answer` and `foil` may be lists of texts, in a cell of CSV as a JSON list ([" he", " his"]).
     chat: puts every prompt through the tokenizer's chat template.
@@ -116,16 +114,17 @@ class Reading:
 
 def read(source: Any, *, format: str = AUTO) -> Reading:
     """The rows of a source as pairs' fields. Raises what `read_pairs` does of rows and formats."""
-    if isinstance(source, (str, Path)):
-        named, rows = str(source), _rows_of_path(Path(source))
-    elif isinstance(listed := _rows_of(source), Iterable) and not isinstance(listed, Mapping):
+    if isinstance(source, (str, os.PathLike)):
+        named = os.fsdecode(source)
+        rows = _rows_of_path(named)
+    elif isinstance(listed := _rows_of(source), Iterable) and not isinstance(listed, (Mapping, bytes)):
         named, rows = "the rows", ((f"row {n}", row) for n, row in enumerate(listed))
     else:
         raise InvalidPair(
-            f"Pairs come from a file, a Dataset, a DataFrame or a list of rows; this is {type(source).__name__}. Of a "
-            "DatasetDict name the split."
+            f"Pairs come from a file by its name, a Dataset, a DataFrame or a list of rows; this is "
+            f"{type(source).__name__}. Of a DatasetDict name the split; put a single row into a list."
         )
-    found = list(translated(((place, _without_gaps(row)) for place, row in rows), format))
+    found = list(translated(((place, without_gaps(row)) for place, row in rows), format))
     notes = Counter(note for _, row in found for note in row.notes)
     return Reading(
         named=named,
@@ -135,44 +134,66 @@ def read(source: Any, *, format: str = AUTO) -> Reading:
     )
 
 
-def _rows_of_path(path: Path) -> Rows:
+def _rows_of_path(named: str) -> Rows:
     """The rows of a file, or of the built-in set of this name. Raises InvalidPair."""
-    if not os.path.exists(path):  # False of what can be no path, where pathlib raises
-        if datasets.is_name(str(path)):
-            return ((f"{path}, row {n}", row) for n, row in enumerate(datasets.rows(str(path))))
+    path = Path(named)
+    # A folder may be called as a set is: that of its run. False of what can be no path, where pathlib raises.
+    if datasets.is_name(named) and (os.path.isdir(path) or not os.path.exists(path)):
+        return ((f"{named}, row {n}", row) for n, row in enumerate(datasets.rows(named)))
+    if not named or not os.path.exists(path):
+        elsewhere = " Nothing is fetched from a network: save it here first." if "://" in named else ""
         raise InvalidPair(
-            f"{path} is not there, and no built-in set is called so. Name a file of pairs (JSON, CSV or Parquet), or "
-            f"one of {', '.join(datasets.NAMES)}."
+            f"{named or repr(named)} is not there, and no built-in set is called so.{elsewhere} Name a file of pairs "
+            f"(JSON, CSV or Parquet), or one of {', '.join(datasets.NAMES)}."
         )
-    if path.suffix.lower() in OTHERS:
+    ending = path.suffix.lower()
+    if os.path.isdir(path) or ending in OTHERS:
+        what = "this is a folder" if os.path.isdir(path) else f"files that end in {path.suffix} are not read"
         raise InvalidPair(
-            f"{path}: files that end in {path.suffix} are not read. Save the pairs as CSV, JSON or Parquet, or give "
-            "read_pairs(...) a DataFrame of them."
+            f"{path}: {what}. Save the pairs as CSV, JSON or Parquet, and name that file, or give read_pairs(...) a "
+            "DataFrame of them."
         )
-    read = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
-    return read(path)
+    if ending == ".parquet":
+        return _parquet_rows(path)
+    text = _text(path)
+    return (
+        _csv_rows(text, path)
+        if ending in TABLES or (ending not in LINES and _is_table(text))
+        else _json_rows(text, path)
+    )
 
 
 def _rows_of(source: Any) -> Any:
-    """The rows of a table in memory (pandas, polars, pyarrow); of anything else, what it holds."""
+    """The rows of a table in memory (pandas, polars, pyarrow); of anything else, what it holds. Raises InvalidPair."""
+    if hasattr(source, "read"):
+        raise InvalidPair("An open file was given. Give its name, or its rows as mappings.")
     for rows in ("to_dicts", "to_pylist"):
         if hasattr(source, rows):
+            _check_columns(getattr(source, "column_names", ()))
             return getattr(source, rows)()
     if hasattr(source, "columns") and hasattr(source, "to_dict"):
+        _check_columns(source.columns)
         return source.to_dict("records")
     return source
 
 
-def _text(path: Path, newline: str | None = None) -> str:
+def _check_columns(names: Iterable[Any]) -> None:
+    """Raises InvalidPair where two columns have one name: a row would have the last one alone."""
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InvalidPair(f"Two columns are called {twice[0]!r}. Name every column once.")
+
+
+def _text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a line that ends in a cell stays as it is
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidPair(f"{path} cannot be read as text (UTF-8): {error}") from None
 
 
-def _json_rows(path: Path) -> Rows:
-    text = _text(path)
+def _json_rows(text: str, path: Path) -> Rows:
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     whole = _document(text, path)
     if whole is not None:
         yield from ((f"{path}, row {n}", row) for n, row in enumerate(whole))
@@ -221,8 +242,13 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _csv_rows(path: Path) -> Rows:
-    text, place = _text(path, newline=""), f"{path}, line 1"  # a line that ends in a cell stays as it is
+def _is_table(text: str) -> bool:
+    """Whether a text is CSV, by a header that has the needed fields."""
+    return {*NEEDED} <= {*map(_field, _header(text, _separator(text)))}
+
+
+def _csv_rows(text: str, path: Path) -> Rows:
+    place = f"{path}, line 1"
     lines = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
     try:
         header = next(lines, None)
@@ -243,16 +269,17 @@ def _csv_rows(path: Path) -> Rows:
 
 def _separator(text: str) -> str:
     """What separates the cells of a CSV file: what makes the needed fields of its header, or else most columns."""
-
-    def header(separator: str) -> list[str]:
-        try:
-            return next(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator), [])
-        except csv.Error:
-            return []
-
-    headers = {separator: [*map(_field, header(separator))] for separator in SEPARATORS}
+    headers = {separator: [*map(_field, _header(text, separator))] for separator in SEPARATORS}
     # The needed fields count first: a text full of commas makes more columns than the true separator.
     return max(SEPARATORS, key=lambda each: (set(NEEDED) <= {*headers[each]}, len(headers[each])))
+
+
+def _header(text: str, separator: str) -> list[str]:
+    """The first cells of a text; none of one that is no CSV."""
+    try:
+        return next(csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator), [])
+    except csv.Error:
+        return []
 
 
 def _from_csv(cells: Mapping[str, str], place: str) -> dict[str, Any]:
@@ -303,7 +330,10 @@ def _parquet_rows(path: Path) -> Rows:
     except ImportError:
         raise MachineError('Parquet needs pyarrow: pip install "causal-tracing[export]".') from None
     try:
-        rows = ParquetFile(path).read().to_pylist()
+        with path.open("rb") as file:  # pyarrow opens no file whose name is not UTF-8
+            table = ParquetFile(file).read()
+        _check_columns(table.column_names)
+        rows = table.to_pylist()
     except (ArrowException, OSError) as error:
         raise InvalidPair(f"{path} cannot be read as Parquet: {error}") from None
     for number, row in enumerate(rows):
@@ -322,37 +352,20 @@ def _pair(row: Any, place: str) -> Pair:
         raise InvalidPair(
             f"{place}: {' and '.join(missing)} missing. Every pair needs clean and answer; here is {there}."
         )
-    row |= {name: row[name].tolist() for name in SETS if hasattr(row.get(name), "tolist")}  # an array of a table
+    row = {name: as_python(each) for name, each in row.items()}
     row |= {name: int(row[name]) for name in WHOLE if isinstance(row.get(name), float) and row[name].is_integer()}
+    row |= {name: str(row[name]) for name in NAMES if type(row.get(name)) is int}  # and no bool
     for name in (*SPANS, "labels"):
         if not isinstance(row.get(name, {}), dict):
             raise InvalidPair(f"{place}: {name} must be an object of names and texts, and is {row[name]!r}.")
     _check_texts(row, place)
     known = {name: value for name, value in row.items() if name in FIELDS and name != "labels"}
-    labels = {str(name): _label(value) for name, value in row.items() if name not in FIELDS} | row.get("labels", {})
+    labels = {str(name): label(value) for name, value in row.items() if name not in FIELDS}
+    labels |= {str(name): label(value) for name, value in row.get("labels", {}).items()}
     try:
         return Pair(**known, labels=labels)
     except InvalidPair as error:
         raise InvalidPair(f"{place}: {error}") from None
-
-
-def _label(value: Any) -> Any:
-    """What a table's cell says, as JSON holds it: of dates and exact decimals their text."""
-    if hasattr(value, "tolist"):  # an array, or one of its numbers
-        return value.tolist()
-    return str(value) if isinstance(value, (date, time, timedelta, Decimal, UUID)) else value
-
-
-def _without_gaps(value: Any, depth: int = 2) -> Any:
-    """A row, and its objects, without what is missing in them: tables have every key in every row."""
-    if not isinstance(value, Mapping) or not depth:
-        return value
-    return {name: _without_gaps(each, depth - 1) for name, each in value.items() if not _is_gap(each)}
-
-
-def _is_gap(value: Any) -> bool:
-    """Whether a table's cell is empty: None, NaN, or what pandas has in its place."""
-    return value is None or (isinstance(value, Real) and value != value) or type(value).__name__ in GAPS
 
 
 def _check_texts(row: Mapping[str, Any], place: str) -> None:

@@ -15,6 +15,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS, Slot, aligned, remarks
 from causal_tracing.prompts.answers import check_letters, checked_texts, each_of
+from causal_tracing.prompts.cells import as_python
 from causal_tracing.prompts.notes import of_answer, of_end, of_letters, of_span, of_start, of_unknown
 from causal_tracing.prompts.scored import Follower, Tokens, check_apart
 from causal_tracing.prompts.tokens import (
@@ -30,6 +31,7 @@ from causal_tracing.prompts.tokens import (
     token_strings,
 )
 
+TEXTS = ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id")  # of a pair, where one is a single text
 TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a role or a span
 
 
@@ -57,19 +59,22 @@ class Pair:
     subject: str | None = None
     corrupt_subject: str | None = None
     occurrence: int = 0
-    spans: Mapping[str, str] = field(default_factory=dict)
-    corrupt_spans: Mapping[str, str] = field(default_factory=dict)
+    spans: Mapping[str, str] = field(default_factory=dict, hash=False)
+    corrupt_spans: Mapping[str, str] = field(default_factory=dict, hash=False)
     cluster: str | None = None
-    labels: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict, hash=False)
     id: str | None = None
     chat: bool = False
 
     def __post_init__(self) -> None:
+        # A frozen value, set once here: what numpy has for texts and numbers would be told from ours.
+        for name in (*TEXTS, "answer", "foil", "occurrence", "chat"):
+            object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("answer", "foil"):
             if name == "answer" or self.foil is not None:
-                # A frozen value, set once here: a list would be shared with the caller, and of one text is that text.
+                # A list would be shared with the caller, and of one text is that text.
                 object.__setattr__(self, name, checked_texts(f"{self._who}: {name}", getattr(self, name)))
-        for name in ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id"):
+        for name in TEXTS:
             value = getattr(self, name)
             if value is None and name != "clean":
                 continue
@@ -101,7 +106,8 @@ def _check_labels(who: str, labels: Any) -> None:
         raise InvalidPair(f"{who}: labels must map names to values, and is {labels!r}.")
     for name, value in labels.items():
         try:
-            json.dumps(value, indent=1)  # as traces are written, which allows for less depth
+            # As traces are written, which allows for less depth, and as data hubs read them.
+            json.dumps({name: value}, indent=1, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidPair(
                 f"{who}: the label {name!r} is a {type(value).__name__}, which JSON cannot hold ({error}). Give texts, "
@@ -198,7 +204,7 @@ def tokenize(
     id = pair.id or id
     pair = replace(pair, id=id)
     if align not in ALIGNMENTS:
-        raise InvalidOption(f"align={align!r} is not offered. {nearest(align, ALIGNMENTS)}")
+        raise InvalidOption(f"align={align!r} is not offered. {nearest(str(align), ALIGNMENTS)}")
     check_corruption(pair, noise=noise, alone=alone)
     clean, corrupt = _tokenize_prompts(pair, tokenizer)
     if noise and not clean.subject:

@@ -154,7 +154,8 @@ def _csv(measurements: Measurements, of: str | None, path: Path) -> None:
 
 
 def _parquet(measurements: Measurements, of: str | None, path: Path) -> None:
-    _changed(to_dataframe(measurements, of), _writable).to_parquet(path, engine="pyarrow", index=False)
+    with path.open("wb") as file:  # pyarrow opens no file whose name is not UTF-8
+        _changed(to_dataframe(measurements, of), _writable).to_parquet(file, engine="pyarrow", index=False)
 
 
 def _netcdf(measurements: Measurements, of: str | None, path: Path) -> None:

@@ -8,12 +8,19 @@ from causal_tracing.results.select import HIGH, NEARLY_ZERO, SiteRow
 from causal_tracing.results.site_kinds import KINDS
 
 UNPAIRED = "–"  # stands where a clean token has no corrupt one
+BETWEEN = 1e-3  # takes a number that lies between two of two decimals to the larger one, and no further
 
 
 def number(value: float) -> str:
-    """A number for people: three significant digits or two decimals, with a real minus sign."""
-    text = f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
-    return text.replace("-", "−")
+    """A number for people: three significant digits or two decimals, with a real minus sign; of −0 it has none.
+
+    What lies between two is told as the larger one, 2.63 of 2.625: numbers of bfloat16 often do, and pages tell so.
+    """
+    value = float(value)  # of numpy's numbers a product may warn
+    if abs(value) < 0.1 and value != 0:
+        return f"{value:.2g}".replace("-", "−")
+    between = value * 8 % 2 == 1  # of all doubles, these alone lie between two of two decimals
+    return f"{value + math.copysign(BETWEEN, value) if between else value + 0.0:.2f}".replace("-", "−")
 
 
 def percent(fraction: float) -> str:
@@ -21,11 +28,17 @@ def percent(fraction: float) -> str:
 
     There the words change (`select.pattern`): what is told must not stand on the other side of it.
     """
-    size, told = abs(fraction), f"{round(100 * fraction)}"
+    size = abs(fraction)
+    told = f"{_whole(100 * size)}"
     for level in (NEARLY_ZERO, HIGH):
-        if size < level and round(100 * size) == round(100 * level):
-            told = f"{math.copysign(min(100 * size, 100 * level - 0.1), fraction):.1f}"
-    return f"{told} %".replace("-", "−")
+        if size < level and _whole(100 * size) == _whole(100 * level):
+            told = f"{min(100 * size, 100 * level - 0.1):.1f}"
+    return f"{'−' if fraction < 0 and told != '0' else ''}{told} %"
+
+
+def _whole(size: float) -> int:
+    """The nearest whole number; of two the larger one, as pages have it."""
+    return math.floor(size + 0.5)
 
 
 def between(low: float, high: float) -> str:
@@ -34,8 +47,10 @@ def between(low: float, high: float) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p behind the letter: `= 0.03`."""
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+    """A p behind the letter: `= 0.03`; of one that only rounding would make 0.05 that it is less."""
+    if value < 0.001:
+        return "< 0.001"
+    return "< 0.05" if value < 0.05 <= float(f"{value:.2g}") else f"= {value:.2g}"
 
 
 def full_name(row: SiteRow) -> str:

@@ -161,6 +161,13 @@ def _shared_pairs(first: xr.Dataset, second: xr.Dataset) -> tuple[list[str], lis
     shared = sorted({*_ids(first)} & {*_ids(second)})
     there = [id for id in shared if all(found.reason.sel(pair=id) == "" for found in (first, second))]
     undefined = [id for id in shared if id not in there]
+    if len(shared) >= 2 > len(there):
+        lacking = next(found for found in (first, second) if found.reason.sel(pair=undefined[0]) != "")
+        raise InvalidOption(
+            f"Of the {len(shared)} pairs that both traces have, {len(there)} have a number by these metrics; two at "
+            f"least are needed. Of {undefined[0]}, {lacking.metric.item()} is undefined "
+            f"({lacking.reason.sel(pair=undefined[0]).item()}). Choose another metric=."
+        )
     if len(there) < 2:
         without = f" Without a number by the metric: {_listed(undefined)}." if undefined else ""
         raise InvalidOption(

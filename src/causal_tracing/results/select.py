@@ -85,8 +85,11 @@ class SiteRow:
         return f"layers {self.window_first} to {self.window_last}"
 
 
-def pattern(restored: float | None, lost: float | None) -> str:
-    """What a restored and a lost fraction mean together (AND, OR, SUM, XOR); "" where only the numbers speak."""
+def pattern(restored: float | None, lost: float | None, *, total: float = 1.0) -> str:
+    """What a restored and a lost fraction mean together (AND, OR, SUM, XOR); "" where only the numbers speak.
+
+    Of a negative `total` effect shares below 0 are of effects above it, which support the answer.
+    """
     if restored is None or lost is None:
         return ""
     high, zero = (restored >= HIGH, lost >= HIGH), (abs(restored) < NEARLY_ZERO, abs(lost) < NEARLY_ZERO)
@@ -101,7 +104,7 @@ def pattern(restored: float | None, lost: float | None) -> str:
     if restored * lost < 0 and not any(zero):
         return "matters, but its sign depends on the rest: no single number describes it (XOR-like)"
     if restored < 0 and lost < 0 and not any(zero):
-        return "opposes the clean answer"
+        return "opposes the clean answer" if total > 0 else "supports the clean answer, against the total effect"
     between = all(NEARLY_ZERO <= value < HIGH for value in (restored, lost))
     if between and abs(restored - lost) < NEARLY_ZERO / 2:
         return "adds its share, independently of the rest (SUM-like)"
@@ -155,7 +158,7 @@ def site_row(
         interaction=value("interaction"),
         restored_fraction=restored,
         lost_fraction=lost,
-        pattern=pattern(restored, lost) if found.attrs["write"] == "donor" else "",
+        pattern=pattern(restored, lost, total=number("total_effect")) if found.attrs["write"] == "donor" else "",
         query=int(query) if is_token(query) else query,
         query_token=str(found.clean_token.values[query]) if is_token(query) else "",
         **{name: value(name) for name in (*BESIDE, *BEYOND) if name not in WINDOW},

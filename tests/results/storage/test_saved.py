@@ -58,6 +58,25 @@ def test_a_folder_that_is_there_is_not_overwritten_unless_asked(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis", "trace"]
 
 
+def test_what_lies_beside_a_trace_is_not_taken_away_with_it(tmp_path: Path):
+    target = save(example(), tmp_path / "trace")
+    (target / "report.html").write_text("the page")
+    (target / ".hidden").write_text("of a file manager")
+    save(example(), target, overwrite=True)
+    (target / "notes.md").write_text("mine")
+    with pytest.raises(InvalidResults, match=r"trace holds notes\.md beside the saved trace, and would go with it"):
+        save(example(), target, overwrite=True)
+    assert (target / "notes.md").read_text() == "mine"
+    assert open_trace(target).measurements.pairs.identical(example().pairs)
+
+
+def test_a_mark_that_editors_put_first_is_no_damage(tmp_path: Path):
+    target = save(example(), tmp_path / "trace")
+    text = (target / "trace.json").read_bytes()
+    (target / "trace.json").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert open_trace(target).measurements.pairs.identical(example().pairs)
+
+
 def test_a_disk_that_refuses_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     target = save(example(), tmp_path / "trace")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -33,8 +33,10 @@ def estimates_page(
         head=head(f"Estimates: {asked}", part("page.css")),
         headline=prompt(asked) + "".join(f"<small>against {prompt(side)}</small>" for side in against),
         total=escape(
-            f"estimated {direction} ({in_words.how(record)}, {measurements.metric}) · {_total(measurements)} · "
-            f"{record['model']}"
+            visible(
+                f"estimated {direction} ({in_words.how(record)}, {measurements.metric}) · {_total(measurements)} · "
+                f"{record['model']}"
+            )
         ),
         agreement="".join(_agreement(row) for row in rows),
         rest=list_of(tuple(visible(text) for text in in_words.left_out(measurements, agreement))),

@@ -217,7 +217,7 @@ const reportPage = (data, { signal, drawn: told = () => {} } = {}) => {
   // A mean's interval and its p over the map, behind its estimate.
   const tested = (low, high, p, name = unit()) => {
     const between = low === null ? "" : ` [${signed(low)}, ${signed(high)}]`;
-    const test = p === null ? "" : ` (p ${p < 0.001 ? "< 0.001" : `= ${Number(p.toPrecision(2))}`} over the map)`;
+    const test = p === null ? "" : ` (p ${p < 0.001 ? "< 0.001" : p < 0.05 && p.toPrecision(2) >= 0.05 ? "< 0.05" : `= ${Number(p.toPrecision(2))}`} over the map)`;
     return between + (name ? ` ${name}` : "") + test;
   };
   const meanInWords = (effects, at, testedAt, clusters) => {

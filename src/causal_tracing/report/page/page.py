@@ -100,7 +100,7 @@ def _story(reading: Reading, *, hidden: bool) -> str:
         f'<div class="story" data-pair="{escape(reading.pair)}"{" hidden" if hidden else ""}>'
         f"<h1>{prompt(clean)}<small>against {prompt(corrupt)}</small></h1>"
         f'<p class="finding">{escape(visible(finding))}</p>'
-        f'<p class="total">{escape(reading.total)} · {escape(reading.run)}</p>{warnings}</div>'
+        f'<p class="total">{escape(visible(f"{reading.total} · {reading.run}"))}</p>{warnings}</div>'
     )
 
 

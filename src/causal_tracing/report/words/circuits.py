@@ -112,6 +112,11 @@ def weight_of(found: Circuits, row: pd.Series) -> str:
     return f"{row.weighted_size:.0f}" if found.of == "edges" else number(row.weighted_size)
 
 
+def _told(value: float) -> float:
+    """f as it is told: what the words say of it must not stand on the other side, nor be a matter of rounding."""
+    return round(value, 2)
+
+
 def _share(value: float) -> str:
     return number(round(value, 4) + 0.0)
 
@@ -123,7 +128,7 @@ def _enough(found: Circuits) -> str:
     if not len(inner) or inner.faithfulness.isna().all():
         reason = f": {inner.reason.iloc[0]}" if len(inner) and inner.reason.iloc[0] else ""
         return f"Of sets of {found.of}, none between nothing and all {found.items} has a faithfulness{reason}."
-    enough = inner[inner.faithfulness >= MUCH]
+    enough = inner[inner.faithfulness.map(_told) >= MUCH]
     # The curve goes by size: its first set that keeps enough is the smallest.
     row = enough.iloc[0] if len(enough) else inner.iloc[-1]
     which = "" if len(enough) else f" (no set that was measured keeps {MUCH:g})"
@@ -146,7 +151,7 @@ def _how(found: Circuits) -> str:
 
 def _above_one(found: Circuits) -> Iterator[str]:
     inner = found.curve.iloc[1:-1]
-    above = inner[inner.faithfulness > NOT_BETTER]
+    above = inner[inner.faithfulness.map(_told) > NOT_BETTER]
     if len(above):
         row = above.loc[above.faithfulness.idxmax()]
         yield (

@@ -72,6 +72,9 @@ def _largest(found: Differences) -> Iterator[str]:
         size = abs(here[by]).where(here.status == "ok")
         if not size.notnull().any():
             continue
+        if not (size > 0).any():
+            yield f"No cell of {component} differs."
+            continue
         at = np.unravel_index(int(size.fillna(-1).values.argmax()), size.shape)
         cell = here.isel(dict(zip(size.dims, map(int, at), strict=True)))
         yield f"Largest difference of {component}: {where_peak(cell)}; {_said(found, cell)}."

@@ -1,5 +1,6 @@
 """Evidence in words: each number with its interval, the pairs it speaks for, and the caveats that apply."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from causal_tracing.results.site_kinds import KINDS, PATHS, kind_of
 from causal_tracing.results.statistics.bootstrap import FEWEST, Interval
 
 STABLE, SIGNIFICANT, OF_INTEREST = 0.8, 0.05, 0.02
+BESIDE_THE_PROMPTS = ("id", "cluster", "labels")  # what two pairs that ask the same may differ in
 CAVEATS = (
     "The unit is the pair, and pairs of one cluster are one. The templates are fixed, not sampled: nothing here speaks "
     "for prompts of another kind.",
@@ -71,6 +73,7 @@ def read(means: Mapping[str, MeanMap | NoMean], record: Mapping[str, Any], besid
         warnings=(
             *control_sentences(record),
             *device_sentences(record),
+            *_repeated(record),
             *_warnings(main),
             *(each for one in maps if not KINDS[one.kind].large for each in _of_peaks(one)),
         ),
@@ -237,6 +240,22 @@ def _usual(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
         yield usual_sentence(seen, traced, record)
 
 
+def _repeated(record: Mapping[str, Any]) -> Iterator[str]:
+    """That pairs are there more than once, as in files that were put together, and are taken for as many."""
+    first: dict[str, Mapping[str, Any]] = {}
+    again = []
+    for row in record.get("pairs", ()):
+        asked = {name: value for name, value in row.items() if name not in BESIDE_THE_PROMPTS}
+        other = first.setdefault(json.dumps(asked, sort_keys=True), row)
+        if other is not row and (row.get("cluster") is None or row["cluster"] != other.get("cluster")):
+            again.append(f"{row.get('id')} as {other.get('id')}")
+    if again:
+        yield (
+            f"Some pairs ask the same as others ({len(again)}, such as {again[0]}), and each counts as evidence of its "
+            "own: intervals and p claim too much. Name each once, or give those that are the same one cluster."
+        )
+
+
 def _warnings(means: MeanMap) -> Iterator[str]:
     """The caveats that apply to this result."""
     if means.clusters < FEWEST:
@@ -269,7 +288,9 @@ def _disagreement(means: MeanMap, component: str, cell: xr.Dataset) -> Iterator[
     # The interval's end nearer to 0: the interaction is at least so large.
     least = min(abs(low), abs(high)) if low * high > 0 else 0.0
     if least > OF_INTEREST * abs(float(means.total.estimate)):
-        kind = "AND-like: the site needs partners" if low > 0 else "OR-like: others can do without it"
+        # Of negative effects the larger one is the smaller number.
+        negative = max(float(cell.restoration), float(cell.disruption)) <= 0
+        kind = "AND-like: the site needs partners" if (low > 0) != negative else "OR-like: others can do without it"
         yield (
             f"Restoration and disruption disagree at the peak of {component}: interaction "
             f"{number(float(cell.interaction))}{between(low, high)} {means.unit} ({kind})."

@@ -44,7 +44,7 @@ HOW_TO_READ = (
     "comes back. Disruption: the corrupt activation is put into the clean run; shown is how much is lost. Positive "
     "always means: supports the clean behaviour.",
     "Interaction = disruption - restoration. Above 0: the site needs partners (AND-like). Below 0: others can do "
-    "without it (OR-like).",
+    "without it (OR-like). Of negative effects the other way round.",
     "A cut is a site through which the whole difference must pass: its effect is the total effect by construction, "
     "so it is marked and never ranked. A structural zero is a site that cannot matter: nothing differs there yet, or "
     "nothing reads it any more.",

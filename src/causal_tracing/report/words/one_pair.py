@@ -227,6 +227,8 @@ def _range(here: xr.Dataset, unit: str) -> str:
 
 def _best(found: xr.Dataset) -> Iterator[str]:
     """The strongest site of each component, with its numbers; circuits have sentences of their own."""
+    if (found.status == "structural_zero").all():
+        yield "No site can have an effect here: what would be patched is the same in both runs, or nothing reads it."
     for component in [] if kind_of(found).large else found.component.values:
         rows = strongest(found, 1, component=component)
         # Whole layers have a sentence of their own, which says what they can mean.

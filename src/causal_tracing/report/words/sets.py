@@ -21,12 +21,12 @@ SMALL = 0.02  # of the total effect: what two sites do beyond the sum of each is
 READ_SETS = (
     "A set is patched as one. Beside its joint effect stands the sum of what its members do alone; what it does beyond "
     "that sum is their interaction (restoration: positive where they need one another; disruption: positive where they "
-    "stand in for one another)."
+    "stand in for one another; of negative effects the other way round)."
 )
 READ_PAIRS = (
     "A pair's interaction is I(A,B) = e(AB) − e(A) − e(B), in the metric's unit. Disruption: positive where one does "
     "what the other would have done (OR-like), negative where one acts through the other or both are needed. "
-    "Restoration: the other way round."
+    "Restoration: the other way round; so are both of negative effects."
 )
 NOT_SHOWN_PAIRS = (
     "An interaction does not say who does what: a chain, a backup and an erasure can give the same number. Of many "
@@ -103,15 +103,25 @@ def _interaction(found: xr.Dataset, direction: str, one: str, other: str, size: 
         [_alone(cells, site) for site in (first, second)],
     )
     same = _layer(found, first) == _layer(found, second)
+    sign = _sign(joint, alone, found.total_effect.item())
     return (
         f"{first} with {second}, {direction}: together {number(joint)}, alone {number(alone[0])} and "
         f"{number(alone[1])}, so {number(abs(size))} {unit} {'more' if size > 0 else 'less'} than the sum: "
-        f"{_meaning(direction, size, alone, same_layer=same)}."
+        f"{_meaning(direction, sign * size, [sign * each for each in alone], same_layer=same)}."
     )
 
 
+def _sign(joint: float, alone: list[float], total: float) -> float:
+    """Which way effects go, by which an interaction has its meaning: −1 where they are negative.
+
+    Answer and foil in each other's place turn every number, and not what sites do together.
+    """
+    mixed = min(alone) < 0 < max(alone)
+    return -1.0 if (total if mixed else joint + sum(alone)) < 0 else 1.0
+
+
 def _meaning(direction: str, size: float, alone: list[float], *, same_layer: bool) -> str:
-    """What an interaction may be, by its sign, the signs of both alone, and which comes first."""
+    """What an interaction of positive effects may be, by its sign, the signs of both alone, and which comes first."""
     chain = "" if same_layer else ", or the first acts through the second (a chain)"
     if direction == "disruption" and size > 0:
         if min(alone) < 0 < max(alone) and not same_layer and alone[1] < 0:

@@ -13,6 +13,8 @@ from pathlib import Path
 from causal_tracing.errors import InvalidResults, MachineError
 
 TEXT, MANIFEST = "trace.json", "manifest.json"  # by which a saved trace and a run folder are known
+# What a folder of a saved trace holds: of `save`, and of what the command line puts beside it.
+OF_A_TRACE = (TEXT, "arrays.npz", "pairs.jsonl", "config.toml", "tensors.safetensors", "report.html")
 LOCK = "lock"
 JOBS = "jobs.jsonl"  # what a server was asked, for who comes back to collect it
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)  # these are seen at the folders above
@@ -37,6 +39,12 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     if os.path.lexists(target) and not (overwrite and saved):
         hint = "Overwrite it (overwrite=True, --overwrite), or choose" if saved else "It is not a saved trace: choose"
         raise InvalidResults(f"{target} exists already. {hint} another name.")
+    foreign = sorted(name for name in os.listdir(target) if name not in OF_A_TRACE and name[0] != ".") if saved else []
+    if foreign:  # the folder is replaced as a whole
+        raise InvalidResults(
+            f"{target} holds {foreign[0]} beside the saved trace, and would go with it. Move that elsewhere, or "
+            "choose another name."
+        )
     check_room(target)
     return target
 

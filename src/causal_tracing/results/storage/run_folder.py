@@ -68,7 +68,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What was asked for. Raises InvalidResults where it is missing, damaged, or of a newer version."""
     path = Path(folder) / MANIFEST
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
+        text = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark first
         schema, expected, content = text["schema"], text["sha256"], text["content"]
     except FileNotFoundError:
         raise InvalidResults(f"{folder} has no {MANIFEST}: it is no run folder.") from None

@@ -61,7 +61,7 @@ def open_measurements(folder: str | Path) -> Measurements:
         what = "has no trace.json: it is not a saved trace" if os.path.isdir(folder) else there
         raise InvalidResults(f"{folder} {what}. Name a folder that was written by save() or `trace --out`.")
     try:
-        text = json.loads((folder / TEXT).read_text(encoding="utf-8"))
+        text = json.loads((folder / TEXT).read_text(encoding="utf-8-sig"))  # some editors put a mark first
         schema, digest, content = int(text.get("schema", 0)), text["sha256"], text["content"]
     except OSError as error:
         raise InvalidResults(f"{folder / TEXT} cannot be read: {error}.") from None

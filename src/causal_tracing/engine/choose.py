@@ -65,6 +65,14 @@ def on_replay(backend: Backend, note: str) -> Backend:
     return NetworkBackend(backend.model, "replay", note=note, budget=backend.budget)
 
 
+def alone(backend: Backend, note: str) -> Backend | None:
+    """The same model on replay, each run in a forward of its own; None where it is so already, or cannot be."""
+    if not isinstance(backend, NetworkBackend) or backend.model.anatomy.alone:
+        return None
+    model = replace(backend.model, anatomy=backend.model.anatomy.made_alone())
+    return NetworkBackend(model, "replay", note=note, budget=backend.budget)
+
+
 def within(backend: Backend, budget: int | None, call: int | None = None) -> Backend:
     """The same backend with this budget in bytes a batch, and so many tokens a call; one of a model's own stays."""
     return backend.within(budget, call) if isinstance(backend, NetworkBackend) else backend

@@ -123,10 +123,11 @@ def _reader(model: Model) -> str:
             readers.append(path)
 
     run = short_prompts(model.network, model.tokenizer)[0]
-    last = model.layers[model.active[-1]]
+    last = model.layer(model.active[-1])
     # Smallest ones: a module around the norm reads the same stream, and divides by nothing itself.
     smallest = {path: part for path, part in model.network.named_modules() if not any(part.children())}
-    outside = {path: part for path, part in smallest.items() if not path.startswith(f"{model.anatomy.layers}.")}
+    inside = {part for layer in model.layers for part in layer.modules()}
+    outside = {path: part for path, part in smallest.items() if part not in inside}
     with model.at_rest(), ExitStack() as stack:
         keep = last.register_forward_hook(lambda _, __, output: behind.append(_clone(output)))
         stack.callback(keep.remove)

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
+from causal_tracing.engine.checks.layers import Layers
+from causal_tracing.engine.checks.texts import as_batch, run_text
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in, with_first
 from causal_tracing.models.at_rest import at_rest
 
@@ -75,16 +76,13 @@ def explained(network: nn.Module, layers: Layers, tokens: Sequence[int], name: s
     Sums hold where both sides differ by no more than `bound`, in shares of the largest number.
     """
     found: dict[int, Explained] = {}
+    members = layers.members(network)
 
     def solve(number: int, values: Sequence[Value]) -> None:
-        found[number] = _solved(values, network.get_submodule(f"{layers.path}.{number}"), bound)
+        found[number] = _solved(values, members[number], bound)
 
     _noised(network, layers, tokens, name, solve)
-    return [found.get(number, Explained(way=(), whole=False)) for number in range(len(_members(network, layers)))]
-
-
-def _members(network: nn.Module, layers: Layers) -> Sequence[nn.Module]:
-    return [*network.get_submodule(layers.path)]  # pyright: ignore[reportGeneralTypeIssues]
+    return [found.get(number, Explained(way=(), whole=False)) for number in range(len(members))]
 
 
 def _noised(
@@ -119,7 +117,7 @@ def _run_noised(
 ) -> None:
     generator = torch.Generator().manual_seed(SEED)
     with at_rest(network), ExitStack() as stack:
-        for number, layer in enumerate(_members(network, layers)):
+        for number, layer in enumerate(layers.members(network)):
             watch = _Watch(generator, layers.lanes, share)
             stack.enter_context(on_input(layer, watch.begin))
             for path, part in layer.named_modules():
@@ -146,7 +144,7 @@ class _Watch:
     def begin(self, value: Tensor) -> Tensor:
         shaped = by_token_of(value, 2, self.lanes)
         self.stream = shaped[:1].repeat(2, 1, 1)  # in memory of its own: some layers view it in another shape
-        self._note("", self.stream, output=False)
+        self._keep("", self.stream, output=False, norm=False)
         return as_before(self.stream, value, self.lanes)
 
     def enter(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -188,10 +186,12 @@ class _Watch:
     def _note(self, path: str, value: Tensor | None, *, output: bool, norm: bool = False) -> None:
         self.time += 1
         if value is not None and self._fits(value):
-            assert self.stream is not None
-            noised = by_token_of(value.detach(), 2, self.lanes)[1]
-            numbers = noised.to("cpu", torch.float64, copy=True)  # falcon adds to outputs in place
-            self.values.append(Value(path, output, self.time, numbers.reshape(self.stream.shape[1:]).numpy(), norm))
+            self._keep(path, by_token_of(value.detach(), 2, self.lanes), output, norm)
+
+    def _keep(self, path: str, shaped: Float[Tensor, "run token width"], output: bool, norm: bool) -> None:
+        assert self.stream is not None
+        numbers = shaped[1].to("cpu", torch.float64, copy=True)  # falcon adds to outputs in place
+        self.values.append(Value(path, output, self.time, numbers.reshape(self.stream.shape[1:]).numpy(), norm))
 
 
 def _size(value: Tensor) -> Float[Tensor, " width"]:

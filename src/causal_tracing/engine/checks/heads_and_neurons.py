@@ -136,7 +136,7 @@ def _no_neurons(anatomy: Anatomy, active: Sequence[int]) -> str:
 
 def _passing(model: Model, run: Run) -> list["_Passing"]:
     """What one run brings past the parts of each layer."""
-    seen = [_Passing(model.layers[number], layout) for number, layout in _layouts(model)]
+    seen = [_Passing(model.layer(number), layout) for number, layout in _layouts(model)]
 
     def look(asked: Asked) -> tuple[Tensor, Any]:
         output, weights = asked.answer()

@@ -88,9 +88,9 @@ def _hook(
         case "embed":
             return on_output(model.network.get_input_embeddings(), see)
         case "resid_pre":
-            return on_input(model.layers[layer], see)
+            return on_input(model.layer(layer), see)
         case "resid_post":
-            return on_output(model.layers[layer], see)
+            return on_output(model.layer(layer), see)
         case "resid_mid":
             return _in_the_middle(model, layer, see)
         case "z" | "neurons":
@@ -126,9 +126,11 @@ class _Seen:
 
 
 def by_token_of(value: Tensor, batch: int, lanes: str | None) -> Float[Tensor, "batch token width"]:
-    """What passes a module, by tokens, whatever its own shape: its lanes side by side."""
-    if value.ndim == 4 and lanes:
+    """What passes a module, by tokens, whatever its own shape: its lanes side by side, rows before tokens."""
+    if value.ndim == 4 and lanes in ("first", "last"):
         return (value.permute(1, 2, 0, 3) if lanes == "first" else value).flatten(2)
+    if lanes == "turned":
+        return value.reshape(-1, batch, value.shape[-1]).transpose(0, 1)
     return value.reshape(batch, -1, value.shape[-1])
 
 
@@ -137,6 +139,8 @@ def as_before(shaped: Float[Tensor, "batch token width"], like: Tensor, lanes: s
     if like.ndim == 4 and lanes == "first":
         lane, batch, token, width = like.shape
         return shaped.reshape(batch, token, lane, width).permute(2, 0, 1, 3)
+    if lanes == "turned":
+        return shaped.transpose(0, 1).reshape(like.shape)
     return shaped.reshape(like.shape)
 
 
@@ -245,7 +249,7 @@ def _in_the_middle(model: Model, layer: int, see: Callable[[Tensor], Tensor]) ->
     with (
         on_input(part, middle.show),
         on_output(model.part(layer, layout.mlp or ""), middle.note_mlp),
-        on_output(model.layers[layer], middle.add_up),
+        on_output(model.layer(layer), middle.add_up),
     ):
         yield
 

@@ -76,8 +76,11 @@ def own_logits(network: Any, tokens: Sequence[int]) -> Tensor:
     return network.logits(torch.tensor([tokens]))[0, -1]
 
 
-def restored_by_hand(network: Any, path: str, position: int, logits: Callable[[Any, Sequence[int]], Tensor]) -> float:
-    """What comes back where a module's input at one token is the clean run's."""
+def restored_by_hand(
+    network: Any, path: str, position: int, logits: Callable[[Any, Sequence[int]], Tensor], *, flat: bool = False
+) -> float:
+    """What comes back where a module's input at one token is the clean run's; `flat` is one without rows."""
+    at = position if flat else (slice(None), position)
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -85,7 +88,7 @@ def restored_by_hand(network: Any, path: str, position: int, logits: Callable[[A
 
     def put(_: nn.Module, args: tuple[Any, ...]) -> Any:
         changed = args[0].clone()
-        changed[:, position] = seen[0][:, position]
+        changed[at] = seen[0][at]
         return changed, *args[1:]
 
     found = []

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 import causal_tracing as ct
 from causal_tracing.errors import ComponentNotOffered, EngineNote, UnsupportedModel
 from loaded import WORDS
-from own_networks import WIDTH, Layer, Own, made
+from own_networks import PAIR, WIDTH, Layer, Own, made
 
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
 
@@ -88,6 +88,51 @@ class NoWords(Own):
         raise NotImplementedError
 
 
+class Summed(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.cumsum(1))
+
+
+class LayersAreLists(Own):
+    """Of attention and an MLP, which the network adds to the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleList([nn.LayerNorm(WIDTH), Summed(WIDTH, WIDTH)]) for _ in range(3)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for norm, part in self.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            stream = stream + part(norm(stream))
+        return self.out(stream)
+
+
+class PastTheirHooks(Own):
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens)
+        for block in self.blocks:
+            stream = block.forward(stream)
+        return self.out(stream)
+
+
+class ComplexNumbers(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(WIDTH, WIDTH, dtype=torch.complex64) for _ in range(2)])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens) + 0j
+        for block in self.blocks:
+            stream = stream + block(stream.cumsum(1))
+        return self.out(stream.real)
+
+
+class OneRow(Own):
+    def forward(self, input_ids: Tensor) -> Any:
+        assert len(input_ids) == 1, "one row at a time"
+        return super().forward(input_ids)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -103,6 +148,13 @@ class NoWords(Own):
         (OneLayerTwice, r"uses one module as several layers: of 3 entries of blocks, 2 are modules of their own\."),
         (ResidualOutside, r"its logits are made of more than what the last of its blocks gives .* added outside of"),
         (NoHead, r"reads 97 words, and gives 32 numbers for each token, which are no logits of words\."),
+        (LayersAreLists, r"members of its blocks are lists of modules, which the network itself makes layers of\."),
+        (
+            PastTheirHooks,
+            r"no list of layers that a text passes\. .* called \(by their forward alone, .* no hook\)",
+        ),
+        (ComplexNumbers, r"members of blocks give a tensor of complex numbers, and no stream\."),
+        (OneRow, r"a batch of 2 prompts of 6 random tokens ends in AssertionError: one row at a time\. Such prompts"),
         (NoWords, r"Give its class a get_input_embeddings\(\) that returns it\."),
     ],
 )
@@ -137,6 +189,37 @@ class NormBehind(Own):
 def test_what_its_modules_are_is_said_of_a_part_that_is_missing(kind: Any, component: str, said: str):
     with pytest.raises(ComponentNotOffered, match=said):
         ct.load(made(kind), tokenizer=WORDS).anatomy.require(component)
+
+
+class SharedNorm(Own):
+    """One norm reads before attention and before the MLP: no module alone is given the stream between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            block.norms[1] = block.norms[0]
+
+
+def test_what_reads_behind_attention_is_not_called_parallel():
+    anatomy = ct.load(made(SharedNorm), tokenizer=WORDS).anatomy
+    assert {"attn_out", "mlp_out"} <= {*anatomy.components}
+    assert [layout.sums for layout in anatomy.layouts] == [()] * 3
+    with pytest.raises(ComponentNotOffered, match=r"no module is given the stream between its attention and MLP"):
+        anatomy.require("resid_mid")
+
+
+class FewPlaces(Own):
+    """Its configuration does not say how many tokens it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(6, WIDTH)
+
+
+def test_a_prompt_on_which_the_network_fails_is_said():
+    model = ct.load(made(FewPlaces), tokenizer=WORDS)
+    with pytest.raises(UnsupportedModel, match=r"a prompt of 7 random tokens ends in IndexError: .* Yours are as long"):
+        ct.trace(model, PAIR, progress=False)
 
 
 class Halves(Own):

@@ -102,7 +102,48 @@ class InStagesOfTheirOwn(InAny):
         return self.stages
 
 
+class AllInOneList(InAny):
+    """With dropout, norm and head."""
+
+    def hold(self, layers: list[Layer]) -> None:
+        del self.out
+        self.all = nn.Sequential(nn.Dropout(), *layers, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 97))
+        nn.init.normal_(self.all[6].weight, std=0.25)
+        self.out = nn.Identity()
+
+    def order(self) -> Any:
+        return [self.all]
+
+
+class RowsInARow(InAny):
+    """A stream without an axis of rows."""
+
+    def hold(self, layers: list[Layer]) -> None:
+        self.blocks = nn.ModuleList([Flattened(layer) for layer in layers])
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = (self.words(tokens) + self.places(torch.arange(tokens.shape[1]))).flatten(0, 1)
+        for block in self.blocks:
+            stream = block(stream, len(tokens))
+        return self.out(stream).unflatten(0, tokens.shape)
+
+
+class Flattened(nn.Module):
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.norms, self.joined, self.attn, self.mlp = layer.norms, layer.joined, layer.attn, layer.mlp
+
+    def forward(self, stream: Tensor, rows: int) -> Tensor:
+        joined = self.joined(self.norms[0](stream)).unflatten(0, (rows, -1)).unflatten(-1, (3, 4, -1))
+        q, k, v = joined.permute(2, 0, 3, 1, 4)
+        heads = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        stream = stream + self.attn(heads.reshape(stream.shape))
+        return stream + self.mlp(self.norms[1](stream))
+
+
 FORMS = [
+    (AllInOneList, "all.1, all.2, all.3, all.4", ("all.1", "all.2", "all.3", "all.4")),
+    (RowsInARow, "blocks", "blocks.{}"),
     (InADict, "stack", "stack.block_{}"),
     (InADictOfAll, "all.b0, all.b1, all.b2, all.last", ("all.b0", "all.b1", "all.b2", "all.last")),
     (AsAttributes, "h0, h1, h2, h3", "h{}"),
@@ -127,11 +168,27 @@ def test_layers_are_found_wherever_they_are_held(kind: Any, called: str, paths: 
     trace = ct.trace(model, PAIR, components=["resid_pre", "resid_post"], progress=False)
     found = trace.effects.restoration.sel(AT)
     for layer, position in ((1, 1), (2, 4), (3, 6)):
-        expected = restored_by_hand(network, where[layer], position, own_logits)
+        expected = restored_by_hand(network, where[layer], position, own_logits, flat=kind is RowsInARow)
         assert found.sel(component="resid_pre", layer=layer).isel(position=position).item() == pytest.approx(
             expected, abs=1e-5
         )
     assert f"at {called}" in str(ct.check(model))
+
+
+class OneAttribute(InAny):
+    """A single layer, beside the head."""
+
+    def hold(self, layers: list[Layer]) -> None:
+        self.only = layers[0]
+
+    def order(self) -> Any:
+        return [self.only]
+
+
+def test_a_single_layer_needs_no_list():
+    model = ct.load(made(OneAttribute), tokenizer=WORDS)
+    assert (model.anatomy.layers, [*model.layers]) == ("only", [model.network.only])
+    assert {"attn_out", "mlp_out", "resid_mid"} <= {*model.anatomy.components}
 
 
 def test_a_layer_that_is_gone_since_is_said():

@@ -1,6 +1,7 @@
 """Models that somebody wrote: whatever they take, give and read, what is offered is exact."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 import causal_tracing as ct
 from causal_tracing.errors import InvalidPair, UnsupportedModel
 from loaded import WORDS
-from own_networks import AT, PAIR, WIDTH, Own, made, own_logits, restored_by_hand
+from own_networks import AT, CLEAN, CORRUPT, PAIR, WIDTH, Layer, Own, made, own_logits, restored_by_hand
 from tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
@@ -40,6 +41,11 @@ class TakesAnotherName(Own):
 
 class TakesNamesAlone(Own):
     def forward(self, *, input_ids: Tensor, **_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return CausalLMOutput(logits=self.logits(input_ids))
+
+
+class TakesItByPlaceAlone(Own):
+    def forward(self, input_ids: Tensor, /) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return CausalLMOutput(logits=self.logits(input_ids))
 
 
@@ -79,7 +85,7 @@ class LayersGiveDataclasses(Own):
     take = staticmethod(lambda given: given.stream)
 
 
-FORMS = [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone]
+FORMS = [Own, GivesATensor, GivesATuple, GivesADict, TakesAnotherName, TakesNamesAlone, TakesItByPlaceAlone]
 LAYERS = [LayersGiveLists, LayersGiveNamedTuples, LayersGiveDicts, LayersGiveOutputs, LayersGiveDataclasses]
 
 
@@ -93,6 +99,76 @@ def test_whatever_its_forward_takes_and_gives_its_layers_are_traced(kind: Any):
         said = trace.effects.restoration.sel(AT).sel(component="resid_pre", layer=layer).isel(position=position)
         expected = restored_by_hand(network, f"blocks.{layer}", position, own_logits)
         assert said.item() == pytest.approx(expected, abs=1e-5)
+
+
+class TakesSeveral(Layer):
+    """Is given all that the one before gave, in one thing."""
+
+    def forward(self, given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(given, Given):
+            return replace(given, stream=super().forward(given.stream))
+        if isinstance(given, dict):
+            return {**given, "stream": super().forward(given["stream"])}
+        return (super().forward(given[0]), *given[1:])
+
+
+class LayersTakeTuples(Own):
+    begin: Callable[[Tensor], Any] = staticmethod(lambda stream: (stream, None))
+    end: Callable[[Any], Tensor] = staticmethod(lambda given: given[0])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(TakesSeveral(lambda stream: stream) for _ in range(3)))
+        for weight in self.blocks.parameters():
+            nn.init.normal_(weight, std=0.25)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.out(type(self).end(self.blocks(type(self).begin(stream))))
+
+
+class LayersTakeDicts(LayersTakeTuples):
+    begin = staticmethod(lambda stream: {"length": stream.shape[1], "stream": stream})
+    end = staticmethod(lambda given: given["stream"])
+
+
+class LayersTakeDataclasses(LayersTakeTuples):
+    begin = staticmethod(lambda stream: Given(stream.shape[1], stream))
+    end = staticmethod(lambda given: given.stream)
+
+
+@pytest.mark.parametrize("kind", [LayersTakeTuples, LayersTakeDicts, LayersTakeDataclasses])
+def test_layers_may_take_all_that_the_one_before_gave_in_one_thing(kind: Any):
+    network = made(kind)
+    model = ct.load(network, tokenizer=WORDS)
+    trace = ct.trace(model, PAIR, components=["resid_pre", "attn_out", "resid_mid"], progress=False)
+    for layer, position in ((1, 1), (2, 4)):
+        said = trace.effects.restoration.sel(AT).sel(component="resid_pre", layer=layer).isel(position=position)
+        end, begin = f"blocks.{layer - 1}", type(network).begin
+        expected = given_by_hand(network, end, position, begin, type(network).end)
+        assert said.item() == pytest.approx(expected, abs=1e-5)
+
+
+def given_by_hand(network: Any, path: str, position: int, begin: Any, end: Any) -> float:
+    """What comes back where what a module gives is the clean run's at one token."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(end(output).clone())
+
+    def put(_: nn.Module, __: Any, output: Any) -> Any:
+        changed = end(output).clone()
+        changed[:, position] = seen[0][:, position]
+        return begin(changed)
+
+    found = []
+    for tokens, hook in ((CLEAN, keep), (CORRUPT, put), (CORRUPT, lambda *_: None)):
+        handle = network.get_submodule(path).register_forward_hook(hook)
+        with torch.no_grad():
+            answer = own_logits(network, tokens)
+        handle.remove()
+        found.append((answer[9] - answer[12]).item())
+    return found[1] - found[2]
 
 
 class PastItsWords(Own):
@@ -111,18 +187,6 @@ def test_noise_on_words_that_no_module_reads_is_refused():
     said = r"The module that reads tokens was called 0 times in one run, .*\. Give a corrupt prompt instead\."
     with pytest.raises(UnsupportedModel, match=said):
         ct.trace(model, noised, noise=ct.Noise(scale=3.0, draws=1), progress=False)
-
-
-class WithoutGradients(Own):
-    @torch.no_grad()
-    def forward(self, input_ids: Tensor) -> Any:
-        return super().forward(input_ids)
-
-
-def test_a_forward_that_turns_gradients_off_has_no_estimates():
-    model = ct.load(made(WithoutGradients), tokenizer=WORDS)
-    with pytest.raises(UnsupportedModel, match=r"has no gradients: its forward turns them off, .*\. Use trace\(\)"):
-        ct.attribute(model, PAIR, components=["mlp_out"], progress=False)
 
 
 class OnesAmongZeros(Own):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from causal_tracing.engine.checks.passed import Flow, Passed, mixers, watching
+from causal_tracing.engine.checks.passed import Flow, Passed, lists_in, mixers, watching
 from causal_tracing.engine.checks.texts import as_batch, run_text
 from causal_tracing.models.at_rest import at_rest
 
@@ -20,12 +20,16 @@ NAMED = 3  # of many layers, as many are named
 
 
 def beside(network: Any, tokens: Sequence[int], name: str) -> Passed | None:
-    """The longest chain of modules beside one another, two of which mix tokens at least; None where there is none."""
+    """The longest chain of modules beside one another, two of which mix tokens at least; None where there is none.
+
+    One that mixes is enough where no list holds anything that is made of modules.
+    """
     groups = [Passed(path=path, members=members) for path, members in _held(network)]
     with at_rest(network), ExitStack() as stack:
         watching(network, groups, stack)
         run_text(network, as_batch(network, tokens), name)
-    chains = [chain for one in groups for chain in _chains(one)]
+    chains = [chain for one in groups for chain in _chains(network, one)]
+    made = any(any(network.get_submodule(member).children()) for one in lists_in(network) for member in one.members)
     for chain in sorted(chains, key=lambda one: -len(one.members)):
         mixing = mixers(network, [chain], tokens, name)
         kept = [
@@ -33,30 +37,35 @@ def beside(network: Any, tokens: Sequence[int], name: str) -> Passed | None:
             for call, member in zip(chain.calls, chain.members, strict=True)
             if member in mixing or any(network.get_submodule(member).children())
         ]
-        if len(mixing) > 1:
+        if len(mixing) > made and kept:
             return chain.of(kept, _label(network, chain.of(kept)))
     return None
 
 
 def _held(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each module that holds others, and is no list of them, with their paths."""
+    """Each module that holds others, with their paths."""
     for path, module in network.named_modules():
         members = tuple(f"{path}.{child}" if path else child for child, _ in module.named_children())
-        if len(members) > 1 and not isinstance(module, (nn.ModuleList, nn.Sequential)):
+        if members:
             yield path, members
 
 
-def _chains(one: Passed) -> Iterator[Passed]:
-    """The runs of calls, each of which is given what the one before gave, of modules that are called once."""
-    times = one.order
-    calls = [call for call in one.calls if call[1].shape == call[2].shape and times.count(call[0]) == 1]
+def _chains(network: nn.Module, one: Passed) -> Iterator[Passed]:
+    """The runs of calls, each of which is given what the one before gave, of modules that are called once.
+
+    There is none where a module of modules is called again: it would be a layer without an activation of its own.
+    """
+    again = {number for number in one.order if one.order.count(number) > 1}
+    if any(any(network.get_submodule(one.members[number]).children()) for number in again):
+        return
+    calls = [call for call in one.calls if call[1].shape == call[2].shape and call[0] not in again]
     run: list[Flow] = []
     for call in calls:
         if run and not Passed(path="", members=one.members, calls=[run[-1], call]).handed_on:
-            yield from [one.of(run)] if len(run) > 1 else []
+            yield one.of(run)
             run = []
         run.append(call)
-    yield from [one.of(run)] if len(run) > 1 else []
+    yield from [one.of(run)] if run else []
 
 
 def _label(network: nn.Module, chain: Passed) -> str:

@@ -32,7 +32,7 @@ from causal_tracing.engine.checks.findings import (
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
-from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
+from causal_tracing.engine.checks.mixing import gathering, in_turn, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.checks.patched import accepted, measured
 from causal_tracing.errors import EngineNote, InvalidOption, warn
 from causal_tracing.interventions.edits import Run
@@ -255,7 +255,10 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     # One text may fit by chance, where a part is zero or two are equal there.
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
     found = [each if off.get(n, 0.0) <= bound else Explained(way=(), whole=False) for n, each in enumerate(found)]
-    mixing = mixing_parts(network, layers, clean.tokens, name, [each.way for each in found], bound)
+    ways = [each.way for each in found]
+    mixing = mixing_parts(network, layers, clean.tokens, name, ways, bound)
+    chained = in_turn(network, layers, clean.tokens, name, ways, bound)
+    found = [replace(each, in_turn=number in chained) for number, each in enumerate(found)]
     active = [number for number in range(len(found)) if number not in layers.idle]
     layouts = in_a_model([layout_of(each, mixing) for each in found], active)
     family = str(getattr(network.config, "model_type", "") or type(network).__name__)

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from causal_tracing.engine.checks.layers import Layers
 from causal_tracing.engine.checks.texts import as_batch, run_text
-from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in, with_first
+from causal_tracing.engine.hooks.modules import (
+    as_before,
+    bears_hooks,
+    by_token_of,
+    first_tensor,
+    on_input,
+    stream_in,
+    with_first,
+)
 from causal_tracing.models.at_rest import at_rest
 
 SEED = 1
@@ -64,10 +72,14 @@ Way = tuple[Step, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """How a layer comes from its stream to its output; `whole` says that nothing else adds to it."""
+    """How a layer comes from its stream to its output; `whole` says that nothing else adds to it.
+
+    `in_turn`: of what stands in one sum one is made from the other.
+    """
 
     way: Way
     whole: bool
+    in_turn: bool = False
 
 
 def explained(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str, bound: float) -> list[Explained]:
@@ -90,8 +102,7 @@ def _noised(
 ) -> None:
     """Two runs: as the text is, and with noise on what the smallest modules give; `see` gets each layer's values.
 
-    The noised one is given the other's stream at each layer, so that noise does not grow from layer to layer. Where it
-    makes half floats overflow, there is less of it.
+    The noised one is given the other's stream at each layer. Where it makes half floats overflow, there is less of it.
     """
     for share in SHARES:
         overflowed: list[int] = []
@@ -121,7 +132,7 @@ def _run_noised(
             watch = _Watch(generator, layers.lanes, share)
             stack.enter_context(on_input(layer, watch.begin))
             for path, part in layer.named_modules():
-                if path:
+                if path and bears_hooks(part):
                     stack.callback(part.register_forward_pre_hook(partial(watch.enter, path), with_kwargs=True).remove)
                     stack.callback(part.register_forward_hook(partial(watch.leave, path)).remove)
             stack.callback(layer.register_forward_hook(partial(watch.end, partial(see, number))).remove)
@@ -265,13 +276,18 @@ class _Search:
         ways: list[tuple[int, Way]] = [(start, ()) for start in (0, *self._normed_at_once())]
         reached = {start for start, _ in ways}
         for at, way in ways:  # grows while it is walked: the shortest ways come first
+            last: Step | None = None
             for target, step in self.steps(at, at_once):
                 for onward, taken in self._onward(target, step):
-                    if onward == self.end:
+                    if onward == self.end and not taken.normed:
                         return (*way, taken)
-                    if onward not in reached:
+                    if onward == self.end:  # the sum may be it too, where what reads it hands it on
+                        last = last or taken
+                    elif onward not in reached:
                         reached.add(onward)
                         ways.append((onward, (*way, taken)))
+            if last is not None:
+                return (*way, last)
         return None
 
     def ends(self) -> Way:
@@ -287,8 +303,7 @@ class _Search:
 
     def steps(self, base: int, at_once: int) -> Iterator[tuple[int, Step]]:
         """The sums of this base and so many modules' outputs, in the order in which they are read."""
-        time = self.values[base].time
-        addends = [n for n in self.addends if self.values[n].time > time]
+        addends = [n for n in self.addends if self.values[n].time > self.values[base].time]
         for count in range(1, at_once + 1):
             yield from self._sums(base, [(base, *parts) for parts in combinations(addends, count)])
 
@@ -303,7 +318,7 @@ class _Search:
         inner = inner + 1e-13 * np.trace(inner, axis1=1, axis2=2)[:, None, None] * np.eye(terms.shape[1])
         right = self.gram[terms[:, :, None], targets]
         left = self.gram[targets, targets] - (np.linalg.solve(inner, right) * right).sum(1)
-        # By products alone half of the digits are lost: what is likely is fitted again, number by number.
+        # By products alone half of the digits are lost: what is likely is fitted again.
         likely = left <= max((self.bound * 3) ** 2, 1e-10) * self.gram[targets, targets]
         for number, which in sorted(zip(*(axis.tolist() for axis in likely.T.nonzero()), strict=True)):
             step = self._step(int(targets[number]), [int(each) for each in terms[which]])

@@ -22,7 +22,7 @@ from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
-from causal_tracing.engine.hooks.modules import first_tensor, stream_in
+from causal_tracing.engine.hooks.modules import bears_hooks, first_tensor, stream_in
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
@@ -147,7 +147,7 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
 
     with ExitStack() as stack:
         for one in seen:
-            for path, part in one.layer.named_modules():
+            for path, part in filter(lambda each: bears_hooks(each[1]), one.layer.named_modules()):
                 hook = part.register_forward_hook(partial(one.note, path), with_kwargs=True)
                 stack.callback(hook.remove)
         with attention_by(model, look):

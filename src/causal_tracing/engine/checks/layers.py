@@ -6,7 +6,7 @@ layers (`chains.py`).
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -76,8 +76,11 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     best = max(found, key=lambda one: (not mixing.isdisjoint(one.members), *_size(one)), default=None)
     if best is None or mixing.isdisjoint(best.members):
         best = beside(network, tokens, name) or best
+        # Of what mixes nothing, only what holds modules may be a layer: norms in a list are none.
+        best = best if best and (best not in found or _made_of_modules(network, best)) else None
     if best is None:
         _refuse_no_layers(network, outermost, name)
+    _refuse_put_together(network, best, found, mixing, name)
     _refuse_elsewhere(best, name)
     _refuse_infinite(best, network, logits, name)
     _refuse_no_logits(logits, name)
@@ -109,9 +112,12 @@ def _within(one: Passed, best: Passed) -> bool:
 
 def _goes_on(network: nn.Module, one: Passed, best: Passed) -> bool:
     """Whether these are layers too, which hand on the same stream: each is made of modules, as none of norms is."""
-    whole = all(any(network.get_submodule(member).children()) for member in one.members)
     near = linked(best, one) or linked(one, best) or one.handed_on > 0
-    return whole and one.calls[0][1].shape == best.calls[0][1].shape and near
+    return _made_of_modules(network, one) and one.calls[0][1].shape == best.calls[0][1].shape and near
+
+
+def _made_of_modules(network: nn.Module, one: Passed) -> bool:
+    return all(any(network.get_submodule(member).children()) for member in one.members)
 
 
 def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[Passed], Tensor]:
@@ -127,14 +133,15 @@ def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[Passe
         raise _no_layers(network, f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream")
     there = [one for one in lists if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
     # Members of lists in a list are layers of one stack only where the stream passes them as such.
-    return [one for one in there if one.chained or not one.nested], logits
+    return [one for one in there if not one.nested or (one.chained and _made_of_modules(network, one))], logits
 
 
 def _no_layers(network: nn.Module, also: str = "") -> UnsupportedModel:
     return UnsupportedModel(
         f"{type(network).__name__} has no list of layers that a text passes{also}. Layers are members of one "
-        "nn.ModuleList or nn.Sequential, or modules beside one another; each gives the next one the stream, or a "
-        "tuple, dict or dataclass that begins with it."
+        "nn.ModuleList or nn.Sequential, or modules beside one another, that are called (by their forward alone, or "
+        "compiled by torch.jit.script, they pass no hook); each gives the next one the stream, or a tuple, dict or "
+        "dataclass that begins with it."
     )
 
 
@@ -185,7 +192,8 @@ def _outermost(passed: Sequence[Passed]) -> Iterator[Passed]:
 
 def _refuse_no_layers(network: nn.Module, outermost: Sequence[Passed], name: str) -> NoReturn:
     """Raises UnsupportedModel with the reason why no modules are layers, each called once with one stream."""
-    if not outermost:
+    outermost = [one for one in outermost if any(any(network.get_submodule(each).children()) for each in one.members)]
+    if all(one.once for one in outermost):
         raise _no_layers(network)
     passed = max(outermost, key=lambda one: len(one.calls))
     members = {network.get_submodule(member) for member in passed.members}
@@ -207,6 +215,21 @@ def _refuse_no_layers(network: nn.Module, outermost: Sequence[Passed], name: str
         f"{name} cannot be traced layer by layer: in one run its {passed.path} are called {len(passed.calls)} times, "
         f"in the order {_shortly(passed.order)}. A layer that runs more than once has no activation of its own."
     )
+
+
+def _refuse_put_together(
+    network: nn.Module, best: Passed, found: Sequence[Passed], mixing: Collection[str], name: str
+) -> None:
+    """Raises UnsupportedModel where each layer is a list of parts: no module is given its stream, or gives it."""
+    holder = best.path.rpartition(".")[0] if best in found else ""
+    alike = [one for one in found if one.path.rpartition(".")[0] == holder]
+    if not isinstance(network.get_submodule(holder), nn.ModuleList) or len(alike) < 2:
+        return
+    if not {member for one in alike for member in one.members} <= {*mixing}:
+        raise UnsupportedModel(
+            f"{name} cannot be traced layer by layer: members of its {holder} are lists of modules, which the network "
+            "itself makes layers of. Let each layer be a module that takes the stream and gives it."
+        )
 
 
 def _refuse_elsewhere(passed: Passed, name: str) -> None:

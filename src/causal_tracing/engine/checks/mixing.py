@@ -72,6 +72,43 @@ def mixing_parts(
     return found
 
 
+def in_turn(
+    network: nn.Module, layers: Layers, tokens: Sequence[int], name: str, ways: Sequence[Way], bound: float
+) -> set[int]:
+    """The layers in which a module reads what another gives that stands in the same sum: they are not side by side.
+
+    Row 1 of each layer is row 0 but for what the first such module gives.
+    """
+    found: set[int] = set()
+    generator = torch.Generator().manual_seed(SEED)
+    first: dict[int, str] = {}
+
+    def begin(value: Tensor) -> Tensor:
+        shaped = by_token_of(value, 2, layers.lanes)
+        return as_before(shaped[:1].repeat(2, 1, 1), value, layers.lanes)
+
+    def passed(number: int, path: str, value: Tensor) -> Tensor:
+        shaped = by_token_of(value, 2, layers.lanes)
+        if first.setdefault(number, path) != path:
+            if differ(shaped[0], shaped[1], shaped[0], bound):
+                found.add(number)
+            return value
+        return as_before(torch.stack([shaped[0], shaped[1] + noise(shaped[0], generator)]), value, layers.lanes)
+
+    together = {number: step for number, way in enumerate(ways) for step in way if len(step.parts) > 1}
+    if not together:
+        return found
+    members = layers.members(network)
+    with at_rest(network), ExitStack() as stack:
+        for number, step in together.items():
+            stack.enter_context(on_input(members[number], begin))
+            for path, _ in step.parts:
+                see = partial(passed, number, path)
+                stack.enter_context(on_output(members[number].get_submodule(path), see))
+        run_text(network, as_batch(network, tokens, rows=2), name)
+    return found
+
+
 def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> tuple[str, ...]:
     """Those of these components whose edits are seen at later tokens behind the same layer, in any layer.
 

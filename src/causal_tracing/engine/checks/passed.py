@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from causal_tracing.engine.checks.at_a_token import WRITTEN, noise, reached
 from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.checks.texts import as_batch, run_text
-from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, on_output, stream_in
+from causal_tracing.engine.hooks.modules import (
+    as_before,
+    bears_hooks,
+    by_token_of,
+    first_tensor,
+    on_input,
+    on_output,
+    stream_in,
+)
 from causal_tracing.models.at_rest import at_rest
 from causal_tracing.models.quantised import stream_dtype
 
@@ -78,14 +86,18 @@ class Passed:
         if before is not None and after is not None:
             # Clones, since some models add to the stream in place.
             self.calls.append((number, before.clone(), after.clone()))
-        elif before is not None:
-            self.gave[number] = type(output).__name__
+        elif before is not None or _is_complex(first_tensor(output)):
+            self.gave[number] = "tensor of complex numbers" if before is None else type(output).__name__
 
     def of(self, calls: Sequence[Flow], path: str | None = None) -> "Passed":
         """The members of these calls alone, as they were called."""
         members = tuple(self.members[number] for number, _, _ in calls)
         renumbered = [(number, before, after) for number, (_, before, after) in enumerate(calls)]
         return Passed(path=self.path if path is None else path, members=members, calls=renumbered)
+
+
+def _is_complex(value: Tensor | None) -> bool:
+    return value is not None and value.is_complex()
 
 
 def _equal(value: Any, tensor: Tensor) -> bool:
@@ -100,10 +112,11 @@ def linked(one: Passed, other: Passed) -> bool:
 def watching(network: nn.Module, groups: Sequence[Passed], stack: ExitStack) -> None:
     """Has all that passes through these noted, until the stack is closed."""
     for one in groups:
-        for number, member in enumerate(one.members):
-            hook = partial(one.note, number)
-            handle = network.get_submodule(member).register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+        modules = [network.get_submodule(member) for member in one.members]
+        for number, module in enumerate(modules):
+            if bears_hooks(module):
+                handle = module.register_forward_hook(partial(one.note, number), with_kwargs=True)
+                stack.callback(handle.remove)
 
 
 def lists_in(network: nn.Module) -> list[Passed]:
@@ -132,7 +145,9 @@ def _flat(path: str, module: nn.Module) -> Iterator[str]:
 
 def by_tokens(stream: Tensor, length: int) -> bool:
     """Whether what one text has there is a row for each of so many tokens, in a form that can be told."""
-    return stream.ndim in (3, 4) and (stream.shape[:2] == (1, length) or lanes_of(stream, length) is not None)
+    plain = stream.ndim in (3, 4) and stream.shape[:2] == (1, length)
+    # Some have all rows' tokens one behind the other.
+    return plain or (stream.ndim == 2 and len(stream) == length) or lanes_of(stream, length) is not None
 
 
 def lanes_of(stream: Tensor, length: int) -> str | None:

@@ -13,6 +13,7 @@ from causal_tracing.models.offload import device_of
 from causal_tracing.models.spread import refuse_parted
 
 SHOWN = 200  # characters of another library's error
+CHECKED = "Such prompts are what a model is checked by; hooks of your own must bear them too."
 
 
 def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
@@ -20,8 +21,8 @@ def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
     return torch.tensor([list(tokens)] * rows, device=device_of(network, network.get_input_embeddings().weight))
 
 
-def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:
-    """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
+def run_text(network: nn.Module, tokens: Tensor, name: str, why: str = CHECKED, **options: Any) -> Any:
+    """The model's output for text alone. Raises UnsupportedModel, with what the model says; `why` it was asked."""
     try:
         return called(network, tokens, **options)
     except Exception as error:
@@ -35,6 +36,8 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
                 f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
                 "model.config.return_dict = True."
             ) from error
+        rows, length = tokens.shape
+        many = f"a batch of {rows} prompts" if rows > 1 else "a prompt"
         said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
         if "Double" in str(error) and _experts(network) not in (None, "eager"):
             raise UnsupportedModel(
@@ -42,8 +45,7 @@ def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> A
                 'set_experts_implementation("eager") on it first, or load it by name with dtype="float64".'
             ) from error
         raise UnsupportedModel(
-            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such "
-            "prompts are what a model is checked by; hooks of your own must bear them too."
+            f"{name} cannot be run on text alone: {many} of {length} random tokens ends in {said}. {why}"
         ) from error
 
 

@@ -144,6 +144,11 @@ def as_before(shaped: Float[Tensor, "batch token width"], like: Tensor, lanes: s
     return shaped.reshape(like.shape)
 
 
+def bears_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be hung on a module: not on what torch.jit.script has compiled, nor on what is inside."""
+    return not isinstance(module, torch.jit.RecursiveScriptModule)
+
+
 @contextmanager
 def on_input(module: nn.Module, see: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Shows the stream that goes into a module to `see`, which gives what goes on, while the context is open."""
@@ -158,18 +163,29 @@ def _input_hook(
     see: Callable[[Tensor], Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     where = where_stream(args, kwargs)
+    given = kwargs[where] if isinstance(where, str) else args[where]
+    stream = first_tensor(given)
+    assert stream is not None, "the argument was found by the tensor that it is or begins with"
+    seen = with_first(given, see(stream))
     if isinstance(where, str):
-        return args, {**kwargs, where: see(kwargs[where])}
-    return (*args[:where], see(args[where]), *args[where + 1 :]), kwargs
+        return args, {**kwargs, where: seen}
+    return (*args[:where], seen, *args[where + 1 :]), kwargs
 
 
 def where_stream(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str:
-    """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers."""
+    """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers.
+
+    Where none does, it is the first thing that begins with such: members of an nn.Sequential hand on several so.
+    """
     # By its usual name first: some layers are given other floating-point tensors before it.
     if isinstance(kwargs.get(USUAL), Tensor):
         return USUAL
     for where, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, Tensor) and value.is_floating_point():
+            return where
+    for where, value in (*enumerate(args), *kwargs.items()):
+        found = first_tensor(value)
+        if found is not None and found.is_floating_point():
             return where
     raise KeyError(USUAL)
 
@@ -180,7 +196,7 @@ def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         where = where_stream(args, kwargs)
     except KeyError:
         return None
-    return kwargs[where] if isinstance(where, str) else args[where]
+    return first_tensor(kwargs[where] if isinstance(where, str) else args[where])
 
 
 def first_tensor(output: Any) -> Tensor | None:

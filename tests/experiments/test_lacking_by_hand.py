@@ -11,7 +11,9 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 import causal_tracing as ct
 from causal_tracing.errors import ComponentNotOffered, EngineNote, UnsupportedModel
 from loaded import WORDS
+from model_types.recipes import build
 from own_networks import PAIR, WIDTH, Layer, Own, made
+from tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::causal_tracing.errors.Note")
 
@@ -240,3 +242,18 @@ class Halves(Own):
 def test_layers_in_several_lists_are_said():
     with pytest.warns(EngineNote, match=r"Those of blocks alone are traced, .* such as those of further\."):
         assert ct.load(made(Halves), tokenizer=WORDS).num_layers == 3
+
+
+def test_a_type_that_nothing_is_known_of_is_said():
+    network = tiny_model("llama", num_hidden_layers=1).to(torch.float8_e4m3fn)
+    with pytest.raises(UnsupportedModel, match=r"cannot be traced in float8_e4m3fn, .* Load it in float64, float32"):
+        ct.load(network, tokenizer=WORDS)
+
+
+def test_lanes_that_are_folded_into_the_width_are_said():
+    anatomy = ct.load(build("qwen4_exp_text"), tokenizer=WORDS).anatomy
+    assert {"resid_pre", "resid_post"} == {*anatomy.components}
+    with pytest.raises(
+        ComponentNotOffered, match=r"A token's stream has 128 numbers, 4 lanes of 32: what a part gives"
+    ):
+        anatomy.require("mlp_out")

@@ -34,7 +34,7 @@ from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_l
 from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
 from causal_tracing.engine.checks.mixing import gathering, in_turn, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.checks.patched import accepted, measured
-from causal_tracing.errors import EngineNote, InvalidOption, warn
+from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE
 from causal_tracing.models.anatomy import Anatomy
@@ -246,9 +246,26 @@ def _of_modules(network: nn.Module, layers: Layers, lacking: int) -> str:
     return ""
 
 
+def _of_lanes(network: Any, layers: Layers) -> str:
+    """What a stream of several lanes adds to the reason why a part is missing; empty of any other stream."""
+    width = getattr(network.config.get_text_config(), "hidden_size", None)
+    if not isinstance(width, int) or layers.width <= width or layers.width % width:
+        return ""
+    return (
+        f" A token's stream has {layers.width} numbers, {layers.width // width} lanes of {width}: what a part gives goes "
+        "into several of them, and no module gives what is added there."
+    )
+
+
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:
     """The anatomy by what passes through the network: its layers, their parts, and what is not there."""
-    bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
+    dtype = str(stream_dtype(network)).removeprefix("torch.")
+    if dtype not in SUMS:
+        raise UnsupportedModel(
+            f"{name} cannot be traced in {dtype}, in which its words are: it is not known what rounding explains there. "
+            f"Load it in {', '.join(SUMS)}."
+        )
+    bound = SUMS[dtype]
     layers = find_layers(network, clean.tokens, name)
     _say_others(layers, name)
     found = explained(network, layers, clean.tokens, name, bound)
@@ -266,7 +283,7 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     anatomy = Anatomy(family=family, layouts=layouts, lanes=layers.lanes, **where)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
     for each in refusals({n: layouts[n] for n in active}, {n: found[n] for n in active}):
-        more = "" if each.layer is None else _of_modules(network, layers, each.layer)
+        more = "" if each.layer is None else _of_modules(network, layers, each.layer) or _of_lanes(network, layers)
         anatomy = anatomy.refuse(each.component, each.reason + more)
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)

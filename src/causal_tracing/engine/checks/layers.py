@@ -32,6 +32,7 @@ ONE = 1e-2  # how far a sum of probabilities may be from 1, in half precision
 class Layers:
     """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie.
 
+    `width` is how many numbers a token's stream has, in all of its lanes.
     `path` is what they are called together, `apart` the path of each where they are not the members 0, 1, ... of that.
     `others` are the lists of further layers that the stream passes before or behind these, or in their midst.
     """
@@ -40,6 +41,7 @@ class Layers:
     apart: tuple[str, ...] = ()
     idle: tuple[int, ...]
     lanes: str | None
+    width: int
     others: tuple[str, ...] = ()
 
     def members(self, network: nn.Module) -> list[nn.Module]:
@@ -97,6 +99,7 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
         apart=() if listed == best.members else best.members,
         idle=tuple(number for number in range(len(best.members)) if number not in {*best.order}),
         lanes=lanes_of(best.calls[0][1], len(tokens)),
+        width=best.calls[0][1].numel() // len(tokens),
         others=others,
     )
 

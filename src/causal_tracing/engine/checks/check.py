@@ -252,8 +252,8 @@ def _of_lanes(network: Any, layers: Layers) -> str:
     if not isinstance(width, int) or layers.width <= width or layers.width % width:
         return ""
     return (
-        f" A token's stream has {layers.width} numbers, {layers.width // width} lanes of {width}: what a part gives goes "
-        "into several of them, and no module gives what is added there."
+        f" A token's stream has {layers.width} numbers, {layers.width // width} lanes of {width}: what a part gives "
+        "goes into several of them, and no module gives what is added there."
     )
 
 
@@ -262,8 +262,8 @@ def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, 
     dtype = str(stream_dtype(network)).removeprefix("torch.")
     if dtype not in SUMS:
         raise UnsupportedModel(
-            f"{name} cannot be traced in {dtype}, in which its words are: it is not known what rounding explains there. "
-            f"Load it in {', '.join(SUMS)}."
+            f"{name} cannot be traced in {dtype}, in which its words are: it is not known what rounding explains "
+            f"there. Load it in {', '.join(SUMS)}."
         )
     bound = SUMS[dtype]
     layers = find_layers(network, clean.tokens, name)

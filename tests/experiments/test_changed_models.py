@@ -76,3 +76,25 @@ def test_where_no_pattern_can_be_made_the_rest_of_the_heads_is_traced():
     torch.testing.assert_close(*both, rtol=0, atol=1e-4, equal_nan=True)
     with pytest.raises(UnsupportedModel, match=r"has no gradients here: FlexAttention .* Use trace\(\)"):
         ct.attribute(model, PAIR, components=["mlp_out"], progress=False)
+
+
+class OneOfTwo(nn.Module):
+    """Each row goes to one of two MLPs, by its first token."""
+
+    def __init__(self, one: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.both = nn.ModuleList([one, other])
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return torch.cat([self.both[int(row[0, 0] > 0)](row[None]) for row in stream])
+
+
+def test_heads_need_no_neurons_that_are_passed_once():
+    network = tiny_model("llama")
+    for layer, other in zip(network.model.layers, tiny_model("llama", seed=1).model.layers, strict=True):
+        layer.mlp = OneOfTwo(layer.mlp, other.mlp)
+    model = ct.load(network, tokenizer=WORDS)
+    trace = ct.trace(model, PAIR, components=(), heads=["z"], progress=False)
+    assert trace.heads.restoration.sel(AT).sel(component="z").notnull().all()
+    with pytest.raises(UnsupportedModel, match=r"neurons of layer \d was passed \d times in one run"):
+        ct.trace(model, PAIR, components=(), neurons={1: []}, neuron_positions=[4], progress=False)

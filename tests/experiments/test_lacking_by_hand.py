@@ -202,8 +202,24 @@ class SharedNorm(Own):
             block.norms[1] = block.norms[0]
 
 
-def test_what_reads_behind_attention_is_not_called_parallel():
-    anatomy = ct.load(made(SharedNorm), tokenizer=WORDS).anatomy
+class LessTheMean(Layer):
+    def forward(self, stream: Tensor) -> Any:
+        q, k, v = self.joined(self.norms[0](stream)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        heads = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        stream = stream + self.attn(heads.transpose(1, 2).flatten(2))
+        mean = stream.cumsum(1) / torch.arange(1, stream.shape[1] + 1)[:, None]
+        return stream + self.mlp(self.norms[1](stream - mean))
+
+
+class NormOverTokens(Own):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([LessTheMean(lambda stream: stream) for _ in range(3)])
+
+
+@pytest.mark.parametrize("kind", [SharedNorm, NormOverTokens])
+def test_what_reads_behind_attention_is_not_called_parallel(kind: Any):
+    anatomy = ct.load(made(kind), tokenizer=WORDS).anatomy
     assert {"attn_out", "mlp_out"} <= {*anatomy.components}
     assert [layout.sums for layout in anatomy.layouts] == [()] * 3
     with pytest.raises(ComponentNotOffered, match=r"no module is given the stream between its attention and MLP"):

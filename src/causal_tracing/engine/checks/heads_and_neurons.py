@@ -247,8 +247,11 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
     """The checks that patch heads and neurons, for those that are asked for."""
     if not mediators:
         return
-    together = {name for both in SAME for side in both for name in side}
-    offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
+    # Of what is not asked for only what it is held against: another component may not be passed once in each run.
+    together = {name for parts, whole in SAME if {*parts, *whole} & {*mediators} for name in (*parts, *whole)}
+    offered = [
+        name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in {*together, *mediators}
+    ]
     places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.having(name)]
     keep = len(clean.tokens)
     donors = record(model, [clean, corrupt], places, keep=keep)
@@ -258,7 +261,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
         yield own_activations(model, component, clean, donors)
         yield from random_write(model, component, clean, donors[clean])
     for parts, whole in SAME:
-        if {*parts, *whole} <= set(offered) and {*parts, *whole} & set(mediators):
+        if {*parts, *whole} <= {*offered} and {*parts, *whole} & {*mediators}:
             having = [layer for layer in model.active if all(model.anatomy.has(n, layer) for n in (*parts, *whole))]
             runs = [
                 Run(clean.tokens, tuple(edit for name in names for edit in write_all(model, name, corrupt, layer)))

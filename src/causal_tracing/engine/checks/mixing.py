@@ -77,7 +77,7 @@ def in_turn(
 ) -> set[int]:
     """The layers in which a module reads what another gives that stands in the same sum: they are not side by side.
 
-    Row 1 of each layer is row 0 but for what the first such module gives.
+    Row 1 of each layer is row 0 but for what the first such module gives at one token.
     """
     found: set[int] = set()
     generator = torch.Generator().manual_seed(SEED)
@@ -93,7 +93,10 @@ def in_turn(
             if differ(shaped[0], shaped[1], shaped[0], bound):
                 found.add(number)
             return value
-        return as_before(torch.stack([shaped[0], shaped[1] + noise(shaped[0], generator)]), value, layers.lanes)
+        changed = shaped.clone()
+        # At one token: what is the same at all of them some norms take away.
+        changed[1, WRITTEN] += noise(shaped[0], generator)
+        return as_before(changed, value, layers.lanes)
 
     together = {number: step for number, way in enumerate(ways) for step in way if len(step.parts) > 1}
     if not together:

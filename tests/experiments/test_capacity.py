@@ -72,6 +72,8 @@ def test_where_rows_take_each_others_room_each_is_run_alone():
     network = made(Mixture)
     with pytest.warns(EngineNote, match=r"depends on what is run beside it .* a forward of its own, which is slower"):
         model = ct.load(network, tokenizer=WORDS)
+    with pytest.warns(EngineNote, match="a forward of its own"):
+        assert "note        each run is made in a forward of its own" in str(ct.check(model))
     with pytest.warns(EngineNote, match=r"The packed engine is not used .* what it makes of a run depends on"):
         trace = ct.trace(model, PAIR, components=["resid_pre", "attn_out"], progress=False)
     exact(trace, network)

@@ -73,6 +73,8 @@ class Checkup:
             lines.append(f"note        {component} is not there in {some} {', '.join(map(str, layers))}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
+        if known["runs_are_alone"]:
+            lines.append("note        each run is made in a forward of its own: what is run beside it changes it")
         lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")
         for name in dict.fromkeys(finding.name for finding in self.findings):
             lines.append(name)
@@ -97,6 +99,7 @@ class Checkup:
             "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
+            "runs_are_alone": anatomy.alone,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 

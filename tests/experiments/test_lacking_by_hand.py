@@ -198,7 +198,8 @@ class SharedNorm(Own):
 
     def __init__(self) -> None:
         super().__init__()
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             block.norms[1] = block.norms[0]
 
 
@@ -261,7 +262,8 @@ def test_layers_in_several_lists_are_said():
 
 
 def test_a_type_that_nothing_is_known_of_is_said():
-    network = tiny_model("llama", num_hidden_layers=1).to(torch.float8_e4m3fn)
+    network: Any = tiny_model("llama", num_hidden_layers=1)
+    network.to(torch.float8_e4m3fn)
     with pytest.raises(UnsupportedModel, match=r"cannot be traced in float8_e4m3fn, .* Load it in float64, float32"):
         ct.load(network, tokenizer=WORDS)
 

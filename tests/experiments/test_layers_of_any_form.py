@@ -107,8 +107,9 @@ class AllInOneList(InAny):
 
     def hold(self, layers: list[Layer]) -> None:
         del self.out
-        self.all = nn.Sequential(nn.Dropout(), *layers, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 97))
-        nn.init.normal_(self.all[6].weight, std=0.25)
+        head = nn.Linear(WIDTH, 97)
+        nn.init.normal_(head.weight, std=0.25)
+        self.all = nn.Sequential(nn.Dropout(), *layers, nn.LayerNorm(WIDTH), head)
         self.out = nn.Identity()
 
     def order(self) -> Any:

@@ -144,8 +144,7 @@ def test_layers_may_take_all_that_the_one_before_gave_in_one_thing(kind: Any):
     trace = ct.trace(model, PAIR, components=["resid_pre", "attn_out", "resid_mid"], progress=False)
     for layer, position in ((1, 1), (2, 4)):
         said = trace.effects.restoration.sel(AT).sel(component="resid_pre", layer=layer).isel(position=position)
-        end, begin = f"blocks.{layer - 1}", type(network).begin
-        expected = given_by_hand(network, end, position, begin, type(network).end)
+        expected = given_by_hand(network, f"blocks.{layer - 1}", position, kind.begin, kind.end)
         assert said.item() == pytest.approx(expected, abs=1e-5)
 
 

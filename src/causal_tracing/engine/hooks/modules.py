@@ -146,7 +146,7 @@ def as_before(shaped: Float[Tensor, "batch token width"], like: Tensor, lanes: s
 
 def bears_hooks(module: nn.Module) -> bool:
     """Whether hooks can be hung on a module: not on what torch.jit.script has compiled, nor on what is inside."""
-    return not isinstance(module, torch.jit.RecursiveScriptModule)
+    return not isinstance(module, torch.jit.RecursiveScriptModule)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager

@@ -200,6 +200,25 @@ def test_a_layer_that_is_gone_since_is_said():
         ct.trace(model, PAIR, progress=False)
 
 
+class PlacesInAList(Own):
+    """Five tokens at most, whose places pass a list of their own, once for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config.max_position_embeddings = 5
+        self.ways = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        stream = self.words(tokens) + self.ways(self.places(torch.arange(tokens.shape[1]))[None])
+        for block in self.blocks:
+            stream = block(stream)
+        return self.out(stream)
+
+
+def test_what_is_made_of_places_alone_is_no_layer():
+    assert ct.load(made(PlacesInAList), tokenizer=WORDS).anatomy.layers == "blocks"
+
+
 class PairsOfParts(InAny):
     """Layers of two modules, each with its residual: no layer is one of them alone."""
 

@@ -166,23 +166,26 @@ def mixers(network: Any, groups: Sequence[Passed], tokens: Sequence[int], name: 
     bound = ONE_FORWARD[str(stream_dtype(network)).removeprefix("torch.")]
     generator = torch.Generator().manual_seed(SEED)
 
-    def write(lanes: str | None, value: Tensor) -> Tensor:
+    def write(lanes: str | None, size: int, value: Tensor) -> Tensor:
+        if value.numel() != 2 * size:  # such as what is made of places alone: it is the same of any rows
+            return value
         shaped = by_token_of(value, 2, lanes)[:1].repeat(2, 1, 1)
         shaped[1, WRITTEN] += noise(shaped[0], generator)
         return as_before(shaped, value, lanes)
 
-    def judge(member: str, lanes: str | None, value: Tensor) -> Tensor:
-        shaped = by_token_of(value, 2, lanes)
-        if reached(shaped[0], shaped[1], bound):
-            found.add(member)
+    def judge(member: str, lanes: str | None, size: int, value: Tensor) -> Tensor:
+        if value.numel() == 2 * size:
+            shaped = by_token_of(value, 2, lanes)
+            if reached(shaped[0], shaped[1], bound):
+                found.add(member)
         return value
 
     with at_rest(network), ExitStack() as stack:
         for one in (one for one in groups if by_tokens(one.calls[0][1], len(tokens))):
-            lanes = lanes_of(one.calls[0][1], len(tokens))
+            how = lanes_of(one.calls[0][1], len(tokens)), one.calls[0][1].numel()
             for member in {one.members[number] for number in one.order}:
                 module = network.get_submodule(member)
-                stack.enter_context(on_input(module, partial(write, lanes)))
-                stack.enter_context(on_output(module, partial(judge, member, lanes)))
+                stack.enter_context(on_input(module, partial(write, *how)))
+                stack.enter_context(on_output(module, partial(judge, member, *how)))
         run_text(network, as_batch(network, tokens, rows=2), name)
     return found

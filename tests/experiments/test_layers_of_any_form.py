@@ -142,7 +142,25 @@ class Flattened(nn.Module):
         return stream + self.mlp(self.norms[1](stream))
 
 
+class Halves(nn.Module):
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.first, self.second = layers
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return self.second(self.first(stream))
+
+
+class AttributesOfAttributes(InAny):
+    def hold(self, layers: list[Layer]) -> None:
+        self.low, self.high = Halves(layers[:2]), Halves(layers[2:])
+
+    def order(self) -> Any:
+        return self.low, self.high
+
+
 FORMS = [
+    (AttributesOfAttributes, "low, high", ("low.first", "low.second", "high.first", "high.second")),
     (AllInOneList, "all.1, all.2, all.3, all.4", ("all.1", "all.2", "all.3", "all.4")),
     (RowsInARow, "blocks", "blocks.{}"),
     (InADict, "stack", "stack.block_{}"),

@@ -19,8 +19,8 @@ from causal_tracing.models.at_rest import at_rest
 NAMED = 3  # of many layers, as many are named
 
 
-def beside(network: Any, tokens: Sequence[int], name: str) -> Passed | None:
-    """The longest chain of modules beside one another, two of which mix tokens at least; None where there is none.
+def beside(network: Any, tokens: Sequence[int], name: str) -> tuple[Passed | None, list[Passed]]:
+    """The longest chain of modules beside one another, two of which mix tokens at least, or None; and all chains.
 
     One that mixes is enough where no list holds anything that is made of modules.
     """
@@ -38,8 +38,8 @@ def beside(network: Any, tokens: Sequence[int], name: str) -> Passed | None:
             if member in mixing or any(network.get_submodule(member).children())
         ]
         if len(mixing) > made and kept:
-            return chain.of(kept, _label(network, chain.of(kept)))
-    return None
+            return chain.of(kept, _label(network, chain.of(kept))), chains
+    return None, chains
 
 
 def _held(network: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -77,7 +77,8 @@ def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
     # Other lists may be passed in order too: the layers are those that mix tokens, and hand on most.
     best = max(found, key=lambda one: (not mixing.isdisjoint(one.members), *_size(one)), default=None)
     if best is None or mixing.isdisjoint(best.members):
-        best = beside(network, tokens, name) or best
+        chain, chains = beside(network, tokens, name)
+        best, passed = (chain, chains) if chain else (best, passed)
         # Of what mixes nothing, only what holds modules may be a layer: norms in a list are none.
         best = best if best and (best not in found or _made_of_modules(network, best)) else None
     if best is None:

@@ -122,7 +122,7 @@ def test_streams_of_several_lanes_are_patched_as_a_whole():
     [
         ("blip", ".* cannot be run on text alone: .* missing 1 required positional argument: 'pixel_values'"),
         ("hrm_text", r"cannot be traced layer by layer: in one run its model\.L_module\.layers are called 24 times"),
-        ("xlnet", r"cannot be traced by tokens: for 6 tokens its layers are given \[6, 1, 32\] numbers"),
+        ("xlnet", "is not causal: a later token changes what earlier ones predict"),
         ("musicgen", "its tokens are read by a ModuleList, such as one table for each codebook"),
         ("paligemma", "is not causal: a later token changes what earlier ones predict"),
     ],

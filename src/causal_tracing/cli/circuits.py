@@ -84,6 +84,7 @@ def _names(model: "Model", options: Mapping[str, Any]) -> list[str]:
 
 def _write(model: "Model", found: Any, path: Path, options: Mapping[str, Any]) -> None:
     from causal_tracing.errors import InvalidOption
+    from causal_tracing.experiments.circuit import shape_of
     from causal_tracing.results.circuits import size_of
     from causal_tracing.results.rankings.edges import EdgeRanking
     from causal_tracing.results.rankings.nodes import NodeRanking
@@ -95,6 +96,13 @@ def _write(model: "Model", found: Any, path: Path, options: Mapping[str, Any]) -
     size = size_of(options.get("circuit_tested") or 1.0, len(found.scores))
     sums = model.layout(0).sums
     parallel = len(sums) == 1 and len(sums[0].parts) > 1
-    found.write(path, width=model.width, parallel=parallel, size=size, by=options.get("circuit_by", "size"))
+    found.write(
+        path,
+        width=model.width,
+        parallel=parallel,
+        size=size,
+        by=options.get("circuit_by", "size"),
+        shape=shape_of(model),
+    )
     console.wrote(path)
     console.note(f"wrote {path}")

@@ -54,7 +54,7 @@ def enough(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
 
 def largest_product(model: Model) -> Any:
     """The layers' module with the largest matrix."""
-    inside: list[Any] = [*model.layers[model.active[0]].modules()]
+    inside: list[Any] = [*model.layer(model.active[0]).modules()]
     products = [module for module in inside if isinstance(getattr(module, "in_features", None), int)]
     # GPT-2's Conv1D is a product too, with its weight the other way round and no in_features.
     convs = [module for module in inside if type(module).__name__ == "Conv1D"]

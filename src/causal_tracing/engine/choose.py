@@ -7,16 +7,21 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.checks.agreement import choose
+from causal_tracing.engine.checks.agreement import choose, room_for_checks
 from causal_tracing.engine.checks.check import accept, prove
+from causal_tracing.engine.checks.texts import as_batch, run_text
 from causal_tracing.engine.final_norm import final_norm
 from causal_tracing.engine.network import NetworkBackend
+from causal_tracing.engine.random_prompts import LEAST, random_prompts
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.sites import ATTENTION, FINAL_SCALE, MEDIATORS, MIXTURE, WIRING
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.model import Agreement, Model
 
-# What was proved of each network, without a reference to it: anatomy and agreement, by all that they depend on.
+AS_LONG = "Yours are as long: give prompts of another length."
+# How long prompts were that each network was run on, by its circumstances, and without a reference to it.
+_RUN: MutableMapping[nn.Module, set[Hashable]] = WeakKeyDictionary()
+# What was proved of each network: anatomy and agreement, by all that they depend on.
 _PROVED: MutableMapping[nn.Module, dict[Hashable, tuple[Anatomy, Agreement | None]]] = WeakKeyDictionary()
 
 
@@ -53,6 +58,18 @@ def open_backend(
     return NetworkBackend(model, choice.engine, note=choice.note, budget=budget)
 
 
+def require_length(model: Model, length: int) -> None:
+    """Raises UnsupportedModel where the network fails on so many tokens, and does not say how many it takes."""
+    if model.backend is not None or model.context is not None or length < LEAST:
+        return
+    known = _RUN.setdefault(model.network, set())
+    if (model.circumstances, length) not in known:
+        run = random_prompts(model.network, model.tokenizer, length)[0]
+        with model.at_rest(), room_for_checks(model.name):
+            run_text(model.network, as_batch(model.network, run.tokens), model.name, AS_LONG)
+        known.add((model.circumstances, length))
+
+
 def plain_backend(model: Model) -> Backend:
     """The plainest way to run a model, by which others are checked: replay, or the backend that it brings along."""
     return NetworkBackend(model, "replay") if model.backend is None else model.backend
@@ -63,6 +80,14 @@ def on_replay(backend: Backend, note: str) -> Backend:
     if not isinstance(backend, NetworkBackend):
         return backend
     return NetworkBackend(backend.model, "replay", note=note, budget=backend.budget)
+
+
+def alone(backend: Backend, note: str) -> Backend | None:
+    """The same model on replay, each run in a forward of its own; None where it is so already, or cannot be."""
+    if not isinstance(backend, NetworkBackend) or backend.model.anatomy.alone:
+        return None
+    model = replace(backend.model, anatomy=backend.model.anatomy.made_alone())
+    return NetworkBackend(model, "replay", note=note, budget=backend.budget)
 
 
 def within(backend: Backend, budget: int | None, call: int | None = None) -> Backend:

@@ -80,6 +80,6 @@ def _recordings(model: Model, worlds: Sequence[World]) -> int:
 
 def _head_in_layers(model: Model) -> float:
     """The head's work on one token, in layers."""
-    layer = sum(parameter.numel() for parameter in model.layers[0].parameters())
+    layer = sum(parameter.numel() for parameter in model.layer(0).parameters())
     head = head_of(model.network)
     return head.weight.numel() / max(1, layer) if head is not None else 0.0

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.hooks.modules import first_tensor, stream_in
+from causal_tracing.engine.hooks.modules import bears_hooks, first_tensor, stream_in
 from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.models.calling import called
@@ -123,10 +123,11 @@ def _reader(model: Model) -> str:
             readers.append(path)
 
     run = short_prompts(model.network, model.tokenizer)[0]
-    last = model.layers[model.active[-1]]
+    last = model.layer(model.active[-1])
     # Smallest ones: a module around the norm reads the same stream, and divides by nothing itself.
     smallest = {path: part for path, part in model.network.named_modules() if not any(part.children())}
-    outside = {path: part for path, part in smallest.items() if not path.startswith(f"{model.anatomy.layers}.")}
+    inside = {part for layer in model.layers for part in layer.modules()}
+    outside = {path: part for path, part in smallest.items() if part not in inside and bears_hooks(part)}
     with model.at_rest(), ExitStack() as stack:
         keep = last.register_forward_hook(lambda _, __, output: behind.append(_clone(output)))
         stack.callback(keep.remove)

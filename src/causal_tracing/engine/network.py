@@ -120,6 +120,7 @@ class NetworkBackend:
         budget = (self.budget or default_budget(model)) // (model.num_layers - first)
         unasked = len(runs) <= BOTH and self.budget is None
         rows = BOTH if unasked else rows_that_fit(model, len(runs[0].tokens), keep, budget)
+        rows = 1 if model.anatomy.alone else rows
         for start in range(0, len(runs), rows):
             work = partial(linearised, model, places=places, measure=measure, donors=donors, keep=keep)
             yield from in_parts(runs[start : start + rows], work, too_large(model, len(runs[0].tokens)))

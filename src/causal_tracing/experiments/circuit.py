@@ -23,7 +23,7 @@ from causal_tracing.experiments.trace_result import Trace
 from causal_tracing.models.model import Model, require_model
 from causal_tracing.patching.job import plan_job
 from causal_tracing.patching.kinds.circuits import GRAPHS
-from causal_tracing.patching.kinds.nodes import nodes_of
+from causal_tracing.patching.kinds.nodes import name_of, nodes_of
 from causal_tracing.patching.options.choices import PATH_METHODS
 from causal_tracing.patching.options.circuit import RANKINGS, CircuitOptions, as_of_a_trace
 from causal_tracing.patching.options.declare import values_of
@@ -34,7 +34,7 @@ from causal_tracing.results.circuits import size_of
 from causal_tracing.results.rankings.edges import EdgeRanking
 from causal_tracing.results.rankings.nodes import NodeRanking
 from causal_tracing.results.rankings.ranking import Ranking
-from causal_tracing.results.rankings.score_files import read_edge_scores, read_scores
+from causal_tracing.results.rankings.score_files import Shape, read_edge_scores, read_scores
 
 SHARED = ("write", "align", "control", "metric", "budget", "engine", "seed", "progress")  # with a trace that ranks
 STABLE_AT = (0.02, 0.1)  # of the nodes or edges: how stable the ranking's top is
@@ -159,28 +159,29 @@ def _of_patches(shared: Mapping[str, Any], ranking: str) -> dict[str, Any]:
 
 def _of_file(model: Model, path: Path, of: str) -> Ranking:
     """The scores of a file. Raises InvalidOption where it is of a model of another shape."""
-    layers, heads, keys = _shape(model, path, of)
-    found = read_edge_scores(path, keys) if of == "edges" else read_scores(path)
-    if (found.layers, found.heads) != (layers, heads):
+    shape = shape_of(model)
+    found = read_edge_scores(path, shape) if of == "edges" else read_scores(path, shape)
+    if (found.layers, found.heads) != (shape.layers, shape.heads):
         raise InvalidOption(
-            f"{path} is of a model of {found.layers} layers of {found.heads} heads, and {model.name} has {layers} of "
-            f"{heads}. Give the scores of this model."
+            f"{path} is of a model of {found.layers} layers of {found.heads} heads, and {model.name} has "
+            f"{shape.layers} of {shape.heads}. Give the scores of this model."
         )
     return (EdgeRanking if of == "edges" else NodeRanking)(scores=found.scores, source=found.source)
 
 
-def _shape(model: Model, path: Path, of: str) -> tuple[int, int, int]:
-    """How many layers a model has, and heads in each, and keys of edges. Raises InvalidOption where layers differ."""
-    named = [(node.component, node.layers) for node in nodes_of(model)]
-    heads = {named.count(("z", (layer, layer))) for layer in model.active}
-    keys = {model.parts("k", layer) for layer in model.active} if of == "edges" else {1}
-    others = [component for component, _ in named if component != "z"]
-    if {0} <= heads or len(heads) > 1 or len(keys) > 1 or others != ["mlp_out"] * len(model.active):
+def shape_of(model: Model) -> Shape:
+    """What a score file says of a model. Raises InvalidOption where it has other nodes than heads and MLPs."""
+    nodes = nodes_of(model)
+    if other := next((node.component for node in nodes if node.component not in ("z", "mlp_out")), None):
         raise InvalidOption(
-            f"{path}: score files are of layers that have an MLP and equally many heads each, and those of "
-            f"{model.name} are others. Give a saved trace, or scores by name."
+            f"Score files are of single heads and MLPs, and {model.name} has other nodes, such as {other}. Give a "
+            "saved trace, or scores by name."
         )
-    return len(model.active), heads.pop(), keys.pop()
+    layers = {node.layers[0] for node in nodes if node.component == "z" and node.layers}
+    if not layers:
+        raise InvalidOption(f"Score files are of single heads and MLPs, and {model.name} has no heads told apart.")
+    shared = {layer: model.parts("z", layer) // model.parts("k", layer) for layer in layers}
+    return Shape(nodes=tuple(map(name_of, nodes)), shared=shared)
 
 
 def _of_model(model: Model, ranking: Ranking, of: str) -> Ranking:

@@ -6,6 +6,7 @@ from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.interventions.sites import ATTENTION, COMPONENTS, HEADS, MEDIATORS, MIXTURE, PARTED
 
 LACKING = {"attn_out": "attention", "resid_mid": "attention and MLP", "neurons": "MLP", "mlp_out": "MLP"}
+EVERYTHING = (*COMPONENTS, *MEDIATORS, *MIXTURE, ATTENTION)
 NO_MIXTURE = "in its layers no module was found that is called with what a router chose."
 
 
@@ -74,32 +75,46 @@ class Layout:
 class Anatomy:
     """A model's layers and the layout of each, with the reason for every component that is not offered.
 
+    `layers` is what they are called together, the path of their list or the names of all; `paths` says where each
+    is that is no member 0, 1, ... of such a list.
+
     `idle` are the layers that a prompt of text alone does not pass through. `lanes` says where a stream of several
-    lanes has them: "last" is [batch, token, lane, width], "first" [lane, batch, token, width]; they are folded into the
-    width. `cut` is False for models whose layers read something besides the residual stream, `anywhere` for those where
-    what follows the last layer depends on a token's place. `mixing` are the
-    components whose edits reach later tokens within their own layer, `tokenwise` those that in layer 0 follow from the
-    token and its position alone: what was not proved is neither inside its token nor tokenwise. `gathers` are those
-    through which alone a token gets anything from other tokens in a layer (`Rules`). `counts` says how
-    many heads (of queries, of keys and values), neurons and experts a layer has at most, and `uneven` how many each
-    layer has, where layers differ (0 where it has none). `few_logits` says whether the model can be asked for the last
-    tokens' logits, and computes all tokens in its layers all the same.
+    lanes has them: "last" is [batch, token, lane, width], "first" [lane, batch, token, width]; they are folded into
+    the width. "turned" is a stream of one lane, [token, batch, width]. `cut` is False for models whose layers read
+    something besides the residual stream, `anywhere` for those where what follows the last layer depends on a
+    token's place. `mixing` are the components whose edits reach later tokens within their own layer, `tokenwise`
+    those that in layer 0 follow from the token and its position alone: what was not proved is neither inside its
+    token nor tokenwise. `gathers` are those through which alone a token gets anything from other tokens in a layer
+    (`Rules`). `counts` says how many heads (of queries, of keys and values), neurons and experts a layer has at
+    most, and `uneven` how many each layer has, where layers differ (0 where it has none). `few_logits` says whether
+    the model can be asked for the last tokens' logits, and computes all tokens in its layers all the same.
+    `alone`: what is run beside a run changes it, so that each is made in a forward of its own.
     """
 
     family: str
     layers: str
+    paths: tuple[str, ...] = ()
     layouts: tuple[Layout, ...] = ()
     idle: tuple[int, ...] = ()
     lanes: str | None = None
     cut: bool = True
     anywhere: bool = True
-    mixing: tuple[str, ...] = (*COMPONENTS, *MEDIATORS, *MIXTURE, ATTENTION)
+    mixing: tuple[str, ...] = EVERYTHING
     tokenwise: tuple[str, ...] = ()
     gathers: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
     uneven: tuple[tuple[str, tuple[int, ...]], ...] = ()
     few_logits: bool = False
+    alone: bool = False
+
+    def made_alone(self) -> "Anatomy":
+        """The same of a model whose runs are made one at a time; what was concluded of rows side by side is not."""
+        return replace(self, alone=True, mixing=EVERYTHING, tokenwise=(), gathers=())
+
+    def path(self, layer: int) -> str:
+        """Where a layer is in the network."""
+        return self.paths[layer] if self.paths else f"{self.layers}.{layer}"
 
     @property
     def components(self) -> tuple[str, ...]:

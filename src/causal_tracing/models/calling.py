@@ -31,7 +31,8 @@ def called(network: nn.Module, tokens: Tensor, **options: Any) -> Any:
     # Nothing is generated: a cache would hold every layer's keys and values for nobody.
     without_cache = {"use_cache": False} if by_name or "use_cache" in taken else {}
     first = next(iter(taken.values()), None)
-    if NAME not in taken and first is not None and first.kind in BY_PLACE:
+    by_place = NAME not in taken or taken[NAME].kind is inspect.Parameter.POSITIONAL_ONLY
+    if by_place and first is not None and first.kind in BY_PLACE:
         return network(tokens, **without_cache, **options)
     return network(**{NAME: tokens}, **without_cache, **options)
 

@@ -14,6 +14,7 @@ from causal_tracing.models.anatomy import Anatomy, Layout
 from causal_tracing.models.at_rest import alone, at_rest
 from causal_tracing.models.calling import words_of
 from causal_tracing.models.offload import device_of, devices_of
+from causal_tracing.models.paths import around, module_at
 from causal_tracing.models.quantised import stream_dtype
 from causal_tracing.models.recipe import Recipe
 
@@ -90,9 +91,11 @@ class Model:
             )
 
     @property
-    def layers(self) -> nn.ModuleList:
+    def layers(self) -> list[nn.Module]:
         """The decoder layers, first to last."""
-        return self.network.get_submodule(self.anatomy.layers)
+        if not self.anatomy.paths:
+            return [*self.network.get_submodule(self.anatomy.layers)]
+        return list(filter(None, (module_at(self.network, path) for path in self.anatomy.paths)))
 
     @property
     def num_layers(self) -> int:
@@ -181,7 +184,7 @@ class Model:
         """Whether it runs on longer prompts too: rotary and ALiBi positions are computed, learned ones are a table."""
         if self.backend is not None:
             return False
-        decoder = self.network.get_submodule(self.anatomy.layers.rpartition(".")[0])  # and not what sees images
+        decoder = around(self.network, [self.anatomy.path(layer) for layer in self.active])  # and not what sees images
         computed = any(name.endswith("inv_freq") for name, _ in decoder.named_buffers())
         words = self.network.get_input_embeddings()
         tables = [each for each in decoder.modules() if isinstance(each, nn.Embedding) and each is not words]
@@ -197,9 +200,13 @@ class Model:
             own = sum("forward" in module.__dict__ for module in modules)
         return self.attention, self.dtype, self.device, hooks, own
 
+    def layer(self, number: int) -> nn.Module:
+        """One of the decoder layers."""
+        return self.network.get_submodule(self.anatomy.path(number))
+
     def part(self, layer: int, path: str) -> nn.Module:
         """A module inside a layer, by its path."""
-        return self.layers[layer].get_submodule(path)
+        return self.layer(layer).get_submodule(path)
 
     def parts(self, component: str, layer: int | None = None) -> int:
         """How many heads, neurons or experts a layer has; 1 for the components that have no such parts.

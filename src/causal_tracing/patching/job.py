@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.choose import on_replay, open_backend, plain_backend, within
+from causal_tracing.engine.choose import alone, on_replay, open_backend, plain_backend, within
 from causal_tracing.errors import ComponentNote, InvalidOption, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
@@ -98,6 +98,11 @@ class Job:
     def on_replay(self, note: str) -> "Job":
         """The same job on replay, which everything else is checked by; `note` says why."""
         return replace(self, backend=on_replay(self.backend, note))
+
+    def alone(self, note: str) -> "Job | None":
+        """The same job with each run in a forward of its own; None where that is no other way."""
+        backend, plain = alone(self.backend, note), alone(self.plain, note)
+        return None if backend is None or plain is None else replace(self, backend=backend, plain=plain)
 
     def within(self, budget: int | None, call: int | None = None) -> "Job":
         """The same job with this budget in bytes a batch, and so many tokens in a call of a layer."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from causal_tracing.engine.backend import Backend
-from causal_tracing.engine.choose import plain_backend
+from causal_tracing.engine.choose import plain_backend, require_length
 from causal_tracing.errors import InvalidPair
 from causal_tracing.interventions.edits import Run
 from causal_tracing.models.at_rest import made_on_cpu
@@ -151,6 +151,7 @@ def check_length(model: Model, pair: TokenPair) -> None:
         raise InvalidPair(
             f"pair {pair.id!r} has {length} tokens; {model.name} takes {model.context} at most. Use shorter prompts."
         )
+    require_length(model, length)
 
 
 def run_length(pair: TokenPair) -> int:

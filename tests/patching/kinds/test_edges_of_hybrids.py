@@ -307,17 +307,6 @@ def test_what_is_kept_shown_and_written(tmp_path: Path):
     assert "attn_out 2" in {row["receiver"] for row in paths.to_dataframe(of="paths").reset_index().to_dict("records")}
 
 
-def test_a_score_file_is_of_layers_that_are_alike(tmp_path: Path):
-    with pytest.raises(InvalidOption, match="A score file has edges from single heads"):
-        estimated("lfm2", "eap").edges().write(tmp_path / "scores.json", width=32, parallel=False, size=5)
-    with pytest.raises(InvalidOption, match="equally many heads in every layer, and these have 2, 4, 6, 1"):
-        estimated("uneven", "eap").edges().write(tmp_path / "scores.json", width=32, parallel=False, size=5)
-    (tmp_path / "scores.json").write_text('{"cfg": {"n_layers": 4, "n_heads": 4}, "nodes": {}, "edges": {}}')
-    for name in ("lfm2", "uneven", "qwen3_next"):
-        with pytest.raises(InvalidOption, match="layers that have an MLP and equally many heads each"):
-            traced(name, ranking=tmp_path / "scores.json")
-
-
 def test_receivers_that_are_one_place_are_refused():
     with pytest.raises(InvalidOption, match="The receivers 'both' name q 1 twice, whole or in part"):
         followed("lfm2", ["mlp_out 0 @ last"], {"both": ["q 1.0", "attn_out 1"]})

@@ -108,7 +108,8 @@ def compare(model: Model, components: Sequence[str], one: Run, other: Run, cells
         except (CannotPack, RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
-            why = str(error) if isinstance(error, CannotPack) else f"it fails with {type(error).__name__}: {error}."
+            said = f"{type(error).__name__}: {error}".rstrip(".")
+            why = str(error) if isinstance(error, CannotPack) else f"it fails with {said}."
             return Agreement(differences=dict.fromkeys(components, float("nan")), reason=why, **common)
         replayed = _logits(model, worlds, "replay")
         differences |= {name: _apart(*both) for name, *both in zip(names, packed, replayed, strict=True)}

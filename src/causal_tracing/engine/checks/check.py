@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from causal_tracing.engine.checks.agreement import (
     compare,
@@ -22,36 +22,27 @@ from causal_tracing.engine.checks.agreement import (
     short_prompts,
 )
 from causal_tracing.engine.checks.attending import attention_proofs
-from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
+from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
 from causal_tracing.engine.checks.experts import mixture_proofs
 from causal_tracing.engine.checks.findings import (
     Finding,
-    Law,
-    beside_others,
     bounded,
-    last_state,
-    later_tokens,
-    own_activations,
-    random_write,
-    write_all,
 )
 from causal_tracing.engine.checks.heads_and_neurons import counted, proofs
 from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_logits, require_words
 from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
-from causal_tracing.engine.checks.logits import apart, largest
-from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
-from causal_tracing.engine.hooks.forward import forward
-from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.checks.mixing import gathering, in_turn, mixing, mixing_parts, tokenwise
+from causal_tracing.engine.checks.patched import accepted, measured
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
-from causal_tracing.interventions.edits import Edit, Run
-from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL
+from causal_tracing.interventions.edits import Run
+from causal_tracing.interventions.sites import ATTENTION, MIXTURE
 from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.at_rest import made_on_cpu
 from causal_tracing.models.devices import short_products
 from causal_tracing.models.model import Agreement, Model, require_model
 from causal_tracing.models.offload import device_of
-from causal_tracing.models.quantised import say_once, stream_dtype, why_beside_others
+from causal_tracing.models.quantised import say_once, stream_dtype
 
 # How far the two sides of a layer's sums may be apart, in shares of the largest number: on the tests' families 1e-7 was
 # measured in float32, 7e-4 in float16, 6e-3 in bfloat16.
@@ -82,6 +73,8 @@ class Checkup:
             lines.append(f"note        {component} is not there in {some} {', '.join(map(str, layers))}")
         if not known["whole_layers_are_cuts"]:
             lines.append("note        whole layers are not cuts: the layers read something besides the stream")
+        if known["runs_are_alone"]:
+            lines.append("note        each run is made in a forward of its own: what is run beside it changes it")
         lines.append(f"\n{'check':28}{'measured':>10}{'bound':>10}")
         for name in dict.fromkeys(finding.name for finding in self.findings):
             lines.append(name)
@@ -106,6 +99,7 @@ class Checkup:
             "experts": anatomy.count("experts") if anatomy.mixture else 0,
             "refused": dict(anatomy.missed),
             "whole_layers_are_cuts": anatomy.cut,
+            "runs_are_alone": anatomy.alone,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
@@ -210,8 +204,7 @@ def _examined(network: nn.Module, tokenizer: Any, name: str, source: dict[str, s
     anatomy, findings = _found(network, name, clean, corrupt)
     model = Model(network=network, tokenizer=tokenizer, name=name, source=source, anatomy=anatomy)
     model = replace(model, anatomy=counted(model, clean))
-    patched = list(_patched(model, clean, corrupt))
-    model = replace(model, anatomy=_judged(name, model.anatomy, patched, why_beside_others(network)))
+    model, patched = accepted(model, clean, corrupt)
     model = _with_rules(model, model.anatomy.components, clean, corrupt)
     agreement = compare(model, model.anatomy.components, clean, corrupt)
     model = replace(model, agreement=agreement)
@@ -242,7 +235,7 @@ def _say_others(layers: Layers, name: str) -> None:
 def _of_modules(network: nn.Module, layers: Layers, lacking: int) -> str:
     """What the layers' modules add to the reason why this layer lacks a part; empty where they say nothing."""
     seen: dict[nn.Module, tuple[str, int]] = {}
-    for number, layer in enumerate(network.get_submodule(layers.path).children()):
+    for number, layer in enumerate(layers.members(network)):
         if number == lacking and not any(layer.children()):
             return f" That layer is a {type(layer).__name__} alone."
         for path, part in layer.named_modules():
@@ -256,23 +249,44 @@ def _of_modules(network: nn.Module, layers: Layers, lacking: int) -> str:
     return ""
 
 
+def _of_lanes(network: Any, layers: Layers) -> str:
+    """What a stream of several lanes adds to the reason why a part is missing; empty of any other stream."""
+    width = getattr(network.config.get_text_config(), "hidden_size", None)
+    if not isinstance(width, int) or layers.width <= width or layers.width % width:
+        return ""
+    return (
+        f" A token's stream has {layers.width} numbers, {layers.width // width} lanes of {width}: what a part gives "
+        "goes into several of them, and no module gives what is added there."
+    )
+
+
 def _found(network: Any, name: str, clean: Run, corrupt: Run) -> tuple[Anatomy, list[Finding]]:
     """The anatomy by what passes through the network: its layers, their parts, and what is not there."""
-    bound = SUMS[str(stream_dtype(network)).removeprefix("torch.")]
+    dtype = str(stream_dtype(network)).removeprefix("torch.")
+    if dtype not in SUMS:
+        raise UnsupportedModel(
+            f"{name} cannot be traced in {dtype}, in which its words are: it is not known what rounding explains "
+            f"there. Load it in {', '.join(SUMS)}."
+        )
+    bound = SUMS[dtype]
     layers = find_layers(network, clean.tokens, name)
     _say_others(layers, name)
     found = explained(network, layers, clean.tokens, name, bound)
     # One text may fit by chance, where a part is zero or two are equal there.
     off = refuted(network, layers, corrupt.tokens, name, {number: each.way for number, each in enumerate(found)})
     found = [each if off.get(n, 0.0) <= bound else Explained(way=(), whole=False) for n, each in enumerate(found)]
-    mixing = mixing_parts(network, layers, clean.tokens, name, [each.way for each in found], bound)
+    ways = [each.way for each in found]
+    mixing = mixing_parts(network, layers, clean.tokens, name, ways, bound)
+    chained = in_turn(network, layers, clean.tokens, name, ways, bound)
+    found = [replace(each, in_turn=number in chained) for number, each in enumerate(found)]
     active = [number for number in range(len(found)) if number not in layers.idle]
     layouts = in_a_model([layout_of(each, mixing) for each in found], active)
-    family = str(getattr(network.config, "model_type", type(network).__name__))
-    anatomy = Anatomy(family=family, layers=layers.path, layouts=layouts, idle=layers.idle, lanes=layers.lanes)
+    family = str(getattr(network.config, "model_type", "") or type(network).__name__)
+    where: Mapping[str, Any] = {"layers": layers.path, "paths": layers.apart, "idle": layers.idle}
+    anatomy = Anatomy(family=family, layouts=layouts, lanes=layers.lanes, **where)
     anatomy = replace(anatomy, few_logits=gives_few_logits(network, layers, clean.tokens, name))
     for each in refusals({n: layouts[n] for n in active}, {n: found[n] for n in active}):
-        more = "" if each.layer is None else _of_modules(network, layers, each.layer)
+        more = "" if each.layer is None else _of_modules(network, layers, each.layer) or _of_lanes(network, layers)
         anatomy = anatomy.refuse(each.component, each.reason + more)
     parts = tuple(name for name in anatomy.components if name.endswith("_out"))
     apart = max((off[n] for n in active if found[n].way), default=0.0)
@@ -285,12 +299,17 @@ def _without_failed(model: Model, findings: Sequence[Finding]) -> Model:
     for failed in (finding for finding in findings if not finding.holds):
         for component in failed.components:
             if component in anatomy.asked_for or (component == ATTENTION and anatomy.offers(ATTENTION)):
-                anatomy = anatomy.refuse(component, f"its check failed {_measured(failed)}.")
+                anatomy = anatomy.refuse(component, f"its check failed {measured(failed)}.")
     return replace(model, anatomy=anatomy)
 
 
 def _with_rules(model: Model, components: Sequence[str], clean: Run, corrupt: Run) -> Model:
-    """The model with what may be concluded of these components, each by what a write does."""
+    """The model with what may be concluded of these components, each by what a write does.
+
+    Of a model whose runs are made one at a time nothing is: a write is held against a row beside it.
+    """
+    if model.anatomy.alone:
+        return model
     bound, anatomy = ONE_FORWARD[model.dtype], model.anatomy
     mixes = mixing(model, [name for name in components if name != ATTENTION], clean, bound)
     # It cannot be read, so it is not tried by a write; where the pattern reaches later tokens at once, so does it.
@@ -308,83 +327,3 @@ def _agreeing(agreement: Agreement) -> Iterator[Finding]:
     for component, difference in agreement.differences.items():
         if not agreement.reason:
             yield bounded("packed = replay", (component,), difference, agreement.bound)
-
-
-def _measured(failed: Finding) -> str:
-    return f"({failed.name}: measured {failed.difference:.2g}, bound {failed.bound:.2g})"
-
-
-def _patched(model: Model, clean: Run, corrupt: Run) -> Iterator[Finding]:
-    """The checks that patch, for every component that is still offered."""
-    places = [(component, layer) for component in model.anatomy.components for layer in model.having(component)]
-    keep = len(clean.tokens)
-    donors = record(model, [clean], places, keep=keep) | record(model, [corrupt], places, keep=keep)
-    size = largest(donors[corrupt].logits)
-    bound = TWO_FORWARDS[model.dtype]
-
-    def run(edits: Sequence[tuple[Edit, ...]]) -> Tensor:
-        return forward(model, [Run(clean.tokens, row) for row in edits], donors, keep=keep)[0]
-
-    components = model.anatomy.components
-    # Beside a row that is patched, as every row will be.
-    in_a_batch = run([(), write_all(model, "resid_post", corrupt, model.active[-1])])[0]
-    alone = apart(in_a_batch, donors[clean].logits).max().item() / size
-    if not alone <= bound:  # asked only then, for what is to be said
-        again = record(model, [clean], places, keep=keep)[clean].logits
-        yield bounded(Law.AGAIN, (), apart(again, donors[clean].logits).max().item() / size, bound)
-    yield bounded(Law.ALONE, (), alone, bound)
-    yield beside_others(model, clean, corrupt, donors)
-    yield later_tokens(model, clean, corrupt)
-    for component in components:
-        yield own_activations(model, component, clean, donors)
-    # Held apart from whole layers, which models may fail that read something besides the stream: behind the last layer
-    # nothing reads anything else, so that a failure here says that the layers are not what they seem.
-    last = run([write_all(model, "resid_post", corrupt, model.active[-1])])[0]
-    difference = apart(last, donors[corrupt].logits).max().item() / size
-    yield bounded(Law.LAST_LAYER, ("resid_post",), difference, bound)
-    yield last_state(model, clean)
-    for component in (name for name in components if name in RESIDUAL):
-        whole = run([write_all(model, component, corrupt, layer) for layer in model.having(component)])
-        difference = apart(whole, donors[corrupt].logits).max().item() / size
-        yield bounded(Law.WHOLE_LAYER, (component,), difference, bound)
-    for component in components:
-        yield from random_write(model, component, clean, donors[clean])
-
-
-# By law, what is said of a model on which nothing can be trusted, for it does not keep to that.
-_BESIDE = "cannot be traced: what it makes of a prompt depends on what is run beside it {measured}.{beside}"
-_REFUSED: Mapping[str, str] = {
-    Law.AGAIN: "cannot be traced: it gives other logits for the same prompt {measured}. It draws random numbers in "
-    "evaluation too, or keeps something from one call to the next (a cache, a running mean): let it do neither.",
-    Law.ALONE: _BESIDE,
-    Law.BESIDE: _BESIDE,
-    Law.CAUSAL: "is not causal: an edit changes what earlier tokens predict {measured}.",
-    Law.LATER: "is not causal: a later token changes what earlier ones predict {measured}.",
-    Law.LAST_LAYER: "cannot be traced: its logits are made of more than what the last of its {layers} gives "
-    "{measured}. Something goes past it, such as a residual that is added outside of these or handed on beside them.",
-}
-
-
-def _judged(name: str, anatomy: Anatomy, findings: Sequence[Finding], beside: str) -> Anatomy:
-    """The anatomy without the components whose checks failed. Raises UnsupportedModel where nothing can be trusted.
-
-    `beside` is why a run may depend on those beside it, where that is known.
-    """
-    for finding in (finding for finding in findings if not finding.holds):
-        measured = _measured(finding)
-        if finding.name in _REFUSED:
-            said = _REFUSED[finding.name].format(measured=measured, layers=anatomy.layers, beside=beside)
-            raise UnsupportedModel(f"{name} {said}")
-        if finding.name == Law.ANYWHERE:  # a head that counts tokens, say
-            anatomy = replace(anatomy, anywhere=False)
-            continue
-        if finding.components in ((), ("resid_post",)) and finding.name != Law.WHOLE_LAYER:
-            raise UnsupportedModel(f"{name} cannot be traced: its layers do not behave as layers do {measured}.")
-        # Read-back and self-patch held, so the site is what it says; it is only no cut (gemma3n reads embeddings in
-        # each layer).
-        if finding.name == Law.WHOLE_LAYER and finding.components != ("resid_mid",):
-            anatomy = replace(anatomy, cut=False)
-            continue
-        for component in (name for name in finding.components if name in anatomy.components):
-            anatomy = anatomy.refuse(component, f"its check failed {measured}.")
-    return anatomy

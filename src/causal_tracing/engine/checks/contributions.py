@@ -21,8 +21,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
-from causal_tracing.engine.hooks.modules import as_before, by_token_of, first_tensor, on_input, stream_in, with_first
+from causal_tracing.engine.checks.layers import Layers
+from causal_tracing.engine.checks.texts import as_batch, run_text
+from causal_tracing.engine.hooks.modules import (
+    as_before,
+    bears_hooks,
+    by_token_of,
+    first_tensor,
+    on_input,
+    stream_in,
+    with_first,
+)
 from causal_tracing.models.at_rest import at_rest
 
 SEED = 1
@@ -63,10 +72,14 @@ Way = tuple[Step, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explained:
-    """How a layer comes from its stream to its output; `whole` says that nothing else adds to it."""
+    """How a layer comes from its stream to its output; `whole` says that nothing else adds to it.
+
+    `in_turn`: of what stands in one sum one is made from the other.
+    """
 
     way: Way
     whole: bool
+    in_turn: bool = False
 
 
 def explained(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str, bound: float) -> list[Explained]:
@@ -75,16 +88,13 @@ def explained(network: nn.Module, layers: Layers, tokens: Sequence[int], name: s
     Sums hold where both sides differ by no more than `bound`, in shares of the largest number.
     """
     found: dict[int, Explained] = {}
+    members = layers.members(network)
 
     def solve(number: int, values: Sequence[Value]) -> None:
-        found[number] = _solved(values, network.get_submodule(f"{layers.path}.{number}"), bound)
+        found[number] = _solved(values, members[number], bound)
 
     _noised(network, layers, tokens, name, solve)
-    return [found.get(number, Explained(way=(), whole=False)) for number in range(len(_members(network, layers)))]
-
-
-def _members(network: nn.Module, layers: Layers) -> Sequence[nn.Module]:
-    return [*network.get_submodule(layers.path)]  # pyright: ignore[reportGeneralTypeIssues]
+    return [found.get(number, Explained(way=(), whole=False)) for number in range(len(members))]
 
 
 def _noised(
@@ -92,8 +102,7 @@ def _noised(
 ) -> None:
     """Two runs: as the text is, and with noise on what the smallest modules give; `see` gets each layer's values.
 
-    The noised one is given the other's stream at each layer, so that noise does not grow from layer to layer. Where it
-    makes half floats overflow, there is less of it.
+    The noised one is given the other's stream at each layer. Where it makes half floats overflow, there is less of it.
     """
     for share in SHARES:
         overflowed: list[int] = []
@@ -119,11 +128,11 @@ def _run_noised(
 ) -> None:
     generator = torch.Generator().manual_seed(SEED)
     with at_rest(network), ExitStack() as stack:
-        for number, layer in enumerate(_members(network, layers)):
+        for number, layer in enumerate(layers.members(network)):
             watch = _Watch(generator, layers.lanes, share)
             stack.enter_context(on_input(layer, watch.begin))
             for path, part in layer.named_modules():
-                if path:
+                if path and bears_hooks(part):
                     stack.callback(part.register_forward_pre_hook(partial(watch.enter, path), with_kwargs=True).remove)
                     stack.callback(part.register_forward_hook(partial(watch.leave, path)).remove)
             stack.callback(layer.register_forward_hook(partial(watch.end, partial(see, number))).remove)
@@ -146,7 +155,7 @@ class _Watch:
     def begin(self, value: Tensor) -> Tensor:
         shaped = by_token_of(value, 2, self.lanes)
         self.stream = shaped[:1].repeat(2, 1, 1)  # in memory of its own: some layers view it in another shape
-        self._note("", self.stream, output=False)
+        self._keep("", self.stream, output=False, norm=False)
         return as_before(self.stream, value, self.lanes)
 
     def enter(self, path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -188,10 +197,12 @@ class _Watch:
     def _note(self, path: str, value: Tensor | None, *, output: bool, norm: bool = False) -> None:
         self.time += 1
         if value is not None and self._fits(value):
-            assert self.stream is not None
-            noised = by_token_of(value.detach(), 2, self.lanes)[1]
-            numbers = noised.to("cpu", torch.float64, copy=True)  # falcon adds to outputs in place
-            self.values.append(Value(path, output, self.time, numbers.reshape(self.stream.shape[1:]).numpy(), norm))
+            self._keep(path, by_token_of(value.detach(), 2, self.lanes), output, norm)
+
+    def _keep(self, path: str, shaped: Float[Tensor, "run token width"], output: bool, norm: bool) -> None:
+        assert self.stream is not None
+        numbers = shaped[1].to("cpu", torch.float64, copy=True)  # falcon adds to outputs in place
+        self.values.append(Value(path, output, self.time, numbers.reshape(self.stream.shape[1:]).numpy(), norm))
 
 
 def _size(value: Tensor) -> Float[Tensor, " width"]:
@@ -265,13 +276,18 @@ class _Search:
         ways: list[tuple[int, Way]] = [(start, ()) for start in (0, *self._normed_at_once())]
         reached = {start for start, _ in ways}
         for at, way in ways:  # grows while it is walked: the shortest ways come first
+            last: Step | None = None
             for target, step in self.steps(at, at_once):
                 for onward, taken in self._onward(target, step):
-                    if onward == self.end:
+                    if onward == self.end and not taken.normed:
                         return (*way, taken)
-                    if onward not in reached:
+                    if onward == self.end:  # the sum may be it too, where what reads it hands it on
+                        last = last or taken
+                    elif onward not in reached:
                         reached.add(onward)
                         ways.append((onward, (*way, taken)))
+            if last is not None:
+                return (*way, last)
         return None
 
     def ends(self) -> Way:
@@ -287,8 +303,7 @@ class _Search:
 
     def steps(self, base: int, at_once: int) -> Iterator[tuple[int, Step]]:
         """The sums of this base and so many modules' outputs, in the order in which they are read."""
-        time = self.values[base].time
-        addends = [n for n in self.addends if self.values[n].time > time]
+        addends = [n for n in self.addends if self.values[n].time > self.values[base].time]
         for count in range(1, at_once + 1):
             yield from self._sums(base, [(base, *parts) for parts in combinations(addends, count)])
 
@@ -303,7 +318,7 @@ class _Search:
         inner = inner + 1e-13 * np.trace(inner, axis1=1, axis2=2)[:, None, None] * np.eye(terms.shape[1])
         right = self.gram[terms[:, :, None], targets]
         left = self.gram[targets, targets] - (np.linalg.solve(inner, right) * right).sum(1)
-        # By products alone half of the digits are lost: what is likely is fitted again, number by number.
+        # By products alone half of the digits are lost: what is likely is fitted again.
         likely = left <= max((self.bound * 3) ** 2, 1e-10) * self.gram[targets, targets]
         for number, which in sorted(zip(*(axis.tolist() for axis in likely.T.nonzero()), strict=True)):
             step = self._step(int(targets[number]), [int(each) for each in terms[which]])

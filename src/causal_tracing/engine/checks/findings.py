@@ -20,6 +20,7 @@ from causal_tracing.interventions.edits import Edit, From, Given, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.models.model import Model
 
+CROWD = 15  # rows beside a run, where it is seen whether there are too many
 REAL_CHANGE = 1e-3  # a large random write must move the logits by this share of their size
 HUGE = 3.0  # times the largest norm of a token: nearly all of what a norm behind it gives
 REPEATS, ROOM = 8, 4  # of a forward, where kernels add in no fixed order; times the largest difference among them
@@ -104,7 +105,8 @@ def _unrepeated(model: Model, component: str, run: Run) -> float:
 def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recording]) -> Finding:
     """A run gives what it gives alone, beside another text and beside itself with one huge number at one token.
 
-    Few such numbers are what layers that quantise activations tell as outliers, some by all rows of a batch.
+    Few such numbers are what layers that quantise activations tell as outliers, some by all rows of a batch. And behind
+    many rows of one token: experts that take so many tokens of a batch, and no more, drop what comes last.
     """
     component, layer = "resid_pre" if "resid_pre" in model.anatomy.components else "resid_post", model.active[0]
     stream = donors[run].activations[component, layer].float()
@@ -112,8 +114,12 @@ def beside_others(model: Model, run: Run, other: Run, donors: Mapping[Run, Recor
     # In the dimension that is largest anyway: there a layer that quantises looks for outliers.
     huge[stream.abs().amax(0).argmax()] = HUGE * stream.norm(dim=-1).max()
     edited = Run(run.tokens, (Edit(Site(component, layer, len(run.tokens) // 2), Given(huge)),))
-    logits, _ = forward(model, [run, other, edited], {}, keep=len(run.tokens))
-    difference = apart(logits[0], donors[run].logits).max().item() / largest(donors[run].logits)
+    # Copies of its last token alone go where that goes, all to the same experts, and leave no room there.
+    crowd = Run(run.tokens[-1:] * len(run.tokens))
+    batches = ([run, other, edited], [*[crowd] * CROWD, run])
+    own = donors[run].logits
+    found = [forward(model, batch, {}, keep=len(run.tokens))[0][batch.index(run)] for batch in batches]
+    difference = max(apart(each, own).max().item() for each in found) / largest(own)
     return bounded(Law.BESIDE, (), difference, TWO_FORWARDS[model.dtype])
 
 

@@ -22,7 +22,7 @@ from causal_tracing.engine.checks.layouts import ATTENTION_WORDS, named
 from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.hooks.attention import SEEN, Asked, attention_by
 from causal_tracing.engine.hooks.forward import forward
-from causal_tracing.engine.hooks.modules import first_tensor, stream_in
+from causal_tracing.engine.hooks.modules import bears_hooks, first_tensor, stream_in
 from causal_tracing.engine.hooks.record import record
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
@@ -136,7 +136,7 @@ def _no_neurons(anatomy: Anatomy, active: Sequence[int]) -> str:
 
 def _passing(model: Model, run: Run) -> list["_Passing"]:
     """What one run brings past the parts of each layer."""
-    seen = [_Passing(model.layers[number], layout) for number, layout in _layouts(model)]
+    seen = [_Passing(model.layer(number), layout) for number, layout in _layouts(model)]
 
     def look(asked: Asked) -> tuple[Tensor, Any]:
         output, weights = asked.answer()
@@ -147,7 +147,7 @@ def _passing(model: Model, run: Run) -> list["_Passing"]:
 
     with ExitStack() as stack:
         for one in seen:
-            for path, part in one.layer.named_modules():
+            for path, part in filter(lambda each: bears_hooks(each[1]), one.layer.named_modules()):
                 hook = part.register_forward_hook(partial(one.note, path), with_kwargs=True)
                 stack.callback(hook.remove)
         with attention_by(model, look):
@@ -247,8 +247,11 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
     """The checks that patch heads and neurons, for those that are asked for."""
     if not mediators:
         return
-    together = {name for both in SAME for side in both for name in side}
-    offered = [name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in together]
+    # Of what is not asked for only what it is held against: another component may not be passed once in each run.
+    together = {name for parts, whole in SAME if {*parts, *whole} & {*mediators} for name in (*parts, *whole)}
+    offered = [
+        name for name in (*model.anatomy.components, *model.anatomy.mediators) if name in {*together, *mediators}
+    ]
     places = [(name, layer) for name in {*offered, "resid_post"} for layer in model.having(name)]
     keep = len(clean.tokens)
     donors = record(model, [clean, corrupt], places, keep=keep)
@@ -258,7 +261,7 @@ def proofs(model: Model, mediators: Sequence[str], clean: Run, corrupt: Run) -> 
         yield own_activations(model, component, clean, donors)
         yield from random_write(model, component, clean, donors[clean])
     for parts, whole in SAME:
-        if {*parts, *whole} <= set(offered) and {*parts, *whole} & set(mediators):
+        if {*parts, *whole} <= {*offered} and {*parts, *whole} & {*mediators}:
             having = [layer for layer in model.active if all(model.anatomy.has(n, layer) for n in (*parts, *whole))]
             runs = [
                 Run(clean.tokens, tuple(edit for name in names for edit in write_all(model, name, corrupt, layer)))

@@ -1,32 +1,30 @@
-"""The decoder's layers, found by what they do: a list of modules that hand the stream on, one to the next.
+"""The decoder's layers, found by what they do: modules that mix tokens, and hand the stream on, one to the next.
 
 Neither what their path is called nor what the configuration counts decides: a text is run once, and of every list of
-modules it is noted who is called, with what, and what comes out.
+modules it is noted who is called, with what, and what comes out (`passed.py`); of other modules where no list is one of
+layers (`chains.py`).
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.checks.bounds import TWO_FORWARDS
+from causal_tracing.engine.checks.chains import beside, finer
 from causal_tracing.engine.checks.logits import MASKED, apart, largest
-from causal_tracing.engine.hooks.modules import first_tensor, stream_in
+from causal_tracing.engine.checks.passed import Passed, by_tokens, lanes_of, linked, lists_in, mixers, watching
+from causal_tracing.engine.checks.texts import as_batch, run_text
+from causal_tracing.engine.hooks.modules import first_tensor
 from causal_tracing.errors import UnsupportedModel
 from causal_tracing.models.at_rest import at_rest
-from causal_tracing.models.calling import called, logits_in, words_of
-from causal_tracing.models.memory import is_out_of_memory
-from causal_tracing.models.offload import device_of
+from causal_tracing.models.calling import logits_in, words_of
 from causal_tracing.models.open import has_head
 from causal_tracing.models.quantised import stream_dtype
-from causal_tracing.models.spread import refuse_parted
 
-SHOWN = 200  # characters of another library's error
 ONE = 1e-2  # how far a sum of probabilities may be from 1, in half precision
 
 
@@ -34,41 +32,23 @@ ONE = 1e-2  # how far a sum of probabilities may be from 1, in half precision
 class Layers:
     """Where the layers are, which of them a prompt of text alone does not reach, and where the stream's lanes lie.
 
+    `width` is how many numbers a token's stream has, in all of its lanes.
+    `path` is what they are called together, `apart` the path of each where they are not the members 0, 1, ... of that.
     `others` are the lists of further layers that the stream passes before or behind these, or in their midst.
     """
 
     path: str
+    apart: tuple[str, ...] = ()
     idle: tuple[int, ...]
     lanes: str | None
+    width: int
     others: tuple[str, ...] = ()
 
-
-@dataclass(slots=True, eq=False)
-class _Passed:
-    """What passed through the members of one list, in the order of the calls; `gave` is what no stream came out of."""
-
-    path: str
-    size: int
-    gave: dict[int, str] = field(default_factory=dict)
-    calls: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-    elsewhere: int | str | None = None  # which argument is what the last member gave, where it is not the first
-
-    @property
-    def members(self) -> list[int]:
-        """Who was called, in order."""
-        return [number for number, _, _ in self.calls]
-
-    @property
-    def once(self) -> bool:
-        """Whether every call was another member's, in the order of the list, and the stream kept its shape."""
-        alike = {value.shape for _, *both in self.calls for value in both}
-        return self.members == sorted({*self.members}) and len(alike) == 1
-
-    @property
-    def handed_on(self) -> int:
-        """How often what came out of one member went into the next."""
-        pairs = zip(self.calls, self.calls[1:], strict=False)
-        return sum(_equal(before[2], after[1]) for before, after in pairs)
+    def members(self, network: nn.Module) -> list[nn.Module]:
+        """The layers, first to last."""
+        if self.apart:
+            return [network.get_submodule(path) for path in self.apart]
+        return [*network.get_submodule(self.path).children()]
 
 
 def require_words(network: Any, name: str) -> None:
@@ -89,58 +69,93 @@ def require_words(network: Any, name: str) -> None:
 
 
 def find_layers(network: nn.Module, tokens: Sequence[int], name: str) -> Layers:
-    """The list of layers that a text passes. Raises UnsupportedModel where there is none, or no text can be run."""
+    """The layers that a text passes. Raises UnsupportedModel where there are none, or no text can be run."""
     passed, logits = _watched(network, tokens, name)
-    # Lists inside their members are parts of layers, which were no layers to us.
-    wrapped = next((one for one in passed if len(one.gave) > 1), None)
-    passed = [one for one in passed if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
-    if not passed:
-        also = f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream" if wrapped else ""
-        raise UnsupportedModel(
-            f"{type(network).__name__} has no list of layers that a text passes{also}. Layers are members of one "
-            "nn.ModuleList or nn.Sequential, and give the stream, or a tuple, dict or dataclass that begins with it."
-        )
     outermost = [*_outermost(passed)]
     found = [one for one in outermost if one.once]
-    if not found:
-        _refuse_order(network, max(outermost, key=lambda one: len(one.calls)), name)
-    # Other lists may be passed in order too: the layers are those whose members hand on most.
-    best = max(found, key=lambda one: (one.handed_on, len(one.calls)))
+    mixing = mixers(network, found, tokens, name)
+    # Other lists may be passed in order too: the layers are those that mix tokens, and hand on most.
+    best = max(found, key=lambda one: (not mixing.isdisjoint(one.members), *_size(one)), default=None)
+    if best is None or mixing.isdisjoint(best.members):
+        chain, chains = beside(network, tokens, name)
+        best, passed = (chain, chains) if chain else (best, passed)
+        # Of what mixes nothing, only what holds modules may be a layer: norms in a list are none.
+        best = best if best and (best not in found or _made_of_modules(network, best)) else None
+    if best is None:
+        _refuse_no_layers(network, outermost, name)
+    _refuse_put_together(network, best, found, mixing, name)
     _refuse_elsewhere(best, name)
-    _refuse_infinite(network, best, logits, name)
+    _refuse_infinite(best, network, logits, name)
     _refuse_no_logits(logits, name)
-    called = {*best.members}
-    idle = tuple(number for number in range(best.size) if number not in called)
-    others = tuple(one.path for one in found if one is not best and _goes_on(network, one, best))
-    return Layers(path=best.path, idle=idle, lanes=_lanes(best.calls[0][1], len(tokens), name), others=others)
+    if not by_tokens(best.calls[0][1], len(tokens)):
+        raise UnsupportedModel(
+            f"{name} cannot be traced by tokens: for {len(tokens)} tokens its layers are given "
+            f"{[*best.calls[0][1].shape]} numbers."
+        )
+    best = finer(network, best, passed, tokens, name)
+    listed = tuple(f"{best.path}.{number}" for number in range(len(best.members)))
+    others = tuple(one.path for one in found if not _within(one, best) and _goes_on(network, one, best))
+    return Layers(
+        path=best.path,
+        apart=() if listed == best.members else best.members,
+        idle=tuple(number for number in range(len(best.members)) if number not in {*best.order}),
+        lanes=lanes_of(best.calls[0][1], len(tokens)),
+        width=best.calls[0][1].numel() // len(tokens),
+        others=others,
+    )
 
 
-def _goes_on(network: nn.Module, one: _Passed, best: _Passed) -> bool:
+def _size(one: Passed) -> tuple[int, int]:
+    return one.handed_on, len(one.calls)
+
+
+def _within(one: Passed, best: Passed) -> bool:
+    """Whether it is these layers themselves, or what one of them holds."""
+    return one.path == best.path or any(f"{one.path}.".startswith(f"{member}.") for member in best.members)
+
+
+def _goes_on(network: nn.Module, one: Passed, best: Passed) -> bool:
     """Whether these are layers too, which hand on the same stream: each is made of modules, as none of norms is."""
-    whole = all(any(member.children()) for member in network.get_submodule(one.path).children())
-    linked = _equal(best.calls[-1][2], one.calls[0][1]) or _equal(one.calls[-1][2], best.calls[0][1])
-    return whole and one.calls[0][1].shape == best.calls[0][1].shape and (linked or one.handed_on > 0)
+    near = linked(best, one) or linked(one, best) or one.handed_on > 0
+    return _made_of_modules(network, one) and one.calls[0][1].shape == best.calls[0][1].shape and near
 
 
-def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Passed], Tensor]:
+def _made_of_modules(network: nn.Module, one: Passed) -> bool:
+    return all(any(network.get_submodule(member).children()) for member in one.members)
+
+
+def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[Passed], Tensor]:
     """What passed through every list, and the logits."""
-    lists = {
-        path: module
-        for path, module in network.named_modules()
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module)
-    }
-    passed = [_Passed(path, len(module)) for path, module in lists.items()]
+    lists = lists_in(network)
     with at_rest(network), ExitStack() as stack:
-        for one in passed:
-            for number, member in enumerate(lists[one.path]):
-                handle = member.register_forward_hook(partial(_note, one, number), with_kwargs=True)
-                stack.callback(handle.remove)
+        watching(network, lists, stack)
         logits = logits_in(run_text(network, as_batch(network, tokens), name))
-    if logits.shape[1] != len(tokens):
+    _refuse_shape(network, logits, len(tokens), name)
+    # Lists inside their members are parts of layers, which were no layers to us.
+    wrapped = next((one for one in lists if len(one.gave) > 1), None)
+    if wrapped and not any(one.calls and not one.path.startswith(f"{wrapped.path}.") for one in lists):
+        raise _no_layers(network, f": members of {wrapped.path} give a {wrapped.gave.popitem()[1]}, and no stream")
+    there = [one for one in lists if one.calls and not (wrapped and one.path.startswith(f"{wrapped.path}."))]
+    # Members of lists in a list are layers of one stack only where the stream passes them as such.
+    return [one for one in there if not one.nested or (one.chained and _made_of_modules(network, one))], logits
+
+
+def _no_layers(network: nn.Module, also: str = "") -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{type(network).__name__} has no list of layers that a text passes{also}. Layers are members of one "
+        "nn.ModuleList or nn.Sequential, or modules beside one another, that are called (by their forward alone, or "
+        "compiled by torch.jit.script, they pass no hook); each gives the next one the stream, or a tuple, dict or "
+        "dataclass that begins with it."
+    )
+
+
+def _refuse_shape(network: Any, logits: Tensor, length: int, name: str) -> None:
+    """Raises UnsupportedModel where there are not logits of words for every token."""
+    if logits.shape[1] != length:
         advice = " Let its forward give those of every token, also where it is called with the tokens alone."
         raise UnsupportedModel(
-            f"{name} cannot be traced: for {len(tokens)} tokens it gives the logits of {logits.shape[1]}."
-            f"{advice if logits.shape[1] < len(tokens) else ''}"
+            f"{name} cannot be traced: for {length} tokens it gives the logits of {logits.shape[1]}."
+            f"{advice if logits.shape[1] < length else ''}"
         )
     words = words_of(network.get_input_embeddings())
     if words is not None and logits.shape[-1] < words and not has_head(network):
@@ -148,44 +163,6 @@ def _watched(network: Any, tokens: Sequence[int], name: str) -> tuple[list[_Pass
             f"{name} cannot be traced: it reads {words} words, and gives {logits.shape[-1]} numbers for each token, "
             "which are no logits of words."
         )
-    return passed, logits
-
-
-def as_batch(network: Any, tokens: Sequence[int], rows: int = 1) -> Tensor:
-    """The tokens [row, token], where the network wants them."""
-    return torch.tensor([list(tokens)] * rows, device=device_of(network, network.get_input_embeddings().weight))
-
-
-def run_text(network: nn.Module, tokens: Tensor, name: str, **options: Any) -> Any:
-    """The model's output for text alone. Raises UnsupportedModel, with what the model says."""
-    try:
-        return called(network, tokens, **options)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # That is how accelerate fails where a tied weight lies on two devices.
-        if isinstance(error, KeyError):
-            refuse_parted(network, name)
-        if getattr(network.config, "return_dict", True) is False:
-            raise UnsupportedModel(
-                f"The configuration of {name} says return_dict=False, with which its outputs have no names. Set "
-                "model.config.return_dict = True."
-            ) from error
-        said = f"{type(error).__name__}: {error}".splitlines()[0][:SHOWN].rstrip(".")
-        if "Double" in str(error) and _experts(network) not in (None, "eager"):
-            raise UnsupportedModel(
-                f"{name} cannot be run in float64 as it is: its experts' products are not made for it ({said}). Call "
-                'set_experts_implementation("eager") on it first, or load it by name with dtype="float64".'
-            ) from error
-        raise UnsupportedModel(
-            f"{name} cannot be run on text alone: a prompt of {tokens.shape[1]} random tokens ends in {said}. Such "
-            "prompts are what a model is checked by; hooks of your own must bear them too."
-        ) from error
-
-
-def _experts(network: Any) -> str | None:
-    """How a mixture computes its experts; None of what has none."""
-    return getattr(network.config.get_text_config(), "_experts_implementation", None)
 
 
 def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], name: str) -> bool:
@@ -194,8 +171,8 @@ def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], 
         return False
     seen: list[int] = []
     with at_rest(network), ExitStack() as stack:
-        for layer in network.get_submodule(layers.path).children():
-            hook = layer.register_forward_hook(lambda _, __, output: seen.append(_size(output)))
+        for layer in layers.members(network):
+            hook = layer.register_forward_hook(lambda _, __, output: seen.append(_numbers(output)))
             stack.callback(hook.remove)
         few = logits_in(run_text(network, as_batch(network, tokens), name, logits_to_keep=1))[0, -1]
         drops = len({*seen}) > 1  # some models do so in the last layer, which has not all activations then
@@ -205,46 +182,32 @@ def gives_few_logits(network: nn.Module, layers: Layers, tokens: Sequence[int], 
     return not drops and apart(few, whole).item() <= bound
 
 
-def _size(output: Any) -> int:
+def _numbers(output: Any) -> int:
     value = first_tensor(output)
     return 0 if value is None else value.numel()
 
 
-def _note(
-    passed: _Passed, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> None:
-    before, after = stream_in(args, kwargs), first_tensor(output)
-    if before is not None and passed.calls and not _equal(before, handed := passed.calls[-1][2]):
-        given = (*enumerate(args), *kwargs.items())
-        passed.elsewhere = next((where for where, each in given if _equal(each, handed)), passed.elsewhere)
-    if before is not None and after is not None:
-        # Clones, since some models add to the stream in place.
-        passed.calls.append((number, before.clone(), after.clone()))
-    elif before is not None:
-        passed.gave[number] = type(output).__name__
-
-
-def _equal(value: Any, tensor: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == tensor.shape and torch.equal(value, tensor)
-
-
-def _outermost(passed: Sequence[_Passed]) -> Iterator[_Passed]:
+def _outermost(passed: Sequence[Passed]) -> Iterator[Passed]:
     """The lists that lie in no other list's member: a layer's own lists are parts of it."""
     for one in passed:
         if not any(one is not other and one.path.startswith(f"{other.path}.") for other in passed):
             yield one
 
 
-def _refuse_order(network: nn.Module, passed: _Passed, name: str) -> NoReturn:
-    """Raises UnsupportedModel with the reason why these members are no layers, each called once with one stream."""
-    members = [*network.get_submodule(passed.path).children()]
-    if len(members) < passed.size:  # one module in two places would be patched in both at once
+def _refuse_no_layers(network: nn.Module, outermost: Sequence[Passed], name: str) -> NoReturn:
+    """Raises UnsupportedModel with the reason why no modules are layers, each called once with one stream."""
+    outermost = [one for one in outermost if any(any(network.get_submodule(each).children()) for each in one.members)]
+    if all(one.once for one in outermost):
+        raise _no_layers(network)
+    passed = max(outermost, key=lambda one: len(one.calls))
+    members = {network.get_submodule(member) for member in passed.members}
+    if len(members) < len(passed.members):  # one module in two places would be patched in both at once
         raise UnsupportedModel(
-            f"{type(network).__name__} uses one module as several layers: of {passed.size} entries of {passed.path}, "
-            f"{len(members)} are modules of their own. A patch in one would be made in all."
+            f"{type(network).__name__} uses one module as several layers: of {len(passed.members)} entries of "
+            f"{passed.path}, {len(members)} are modules of their own. A patch in one would be made in all."
         )
     _refuse_elsewhere(passed, name)
-    if passed.members == sorted({*passed.members}):
+    if passed.order == sorted({*passed.order}):
         first = passed.calls[0][1].shape
         odd = next(call for call in passed.calls if not call[1].shape == call[2].shape == first)
         raise UnsupportedModel(
@@ -254,11 +217,26 @@ def _refuse_order(network: nn.Module, passed: _Passed, name: str) -> NoReturn:
         )
     raise UnsupportedModel(
         f"{name} cannot be traced layer by layer: in one run its {passed.path} are called {len(passed.calls)} times, "
-        f"in the order {_shortly(passed.members)}. A layer that runs more than once has no activation of its own."
+        f"in the order {_shortly(passed.order)}. A layer that runs more than once has no activation of its own."
     )
 
 
-def _refuse_elsewhere(passed: _Passed, name: str) -> None:
+def _refuse_put_together(
+    network: nn.Module, best: Passed, found: Sequence[Passed], mixing: Collection[str], name: str
+) -> None:
+    """Raises UnsupportedModel where each layer is a list of parts: no module is given its stream, or gives it."""
+    holder = best.path.rpartition(".")[0] if best in found else ""
+    alike = [one for one in found if one.path.rpartition(".")[0] == holder]
+    if not isinstance(network.get_submodule(holder), nn.ModuleList) or len(alike) < 2:
+        return
+    if not {member for one in alike for member in one.members} <= {*mixing}:
+        raise UnsupportedModel(
+            f"{name} cannot be traced layer by layer: members of its {holder} are lists of modules, which the network "
+            "itself makes layers of. Let each layer be a module that takes the stream and gives it."
+        )
+
+
+def _refuse_elsewhere(passed: Passed, name: str) -> None:
     """Raises UnsupportedModel for layers that are given something else before the stream: it would be taken for it."""
     if passed.elsewhere is not None and not passed.handed_on:
         raise UnsupportedModel(
@@ -268,7 +246,7 @@ def _refuse_elsewhere(passed: _Passed, name: str) -> None:
         )
 
 
-def _refuse_infinite(network: nn.Module, best: _Passed, logits: Tensor, name: str) -> None:
+def _refuse_infinite(best: Passed, network: nn.Module, logits: Tensor, name: str) -> None:
     """Where the first number arises that is none, and by what; words that are masked have logits of −inf."""
     place = next((f"layer {n} of {best.path}" for n, _, after in best.calls if not after.isfinite().all()), None)
     if place is None and not (logits.isnan() | logits.isposinf()).any():
@@ -303,18 +281,6 @@ def _refuse_no_logits(logits: Tensor, name: str) -> None:
             f"{name} cannot be traced: what its forward gives of each token adds up to 1, as probabilities do. Let it "
             "give logits, without the softmax behind them."
         )
-
-
-def _lanes(stream: Tensor, length: int, name: str) -> str | None:
-    if stream.ndim == 3 and stream.shape[:2] == (1, length):
-        return None
-    if stream.ndim == 4 and stream.shape[:2] == (1, length):
-        return "last"
-    if stream.ndim == 4 and stream.shape[1:3] == (1, length):
-        return "first"
-    raise UnsupportedModel(
-        f"{name} cannot be traced by tokens: for {length} tokens its layers are given {list(stream.shape)} numbers."
-    )
 
 
 def _shortly(numbers: Sequence[int]) -> str:

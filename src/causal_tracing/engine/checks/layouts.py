@@ -30,7 +30,7 @@ def layout_of(found: Explained, mixing: Collection[str]) -> Layout:
     layout = Layout(attn=attn, mlp=mlp, attn_scale=scales[attn] if attn else 1.0, mlp_scale=scales[mlp] if mlp else 1.0)
     layout = replace(layout, mlp_mixes=mlp in mixing)
     # An MLP that mixes tokens hands something on that no rule of `interventions.known` counts with.
-    if attn and mlp and mlp not in mixing:
+    if attn and mlp and mlp not in mixing and not found.in_turn:
         layout = replace(layout, sums=_sums(found, {attn: "attn_out", mlp: "mlp_out"}))
     return _with_middle(layout, found.way)
 
@@ -133,6 +133,8 @@ def _missing(component: str, layer: int, found: Mapping[int, Explained], like: s
 
 
 def _no_middle(layouts: Mapping[int, Layout], found: Sequence[Explained]) -> Refusal:
+    if any(each.in_turn for each in found):
+        return Refusal("resid_mid", "no module is given the stream between its attention and MLP as it is.")
     if all(len(each.way) == 1 and each.whole for each in found):
         return Refusal("resid_mid", "its attention and MLP read the same stream (parallel layers).")
     if not any(each.way for each in found):

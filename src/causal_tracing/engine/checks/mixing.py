@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracing.engine.backend import Place
+from causal_tracing.engine.checks.at_a_token import WRITTEN, differ, noise, reached
 from causal_tracing.engine.checks.contributions import Way
-from causal_tracing.engine.checks.layers import Layers, as_batch, run_text
+from causal_tracing.engine.checks.layers import Layers
 from causal_tracing.engine.checks.logits import apart, largest
+from causal_tracing.engine.checks.texts import as_batch, run_text
 from causal_tracing.engine.hooks.forward import forward, watched
 from causal_tracing.engine.hooks.modules import as_before, by_token_of, on_input, on_output
 from causal_tracing.interventions.edits import Run
@@ -23,7 +25,6 @@ from causal_tracing.models.at_rest import at_rest
 from causal_tracing.models.model import Model
 
 SEED = 2
-WRITTEN = 1  # the token that is written at
 # Read by attention at other tokens: nothing is concluded of them.
 READ_BY_OTHERS = ("resid_pre", "k", "v")
 
@@ -46,18 +47,18 @@ def mixing_parts(
         shaped = by_token_of(value, rows, layers.lanes)
         # Of row 0 again at each layer, so that a change made in one layer is not told of the next.
         new = shaped[:1].repeat(rows, 1, 1) if afresh else shaped.clone()
-        new[[number + 1 for number in changed], WRITTEN] += _noise(shaped[0], generator)
+        new[[number + 1 for number in changed], WRITTEN] += noise(shaped[0], generator)
         return as_before(new, value, layers.lanes)
 
     def judge(path: str, number: int, value: Tensor) -> Tensor:
         shaped = by_token_of(value, rows, layers.lanes)
         # In any layer is enough: what is concluded of a component is concluded in all of them.
-        if _reached(shaped[0], shaped[number + 1], bound):
+        if reached(shaped[0], shaped[number + 1], bound):
             found.add(path)
         return value
 
     with at_rest(network), ExitStack() as stack:
-        for layer, way in zip(network.get_submodule(layers.path).children(), ways, strict=True):
+        for layer, way in zip(layers.members(network), ways, strict=True):
             at_start = [number for number, step in enumerate(way) if step.base == ("", False)]
             stack.enter_context(on_input(layer, partial(change, at_start, True)))
             for number, step in enumerate(way):
@@ -68,6 +69,46 @@ def mixing_parts(
                 for part, _ in step.parts:
                     stack.enter_context(on_output(layer.get_submodule(part), partial(judge, part, number)))
         run_text(network, as_batch(network, tokens, rows), name)
+    return found
+
+
+def in_turn(
+    network: nn.Module, layers: Layers, tokens: Sequence[int], name: str, ways: Sequence[Way], bound: float
+) -> set[int]:
+    """The layers in which a module reads what another gives that stands in the same sum: they are not side by side.
+
+    Row 1 of each layer is row 0 but for what the first such module gives at one token.
+    """
+    found: set[int] = set()
+    generator = torch.Generator().manual_seed(SEED)
+    first: dict[int, str] = {}
+
+    def begin(value: Tensor) -> Tensor:
+        shaped = by_token_of(value, 2, layers.lanes)
+        return as_before(shaped[:1].repeat(2, 1, 1), value, layers.lanes)
+
+    def passed(number: int, path: str, value: Tensor) -> Tensor:
+        shaped = by_token_of(value, 2, layers.lanes)
+        if first.setdefault(number, path) != path:
+            if differ(shaped[0], shaped[1], shaped[0], bound):
+                found.add(number)
+            return value
+        changed = shaped.clone()
+        # At one token: what is the same at all of them some norms take away.
+        changed[1, WRITTEN] += noise(shaped[0], generator)
+        return as_before(changed, value, layers.lanes)
+
+    together = {number: step for number, way in enumerate(ways) for step in way if len(step.parts) > 1}
+    if not together:
+        return found
+    members = layers.members(network)
+    with at_rest(network), ExitStack() as stack:
+        for number, step in together.items():
+            stack.enter_context(on_input(members[number], begin))
+            for path, _ in step.parts:
+                see = partial(passed, number, path)
+                stack.enter_context(on_output(members[number].get_submodule(path), see))
+        run_text(network, as_batch(network, tokens, rows=2), name)
     return found
 
 
@@ -90,13 +131,13 @@ def mixing(model: Model, components: Sequence[str], run: Run, bound: float) -> t
         if component == "resid_pre":
             changed[1:] = value[0]
         elif component == "resid_post":
-            found.update(name for row, name in enumerate(asked, 1) if _reached(value[0], value[row], bound))
+            found.update(name for row, name in enumerate(asked, 1) if reached(value[0], value[row], bound))
             # Something behind the layers may mix tokens too (another decoder): it would be seen in the logits alone.
             if layer == model.active[-1]:
                 changed[behind] = value[0]
-                changed[behind, WRITTEN] += _noise(value[0], generator)
+                changed[behind, WRITTEN] += noise(value[0], generator)
         else:
-            changed[1 + asked.index(component), WRITTEN] += _noise(value[0], generator)
+            changed[1 + asked.index(component), WRITTEN] += noise(value[0], generator)
         return changed
 
     with model.at_rest():
@@ -120,7 +161,7 @@ def tokenwise(model: Model, components: Sequence[str], clean: Run, other: Run, b
     same = range(2, len(turns.tokens), 2)
     _, seen = forward(model, [clean, turns], {}, keep=1, wanted=[(name, 0) for name in components])
     return tuple(
-        name for name in components if not _apart(seen[name, 0][0][same], seen[name, 0][1][same], seen[name, 0], bound)
+        name for name in components if not differ(seen[name, 0][0][same], seen[name, 0][1][same], seen[name, 0], bound)
     )
 
 
@@ -136,20 +177,3 @@ def gathering(anatomy: Anatomy, active: Sequence[int]) -> tuple[str, ...]:
     if mixes or not passed or not all(layout.sums for layout in anatomy.layouts):
         return ()
     return tuple(name for name in ("attn_out", "mixer_out") if name in anatomy.components)
-
-
-def _noise(value: Tensor, generator: torch.Generator) -> Tensor:
-    """As large as what a token has there."""
-    size = value.float().square().mean().sqrt().clamp(min=0.01)
-    noise = torch.randn(value.shape[-1], generator=generator, dtype=torch.float32)
-    return (noise.to(value.device) * size).to(value.dtype)
-
-
-def _reached(before: Tensor, after: Tensor, bound: float) -> bool:
-    """Whether anything differs behind the token that was written at."""
-    return _apart(before[WRITTEN + 1 :], after[WRITTEN + 1 :], before, bound)
-
-
-def _apart(one: Tensor, other: Tensor, scale: Tensor, bound: float) -> bool:
-    """Whether two tensors differ by more than rounding; what is not a number does."""
-    return not (one - other).abs().max().item() <= bound * scale.abs().max().item()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,6 +46,9 @@ def forward(
     `donors` holds a recording of every run that an edit reads from, but for the first `beside` runs: these are
     unedited, and what they have at a place is read from their own rows (`in_the_batch` says where that is so).
     """
+    if model.anatomy.alone and len(runs) > 1:
+        assert not beside, "a run that is made alone has no other beside it"
+        return _one_by_one(model, runs, donors, keep, wanted)
     captured: dict[Place, Tensor] = {}
 
     def capture(place: Place, value: Tensor) -> Tensor:
@@ -53,6 +57,15 @@ def forward(
 
     with model.at_rest():
         return watched(model, runs, donors, wanted, capture, keep=keep, beside=beside), captured
+
+
+def _one_by_one(
+    model: Model, runs: Sequence[Run], donors: Donors, keep: int, wanted: Collection[Place]
+) -> tuple[Float[Tensor, "run keep vocab"], Mapping[Place, Float[Tensor, "run token width"]]]:
+    """The same of runs of which each has a forward of its own."""
+    found = [forward(model, [run], donors, keep=keep, wanted=wanted) for run in runs]
+    seen = {place: torch.cat([captured[place] for _, captured in found]) for place in wanted}
+    return torch.cat([logits for logits, _ in found]), seen
 
 
 def watched(

@@ -19,6 +19,13 @@ from causal_tracing.interventions.edits import Run
 from causal_tracing.models.model import Model
 from causal_tracing.models.quantised import method_of, without_gradients
 
+# By a sign in torch's error, what a network does that gradients of activations cannot pass.
+AGAIN = "saved otherwise than as they are"  # as checkpoints are: edits and probes would not be there when it runs again
+_WITHOUT = {
+    "modified by an inplace operation": "writes over numbers that they need, as x += y does",
+    AGAIN: "is run again on the way back (torch.utils.checkpoint), where no activation is looked at",
+}
+
 
 def gradients(
     model: Model, runs: Sequence[Run], places: Collection[Place], measure: Differentiable
@@ -125,16 +132,26 @@ def read_at(model: Model, place: Place) -> Place:
 def _differentiating(model: Model) -> Iterator[None]:
     """The model at rest, for gradients of activations: a caller's inference mode would make tensors without any.
 
-    Raises UnsupportedModel where a kernel has none, as flex attention on a CPU.
+    Raises UnsupportedModel where a kernel has none, as flex attention on a CPU, or where the network writes over what
+    the way back needs.
     """
     with model.at_rest(), _without_weights(model), torch.inference_mode(False), torch.enable_grad():
         try:
-            yield
+            with torch.autograd.graph.disable_saved_tensors_hooks(AGAIN):
+                yield
         except NotImplementedError as error:
             said = str(error).rstrip(".")
             raise UnsupportedModel(
                 f"{model.name} has no gradients here: {said}. Use trace(), which needs none, or another attention: "
                 'model.set_attn_implementation("sdpa").'
+            ) from error
+        except RuntimeError as error:
+            reason = next((reason for sign, reason in _WITHOUT.items() if sign in f"{type(error)} {error}"), None)
+            if reason is None:
+                raise
+            raise UnsupportedModel(
+                f"{model.name} has no gradients here: its forward {reason}. Use trace(), which needs none, or a "
+                "network without that."
             ) from error
 
 

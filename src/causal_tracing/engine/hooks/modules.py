@@ -88,9 +88,9 @@ def _hook(
         case "embed":
             return on_output(model.network.get_input_embeddings(), see)
         case "resid_pre":
-            return on_input(model.layers[layer], see)
+            return on_input(model.layer(layer), see)
         case "resid_post":
-            return on_output(model.layers[layer], see)
+            return on_output(model.layer(layer), see)
         case "resid_mid":
             return _in_the_middle(model, layer, see)
         case "z" | "neurons":
@@ -126,9 +126,11 @@ class _Seen:
 
 
 def by_token_of(value: Tensor, batch: int, lanes: str | None) -> Float[Tensor, "batch token width"]:
-    """What passes a module, by tokens, whatever its own shape: its lanes side by side."""
-    if value.ndim == 4 and lanes:
+    """What passes a module, by tokens, whatever its own shape: its lanes side by side, rows before tokens."""
+    if value.ndim == 4 and lanes in ("first", "last"):
         return (value.permute(1, 2, 0, 3) if lanes == "first" else value).flatten(2)
+    if lanes == "turned":
+        return value.reshape(-1, batch, value.shape[-1]).transpose(0, 1)
     return value.reshape(batch, -1, value.shape[-1])
 
 
@@ -137,7 +139,14 @@ def as_before(shaped: Float[Tensor, "batch token width"], like: Tensor, lanes: s
     if like.ndim == 4 and lanes == "first":
         lane, batch, token, width = like.shape
         return shaped.reshape(batch, token, lane, width).permute(2, 0, 1, 3)
+    if lanes == "turned":
+        return shaped.transpose(0, 1).reshape(like.shape)
     return shaped.reshape(like.shape)
+
+
+def bears_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be hung on a module: not on what torch.jit.script has compiled, nor on what is inside."""
+    return not isinstance(module, torch.jit.RecursiveScriptModule)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager
@@ -154,18 +163,29 @@ def _input_hook(
     see: Callable[[Tensor], Tensor], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     where = where_stream(args, kwargs)
+    given = kwargs[where] if isinstance(where, str) else args[where]
+    stream = first_tensor(given)
+    assert stream is not None, "the argument was found by the tensor that it is or begins with"
+    seen = with_first(given, see(stream))
     if isinstance(where, str):
-        return args, {**kwargs, where: see(kwargs[where])}
-    return (*args[:where], see(args[where]), *args[where + 1 :]), kwargs
+        return args, {**kwargs, where: seen}
+    return (*args[:where], seen, *args[where + 1 :]), kwargs
 
 
 def where_stream(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str:
-    """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers."""
+    """Which argument of a module's is the stream, by number or name: the first that holds floating-point numbers.
+
+    Where none does, it is the first thing that begins with such: members of an nn.Sequential hand on several so.
+    """
     # By its usual name first: some layers are given other floating-point tensors before it.
     if isinstance(kwargs.get(USUAL), Tensor):
         return USUAL
     for where, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, Tensor) and value.is_floating_point():
+            return where
+    for where, value in (*enumerate(args), *kwargs.items()):
+        found = first_tensor(value)
+        if found is not None and found.is_floating_point():
             return where
     raise KeyError(USUAL)
 
@@ -176,7 +196,7 @@ def stream_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         where = where_stream(args, kwargs)
     except KeyError:
         return None
-    return kwargs[where] if isinstance(where, str) else args[where]
+    return first_tensor(kwargs[where] if isinstance(where, str) else args[where])
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -245,7 +265,7 @@ def _in_the_middle(model: Model, layer: int, see: Callable[[Tensor], Tensor]) ->
     with (
         on_input(part, middle.show),
         on_output(model.part(layer, layout.mlp or ""), middle.note_mlp),
-        on_output(model.layers[layer], middle.add_up),
+        on_output(model.layer(layer), middle.add_up),
     ):
         yield
 

@@ -27,9 +27,9 @@ class Replay:
         self.worlds = worlds
         self.budget = budget
         # By whole forwards too, so that nothing of the faster engine is in what it is held against.
-        self.beside = _beside(worlds)
+        self.beside = frozenset() if model.anatomy.alone else _beside(worlds)
         self.donors = donor_recordings(model, (world.run for world in worlds), without=self.beside)
-        self.furthest = (0, -1)  # every row has its own place
+        self.furthest = (0, -1)  # the tokens of the largest batch of several rows, and the world that is its last
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
         """The worlds' numbers, in batches that fit the memory; `rows` caps their size."""
@@ -40,7 +40,11 @@ class Replay:
                 keep = len(first.base.tokens) - min(first.readout)
                 size = min(size, rows_that_fit(self.model, len(first.base.tokens), keep, self.budget))
             for start in range(0, len(numbers), size):
-                yield numbers[start : start + size]
+                batch = numbers[start : start + size]
+                tokens = len(batch) * len(first.base.tokens)
+                if len(batch) > 1 and tokens > self.furthest[0] and not self.model.anatomy.alone:
+                    self.furthest = tokens, batch[-1]
+                yield batch
 
     def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
         """The worlds' logits at their readouts, all at once."""

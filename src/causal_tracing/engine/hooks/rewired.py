@@ -40,6 +40,11 @@ class Rewirings:
     """Rewired worlds on whole forwards. With `joint` heads of a layer are never added up one by one."""
 
     def __init__(self, model: Model, worlds: Sequence[World], budget: int, *, joint: bool = False) -> None:
+        if model.anatomy.alone:
+            raise ComponentNotOffered(
+                f"Edges are not offered on {model.name}: a world of theirs takes several rows, and what this model "
+                "makes of one depends on the others. Patch nodes."
+            )
         self.model = model
         self.worlds = worlds
         self.budget = budget

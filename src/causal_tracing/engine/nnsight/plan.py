@@ -83,7 +83,7 @@ def module_at(model: Model, component: str, layer: int) -> tuple[str, str]:
     if component == "embed":
         words = model.network.get_input_embeddings()
         return next(name for name, module in model.network.named_modules() if module is words), "output"
-    whole = f"{model.anatomy.layers}.{layer}"
+    whole = model.anatomy.path(layer)
     if component in ("resid_pre", "resid_post"):
         return whole, "input" if component == "resid_pre" else "output"
     layout = model.layout(layer)

@@ -4,7 +4,7 @@ For every layer what it was called with, the stream before it, and the keys, val
 activations that donors are read at. Runs of equal length share a tape, one row each.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,8 +92,12 @@ def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dic
     Raises CannotPack where the layers do not attend by the replaceable function, OutOfMemory where one run alone does
     not fit.
     """
+    if model.anatomy.alone:
+        raise CannotPack("what it makes of a run depends on what is run beside it.")
     if model.anatomy.idle or model.anatomy.lanes:
-        what = "some of its layers are skipped" if model.anatomy.idle else "its stream has several lanes"
+        turned = model.anatomy.lanes == "turned"
+        form = "its stream is [token, row, width]" if turned else "its stream has several lanes"
+        what = "some of its layers are skipped" if model.anatomy.idle else form
         raise CannotPack(f"{what}, which cannot be packed.")
     donors = donor_recordings(model, runs)
     found: dict[Run, Tape] = {}
@@ -167,7 +171,7 @@ class _Listener:
         # One for all where they agree: nothing need then be gathered for each world.
         return mask[:1] if all(torch.equal(row, mask[0]) for row in mask[1:]) else mask
 
-    def listening(self, layers: nn.ModuleList) -> ExitStack:
+    def listening(self, layers: Iterable[nn.Module]) -> ExitStack:
         """Hooks on the layers that note their calls, until the stack is closed."""
         stack = ExitStack()
         for number, layer in enumerate(layers):

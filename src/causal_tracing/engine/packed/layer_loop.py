@@ -153,7 +153,7 @@ class Wave:
             args = [hidden, *args]
         places = [place for place in {**writes, **marked} if place[0] not in SEEN]
         with attached(self.model, places, partial(self._visit, writes, marked), batch=1, rows=rows):
-            output = self.model.layers[layer](*args, **kwargs)
+            output = self.model.layer(layer)(*args, **kwargs)
         return output[0] if isinstance(output, (tuple, list)) else output
 
     def _visit(self, writes: Writes, marked: Marked, component: str, layer: int, value: Tensor) -> Tensor:

@@ -74,14 +74,20 @@ def _rows_of_the_head(model: Model, words: Sequence[int] | None) -> Iterator[Non
 
 @contextmanager
 def _stand_ins(model: Model, states: Tensor, *, tuples: bool) -> Iterator[None]:
-    layers = model.layers
-    own = dict(layers._modules)
+    own = {model.anatomy.path(number): layer for number, layer in enumerate(model.layers)}
     try:
-        for name, layer in own.items():
-            layers._modules[name] = _StandIn(layer, states, tuples=tuples)
+        for path, layer in own.items():
+            _put(model.network, path, _StandIn(layer, states, tuples=tuples))
         yield
     finally:
-        layers._modules.update(own)
+        for path, layer in own.items():
+            _put(model.network, path, layer)
+
+
+def _put(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Another module in a place."""
+    holder, _, name = path.rpartition(".")
+    network.get_submodule(holder)._modules[name] = module
 
 
 class _StandIn(nn.Module):

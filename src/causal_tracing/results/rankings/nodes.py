@@ -17,7 +17,7 @@ from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.ranked import has_sum, summed
 from causal_tracing.results.rankings.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.rankings.score_files import write_scores
+from causal_tracing.results.rankings.score_files import Shape, write_scores
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS
 
 WHOLE, HEAD, TOGETHER = ("attn_out", "mlp_out", "mixer_out"), "z", "together"
@@ -27,14 +27,25 @@ WHOLE, HEAD, TOGETHER = ("attn_out", "mlp_out", "mixer_out"), "z", "together"
 class NodeRanking(Ranking):
     """A ranking of nodes."""
 
-    def write(self, path: str | Path, *, width: int, parallel: bool, size: int, by: str = "size") -> Path:
+    def write(
+        self,
+        path: str | Path,
+        *,
+        width: int,
+        parallel: bool,
+        size: int,
+        by: str = "size",
+        shape: Shape | None = None,
+    ) -> Path:
         """Writes a score file as EAP-IG and MIB read it, the first `size` nodes and the edges among them in the graph.
 
-        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream. A file
+        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream; its
+        `shape` is needed where layers differ in what they have. A file
         must have a score for each edge: it is that of the node where the edge begins, and no score of its own. Raises
         InvalidOption where there are no single heads, MachineError.
         """
-        return write_scores(Path(path), self.scores, self.first(size, by=by), width=width, parallel=parallel)
+        kept = self.first(size, by=by)
+        return write_scores(Path(path), self.scores, kept, width=width, parallel=parallel, shape=shape)
 
 
 def node_ranking(measurements: Measurements, *, effect: str | None = None, metric: str | None = None) -> NodeRanking:

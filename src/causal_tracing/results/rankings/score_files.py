@@ -2,7 +2,8 @@
 
 JSON with "cfg" (n_layers, n_heads, parallel_attn_mlp, d_model), "nodes" (by name: "input", "a0.h0", "m0", "logits") and
 "edges" ("a0.h0->m0", "input->a0.h0<q>"). A node is a table with in_graph and maybe a score, in older files true or
-false; an edge is a table with score and in_graph.
+false; an edge is a table with score and in_graph. Where layers differ, n_heads is the most that one has, and the nodes
+are those that there are.
 """
 
 import json
@@ -35,12 +36,42 @@ class Scored:
     source: str
 
 
-def read_scores(path: Path) -> Scored:
-    """A score file of EAP-IG or MIB. Raises InvalidOption with what is wrong.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A model's nodes by our names (single heads and MLPs), and how many heads of a layer share a key and a value."""
 
-    Where nodes have no scores, a node's is the sum of the sizes of its outgoing edges' scores.
+    nodes: tuple[str, ...]
+    shared: Mapping[int, int]
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are, up to the last that has a node."""
+        return 1 + max(_place(name)[0] for name in self.nodes)
+
+    @property
+    def heads(self) -> int:
+        """The most heads that a layer has."""
+        return max(self.heads_of(layer) for layer in range(self.layers))
+
+    def heads_of(self, layer: int) -> int:
+        """How many heads a layer has."""
+        return sum(name.startswith(f"z {layer}.") for name in self.nodes)
+
+
+def _place(name: str) -> tuple[int, int]:
+    """The layer of a node, and its head; of an MLP 0."""
+    found = OURS.fullmatch(name)
+    assert found, "a node was asked for by name before"
+    return int(found.group(1) or found.group(3)), int(found.group(2) or 0)
+
+
+def read_scores(path: Path, shape: Shape | None = None) -> Scored:
+    """A score file of EAP-IG or MIB, of a model of this shape. Raises InvalidOption with what is wrong.
+
+    Without a shape each layer has the heads that the file says, and an MLP. Where nodes have no scores, a node's is the
+    sum of the sizes of its outgoing edges' scores.
     """
-    found, layers, heads, names = _graph(path)
+    found, layers, heads, names = _graph(path, shape)
     scores = {names[name]: each for name, each in _node_scores(path, found["nodes"]) if name in names}
     source = f"node scores of {path.name}"
     if not scores:
@@ -58,19 +89,16 @@ def read_scores(path: Path) -> Scored:
     )
 
 
-def read_edge_scores(path: Path, key_heads: int) -> Scored:
+def read_edge_scores(path: Path, shape: Shape) -> Scored:
     """The edges' own scores of such a file, by our names. Raises InvalidOption with what is wrong.
 
-    A file has keys and values for every head; where a layer has fewer (`key_heads`), those of the heads that share one
-    are added up.
+    A file has keys and values for every head; where a layer has fewer, those of the heads that share one are added up.
     """
-    found, layers, heads, names = _graph(path)
-    if heads % key_heads:
-        raise InvalidOption(f"{path} is of a model of {heads} heads a layer, and {key_heads} keys do not share them.")
+    found, layers, heads, names = _graph(path, shape)
     scores: dict[str, float] = {}
     inside: set[str] = set()
     for edge, each in found["edges"].items():
-        name = _our_edge(path, edge, names | {"input": INPUT, "logits": "logits"}, heads // key_heads)
+        name = _our_edge(path, edge, names | {"input": INPUT, "logits": "logits"}, shape)
         if not isinstance(each, dict):
             raise InvalidOption(f"{path} has {each!r} for the edge {edge!r}, and needs a table with its score.")
         scores[name] = scores.get(name, 0.0) + _number(path, edge, each.get("score"))
@@ -83,8 +111,8 @@ def read_edge_scores(path: Path, key_heads: int) -> Scored:
     )
 
 
-def _our_edge(path: Path, edge: str, names: Mapping[str, str], shared: int) -> str:
-    """An edge by our names; `shared` heads have a key and a value together. Raises InvalidOption."""
+def _our_edge(path: Path, edge: str, names: Mapping[str, str], shape: Shape) -> str:
+    """An edge by our names, of a model of this shape. Raises InvalidOption."""
     found = EDGE.fullmatch(edge)
     sender, reader, end = found.groups() if found else ("", "", None)
     if sender not in names or reader not in names or (end is None) == reader.startswith("a"):
@@ -93,20 +121,22 @@ def _our_edge(path: Path, edge: str, names: Mapping[str, str], shared: int) -> s
         )
     if end is None:
         return f"{names[sender]}{ARROW}{names[reader]}"
-    layer, head = names[reader].removeprefix("z ").split(".")
-    return f"{names[sender]}{ARROW}{end} {layer}.{int(head) if end == 'q' else int(head) // shared}"
+    layer, head = _place(names[reader])
+    return f"{names[sender]}{ARROW}{end} {layer}.{head if end == 'q' else head // shape.shared[layer]}"
 
 
-def _graph(path: Path) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
+def _graph(path: Path, shape: Shape | None) -> tuple[Mapping[str, Any], int, int, dict[str, str]]:
     """The content, the numbers of layers and heads, and our names of its nodes. Raises InvalidOption."""
     found = _content(path)
     layers, heads = (_size(path, found["cfg"], name) for name in ("n_layers", "n_heads"))
     names = _nodes(layers, heads)
+    if shape and (layers, heads) == (shape.layers, shape.heads):
+        names = {theirs: ours for theirs, ours in names.items() if ours in shape.nodes}
     for name in found["nodes"]:
         if name not in names and name not in ENDS:
             raise InvalidOption(
-                f"{path} has a node {name!r}, which a model of {layers} layers of {heads} heads has not. Nodes are "
-                "such as 'a0.h0' and 'm0'."
+                f"{path} has a node {name!r}, which {'this' if shape else 'a'} model of {layers} layers of {heads} "
+                "heads has not. Nodes are such as 'a0.h0' and 'm0'."
             )
     return found, layers, heads, names
 
@@ -163,23 +193,30 @@ def _inside(node: Any) -> bool:
     return bool(node.get("in_graph")) if isinstance(node, dict) else bool(node)
 
 
-def write_scores(path: Path, scores: Mapping[str, float], kept: Iterable[str], *, width: int, parallel: bool) -> Path:
+def write_scores(
+    path: Path,
+    scores: Mapping[str, float],
+    kept: Iterable[str],
+    *,
+    width: int,
+    parallel: bool,
+    shape: Shape | None = None,
+) -> Path:
     """Writes such a file; `kept` are the nodes in the graph, with all edges among them.
 
-    Raises InvalidOption, MachineError.
+    Without a shape all layers have equally many heads, and an MLP. Raises InvalidOption, MachineError.
     """
-    places = {name: OURS.fullmatch(name) for name in scores}
-    if not all(places.values()) or not any(name.startswith("z ") for name in scores):
+    if not all(map(OURS.fullmatch, scores)) or not any(name.startswith("z ") for name in scores):
         raise InvalidOption(
             "A score file names single heads (z) and MLPs, and these nodes are others: no such file can be written."
         )
     theirs = {name: _theirs(name) for name in scores}
     inside = {*kept}
-    layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places.values() if each)
-    heads = 1 + max(int(each.group(2) or 0) for each in places.values() if each)
-    if missing := [name for name in _nodes(layers, heads).values() if name not in scores]:
+    layers, heads = (1 + max(numbers) for numbers in zip(*map(_place, shape.nodes if shape else scores), strict=True))
+    there = shape.nodes if shape else [*_nodes(layers, heads).values()]
+    if missing := [name for name in there if name not in scores]:
         raise InvalidOption(
-            f"A score file has every head and MLP of its layers, and {len(missing)} of {layers * (heads + 1)} have no "
+            f"A score file has every head and MLP of its layers, and {len(missing)} of {len(there)} have no "
             f"score here, such as {missing[0]!r}: rank all of them."
         )
     nodes = {"input": {"in_graph": True}}
@@ -218,38 +255,49 @@ def _reads(sender: str, reader: str, parallel: bool) -> bool:
 
 
 def write_edge_scores(
-    path: Path, scores: Mapping[str, float], kept: Iterable[str], *, width: int, parallel: bool
+    path: Path,
+    scores: Mapping[str, float],
+    kept: Iterable[str],
+    *,
+    width: int,
+    parallel: bool,
+    shape: Shape | None = None,
 ) -> Path:
     """Writes such a file of edges with scores of their own; `kept` are those in the graph.
 
-    Raises InvalidOption, MachineError.
+    Without a shape all layers have equally many heads, keys and values. Raises InvalidOption, MachineError.
     """
     senders = dict.fromkeys(name.partition(ARROW)[0] for name in scores)
     nodes = [name for name in senders if name != INPUT]
-    places = [OURS.fullmatch(name) for name in nodes]
-    if not all(places) or not any(name.startswith("z ") for name in nodes):
+    if not all(map(OURS.fullmatch, nodes)) or not any(name.startswith("z ") for name in nodes):
         raise InvalidOption(
             "A score file has edges from single heads (z) and MLPs, and these are others: no such file can be written."
         )
-    layers = 1 + max(int(each.group(1) or each.group(3) or 0) for each in places if each)
-    heads = _in_each((name for name in nodes if name.startswith("z ")), "heads")
-    readers = dict.fromkeys(name.partition(ARROW)[2] for name in scores)
-    key_heads = _in_each((name for name in readers if name.startswith(("k ", "v "))), "keys and values") or heads
+    shape = shape or _even(nodes, [name.partition(ARROW)[2] for name in scores])
     inside = {*kept}
     edges = {
-        theirs: {"score": score / count, "in_graph": name in inside}
-        for name, score in scores.items()
-        for count, theirs in _their_edges(name, heads // key_heads)
+        theirs: {"score": score, "in_graph": name in inside}
+        for name, whole in scores.items()
+        for theirs, score in _their_edges(name, whole, shape)
     }
     used = {end for edge, each in edges.items() if each["in_graph"] for end in edge.partition("<")[0].split("->")}
-    named = ["input", *map(_theirs, nodes), "logits"]
+    named = ["input", *map(_theirs, shape.nodes), "logits"]
     content = {
-        "cfg": {"n_layers": layers, "n_heads": heads, "parallel_attn_mlp": parallel, "d_model": width},
+        "cfg": {"n_layers": shape.layers, "n_heads": shape.heads, "parallel_attn_mlp": parallel, "d_model": width},
         "nodes": {name: {"in_graph": name in ENDS or name in used} for name in named},
         "edges": edges,
     }
     write_text(path, json.dumps(content))
     return path
+
+
+def _even(nodes: Sequence[str], readers: Iterable[str]) -> Shape:
+    """The shape of a model all of whose layers have as many heads, and keys, as these name. Raises InvalidOption."""
+    heads = _in_each((name for name in nodes if name.startswith("z ")), "heads")
+    read = [name for name in dict.fromkeys(readers) if name.startswith(("k ", "v "))]
+    keys = _in_each(read, "keys and values") or heads
+    layers = {name.partition(" ")[2].partition(".")[0] for name in read}
+    return Shape(nodes=tuple(nodes), shared=dict.fromkeys(map(int, layers), heads // keys))
 
 
 def _in_each(names: Iterable[str], what: str) -> int:
@@ -266,15 +314,19 @@ def _in_each(names: Iterable[str], what: str) -> int:
     return next(iter(most.values()), 0)
 
 
-def _their_edges(name: str, shared: int) -> Iterator[tuple[int, str]]:
-    """What a file calls an edge, for every head that shares its reader, each with how many these are."""
+def _their_edges(name: str, score: float, shape: Shape) -> Iterator[tuple[str, float]]:
+    """What a file calls an edge, for every head that shares its reader, each with its share of the score."""
     sender, _, reader = name.partition(ARROW)
     start = "input" if sender == INPUT else _theirs(sender)
     end, _, place = reader.partition(" ")
     if end not in ("q", "k", "v"):
-        yield 1, f"{start}->{reader if end in ENDS else _theirs(reader)}"
+        yield f"{start}->{reader if end in ENDS else _theirs(reader)}", score
         return
-    layer, _, head = place.partition(".")
-    count = 1 if end == "q" else shared
-    for each in range(int(head) * count, (int(head) + 1) * count):
-        yield count, f"{start}->a{layer}.h{each}<{end}>"
+    layer, head = map(int, place.split("."))
+    count = 1 if end == "q" else shape.shared[layer]
+    given = 0.0
+    for number in range(count):
+        # The last one has what is left, so that they add up to the score again, to the last bit.
+        share = score / count if number < count - 1 else score - given
+        yield f"{start}->a{layer}.h{head * count + number}<{end}>", share
+        given += share

@@ -12,7 +12,7 @@ from causal_tracing.validation import one_of
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
-    from causal_tracing.prompts.files import Reading
+    from causal_tracing.prompts.files import ReadRows
     from causal_tracing.prompts.pairs import Pair
 
 
@@ -21,7 +21,7 @@ class Asked:
     """The pairs as far as they are known without a tokenizer; none yet where they are named by token ids."""
 
     pairs: "list[Pair]"
-    reading: "Reading | None" = None
+    reading: "ReadRows | None" = None
     chat: bool = False
     corrupt_by: str | None = None
 

@@ -146,9 +146,9 @@ def say(result: "Trace", *, as_json: bool, all_metrics: bool) -> None:
 
 def json_of(values: Any) -> str:
     """Plain values as one JSON document: what is not finite is null, for JSON has no other word for it."""
-    from causal_tracing.report.document import plain
+    from causal_tracing.report.document import jsonable
 
-    return json.dumps(plain(values), allow_nan=False)
+    return json.dumps(jsonable(values), allow_nan=False)
 
 
 def show(result: "Trace", page: Path | None) -> None:

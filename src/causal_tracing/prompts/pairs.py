@@ -30,6 +30,8 @@ from causal_tracing.prompts.tokens import (
     token_strings,
 )
 
+# The fields that are one text or number each: what flags, forms and command lines can say of a pair.
+PLAIN_FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")
 TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a role or a span
 
 

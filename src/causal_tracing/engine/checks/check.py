@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracing.engine.checks.agreement import (
-    compare,
-    room_for_checks,
-    short_prompts,
-)
+from causal_tracing.engine.checks.agreement import compare, room_for_checks
 from causal_tracing.engine.checks.attending import attention_proofs
 from causal_tracing.engine.checks.bounds import ONE_FORWARD, TWO_FORWARDS
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
@@ -43,6 +39,7 @@ from causal_tracing.engine.checks.logits import apart, largest
 from causal_tracing.engine.checks.mixing import gathering, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.record import record
+from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.edits import Edit, Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE, RESIDUAL

@@ -3,7 +3,6 @@
 Transformers dequantises such a file anew each time, which takes most of the time that loading does.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from causal_tracing.errors import InvalidOption, ModelError
 from causal_tracing.models.cache import MANIFEST, MEGABYTE, Entry, cache_home, is_whole, say
-from causal_tracing.models.place import ModelFiles
+from causal_tracing.models.place import ModelFiles, sha256_of
 
 PREFIX, SUFFIX = "gguf-", "-float32-1"  # of folders in the cache; another suffix when the conversion changes
 LIMIT_VARIABLE, LIMIT = "CAUSAL_TRACING_CACHE_LIMIT", 20_000 * MEGABYTE
@@ -34,7 +33,7 @@ def converted(files: ModelFiles, file: Path) -> ModelFiles:
     if space > most:
         return files
     # By its bytes: the same file under another name, or on the hub, is converted once.
-    checksum = files.source.get("sha256") or _sha256(file)
+    checksum = files.source.get("sha256") or sha256_of(file)
     entry = Entry(name=f"{PREFIX}{checksum}{SUFFIX}", what=f"{file.name} in float32", space=space)
     if not is_whole(cache_home() / entry.name):
         _make_room(most - space)
@@ -80,11 +79,6 @@ def _make_room(most: int) -> None:
         if total > most:
             shutil.rmtree(folder)
             total -= size
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _space(files: ModelFiles, file: Path) -> int:

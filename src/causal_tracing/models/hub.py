@@ -2,7 +2,6 @@
 
 import errno
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from causal_tracing.errors import (
     OutOfMemory,
     UnsupportedModel,
 )
+from causal_tracing.models.cache import say
 from causal_tracing.models.memory import is_out_of_memory
 from causal_tracing.models.place import ADAPTER, ModelFiles, adapter, unreadable
 
@@ -83,8 +83,7 @@ def _fetch(files: ModelFiles, file: str) -> Path | None:
         # Asked once, briefly: where the hub stalls, hf_hub_download itself would go on asking for minutes.
         about = get_hf_file_metadata(hf_hub_url(files.where, file, revision=files.commit))
         size = f" ({about.size / 1e6:,.0f} MB)" if about.size else ""
-        if files.progress:
-            print(f"causal-tracing: downloading {files.where}/{file}{size} ...", file=sys.stderr, flush=True)
+        say(files.progress, f"downloading {files.where}/{file}{size} ...")
         return Path(hf_hub_download(files.where, file, revision=files.commit))
     except HfHubHTTPError as error:
         if error.response.status_code == 404:

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer
+from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer, some_of
 from causal_tracing.models.adapters import inside
 from causal_tracing.models.gguf import converted, without_bars
 from causal_tracing.models.hub import brief, download_weights, explained, gguf_file, known
@@ -191,17 +191,27 @@ def _require_causal(config: Any, name: str) -> None:
         raise UnsupportedModel(f"{name} (model type {config.model_type!r}) cannot be traced: it is {reason}. {OTHERS}")
 
 
+def _causal_by_name(config: Any) -> bool:
+    """Whether transformers, or code that comes with the model, has a class of causal decoders for it."""
+    mapping: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    return type(config) in mapping or _has_own_code(config)
+
+
+def _has_own_code(config: Any) -> bool:
+    """Whether a causal decoder's code comes with the model."""
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+
+
 def _not_causal(config: Any) -> str:
     """What a model of this configuration is, where it is no causal decoder; empty where it may be one."""
-    mapping: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     with_images: Any = AutoModelForImageTextToText._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     masked: Any = AutoModelForMaskedLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(config, "is_encoder_decoder", False):
         return "an encoder with a decoder: its encoder reads the whole prompt at once"
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+    if _has_own_code(config):
         return ""  # its own code says that it is one; the check of the loaded model will see
     # Models of images and text read text alone too.
-    if type(config) not in mapping and type(config) not in with_images:
+    if not _causal_by_name(config) and type(config) not in with_images:
         return "not a language model that predicts the next token"
     if type(config) in masked and not getattr(config, "is_decoder", False):
         return "an encoder: each of its tokens sees the later ones"
@@ -210,9 +220,8 @@ def _not_causal(config: Any) -> str:
 
 def _network(files: ModelFiles, config: Any, dtype: Any, spread: Spread | None = None) -> PreTrainedModel:
     safe = {"use_safetensors": download_weights(files)} if files.commit and not files.gguf else {}
-    causal: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    by_text = type(config) in causal or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    kind: Any = AutoModelForCausalLM if by_text else AutoModelForImageTextToText  # which reads text alone too
+    # What is made for images and text reads text alone too.
+    kind: Any = AutoModelForCausalLM if _causal_by_name(config) else AutoModelForImageTextToText
     options = {"dtype": dtype, "output_loading_info": True, **safe, **files.arguments()}
     if dtype is torch.float64:  # grouped products of experts are not made for it
         options["experts_implementation"] = "eager"
@@ -221,10 +230,9 @@ def _network(files: ModelFiles, config: Any, dtype: Any, spread: Spread | None =
     network, report = read(files.where, **options)
     missing = sorted(report["missing_keys"])
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(
             f"The weights files of {files.name} lack {len(missing)} of the parameters of {type(network).__name__}: "
-            f"{', '.join(missing[:3])}{more}. They would be random, so the model is not used. Download or save it "
+            f"{some_of(missing, 3)}. They would be random, so the model is not used. Download or save it "
             "again; a model without a language-modelling head cannot be traced."
         )
     return network.eval().requires_grad_(False)
@@ -235,10 +243,9 @@ def _require_weights(network: nn.Module, name: str) -> None:
     missing, total = absent(network), len(list(network.parameters()))
     if not missing:
         return
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     what = "has no weights: all" if len(missing) == total else f"lacks weights: {len(missing)} of"
     raise UnsupportedModel(
-        f"{name} {what} its {total} parameters are on the meta device ({', '.join(missing[:3])}{more}), and no hook of "
+        f"{name} {what} its {total} parameters are on the meta device ({some_of(missing, 3)}), and no hook of "
         "accelerate's says where their numbers are kept. Load it with from_pretrained(...)."
     )
 

@@ -168,14 +168,17 @@ def _fingerprint(files: list[Path]) -> dict[str, str]:
         latest = max(file.stat().st_mtime for file in files)
         size = sum(file.stat().st_size for file in files)
         return {"bytes": str(size), "modified": datetime.fromtimestamp(latest, UTC).isoformat(timespec="seconds")}
-    sums = {}
-    for file in files:
-        with file.open("rb") as stream:
-            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    sums = {file.name: sha256_of(file) for file in files}
     if len(sums) == 1:
         return {"sha256": next(iter(sums.values()))}
     lines = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
     return {"sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def sha256_of(file: Path) -> str:
+    """The checksum of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def refuse(options: dict[str, Any], what: str) -> None:

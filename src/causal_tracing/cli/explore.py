@@ -10,7 +10,7 @@ import typer
 
 from causal_tracing.cli import commands, console
 from causal_tracing.errors import InvalidOption
-from causal_tracing.explorer.asked import LIMIT_TOKENS
+from causal_tracing.explorer import LIMIT_TOKENS
 
 app = typer.Typer()
 FOLDERS = "Saved traces or run folders, to be read without a model."

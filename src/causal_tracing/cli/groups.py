@@ -9,7 +9,6 @@ import typer
 from causal_tracing.cli import asked, commands
 from causal_tracing.cli.flags import Group
 from causal_tracing.patching.options.declare import MANY, OUTPUT, PAIR
-from causal_tracing.prompts.pairs import PLAIN_FIELDS
 
 CORRUPT = typer.Option(
     help="The corrupt prompt, with equally many tokens unless --align pairs them otherwise. None with noise; a "
@@ -72,6 +71,8 @@ class PairFlags(Group):
 
     def read(self) -> asked.Asked:
         """The pairs, as far as they are known without a tokenizer. Raises InputError."""
+        from causal_tracing.prompts.pairs import PLAIN_FIELDS  # no help needs what pairs are made of
+
         parts = {name: getattr(self, name) for name in PLAIN_FIELDS}
         return asked.read(self.pairs, parts, chat=self.chat, format=self.format, corrupt_by=self.corrupt_by)
 

@@ -14,7 +14,7 @@ from causal_tracing.patching.options.declare import said, specs
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.texts import write_tensors
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.prompts.answers import spelled
+from causal_tracing.prompts.answers import TARGETS, spelled
 from causal_tracing.prompts.pairs import PLAIN_FIELDS, Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole
 from causal_tracing.results.units import is_function
@@ -126,7 +126,7 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
         return found | {"pairs": PAIRS}
     (pair,) = pairs
     fields = {name: getattr(pair, name) for name in PLAIN_FIELDS}
-    fields |= {name: spelled(fields[name]) or None for name in ("answer", "foil")}
+    fields |= {name: spelled(fields[name]) or None for name in TARGETS}
     return (
         found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
     )

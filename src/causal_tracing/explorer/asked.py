@@ -11,7 +11,6 @@ from typing import Any
 from causal_tracing.errors import InputError, InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.pairs import PLAIN_FIELDS
 
-LIMIT_TOKENS = 64  # of a prompt, where no other limit is asked for
 MOST_LETTERS = 4000  # of a prompt
 MOST_WORDS = 400  # letters of every other text
 PROMPTS = ("clean", "corrupt")

@@ -98,7 +98,8 @@ def _message(content: str, tokenizer: Any) -> str:
 def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int], Offsets | None]:
     """A prompt's token ids, special tokens included, and their places; None where the tokenizer cannot say these.
 
-    What the tokenizer puts behind every text (EOS, [SEP]) is left out: nothing could be read after the text.
+    What the tokenizer puts behind every text (EOS, [SEP]) is left out: nothing could be read after the text. Raises
+    InvalidPair where there are no tokens.
     """
     placed = getattr(tokenizer, "is_fast", False)
     asked = {"return_offsets_mapping": True} if placed else {}

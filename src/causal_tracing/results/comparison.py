@@ -39,6 +39,7 @@ from causal_tracing.results.statistics.bootstrap import (
     cluster_codes,
     cluster_means,
     mean_interval,
+    means_over_clusters,
     ratio_difference_interval,
 )
 
@@ -261,7 +262,7 @@ def _cells(
     cells, least = tested({name: cluster_means(each, codes) for name, each in apart.items()}, status, seed)
     for name, pair in values.items():
         for which, each in zip(("first", "second"), pair, strict=True):
-            cells[f"{name}_{which}"] = (status.dims, _mean_of(cluster_means(each, codes)))
+            cells[f"{name}_{which}"] = (status.dims, means_over_clusters(cluster_means(each, codes)))
     for fraction, effect in FRACTIONS.items():
         if effect in values:
             one, other = values[effect]
@@ -313,12 +314,6 @@ def _status(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 
 def _mean(values: np.ndarray, seed: int) -> Interval:
     return mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
-
-
-def _mean_of(values: np.ndarray) -> np.ndarray:
-    """The mean over clusters, NaN where none has the cell."""
-    there = (~np.isnan(values)).sum(0)
-    return np.where(there > 0, np.nansum(values, axis=0) / np.maximum(there, 1), np.nan)
 
 
 def _only(

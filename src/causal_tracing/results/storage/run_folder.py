@@ -27,7 +27,7 @@ import numpy as np
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.storage.atomic import sync_folder, write_text
 from causal_tracing.results.storage.places import JOBS, LOCK, MANIFEST
-from causal_tracing.results.storage.saved import PAIRS
+from causal_tracing.results.storage.saved import PAIRS, canonical, in_lines
 
 SCHEMA = 1
 RESULTS = "results.sqlite"
@@ -59,8 +59,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes it, and the pairs as a file of their own, each whole or not at all. Raises MachineError."""
     content = dict(manifest)
     document = json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1)
-    pairs = "".join(json.dumps(pair) + "\n" for pair in content["pairs"])
-    for name, text in ((MANIFEST, document), (PAIRS, pairs)):
+    for name, text in ((MANIFEST, document), (PAIRS, in_lines(content["pairs"]))):
         write_text(folder / name, text, otherwise="Free what is missing and run the same command again.")
 
 
@@ -92,7 +91,7 @@ def threads_of(manifest: Mapping[str, Any]) -> int:
 
 def digest(content: Any) -> str:
     """The sha256 of plain values, in one order."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(canonical(content)).hexdigest()
 
 
 def differences(found: Any, asked: Any, name: str = "") -> Iterator[str]:

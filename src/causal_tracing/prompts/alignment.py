@@ -100,6 +100,7 @@ def _spans(clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> list[Slot]:
 
 def _leading(clean: TokenPrompt, corrupt: TokenPrompt) -> int:
     """How many special tokens both prompts begin with."""
+    # But for the last token of either: that is paired with the other's last one, wherever it stands.
     count = 0
     for a, b, special in zip(clean.tokens[:-1], corrupt.tokens[:-1], clean.special, strict=False):
         if not special or a != b:

@@ -45,9 +45,9 @@ class Pair:
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th from the left
     (0-based; negative: from the right). `spans` names further stretches, each where it stands first, which can be asked
     for as positions, so that no name is a whole number; `corrupt_spans` says of these what they are in the corrupt
-    prompt, where that is another text. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's
-    messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
-    InvalidPair.
+    prompt, where that is another text. Pairs of one `cluster` share a fact; `id` names the pair in results (default:
+    its place), and `labels` are kept with it there. With `chat`, the prompts are a user's messages, put through the
+    tokenizer's chat template, and answer and foil begin the model's reply. Raises InvalidPair.
 
         >>> Pair(clean="The nurse said", corrupt="The king said", answer=[" she", " her"], foil=[" he", " his"])
     """

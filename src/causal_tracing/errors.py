@@ -20,7 +20,7 @@ CausalTracingError
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class CausalTracingError(Exception):
@@ -206,3 +206,9 @@ def nearest(asked: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(asked, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid: {', '.join(names)}."
+
+
+def some_of(names: Sequence[object], most: int = 5) -> str:
+    """The first of some names, and how many more there are: a message of thousands of them would not be read."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more

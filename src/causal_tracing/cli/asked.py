@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from causal_tracing.cli import console
 from causal_tracing.errors import InvalidOption
-from causal_tracing.prompts.answers import meant
+from causal_tracing.prompts.answers import TARGETS, meant
 from causal_tracing.validation import one_of
 
 STDIN = "/dev/stdin"  # which "-" names, as elsewhere
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
-    from causal_tracing.prompts.files import Reading
+    from causal_tracing.prompts.files import ReadRows
     from causal_tracing.prompts.pairs import Pair
 
 
@@ -23,13 +23,15 @@ class Asked:
     """The pairs as far as they are known without a tokenizer; none yet where they are named by token ids."""
 
     pairs: "list[Pair]"
-    reading: "Reading | None" = None
+    reading: "ReadRows | None" = None
     chat: bool = False
     corrupt_by: str | None = None
 
     def check(self, options: dict[str, Any], *, alone: bool) -> None:
         """What can be said of them and the options without a model. Raises InputError."""
-        if self.corrupt_by is not None and (options.get("noise") is not None or options.get("preset") is not None):
+        from causal_tracing.patching.options.together import noised  # no help needs it
+
+        if self.corrupt_by is not None and noised(options):
             raise InvalidOption("--corrupt-by makes corrupt prompts, and noise takes their place. Give one of them.")
         console.check(self.pairs, options, alone=alone and self.corrupt_by is None)
 
@@ -57,7 +59,7 @@ def read(
 ) -> Asked:
     """The pairs of a file or built-in set, or the one whose fields were given. Raises InputError."""
     named = {name: _as_typed(value) for name, value in given.items() if value is not None}
-    named |= {name: meant(f"--{name}", named[name]) for name in ("answer", "foil") if name in named}
+    named |= {name: meant(f"--{name}", named[name]) for name in TARGETS if name in named}
     if source is None:
         return _one(named, chat, {"--format": format, "--corrupt-by": corrupt_by})
     if named:

@@ -12,7 +12,7 @@ from typer.models import CommandInfo
 from causal_tracing.cli import config, console, flags
 from causal_tracing.patching.options.declare import ENGINE, OUTPUT
 
-PARTLY = 5
+PARTLY = 5  # exit code of what was done in part; 2 to 4 are those of errors
 
 ModelName = Annotated[
     str, typer.Option("--model", help='"demo", a hub id, a folder, or a GGUF file.', rich_help_panel=ENGINE)

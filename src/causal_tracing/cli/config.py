@@ -58,8 +58,7 @@ def _key(parameter: inspect.Parameter) -> str:
 
 def _spelled(name: str, value: Any, spec: Spec, folder: Path) -> dict[str, Any]:
     """The flags of an option; read once, so that what cannot be meant is said of this file."""
-    if spec.text is None:
-        return {}
+    assert spec.text is not None, "what a file cannot say is no option of it"
     paths = {flag.name for flag in spec.text.more if flag.kind is Path}
     flags = {
         flag: folder / each if flag in paths and isinstance(each, str) else each

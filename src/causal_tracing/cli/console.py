@@ -16,12 +16,10 @@ from causal_tracing.errors import FormatNote, Note
 from causal_tracing.interventions.sites import COMPONENTS
 from causal_tracing.prompts.token_texts import printable
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells have it of a command that Ctrl-C ended: 128, and the number of the signal
 MOST_MAPS = 4  # pairs, whose maps are drawn in the terminal where there is no mean
 
 SHADED = ("256", "truecolor")  # of 16 colours, shades of both signs come out as the same grey
-
-_written: list[Path] = []  # by this command, so that Ctrl-C can say it
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from causal_tracing.experiments.trace_result import Trace
     from causal_tracing.models.model import Model
     from causal_tracing.prompts.pairs import Pair
+
+_written: list[Path] = []  # by this command, so that Ctrl-C can say it
 
 
 def load(name: str, **options: Any) -> "Model":
@@ -146,9 +146,9 @@ def say(result: "Trace", *, as_json: bool, all_metrics: bool) -> None:
 
 def json_of(values: Any) -> str:
     """Plain values as one JSON document: what is not finite is null, for JSON has no other word for it."""
-    from causal_tracing.report.document import plain
+    from causal_tracing.report.document import jsonable
 
-    return json.dumps(plain(values), allow_nan=False)
+    return json.dumps(jsonable(values), allow_nan=False)
 
 
 def show(result: "Trace", page: Path | None) -> None:
@@ -256,11 +256,10 @@ def check(pairs: "list[Pair]", options: dict[str, Any], *, alone: bool) -> None:
     Where pairs are not traced `alone`, one that cannot be traced fails by itself.
     """
     from causal_tracing.patching.columns import check_columns
-    from causal_tracing.patching.options.together import clean_alone
+    from causal_tracing.patching.options.together import clean_alone, noised
     from causal_tracing.prompts.pairs import check_corruption, named
 
     for name in ("positions", "head_positions", "neuron_positions", "expert_positions"):
         check_columns(pairs, options.get(name, "each"))
-    noise = options.get("noise") is not None or options.get("preset") is not None
     for pair in named(pairs) if alone else ():
-        check_corruption(pair, noise=noise, alone=clean_alone(options))
+        check_corruption(pair, noise=noised(options), alone=clean_alone(options))

@@ -10,6 +10,7 @@ import typer
 
 from causal_tracing.cli import commands, console
 from causal_tracing.errors import InvalidOption
+from causal_tracing.explorer import LIMIT_TOKENS
 
 app = typer.Typer()
 FOLDERS = "Saved traces or run folders, to be read without a model."
@@ -26,7 +27,7 @@ def explore(
     ] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")] = False,
     out: Annotated[Path, typer.Option(help="The folder in which traces are saved.")] = Path(),
-    limit_tokens: Annotated[int, typer.Option(help="How many tokens a prompt may have.")] = 64,
+    limit_tokens: Annotated[int, typer.Option(help="How many tokens a prompt may have.")] = LIMIT_TOKENS,
     dtype: commands.Dtype = None,
     device: commands.Device = None,
     revision: commands.Revision = None,

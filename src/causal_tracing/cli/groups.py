@@ -52,8 +52,6 @@ Out = Annotated[Path | None, typer.Option(help=OUT, rich_help_panel=OUTPUT)]
 ALL_METRICS = "With --json: every metric's effects."
 AllMetrics = Annotated[bool, typer.Option("--all-metrics", help=ALL_METRICS, rich_help_panel=OUTPUT)]
 
-PARTS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")  # of one pair
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairFlags(Group):
@@ -73,7 +71,9 @@ class PairFlags(Group):
 
     def read(self) -> asked.Asked:
         """The pairs, as far as they are known without a tokenizer. Raises InputError."""
-        parts = {name: getattr(self, name) for name in PARTS}
+        from causal_tracing.prompts.pairs import PLAIN_FIELDS  # no help needs what pairs are made of
+
+        parts = {name: getattr(self, name) for name in PLAIN_FIELDS}
         return asked.read(self.pairs, parts, chat=self.chat, format=self.format, corrupt_by=self.corrupt_by)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from causal_tracing.cli import commands, console, streams
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, some_of
 
 app = typer.Typer()
 # Written out: the list of them (`results/site_kinds.py`) loads more than a help may take.
@@ -56,7 +56,6 @@ def merge(
     """Puts the shards of one run together."""
     from causal_tracing import open_trace
     from causal_tracing.results.storage.merge import merge as run
-    from causal_tracing.results.storage.run_folder import listed
 
     try:
         missing = run(out, shards)
@@ -67,7 +66,7 @@ def merge(
     open_trace(out).to_html(out / "report.html")
     console.note(f"wrote {out}")
     if missing:
-        console.note(f"{len(missing)} chunks are in none of the shards: {listed(map(str, missing))}")
+        console.note(f"{len(missing)} chunks are in none of the shards: {some_of(missing)}")
         raise typer.Exit(commands.PARTLY)
 
 

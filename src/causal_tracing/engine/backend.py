@@ -239,7 +239,7 @@ class Donor(Protocol):
 
 
 @runtime_checkable
-class Reading(Protocol):
+class ReadingBackend(Protocol):
     """A backend that says what single parts of layers make of what they read. Estimates of paths need one."""
 
     def read(self, base: Run, wanted: Mapping[Run, Collection[Kept]]) -> Mapping[Run, Donor]:

@@ -1,21 +1,25 @@
 """How much runs at once: sizes of batches, waves and calls that fit the memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from causal_tracing.engine.call_size import call_tokens
 from causal_tracing.engine.footprint import footprint
 from causal_tracing.engine.random_prompts import short_length
-from causal_tracing.interventions.edits import World
+from causal_tracing.interventions.edits import Run, World
+from causal_tracing.models.memory import Found, in_parts
 from causal_tracing.models.model import Model
 
 # Above some hundred tokens a batch, larger matrix products are no faster on a CPU, and memory is better left free.
 SHARE_OF_FREE_MEMORY = 1 / 8
 LARGEST_DEFAULT = {"cpu": 256 * 2**20}
 FEW = 8  # rows that share a forward without asking what they take; where they do not fit, halves of them are run
+RECORDED = 16  # runs that are recorded at once: few are, and what they leave is kept, so that more would save little
 HEAD_ROWS = 128  # more at once are slower on a CPU: their memory is fetched anew each time
 
 
@@ -52,6 +56,43 @@ def alike(worlds: Sequence[World]) -> Iterator[list[int]]:
     for number, world in enumerate(worlds):
         groups.setdefault((len(world.base.tokens), len(world.readout), world.again), []).append(number)
     yield from groups.values()
+
+
+def in_batches(sizes: Iterable[int], most: int, count: int | None = None) -> Iterator[list[int]]:
+    """Numbers of things of these sizes, in their order: together no more than `most`, and no more than `count` things.
+
+    One that is larger by itself goes alone.
+    """
+    batch: list[int] = []
+    taken = 0
+    for number, size in enumerate(sizes):
+        if batch and (taken + size > most or len(batch) == count):
+            yield batch
+            batch, taken = [], 0
+        batch.append(number)
+        taken += size
+    if batch:
+        yield batch
+
+
+def by_length(model: Model, runs: Iterable[Run], work: Callable[[Sequence[Run]], Found]) -> Iterator[Found]:
+    """What the work gives of runs, each once: of equally long ones some at a time, and fewer where memory runs out.
+
+    Raises OutOfMemory where one alone does not fit.
+    """
+    found: dict[int, list[Run]] = {}
+    for run in dict.fromkeys(runs):
+        found.setdefault(len(run.tokens), []).append(run)
+    for length, some in found.items():
+        for start in range(0, len(some), RECORDED):
+            yield from in_parts(some[start : start + RECORDED], work, too_large(model, length))
+
+
+def from_the_end(worlds: Sequence[World]) -> tuple[int, Int[Tensor, "world readout"]]:
+    """How many of the last positions some worlds need, and which of those each of them reads."""
+    # As far as any of them reads, and no more: logits are most of the memory.
+    keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
+    return keep, torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
 
 
 def too_large(model: Model, tokens: int) -> str:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from causal_tracing.errors import InvalidResults
 from causal_tracing.experiments.trace_result import Trace
-from causal_tracing.report.document import plain
+from causal_tracing.report.document import jsonable
 from causal_tracing.report.page.estimates import estimates_page
 from causal_tracing.report.words import estimates as in_words
 from causal_tracing.results.arms import DIRECTIONS, Arm
@@ -122,18 +122,18 @@ class Attribution(Trace):
                 {
                     "id": str(pair),
                     "tokens": [token for token in pairs.clean_token.sel(pair=pair).values.tolist() if token],
-                    "total_effect": plain(float(totals.sel(pair=pair))),
+                    "total_effect": jsonable(float(totals.sel(pair=pair))),
                 }
                 for pair in pairs.pair.values
             ],
             "agreement": [
-                {name: plain(value) for name, value in row.items()}
+                {name: jsonable(value) for name, value in row.items()}
                 for row in self.agreements.reset_index().to_dict("records")
             ],
             "verified": [
-                {name: plain(value) for name, value in row.items()} for row in self.verified.to_dict("records")
+                {name: jsonable(value) for name, value in row.items()} for row in self.verified.to_dict("records")
             ],
-            "estimates": {name: plain(values.values.tolist()) for name, values in self.estimates.items()},
+            "estimates": {name: jsonable(values.values.tolist()) for name, values in self.estimates.items()},
         }
 
     @classmethod

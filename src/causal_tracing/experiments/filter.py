@@ -17,7 +17,7 @@ from causal_tracing.patching.kinds.attention_edges import edge_grids
 from causal_tracing.patching.kinds.circuits import check_one_to_one
 from causal_tracing.patching.metrics.scoring import preferences
 from causal_tracing.patching.options.declare import values_of
-from causal_tracing.patching.options.together import clean_alone, directions_of
+from causal_tracing.patching.options.together import clean_alone, directions_of, noised
 from causal_tracing.patching.options.trace import Options
 from causal_tracing.patching.preview import check_length, log_probs
 from causal_tracing.prompts.pairs import Pair, TokenPair, tokenize
@@ -55,8 +55,7 @@ def preferred_pairs(model: Model, pairs: Sequence[Pair], options: Options, keep:
     """
     if keep == "all" or not pairs:
         return Kept(pairs=pairs, failed={}, dropped={})
-    noise = options.noise is not None or options.preset is not None
-    alone = clean_alone(values_of(options))
+    noise, alone = noised(values_of(options)), clean_alone(values_of(options))
     tokens = [tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone) for pair in pairs]
     try:
         dropped = _dropped(model, tokens, keep)
@@ -90,8 +89,7 @@ def _together(parts: Sequence[Kept]) -> Kept:
 
 def _usable(model: Model, pair: Pair, options: Options, reference: Sequence[tuple[int, ...]]) -> None:
     """Raises InvalidPair where the pair cannot be traced in this way, whatever the others are."""
-    noise = options.noise is not None or options.preset is not None
-    alone = clean_alone(values_of(options))
+    noise, alone = noised(values_of(options)), clean_alone(values_of(options))
     found = tokenize(pair, model.tokenizer, align=options.align, noise=noise, alone=alone)
     check_length(model, found)
     write = checked_write(options.write)

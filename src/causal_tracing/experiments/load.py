@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from causal_tracing.models.place import check_remote, place_of, refuse
+from causal_tracing.models.place import check_remote, files_of, refuse
 from causal_tracing.models.spread import spread_of
 
 if TYPE_CHECKING:
@@ -57,28 +57,28 @@ def load(
         model = ct.load("openai-community/gpt2", dtype="bfloat16")
     """
     check_remote(remote)
-    spread, place = spread_of(device_map, max_memory, device), None
+    spread, files = spread_of(device_map, max_memory, device), None
     how = {"dtype": dtype, "device": device, "device_map": device_map, "gguf_file": gguf_file}
     if remote is True:
         return _at_ndif(model, revision, trust_remote_code, how | {"tokenizer": tokenizer})
     if isinstance(model, str | os.PathLike):  # a name that is not there is said before torch is loaded
         options = {"dtype": dtype, "device": device, "trust": trust_remote_code, "progress": progress}
-        place = place_of(model, revision, gguf_file, **options)
+        files = files_of(model, revision, gguf_file, **options)
 
     from causal_tracing.engine.checks.check import accept
-    from causal_tracing.models.open import handed_in, open_place
+    from causal_tracing.models.open import handed_in, open_files
     from causal_tracing.models.recipe import recipe_of
 
-    if place is None:
+    if files is None:
         opened = handed_in(model, tokenizer, revision=revision, **how)
     else:
-        opened = open_place(place, tokenizer, dtype=dtype, device=device, spread=spread)
+        opened = open_files(files, tokenizer, dtype=dtype, device=device, spread=spread)
     accepted = accept(opened.network, opened.tokenizer, name=opened.name, source=opened.source)
     if remote is not None:
         return _through_nnsight(accepted, model, remote)
-    if place is None or tokenizer is not None:  # who loads the model once more would have another one
+    if files is None or tokenizer is not None:  # who loads the model once more would have another one
         return accepted
-    return replace(accepted, recipe=recipe_of(place, gguf_file, dtype=dtype, device=device, spread=spread))
+    return replace(accepted, recipe=recipe_of(files, gguf_file, dtype=dtype, device=device, spread=spread))
 
 
 def _through_nnsight(accepted: "Model", model: Any, remote: bool | str) -> "Model":

@@ -14,15 +14,14 @@ from causal_tracing.patching.options.declare import said, specs
 from causal_tracing.patching.options.estimate import EstimateOptions
 from causal_tracing.patching.options.texts import write_tensors
 from causal_tracing.patching.options.trace import Options
-from causal_tracing.prompts.answers import spelled
-from causal_tracing.prompts.pairs import Pair
+from causal_tracing.prompts.answers import TARGETS, spelled
+from causal_tracing.prompts.pairs import PLAIN_FIELDS, Pair
 from causal_tracing.results.storage.atomic import write_text, write_whole
 from causal_tracing.results.units import is_function
 
 PAIRS, REFERENCE, TENSORS, CONFIG = "pairs.jsonl", "reference.txt", "tensors.safetensors", "config.toml"
 FILES = {"reference": REFERENCE, "tensors": TENSORS}  # the flags whose values a command line names by a file
 LONGEST = 20_000  # characters of one flag: systems take some hundred thousand in all, and no one reads them
-FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")
 
 
 def pair_to_dict(pair: Pair) -> dict[str, Any]:
@@ -130,11 +129,11 @@ def _asked(model: Model, pairs: Sequence[Pair], *, alone: bool) -> dict[str, Any
     if model.recipe is not None and isinstance(model.recipe.device_map, str):
         found["device_map"] = model.recipe.device_map
     # Labels and spans have no flags: a pair that has any is named as a file.
-    if not (alone and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*FIELDS, "id", "cluster", "chat"}):
+    if not (alone and len(pairs) == 1 and {*pair_to_dict(pairs[0])} <= {*PLAIN_FIELDS, "id", "cluster", "chat"}):
         return found | {"pairs": PAIRS}
     (pair,) = pairs
-    fields = {name: getattr(pair, name) for name in FIELDS}
-    fields |= {name: spelled(fields[name]) or None for name in ("answer", "foil")}
+    fields = {name: getattr(pair, name) for name in PLAIN_FIELDS}
+    fields |= {name: spelled(fields[name]) or None for name in TARGETS}
     return (
         found | ({"chat": True} if pair.chat else {}) | {n: each for n, each in fields.items() if each not in (None, 0)}
     )
@@ -145,7 +144,7 @@ def _words(name: str, value: Any) -> list[str]:
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if name in FIELDS:  # a prompt may begin with a dash
+    if name in PLAIN_FIELDS:  # a prompt may begin with a dash
         return [f"--{flag}={value}"]
     return [f"--{flag}", str(value)]
 

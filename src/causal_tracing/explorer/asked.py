@@ -11,13 +11,13 @@ from typing import Any
 from causal_tracing.errors import InputError, InvalidOption, InvalidPair, nearest
 from causal_tracing.prompts.alignment import ALIGNMENTS
 from causal_tracing.prompts.answers import check_letters
+from causal_tracing.prompts.pairs import PLAIN_FIELDS
 from causal_tracing.validation import one_of
 
 MOST_LETTERS = 4000  # of a prompt
 MOST_WORDS = 400  # letters of every other text
 PROMPTS = ("clean", "corrupt")
-TEXTS = (*PROMPTS, "answer", "foil", "subject", "corrupt_subject")
-PAIR = (*TEXTS, "occurrence")
+TEXTS = tuple(name for name in PLAIN_FIELDS if name != "occurrence")
 OPTIONS = ("align", "layers", "positions", "metric", "lens")
 KINDS = ("heads", "neurons", "experts", "paths", "pattern")
 SENDERS = ("z", "attn_out", "mlp_out", "mixer_out")  # whose paths can be followed
@@ -60,7 +60,7 @@ def of_field(name: str) -> Iterator[None]:
 def asked_of(body: Any) -> Asked:
     """A request for a preview, an estimate or a trace. Raises InputError."""
     body = _object(body, ("pair", "options", "tab"), "the request")
-    pair = _object(body.get("pair", {}), PAIR, "pair")
+    pair = _object(body.get("pair", {}), PLAIN_FIELDS, "pair")
     options = _object(body.get("options", {}), OPTIONS, "options")
     for name in TEXTS:
         with of_field(name):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from causal_tracing.errors import CausalTracingError
-from causal_tracing.report.document import plain
+from causal_tracing.report.document import jsonable
 
 MOST_WAITING = 8
 MOST_KEPT = 24  # jobs whose results stay
@@ -61,7 +61,7 @@ class Job:
         try:  # numbers to draw are plain already: a map has tens of thousands
             text = json.dumps(event, allow_nan=False)
         except (TypeError, ValueError):
-            text = json.dumps(plain(event), allow_nan=False)
+            text = json.dumps(jsonable(event), allow_nan=False)
         self.events.append((kind, text))
 
     def stop(self) -> None:

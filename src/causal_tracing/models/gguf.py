@@ -3,7 +3,6 @@
 Transformers dequantises such a file anew each time, which takes most of the time that loading does.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -17,36 +16,36 @@ from typing import Any
 
 from causal_tracing.errors import InvalidOption, ModelError
 from causal_tracing.models.cache import MANIFEST, MEGABYTE, Entry, cache_home, is_whole, say
-from causal_tracing.models.place import Place
+from causal_tracing.models.place import ModelFiles, sha256_of
 
 PREFIX, SUFFIX = "gguf-", "-float32-1"  # of folders in the cache; another suffix when the conversion changes
 LIMIT_VARIABLE, LIMIT = "CAUSAL_TRACING_CACHE_LIMIT", 20_000 * MEGABYTE
 
 
-def converted(place: Place, file: Path) -> Place:
-    """Where the same model lies as transformers saves it; the place as it is where that would be larger than the limit.
+def converted(files: ModelFiles, file: Path) -> ModelFiles:
+    """The same model as transformers saves it; the files as they are where that would be larger than the limit.
 
     The cache holds at most $CAUSAL_TRACING_CACHE_LIMIT bytes of such models (20 GB unless said otherwise): those that
     were not used for longest make room. Raises MachineError.
     """
-    space, most = _space(place, file), limit()
+    space, most = _space(files, file), limit()
     # It would push everything else out, and itself not fit.
     if space > most:
-        return place
+        return files
     # By its bytes: the same file under another name, or on the hub, is converted once.
-    checksum = place.source.get("sha256") or _sha256(file)
+    checksum = files.source.get("sha256") or sha256_of(file)
     entry = Entry(name=f"{PREFIX}{checksum}{SUFFIX}", what=f"{file.name} in float32", space=space)
     if not is_whole(cache_home() / entry.name):
         _make_room(most - space)
-        say(place.progress, f"converting {file.name} to float32, once ...")
+        say(files.progress, f"converting {file.name} to float32, once ...")
 
     def make(_: Path, folder: Path) -> Mapping[str, Any]:
         convert(file, folder)
         return {"gguf": file.name, "sha256": checksum}
 
-    folder = entry.kept(make, progress=place.progress)
+    folder = entry.kept(make, progress=files.progress)
     os.utime(folder / MANIFEST)  # when it was used last
-    return replace(place, where=str(folder), gguf=None, commit=None, cached=False)
+    return replace(files, where=str(folder), gguf=None, commit=None, cached=False)
 
 
 def limit() -> int:
@@ -82,12 +81,7 @@ def _make_room(most: int) -> None:
             total -= size
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _space(place: Place, file: Path) -> int:
+def _space(files: ModelFiles, file: Path) -> int:
     """Bytes of all its numbers in float32. Raises ModelError where it is no such file, or not whole."""
     from gguf import GGUFReader
 
@@ -95,7 +89,7 @@ def _space(place: Place, file: Path) -> int:
         return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors) * 4
     except (ValueError, IndexError, EOFError) as error:
         raise ModelError(
-            f"The GGUF file of {place.name} is damaged or not whole ({error}). Download or copy it again."
+            f"The GGUF file of {files.name} is damaged or not whole ({error}). Download or copy it again."
         ) from error
 
 

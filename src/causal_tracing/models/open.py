@@ -26,13 +26,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer
+from causal_tracing.errors import InvalidOption, ModelError, UnsupportedModel, UnsupportedTokenizer, some_of
 from causal_tracing.models.adapters import inside
 from causal_tracing.models.gguf import converted, without_bars
 from causal_tracing.models.hub import brief, download_weights, explained, gguf_file, known
 from causal_tracing.models.memory import is_out_of_memory, memory_said
 from causal_tracing.models.offload import absent
-from causal_tracing.models.place import Place, check_device, dtype_name, no_device, place_of, refuse
+from causal_tracing.models.place import ModelFiles, check_device, dtype_name, files_of, no_device, refuse
 from causal_tracing.models.quantised import explained_by, method_of, require_known, stream_dtype
 from causal_tracing.models.spread import Spread, refuse_parted
 
@@ -72,12 +72,12 @@ def open_model(
     if tokenizer is not None:
         _require_tokenizer(tokenizer, str(model))
     target = _device(device)
-    place = place_of(model, revision, gguf_file, dtype=dtype, device=device, trust=trust_remote_code, progress=progress)
-    return open_place(place, tokenizer, dtype=dtype, device=target, spread=spread)
+    files = files_of(model, revision, gguf_file, dtype=dtype, device=device, trust=trust_remote_code, progress=progress)
+    return open_files(files, tokenizer, dtype=dtype, device=target, spread=spread)
 
 
-def open_place(
-    place: Place,
+def open_files(
+    files: ModelFiles,
     tokenizer: Any = None,
     *,
     dtype: str | torch.dtype | None = None,
@@ -86,36 +86,36 @@ def open_place(
 ) -> Opened:
     """The model that lies there."""
     if tokenizer is not None:
-        _require_tokenizer(tokenizer, place.name)
+        _require_tokenizer(tokenizer, files.name)
     kind, target = None if dtype is None else _dtype(dtype), _device(device)
     # The demo model is read in a second, of which no bar need tell.
-    with nullcontext() if place.progress and place.source["kind"] != "embedded" else without_bars():
-        return _read(place, tokenizer, kind, spread or target)
+    with nullcontext() if files.progress and files.source["kind"] != "embedded" else without_bars():
+        return _read(files, tokenizer, kind, spread or target)
 
 
-def _read(place: Place, tokenizer: Any, dtype: Any, where: torch.device | Spread) -> Opened:
-    with explained(place):
-        file = gguf_file(place)
-        place = place if file is None else converted(place, file)
-        config = AutoConfig.from_pretrained(place.where, **place.arguments())
+def _read(files: ModelFiles, tokenizer: Any, dtype: Any, where: torch.device | Spread) -> Opened:
+    with explained(files):
+        file = gguf_file(files)
+        files = files if file is None else converted(files, file)
+        config = AutoConfig.from_pretrained(files.where, **files.arguments())
         # Before the weights, which may be gigabytes.
-        _require_causal(config, place.name)
-        tokenizer = tokenizer_of(place) if tokenizer is None else tokenizer
+        _require_causal(config, files.name)
+        tokenizer = tokenizer_of(files) if tokenizer is None else tokenizer
         method = method_of(config)
-        require_known(config, place.name)
+        require_known(config, files.name)
         asked = dtype or ("auto" if method else torch.float32)  # what is not quantised stays as it was saved
         if isinstance(where, Spread):
-            with _on_this_machine(f"device_map={where.device_map!r}"), explained_by(method, place.name):
-                network = _network(place, config, asked, where)
-            refuse_parted(network, place.name)
+            with _on_this_machine(f"device_map={where.device_map!r}"), explained_by(method, files.name):
+                network = _network(files, config, asked, where)
+            refuse_parted(network, files.name)
         else:
-            with explained_by(method, place.name):
-                network = _network(place, config, asked)
+            with explained_by(method, files.name):
+                network = _network(files, config, asked)
             with _on_this_machine(f"device={str(where)!r}"):
                 network = network.to(where)  # pyright: ignore[reportArgumentType]
     if method and isinstance(dtype, torch.dtype):
-        _require_dtype(network, dtype, method, place.name)
-    return Opened(network=network, tokenizer=tokenizer, name=place.name, source=place.source | _quantised(method))
+        _require_dtype(network, dtype, method, files.name)
+    return Opened(network=network, tokenizer=tokenizer, name=files.name, source=files.source | _quantised(method))
 
 
 def _quantised(method: str) -> dict[str, str]:
@@ -158,18 +158,18 @@ def _device(asked: str | torch.device | None) -> torch.device:
         raise no_device(asked) from error
 
 
-def tokenizer_of(place: Place) -> Any:
+def tokenizer_of(files: ModelFiles) -> Any:
     """The tokenizer that lies there. Raises UnsupportedTokenizer, ModelNotFound, MachineError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.where, **place.arguments())
+        tokenizer = AutoTokenizer.from_pretrained(files.where, **files.arguments())
     except Exception as error:
-        raise known(error, place) or UnsupportedTokenizer(
-            f"{place.name} has no tokenizer that can be loaded ({brief(error)}). Save it next to the weights with "
+        raise known(error, files) or UnsupportedTokenizer(
+            f"{files.name} has no tokenizer that can be loaded ({brief(error)}). Save it next to the weights with "
             "tokenizer.save_pretrained(folder), or hand one in with tokenizer=."
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
         raise UnsupportedTokenizer(
-            f"{place.name} has no tokenizer: without files transformers makes an empty one ({len(tokenizer)} tokens). "
+            f"{files.name} has no tokenizer: without files transformers makes an empty one ({len(tokenizer)} tokens). "
             "Save it next to the weights with tokenizer.save_pretrained(folder), or hand one in with tokenizer=."
         )
     return tokenizer
@@ -191,40 +191,48 @@ def _require_causal(config: Any, name: str) -> None:
         raise UnsupportedModel(f"{name} (model type {config.model_type!r}) cannot be traced: it is {reason}. {OTHERS}")
 
 
+def _causal_by_name(config: Any) -> bool:
+    """Whether transformers, or code that comes with the model, has a class of causal decoders for it."""
+    mapping: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
+    return type(config) in mapping or _has_own_code(config)
+
+
+def _has_own_code(config: Any) -> bool:
+    """Whether a causal decoder's code comes with the model."""
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+
+
 def _not_causal(config: Any) -> str:
     """What a model of this configuration is, where it is no causal decoder; empty where it may be one."""
-    mapping: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     with_images: Any = AutoModelForImageTextToText._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     masked: Any = AutoModelForMaskedLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
     if getattr(config, "is_encoder_decoder", False):
         return "an encoder with a decoder: its encoder reads the whole prompt at once"
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+    if _has_own_code(config):
         return ""  # its own code says that it is one; the check of the loaded model will see
     # Models of images and text read text alone too.
-    if type(config) not in mapping and type(config) not in with_images:
+    if not _causal_by_name(config) and type(config) not in with_images:
         return "not a language model that predicts the next token"
     if type(config) in masked and not getattr(config, "is_decoder", False):
         return "an encoder: each of its tokens sees the later ones"
     return ""
 
 
-def _network(place: Place, config: Any, dtype: Any, spread: Spread | None = None) -> PreTrainedModel:
-    safe = {"use_safetensors": download_weights(place)} if place.commit and not place.gguf else {}
-    causal: Any = AutoModelForCausalLM._model_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    by_text = type(config) in causal or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    kind: Any = AutoModelForCausalLM if by_text else AutoModelForImageTextToText  # which reads text alone too
-    options = {"dtype": dtype, "output_loading_info": True, **safe, **place.arguments()}
+def _network(files: ModelFiles, config: Any, dtype: Any, spread: Spread | None = None) -> PreTrainedModel:
+    safe = {"use_safetensors": download_weights(files)} if files.commit and not files.gguf else {}
+    # What is made for images and text reads text alone too.
+    kind: Any = AutoModelForCausalLM if _causal_by_name(config) else AutoModelForImageTextToText
+    options = {"dtype": dtype, "output_loading_info": True, **safe, **files.arguments()}
     if dtype is torch.float64:  # grouped products of experts are not made for it
         options["experts_implementation"] = "eager"
     read: Callable[..., Any] = kind.from_pretrained if spread is None else partial(spread.load, kind.from_pretrained)
     # What files lack transformers fills with random numbers, and says so in a log line only.
-    network, report = read(place.where, **options)
+    network, report = read(files.where, **options)
     missing = sorted(report["missing_keys"])
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ModelError(
-            f"The weights files of {place.name} lack {len(missing)} of the parameters of {type(network).__name__}: "
-            f"{', '.join(missing[:3])}{more}. They would be random, so the model is not used. Download or save it "
+            f"The weights files of {files.name} lack {len(missing)} of the parameters of {type(network).__name__}: "
+            f"{some_of(missing, 3)}. They would be random, so the model is not used. Download or save it "
             "again; a model without a language-modelling head cannot be traced."
         )
     return network.eval().requires_grad_(False)
@@ -235,10 +243,9 @@ def _require_weights(network: nn.Module, name: str) -> None:
     missing, total = absent(network), len(list(network.parameters()))
     if not missing:
         return
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     what = "has no weights: all" if len(missing) == total else f"lacks weights: {len(missing)} of"
     raise UnsupportedModel(
-        f"{name} {what} its {total} parameters are on the meta device ({', '.join(missing[:3])}{more}), and no hook of "
+        f"{name} {what} its {total} parameters are on the meta device ({some_of(missing, 3)}), and no hook of "
         "accelerate's says where their numbers are kept. Load it with from_pretrained(...)."
     )
 

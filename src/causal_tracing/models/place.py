@@ -28,7 +28,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ModelFiles:
     """Where files are read: a folder, or a repository at a commit."""
 
     where: str
@@ -47,7 +47,7 @@ class Place:
         return {"trust_remote_code": self.trust, **gguf, **local}
 
 
-def place_of(
+def files_of(
     model: str | os.PathLike[str],
     revision: str | None = None,
     gguf: str | None = None,
@@ -56,7 +56,7 @@ def place_of(
     device: Any = None,
     trust: bool = False,
     progress: bool = True,
-) -> Place:
+) -> ModelFiles:
     """Where the named model lies. Raises ModelNotFound, and MachineError where network or disk fail.
 
     A `dtype` or `device` that there is not is said before it is looked for (InvalidOption).
@@ -72,7 +72,7 @@ def place_of(
         from causal_tracing.models.demo import DEMO, demo_folder
 
         source = {"kind": "embedded", "wheel": DEMO.wheel, "wheel_sha256": DEMO.wheel_sha256, "file": DEMO.member}
-        return Place(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
+        return ModelFiles(where=str(demo_folder(progress=progress)), name=name, source=source, **common)
     if name and os.path.exists(path):  # False of what is too long for a name, where pathlib raises
         refuse({"revision": revision}, f"{name}, which is on this disk")
         try:
@@ -88,16 +88,16 @@ def place_of(
     return _on_the_hub(name, revision, gguf, common)
 
 
-def _on_the_hub(name: str, revision: str | None, gguf: str | None, common: dict[str, Any]) -> Place:
+def _on_the_hub(name: str, revision: str | None, gguf: str | None, common: dict[str, Any]) -> ModelFiles:
     from causal_tracing.models.hub import explained, resolve_commit
 
-    place = Place(where=name, name=name, source={}, gguf=gguf, **common)
-    with explained(place, revision):
+    files = ModelFiles(where=name, name=name, source={}, gguf=gguf, **common)
+    with explained(files, revision):
         commit, cached = resolve_commit(name, revision, gguf or "config.json")
     source = {"kind": "hub", "id": name, "commit": commit}
     source |= {"revision": revision} if revision else {}
     source |= {"file": gguf} if gguf else {}
-    return Place(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
+    return ModelFiles(where=name, name=name, source=source, commit=commit, cached=cached, gguf=gguf, **common)
 
 
 def unreadable(name: str, error: OSError) -> ModelNotFound:
@@ -108,7 +108,7 @@ def unreadable(name: str, error: OSError) -> ModelNotFound:
     )
 
 
-def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> Place:
+def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) -> ModelFiles:
     if path.is_file():
         if path.suffix != ".gguf" or gguf is not None:
             raise ModelNotFound(f"{name} is a file. Give the folder that it lies in, or one .gguf file.")
@@ -117,7 +117,7 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         if not (path / gguf).is_file():
             raise ModelNotFound(f"There is no file {gguf} in {path}: it holds {_listing(path)}.")
         source = {"kind": "gguf", "path": str((path / gguf).resolve()), **_fingerprint([path / gguf])}
-        return Place(where=str(path), name=name, source=source, gguf=gguf, **common)
+        return ModelFiles(where=str(path), name=name, source=source, gguf=gguf, **common)
     if (path / ADAPTER).is_file():
         raise adapter(name, path / ADAPTER)
     if not (path / "config.json").is_file():
@@ -127,7 +127,7 @@ def _on_disk(name: str, path: Path, gguf: str | None, common: dict[str, Any]) ->
         )
     weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     source = {"kind": "folder", "path": str(path.resolve()), **_fingerprint(weights)}
-    return Place(where=str(path), name=name, source=source, **common)
+    return ModelFiles(where=str(path), name=name, source=source, **common)
 
 
 def adapter(name: str, config: Path) -> UnsupportedModel:
@@ -168,14 +168,17 @@ def _fingerprint(files: list[Path]) -> dict[str, str]:
         latest = max(file.stat().st_mtime for file in files)
         size = sum(file.stat().st_size for file in files)
         return {"bytes": str(size), "modified": datetime.fromtimestamp(latest, UTC).isoformat(timespec="seconds")}
-    sums = {}
-    for file in files:
-        with file.open("rb") as stream:
-            sums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    sums = {file.name: sha256_of(file) for file in files}
     if len(sums) == 1:
         return {"sha256": next(iter(sums.values()))}
     lines = "".join(f"{checksum}  {name}\n" for name, checksum in sums.items())
     return {"sha256": hashlib.sha256(lines.encode()).hexdigest()}
+
+
+def sha256_of(file: Path) -> str:
+    """The checksum of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def refuse(options: dict[str, Any], what: str) -> None:

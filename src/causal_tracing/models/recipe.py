@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from causal_tracing.models.place import Place
+from causal_tracing.models.place import ModelFiles
 from causal_tracing.models.spread import Spread
 
 
@@ -27,15 +27,17 @@ class Recipe:
         return asdict(self) | {"progress": False}
 
 
-def recipe_of(place: Place, gguf_file: str | None, *, dtype: Any, device: Any, spread: Spread | None = None) -> Recipe:
-    """How the model that lies there is loaded once more."""
-    on_disk = place.source["kind"] in ("folder", "gguf")
+def recipe_of(
+    files: ModelFiles, gguf_file: str | None, *, dtype: Any, device: Any, spread: Spread | None = None
+) -> Recipe:
+    """How the model of these files is loaded once more."""
+    on_disk = files.source["kind"] in ("folder", "gguf")
     return Recipe(
-        model=str(Path(place.name).expanduser().resolve()) if on_disk else place.name,
-        revision=place.commit,
+        model=str(Path(files.name).expanduser().resolve()) if on_disk else files.name,
+        revision=files.commit,
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         device=None if device is None else str(device),
-        trust_remote_code=place.trust,
+        trust_remote_code=files.trust,
         gguf_file=gguf_file,
         device_map=spread and spread.device_map,
         max_memory=spread and spread.max_memory,

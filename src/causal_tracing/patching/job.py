@@ -6,7 +6,7 @@ from typing import Any
 
 from causal_tracing.engine.backend import Backend
 from causal_tracing.engine.choose import alone, on_replay, open_backend, plain_backend, within
-from causal_tracing.errors import ComponentNote, InvalidOption, warn
+from causal_tracing.errors import ComponentNote, InvalidOption, some_of, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.noise import Noise
 from causal_tracing.interventions.write import TENSORED, Write, checked_write
@@ -224,10 +224,9 @@ def check_metric(metric: Metric, pairs: Sequence[TokenPair]) -> None:
     """Raises InvalidOption where no pair has this metric: all numbers would be undefined."""
     reasons = {pair.id: undefined(metric, pair) for pair in pairs}
     if all(reasons.values()):
-        listed = ", ".join([*reasons][:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
         reason = next(iter(reasons.values()))
         raise InvalidOption(
-            f"metric={metric.name!r} is undefined for every pair ({listed}): {reason}. Give "
+            f"metric={metric.name!r} is undefined for every pair ({some_of([*reasons])}): {reason}. Give "
             f"{'foil=' if reason == NEEDS_FOIL else 'an answer of one token'}, or use metric='log_prob'."
         )
 

@@ -45,8 +45,8 @@ def remarks(slots: Sequence[Slot], clean: TokenPrompt, corrupt: TokenPrompt) -> 
     """What is not paired, and what moves: empty where every token is paired with the one at its own position."""
     found = []
     left_out = (
-        ("clean", _rest(clean, {slot.clean for slot in slots})),
-        ("corrupt", _rest(corrupt, {slot.corrupt for slot in slots})),
+        ("clean", _unpaired(clean, {slot.clean for slot in slots})),
+        ("corrupt", _unpaired(corrupt, {slot.corrupt for slot in slots})),
     )
     skipped = [f"{name} {shown}" for name, shown in left_out if shown]
     if skipped:
@@ -100,6 +100,7 @@ def _spans(clean: TokenPrompt, corrupt: TokenPrompt, id: str) -> list[Slot]:
 
 def _leading(clean: TokenPrompt, corrupt: TokenPrompt) -> int:
     """How many special tokens both prompts begin with."""
+    # But for the last token of either: that is paired with the other's last one, wherever it stands.
     count = 0
     for a, b, special in zip(clean.tokens[:-1], corrupt.tokens[:-1], clean.special, strict=False):
         if not special or a != b:
@@ -114,7 +115,8 @@ def _may_meet(slot: Slot, clean: TokenPrompt, corrupt: TokenPrompt) -> bool:
     return not special or clean.tokens[slot.clean] == corrupt.tokens[slot.corrupt]
 
 
-def _rest(prompt: TokenPrompt, paired: set[int]) -> str:
+def _unpaired(prompt: TokenPrompt, paired: set[int]) -> str:
+    """The tokens that are paired with none, as they are listed."""
     left = [f"{n} ({printable(text)})" for n, text in enumerate(prompt.strings) if n not in paired]
     return ", ".join(left)
 

@@ -12,6 +12,7 @@ from typing import Any
 from causal_tracing.errors import InvalidPair
 
 Texts = str | Sequence[str]  # one text, or those of a set
+TARGETS = ("answer", "foil")  # the fields of a pair that may be sets
 BEGIN, END = ('["', "['"), "]"  # of a set that is spelled, and of a list as Python and pandas write it
 MOST_SHOWN, FIRST_SHOWN = 5, 3  # of a set's texts, on one line
 

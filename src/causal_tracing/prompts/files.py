@@ -80,7 +80,7 @@ def read_pairs(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ReadRows:
     """The rows of a source, each as the fields of a pair: checked as far as that needs no tokenizer."""
 
     named: str
@@ -112,7 +112,7 @@ class Reading:
         return pairs
 
 
-def read(source: Any, *, format: str = AUTO) -> Reading:
+def read(source: Any, *, format: str = AUTO) -> ReadRows:
     """The rows of a source as pairs' fields. Raises what `read_pairs` does of rows and formats."""
     if isinstance(source, (str, os.PathLike)):
         named = os.fsdecode(source)
@@ -126,7 +126,7 @@ def read(source: Any, *, format: str = AUTO) -> Reading:
         )
     found = list(translated(((place, without_gaps(row)) for place, row in rows), format))
     notes = Counter(note for _, row in found for note in row.notes)
-    return Reading(
+    return ReadRows(
         named=named,
         format=found[0][0].name if found else PAIRS.name,
         rows=tuple(row for _, row in found),

@@ -33,6 +33,8 @@ from causal_tracing.prompts.tokens import (
 
 TEXTS = ("clean", "corrupt", "subject", "corrupt_subject", "cluster", "id")  # of a pair, where one is a single text
 TAKEN = ("each", "together", "sum")  # what a position can be beside a number, a role or a span
+# The fields that are one text or number each: what flags, forms and command lines can say of a pair.
+PLAIN_FIELDS = ("clean", "corrupt", "answer", "foil", "subject", "corrupt_subject", "occurrence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +47,9 @@ class Pair:
     `subject` is a stretch of the clean prompt (`corrupt_subject` of the corrupt one), its `occurrence`-th from the left
     (0-based; negative: from the right). `spans` names further stretches, each where it stands first, which can be asked
     for as positions, so that no name is a whole number; `corrupt_spans` says of these what they are in the corrupt
-    prompt, where that is another text. Pairs of one `cluster` share a fact. With `chat`, the prompts are a user's
-    messages, put through the tokenizer's chat template, and answer and foil begin the model's reply. Raises
-    InvalidPair.
+    prompt, where that is another text. Pairs of one `cluster` share a fact; `id` names the pair in results (default:
+    its place), and `labels` are kept with it there. With `chat`, the prompts are a user's messages, put through the
+    tokenizer's chat template, and answer and foil begin the model's reply. Raises InvalidPair.
 
         >>> Pair(clean="The nurse said", corrupt="The king said", answer=[" she", " her"], foil=[" he", " his"])
     """
@@ -197,9 +199,10 @@ def tokenize(
     """The pair's tokens, spans, roles, and the ids of answer and foil.
 
     `align` is "strict" (token by token), "suffix" (the right part that both prompts share) or "spans" (equal roles).
-    `alone`: the corrupt prompt may be missing.
-    Raises InvalidPair (a span that is not there, an answer that is its foil, no corrupt prompt), MisalignedPair
-    (prompts that do not match in this way), UnsupportedTokenizer (no offsets, no chat template).
+    `noise`: the clean prompt takes the corrupt one's place, and needs a subject. `alone`: the corrupt prompt may be
+    missing. Raises InvalidOption (no such `align`), InvalidPair (a span that is not there, an answer that is its foil,
+    no corrupt prompt), MisalignedPair (prompts that do not match in this way), UnsupportedTokenizer (no offsets, no
+    chat template).
     """
     id = pair.id or id
     pair = replace(pair, id=id)
@@ -285,19 +288,23 @@ def tokenize_pairs(
 
 def _tokenize_prompts(pair: Pair, tokenizer: Any) -> tuple[TokenPrompt, TokenPrompt]:
     """Both prompts; the clean one twice where there is no corrupt one."""
-    clean = _tokenize_prompt(pair.clean, pair, pair.subject, tokenizer)
+    clean = _tokenize_prompt(pair.clean, pair, pair.subject, pair.spans, tokenizer)
     if pair.corrupt is None:
         return clean, clean
     subject = pair.corrupt_subject
     # Pairs that differ elsewhere than in the subject have it in both prompts, and name it once.
     if subject is None and pair.subject and pair.subject in pair.corrupt:
         subject = pair.subject
-    return clean, _tokenize_prompt(pair.corrupt, pair, subject, tokenizer, clean_side=False)
+    # A span that is not said to be another text in the corrupt prompt is named there only where it is found.
+    said = pair.corrupt_spans
+    spans = {name: said.get(name, part) for name, part in pair.spans.items() if name in said or part in pair.corrupt}
+    return clean, _tokenize_prompt(pair.corrupt, pair, subject, spans, tokenizer)
 
 
 def _tokenize_prompt(
-    text: str, pair: Pair, subject: str | None, tokenizer: Any, *, clean_side: bool = True
+    text: str, pair: Pair, subject: str | None, spans: Mapping[str, str], tokenizer: Any
 ) -> TokenPrompt:
+    """One prompt of a pair, with the tokens of its subject and its spans. Raises InvalidPair, UnsupportedTokenizer."""
     written = as_message(text, tokenizer) if pair.chat else Written(text=text)
     ids, offsets = encode(written.text, tokenizer, special=written.special)
 
@@ -310,10 +317,6 @@ def _tokenize_prompt(
         places = require_places(offsets, tokenizer)
         return span_positions(places, (start + written.start, end + written.start))
 
-    # A span that is not said to be another text in the corrupt prompt is named there only where it is found.
-    said = {} if clean_side else pair.corrupt_spans
-    named = {name: said.get(name, part) for name, part in pair.spans.items()}
-    spans = {name: positions(part) for name, part in named.items() if clean_side or name in said or part in text}
     subject_positions = positions(subject, pair.occurrence) if subject else ()
     special = {*tokenizer.all_special_ids}
     return TokenPrompt(
@@ -323,7 +326,7 @@ def _tokenize_prompt(
         special=tuple(token in special for token in ids),
         roles=roles_of(len(ids), subject_positions),
         subject=subject_positions,
-        spans=spans,
+        spans={name: positions(part) for name, part in spans.items()},
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair, warn
+from causal_tracing.errors import FormatNote, InvalidOption, InvalidPair, some_of, warn
 from causal_tracing.prompts.answers import each_of
 from causal_tracing.prompts.pairs import Pair, named
 from causal_tracing.prompts.tokens import encode, find_span
@@ -89,10 +89,9 @@ def _others(pair: Pair, facts: list[Fact], chance: random.Random) -> Iterator[Fa
 
 def _say(alone: list[str], asked: int) -> None:
     """Warns of pairs without a partner. Raises InvalidPair where that is all of them."""
-    named = ", ".join(alone[:SHOWN]) + (f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else "")
     said = (
         f"corrupt_by='relation': {len(alone)} of {asked} pairs find no other fact of their relation with another "
-        f"answer and equally many tokens ({named})"
+        f"answer and equally many tokens ({some_of(alone, SHOWN)})"
     )
     if len(alone) == asked:
         raise InvalidPair(f"{said}. Add facts of the same relation, or corrupt by noise (noise=, --noise 3sigma).")

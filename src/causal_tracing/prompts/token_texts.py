@@ -6,6 +6,7 @@ from typing import Any
 
 UNREADABLE = "\ufffd"  # what decoding puts in the place of a piece of a letter
 BYTES = "causal_tracing.bytes"
+# The bytes that have their own letter in the names of GPT-2's kind of tokenizers (its bytes_to_unicode).
 PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 
 

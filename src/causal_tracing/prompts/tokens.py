@@ -98,7 +98,8 @@ def _message(content: str, tokenizer: Any) -> str:
 def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int], Offsets | None]:
     """A prompt's token ids, special tokens included, and their places; None where the tokenizer cannot say these.
 
-    What the tokenizer puts behind every text (EOS, [SEP]) is left out: nothing could be read after the text.
+    What the tokenizer puts behind every text (EOS, [SEP]) is left out: nothing could be read after the text. Raises
+    InvalidPair where there are no tokens.
     """
     placed = getattr(tokenizer, "is_fast", False)
     asked = {"return_offsets_mapping": True} if placed else {}
@@ -108,6 +109,7 @@ def encode(text: str, tokenizer: Any, *, special: bool = True) -> tuple[list[int
         raise InvalidPair(f"The prompt {text!r} has no tokens.")
     if len(mask) != len(ids):  # of a tokenizer that adds tokens of its own and does not say which
         mask = _added(ids, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    # Of a prompt of special tokens alone the first is kept, so that there is one to read at.
     end = max((n for n, added in enumerate(mask, 1) if not added), default=1)
     return ids[:end], [tuple(span) for span in encoding["offset_mapping"][:end]] if placed else None
 

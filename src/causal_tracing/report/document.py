@@ -48,7 +48,7 @@ def document(measurements: Measurements, *, all_metrics: bool = False) -> dict[s
         names = [str(name) for name in found.metric.values if name != "entropy"]
         texts["all_metrics"] = {name: _effects(found.sel(metric=name)) for name in names}
     warnings = list(device_sentences(record))
-    return plain(texts | ({"warnings": warnings} if warnings else {}) | {"provenance": dict(record)})
+    return jsonable(texts | ({"warnings": warnings} if warnings else {}) | {"provenance": dict(record)})
 
 
 def comparison_document(found: Differences) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def comparison_document(found: Differences) -> dict[str, Any]:
         which: {"model": side.model, "metric": side.metric, "unit": side.unit, "total": interval(side.total)}
         for which, side in found.sides.items()
     }
-    return plain({
+    return jsonable({
         "schema": SCHEMA,
         "of": found.kind,
         **both,
@@ -246,16 +246,16 @@ def _unless(nothing: np.ndarray, values: np.ndarray) -> np.ndarray:
     return found
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """A number as JSON has it, or arrays, lists and mappings of them of any depth: what is not finite is None."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or (there := np.isfinite(value)).all():
             return value.tolist()
         return _unless(~there, value).tolist()
     if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
+        return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     return value

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from causal_tracing.errors import InvalidOption, nearest
+from causal_tracing.errors import InvalidOption, nearest, some_of
 from causal_tracing.results.columns import columns_of, labelled, tokens_among
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, OF_ENDS, effects
 from causal_tracing.results.means import (
@@ -39,6 +39,7 @@ from causal_tracing.results.statistics.bootstrap import (
     cluster_codes,
     cluster_means,
     mean_interval,
+    means_over_clusters,
     ratio_difference_interval,
 )
 
@@ -169,18 +170,13 @@ def _shared_pairs(first: xr.Dataset, second: xr.Dataset) -> tuple[list[str], lis
             f"({lacking.reason.sel(pair=undefined[0]).item()}). Choose another metric=."
         )
     if len(there) < 2:
-        without = f" Without a number by the metric: {_listed(undefined)}." if undefined else ""
+        without = f" Without a number by the metric: {some_of(undefined, LISTED)}." if undefined else ""
         raise InvalidOption(
             f"Two traces are compared on the pairs that both have, at least two; these share {len(there)}."
-            f"\n  the first has   {_listed(_ids(first))}\n  the second has  {_listed(_ids(second))}\n"
+            f"\n  the first has   {some_of(_ids(first), LISTED)}\n  the second has  {some_of(_ids(second), LISTED)}\n"
             f"Give the same pairs the same id= in both.{without}"
         )
     return there, undefined
-
-
-def _listed(names: Sequence[Any]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(map(str, names[:LISTED])) + more
 
 
 def _clusters(first: Measurements, second: Measurements, ids: Sequence[str]) -> np.ndarray:
@@ -203,7 +199,7 @@ def _columns(first: xr.Dataset, second: xr.Dataset) -> tuple[xr.Dataset, xr.Data
     tokens, columns = ([many(found) for found in (first, second)] for many in (tokens_among, columns_of))
     numbered = [len(some) == len(every) for some, every in zip(tokens, columns, strict=True)]
     if numbered[0] != numbered[1] and not all(tokens):
-        kinds = ["token positions" if each else f"roles ({_listed(every)})"
+        kinds = ["token positions" if each else f"roles ({some_of(every, LISTED)})"
                  for each, every in zip(numbered, columns, strict=True)]  # fmt: skip
         raise InvalidOption(
             f"The columns of the first trace are {kinds[0]}, those of the second {kinds[1]}: they do not mean the "
@@ -234,9 +230,10 @@ def _shared_cells(
     shared = {kind: [each for each in labels[0][kind] if each in labels[1][kind]] for kind in labels[0]}
     for kind, names in shared.items():
         if not names:
+            one, other = (some_of(each[kind], LISTED) for each in labels)
             raise InvalidOption(
-                f"The two traces have no {kind} in common: the first has {_listed(labels[0][kind])}, the second "
-                f"{_listed(labels[1][kind])}. Trace both with the same {'directions' if kind == 'effects' else kind}=."
+                f"The two traces have no {kind} in common: the first has {one}, the second {other}. Trace both with "
+                f"the same {'directions' if kind == 'effects' else kind}=."
             )
     column = kind_of(first).column
     at = {dim: shared[kind] for kind, dim in dims.items()} | {column: labelled(shared[f"{column}s"])}
@@ -272,11 +269,11 @@ def _cells(
     cells, least = tested({name: cluster_means(each, codes) for name, each in apart.items()}, status, seed)
     for name, pair in values.items():
         for which, each in zip(("first", "second"), pair, strict=True):
-            cells[f"{name}_{which}"] = (status.dims, _mean_of(cluster_means(each, codes)))
+            cells[f"{name}_{which}"] = (status.dims, means_over_clusters(cluster_means(each, codes)))
     for fraction, effect in FRACTIONS.items():
         if effect in values:
-            first, second = values[effect]
-            wholes = (first[..., -1:], second[..., -1:]) if effect in OF_ENDS else totals
+            one, other = values[effect]
+            wholes = (one[..., -1:], other[..., -1:]) if effect in OF_ENDS else totals
             cells |= _fraction(fraction, values[effect], wholes, codes, status.dims, seed)
     held = cluster_means(values[names[0]][0], codes)
     cells["clusters"] = (status.dims, (~np.isnan(held)).sum(0))
@@ -324,12 +321,6 @@ def _status(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
 
 def _mean(values: np.ndarray, seed: int) -> Interval:
     return mean_interval(values, level=LEVEL, resamples=RESAMPLES, seed=seed)
-
-
-def _mean_of(values: np.ndarray) -> np.ndarray:
-    """The mean over clusters, NaN where none has the cell."""
-    there = (~np.isnan(values)).sum(0)
-    return np.where(there > 0, np.nansum(values, axis=0) / np.maximum(there, 1), np.nan)
 
 
 def _only(

@@ -94,10 +94,8 @@ def mean_map(measurements: Measurements, *, metric: str | None = None, seed: int
 
     The interval of a mean needs 8 clusters; with fewer there are values alone. Raises InvalidOption.
     """
-    names = [str(name) for name in measurements.pairs.metric.values]
-    if metric is not None and metric not in names:
-        raise InvalidOption(f"There is no metric {metric!r} in this trace. It has: {', '.join(names)}.")
-    return _mean_map(measurements, measurements.kind(of), metric or names[0], seed)
+    measurements.kinds_by(metric)  # says which metrics there are, where this is none
+    return _mean_map(measurements, measurements.kind(of), metric or measurements.metric, seed)
 
 
 # Asked for by its defaults or by name it is the same map, which is made once.

@@ -16,11 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_tracing.engine.checks.agreement import (
-    compare,
-    room_for_checks,
-    short_prompts,
-)
+from causal_tracing.engine.checks.agreement import compare, room_for_checks
 from causal_tracing.engine.checks.attending import attention_proofs
 from causal_tracing.engine.checks.bounds import ONE_FORWARD
 from causal_tracing.engine.checks.contributions import Explained, explained, refuted
@@ -34,6 +30,7 @@ from causal_tracing.engine.checks.layers import Layers, find_layers, gives_few_l
 from causal_tracing.engine.checks.layouts import in_a_model, layout_of, refusals
 from causal_tracing.engine.checks.mixing import gathering, in_turn, mixing, mixing_parts, tokenwise
 from causal_tracing.engine.checks.patched import accepted, measured
+from causal_tracing.engine.random_prompts import short_prompts
 from causal_tracing.errors import EngineNote, InvalidOption, UnsupportedModel, warn
 from causal_tracing.interventions.edits import Run
 from causal_tracing.interventions.sites import ATTENTION, MIXTURE

@@ -6,6 +6,7 @@
    between heads and the last projection, what goes into this is no head's output, and the rest is as it is called.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -314,4 +315,5 @@ def _mixed_by_pattern(model: Model, run: Run) -> float:
 
     with attention_by(model, look):
         forward(model, [run], {}, keep=1)
-    return max(apart_by, key=lambda each: each if each == each else float("inf"))
+    # NaN is as far apart as can be: max() alone would pass it over.
+    return max(apart_by, key=lambda each: math.inf if math.isnan(each) else each)

@@ -5,13 +5,10 @@ from functools import partial
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.forward import check_layers, forward
-from causal_tracing.engine.memory import too_large
+from causal_tracing.engine.memory import RECORDED, by_length
 from causal_tracing.interventions.donors import in_levels, read_by
 from causal_tracing.interventions.edits import Run
-from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
-
-ROWS = 16  # donors are few; what they leave is kept, so that a larger batch would save little
 
 
 def record(model: Model, runs: Sequence[Run], places: Collection[Place] = (), *, keep: int = 1) -> dict[Run, Recording]:
@@ -26,16 +23,8 @@ def record(model: Model, runs: Sequence[Run], places: Collection[Place] = (), *,
 def _recordings(
     model: Model, runs: Sequence[Run], places: Collection[Place], keep: int, donors: Mapping[Run, Recording]
 ) -> dict[Run, Recording]:
-    recordings: dict[Run, Recording] = {}
-    by_length: dict[int, list[Run]] = {}
-    for run in dict.fromkeys(runs):
-        by_length.setdefault(len(run.tokens), []).append(run)
-    for alike in by_length.values():
-        for start in range(0, len(alike), ROWS):
-            work = partial(_recorded, model, donors=donors, places=places, keep=keep)
-            for part in in_parts(alike[start : start + ROWS], work, too_large(model, len(alike[0].tokens))):
-                recordings |= part
-    return recordings
+    parts = by_length(model, runs, partial(_recorded, model, donors=donors, places=places, keep=keep))
+    return {run: recording for part in parts for run, recording in part.items()}
 
 
 def _recorded(
@@ -67,7 +56,7 @@ def donor_recordings(model: Model, runs: Iterable[Run], without: Collection[Run]
     for level in in_levels(read):
         alike: dict[frozenset[Place], list[Run]] = {}
         for donor in level:  # of a few, more is kept than is read, so that they share a forward
-            alike.setdefault(everywhere if len(read) <= ROWS else places[donor], []).append(donor)
+            alike.setdefault(everywhere if len(read) <= RECORDED else places[donor], []).append(donor)
         for wanted, donors in alike.items():
             recordings |= _recordings(model, donors, wanted, 1, recordings)
     return recordings

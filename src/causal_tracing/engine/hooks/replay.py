@@ -10,7 +10,7 @@ from causal_tracing.engine.backend import Measure, Recording, whole
 from causal_tracing.engine.hooks.forward import forward, in_the_batch
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
-from causal_tracing.engine.memory import FEW, alike, rows_that_fit
+from causal_tracing.engine.memory import FEW, alike, from_the_end, rows_that_fit
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.interventions.donors import read_by
 from causal_tracing.interventions.edits import From, Run, World
@@ -56,12 +56,10 @@ class Replay:
         """What a measure makes of the worlds' logits, all at once; `tick` is told of every layer."""
         worlds = [self.worlds[number] for number in batch]
         first, donors = self._donors_of(worlds)
-        # From the end on as far as any world reads, and no more: logits are most of the memory.
-        keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
+        keep, wanted = from_the_end(worlds)
         with self.model.at_rest(), layers_told(self.model, tick):
             runs = [*first, *(world.run for world in worlds)]
             logits, _ = forward(self.model, runs, donors, keep=keep, beside=len(first))
-        wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
         rows = len(first) + torch.arange(len(worlds))[:, None]
         yield list(batch), measure(logits[rows, wanted.to(logits.device)], worlds)
 

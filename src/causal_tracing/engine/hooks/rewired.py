@@ -24,7 +24,7 @@ from causal_tracing.engine.hooks.forward import scale_at, watched
 from causal_tracing.engine.hooks.modules import layers_told
 from causal_tracing.engine.hooks.record import donor_recordings
 from causal_tracing.engine.hooks.wiring import LOGITS, Wiring, rewired_in
-from causal_tracing.engine.memory import alike, rows_that_fit
+from causal_tracing.engine.memory import alike, from_the_end, in_batches, rows_that_fit
 from causal_tracing.engine.progress import Tick, never
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.interventions.edits import Run, World
@@ -59,15 +59,8 @@ class Rewirings:
             first = self.worlds[numbers[0]]
             keep = len(first.base.tokens) - min(first.readout)
             most = rows_that_fit(self.model, len(first.base.tokens), keep, self.budget)
-            batch, taken = list[int](), 0
-            for number in numbers:
-                own = self.wirings[number].rows
-                if batch and (taken + own > most or len(batch) == rows):
-                    yield batch
-                    batch, taken = [], 0
-                batch.append(number)
-                taken += own
-            yield batch
+            for batch in in_batches((self.wirings[number].rows for number in numbers), most, rows):
+                yield [numbers[each] for each in batch]
 
     def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
         """The worlds' logits at their readouts, all at once."""
@@ -87,11 +80,10 @@ class Rewirings:
             return torch.cat([lane.passed(place, part) for lane, part in zip(lanes, parts, strict=True)])
 
         places = dict.fromkeys(place for lane in lanes for place in lane.wiring.places)
-        keep = max(len(world.base.tokens) - min(world.readout) for world in worlds)
+        keep, wanted = from_the_end(worlds)
         with model.at_rest(), layers_told(model, tick):
             logits = watched(model, runs, self.donors, [*places], watch, keep=keep)
         firsts = torch.tensor([sum(sizes[:number]) for number in range(len(sizes))])
-        wanted = torch.tensor([[p - len(world.base.tokens) + keep for p in world.readout] for world in worlds])
         yield list(batch), measure(logits[firsts[:, None], wanted.to(logits.device)], worlds)
 
 

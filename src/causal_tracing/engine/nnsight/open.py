@@ -20,7 +20,7 @@ from causal_tracing.models.anatomy import Anatomy
 from causal_tracing.models.hub import explained
 from causal_tracing.models.model import Model
 from causal_tracing.models.open import tokenizer_of
-from causal_tracing.models.place import place_of, refuse
+from causal_tracing.models.place import files_of, refuse
 
 NOT_SHOWN = {
     "resid_mid": "no module has the stream between attention and MLP as its input or output.",
@@ -48,13 +48,13 @@ def undispatched(model: Any, revision: str | None, *, trust: bool) -> tuple[Any,
             f"remote=True runs a model that a server has: give its name on the Hugging Face hub, or an nnsight model. "
             f"{model if isinstance(model, str) else type(model).__name__} is here."
         )
-    place = place_of(model, revision, trust=trust)
+    files = files_of(model, revision, trust=trust)
     given = {"trust_remote_code": True} if trust else {}
-    with explained(place, revision):
+    with explained(files, revision):
         model = nnsight.TransformersModel(
-            place.name, revision=place.commit, tokenizer=tokenizer_of(place), task="text-generation", **given
+            files.name, revision=files.commit, tokenizer=tokenizer_of(files), task="text-generation", **given
         )
-    return model, place.name
+    return model, files.name
 
 
 def on_nnsight(model: Model, wrapped: Any, remote: bool | str) -> Model:

@@ -20,13 +20,11 @@ from causal_tracing.engine.hooks.attention import Asked, attention_by, causal_ro
 from causal_tracing.engine.hooks.forward import forward
 from causal_tracing.engine.hooks.modules import first_tensor
 from causal_tracing.engine.hooks.record import donor_recordings
-from causal_tracing.engine.memory import too_large
+from causal_tracing.engine.memory import by_length
 from causal_tracing.errors import CannotPack
 from causal_tracing.interventions.edits import Run
-from causal_tracing.models.memory import in_parts
 from causal_tracing.models.model import Model
 
-ROWS = 16  # runs that are recorded at once
 AS_WIDE = ("q", "k", "v", "z")  # parts of a layer that hold no more than its stream does
 
 
@@ -100,16 +98,8 @@ def tapes(model: Model, runs: Collection[Run], places: Collection[Place]) -> dic
         what = "some of its layers are skipped" if model.anatomy.idle else form
         raise CannotPack(f"{what}, which cannot be packed.")
     donors = donor_recordings(model, runs)
-    found: dict[Run, Tape] = {}
-    by_length: dict[int, list[Run]] = {}
-    for run in runs:
-        by_length.setdefault(len(run.tokens), []).append(run)
-    for alike in by_length.values():
-        for start in range(0, len(alike), ROWS):
-            work = partial(_tape, model, donors=donors, places=places)
-            for tape in in_parts(alike[start : start + ROWS], work, too_large(model, len(alike[0].tokens))):
-                found |= dict.fromkeys(tape.rows, tape)
-    return found
+    made = by_length(model, runs, partial(_tape, model, donors=donors, places=places))
+    return {run: tape for tape in made for run in tape.rows}
 
 
 def _tape(model: Model, runs: Sequence[Run], *, donors: Mapping[Run, Recording], places: Collection[Place]) -> Tape:

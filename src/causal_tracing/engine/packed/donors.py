@@ -3,7 +3,7 @@
 What a sender brings to tens of thousands of receivers is read in a few hundred such runs, of a token or two each.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causal_tracing.engine.backend import Place, Recording
 from causal_tracing.engine.hooks.apply import LARGE, Donors
-from causal_tracing.engine.memory import Sizes
+from causal_tracing.engine.memory import Sizes, in_batches
 from causal_tracing.engine.packed.base_runs import Tape
 from causal_tracing.engine.packed.layer_loop import Wave
 from causal_tracing.engine.packed.schedule import INSIDE, donor_groups
@@ -71,7 +71,7 @@ def recorded_behind(
     order = {tape: number for number, tape in enumerate(dict.fromkeys(tapes.values()))}
     by_run = {run: order[tape] for run, tape in tapes.items()}
     runs = [*worlds]
-    for numbers in _batches([len(run.tokens) for run in runs], limits.wave):
+    for numbers in in_batches((len(run.tokens) for run in runs), limits.wave):
         wanted = {number: kept[runs[number]] for number in numbers}
         planned = donor_groups([*worlds.values()], wanted, by_run, model.num_layers, model.anatomy.added_from)
         with model.at_rest():
@@ -80,16 +80,3 @@ def recorded_behind(
             for number, each in ((member.number, each) for member in group.members for each in member.kept):
                 found[runs[number]].changed[each] = made[number, each]  # a KeyError where it passed unseen
     return found
-
-
-def _batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of runs of these sizes, about so many tokens together."""
-    batch, tokens = [], 0
-    for number, size in enumerate(sizes):
-        if batch and tokens + size > most:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(number)
-        tokens += size
-    if batch:
-        yield batch

@@ -22,7 +22,7 @@ from causal_tracing.engine.checks.words import spares_words
 from causal_tracing.engine.hooks.apply import Write, rewritten
 from causal_tracing.engine.hooks.attending import require_sight, visible
 from causal_tracing.engine.hooks.forward import check_layers
-from causal_tracing.engine.memory import Sizes, sizes
+from causal_tracing.engine.memory import Sizes, in_batches, sizes
 from causal_tracing.engine.packed.base_runs import Tape, Tapes
 from causal_tracing.engine.packed.donors import behind_bases, recorded_behind
 from causal_tracing.engine.packed.layer_loop import Wave
@@ -58,16 +58,8 @@ class Packed:
 
     def batches(self, rows: int | None = None) -> Iterator[list[int]]:
         """The worlds' numbers, in waves that fit the memory; `rows` caps their number."""
-        batch, tokens = [], 0
-        for number, world in enumerate(self.worlds):
-            # Counted as if each had all of its tokens: the plan, which knows better, is made for a whole batch.
-            own = len(world.base.tokens)
-            if batch and (tokens + own > self.sizes.wave or len(batch) == rows):
-                yield batch
-                batch, tokens = [], 0
-            batch.append(number)
-            tokens += own
-        yield batch
+        # Counted as if each had all of its tokens: the plan, which knows better, is made for a whole batch.
+        yield from in_batches((len(world.base.tokens) for world in self.worlds), self.sizes.wave, rows)
 
     def logits(self, batch: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "world readout vocab"]]]:
         """The worlds' logits at their readouts, some worlds at a time."""

@@ -8,9 +8,13 @@ the rest are always patched for real, and how both agree is part of the result.
 3. These are patched, and both go into the same map: `estimated` everywhere, the exact numbers where there are any.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 
 from causal_tracing.errors import InvalidOption
 from causal_tracing.interventions.known import effective
@@ -49,7 +53,7 @@ def screened(job: Job, screen: Screen, progress: Progress | None = None) -> Numb
         check_length(job.model, pair)
     checks, found = SpotChecks(job), []
     for number in range(len(job.pairs)):
-        found.append(_Screened(job, screen, job.question(number), share(progress, number, len(job.pairs))))
+        found.append(_screened(job, screen, job.question(number), share(progress, number, len(job.pairs))))
     far = max((each.furthest for each in found if each.furthest), key=lambda each: each.tokens, default=None)
     checked = checks.pairs | ({far.number} if far else set())
     clean = {number: found[number].clean for number in checked}
@@ -81,99 +85,143 @@ def _check_pair(job: Job, pair: TokenPair) -> None:
         check_patterns(Write(), pair)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Estimated:
+    """One pair before anything is patched: its estimates, what is known beforehand, and what is to be patched.
+
+    Estimates and what is known are by kind of site; what is chosen is a cell of a grid, and why ("top", "sample").
+    """
+
+    job: Job
+    question: Question
+    preview: Preview
+    scoring: Scoring
+    estimates: Mapping[str, np.ndarray]
+    known: Mapping[str, np.ndarray]
+    chosen: Sequence[tuple[Grid, At, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Screened:
-    """One pair: its estimates, what is known beforehand, what was patched."""
+    """One pair with what was patched of it, and its map; `clean` is what the model expects after its clean prompt."""
 
-    def __init__(self, job: Job, screen: Screen, question: Question, progress: Progress) -> None:
-        self.job, self.question, self.progress = job, question, progress
-        (preview,), (self.clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
-        number = question.number
-        self.scoring = Scoring(job.backend, {number: question.pair}, {number: self.clean}, job.metrics)
-        self.estimates, self.known = self._estimated(screen, share(progress, 0, 2))
-        self.chosen = [
-            (grid, at, why)
-            for grid in job.grids
-            for component in range(len(grid.components))
-            for at, why in self._chosen(grid, component, screen)
-        ]
-        self.sums = {grid.kind.name: Sums(grid, 1, [metric.name for metric in job.metrics]) for grid in job.grids}
-        self._patch()
-        self.measurements = self._measurements(preview)
+    clean: Float[Tensor, " vocab"]
+    sums: Mapping[str, Sums]
+    unedited: Float[np.ndarray, "run metric"]
+    measurements: Measurements
+    worlds: int
+    worlds_run: int
+    furthest: Furthest | None
 
-    def _estimated(self, screen: Screen, progress: Progress) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The estimates of every kind's cells, and what is known of these beforehand."""
-        job, question = self.job, self.question
-        terms = terms_of(question.pair, job.metrics[0], self.clean)
-        estimates, known = {}, {}
-        for grid in job.grids:
-            name = grid.kind.name
-            if isinstance(grid, PathGrid):
-                found = path_estimates(job, screen, question, grid, terms[0], self.scoring, progress)
-                estimates[name], known[name] = found
-            else:
-                known[name] = _known(self.scoring, question, grid)
-        sites = [grid for grid in job.grids if not isinstance(grid, PathGrid)]
-        return estimates | (site_estimates(job, screen, question, terms, progress) if sites else {}), known
 
-    def _chosen(self, grid: Grid, component: int, screen: Screen) -> Iterator[tuple[At, str]]:
-        """What is patched of one component: it does not depend on which others were asked for."""
-        estimates, known = self.estimates[grid.kind.name], self.known[grid.kind.name]
-        cells = grid.compared(component, (known == "") & ~np.isnan(estimates))
-        # Stable: of equal estimates, such as zeros, the same cells are patched each time.
-        order = np.argsort(-np.abs(estimates[tuple(cells.T)]), kind="stable")
-        top, rest = order[: screen.verify], order[screen.verify :]
-        name = grid.components[component]
-        random = np.random.default_rng([self.job.options.seed, *name.encode()])
-        sample = random.permutation(rest)[: screen.sample]
-        yield from ((tuple(at), why) for some, why in ((top, "top"), (sample, "sample")) for at in cells[some].tolist())
+def _screened(job: Job, screen: Screen, question: Question, progress: Progress) -> _Screened:
+    """One pair: first the estimates, then what is patched."""
+    (preview,), (clean,) = understood(job.model, job.backend, [question.pair], [question.contrast])
+    scoring = Scoring(job.backend, {question.number: question.pair}, {question.number: clean}, job.metrics)
+    estimates, known = _estimates(job, screen, question, scoring, share(progress, 0, 2))
+    chosen = [
+        (grid, at, why)
+        for grid in job.grids
+        for component in range(len(grid.components))
+        for at, why in _chosen(job, screen, grid, component, estimates[grid.kind.name], known[grid.kind.name])
+    ]
+    pair = _Estimated(
+        job=job,
+        question=question,
+        preview=preview,
+        scoring=scoring,
+        estimates=estimates,
+        known=known,
+        chosen=chosen,
+    )
+    return _patched(pair, share(progress, 1, 2))
 
-    def _patch(self) -> None:
-        worlds = [
-            (grid, Cell(arm=grid.arms[0], draw=0, at=at, world=world))
-            for grid, at, _ in self.chosen
-            for world in worlds_of(self.question, grid, grid.arms[0], 0, at)
-        ]
-        unedited = self.question.unedited
-        asked = [*unedited, *self.scoring.repeats(unedited), *(cell.world for _, cell in worlds)]
-        found = self.scoring.evaluate(asked, progress=share(self.progress, 1, 2))
-        runs = len(asked) - len(worlds)
-        self.unedited, self.repeats = found.values[: len(unedited)], found.values[len(unedited) : runs]
-        self.worlds, self.worlds_run = found.worlds, found.worlds_run
-        self.furthest = None
-        if found.furthest and found.furthest[1] >= runs:
-            grid, cell = worlds[found.furthest[1] - runs]
-            tokens, number = found.furthest[0], self.question.number
-            self.furthest = Furthest(tokens=tokens, grid=grid, number=number, cell=cell)
-        for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
-            # What is a zero or a cut beforehand was not chosen.
-            self.sums[grid.kind.name].add(cell, value, zero=False, cut=False)
 
-    def _measurements(self, preview: Preview) -> Measurements:
-        maps = {}
-        for grid in self.job.grids:
-            name, axes = grid.kind.name, grid.kind.axes
-            found, known = self.sums[name].map(self.unedited), self.known[name]
-            why = {reason: np.zeros(grid.shape, bool) for reason in ("top", "sample")}
-            for its, at, reason in self.chosen:
-                if its is grid:
-                    why[reason][at] = True
-            # A gradient is of one metric: the cells that are patched have the others too.
-            estimated = np.full((len(self.job.metrics), *grid.shape), np.nan)
-            estimated[0] = self.estimates[name]
-            there = ~np.isnan(self.estimates[name])
-            flags = {
-                "structural_zero": known == "structural_zero",
-                "cut": known == "cut",
-                "unpaired": known == "unpaired",
-                "not_patched": there & (known == "") & ~why["top"] & ~why["sample"],
-                "top": why["top"],
-                "sampled": why["sample"],
-            }
-            maps[name] = found.assign(
-                {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
-            )
-        apart = spread(self.unedited, self.repeats)
-        return measurements_of(preview, self.unedited, apart, maps, self.job.metrics)
+def _estimates(
+    job: Job, screen: Screen, question: Question, scoring: Scoring, progress: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The estimates of every kind's cells, and what is known of these beforehand."""
+    terms = terms_of(question.pair, job.metrics[0], scoring.clean[question.number])
+    estimates, known = {}, {}
+    for grid in job.grids:
+        name = grid.kind.name
+        if isinstance(grid, PathGrid):
+            estimates[name], known[name] = path_estimates(job, screen, question, grid, terms[0], scoring, progress)
+        else:
+            known[name] = _known(scoring, question, grid)
+    sites = [grid for grid in job.grids if not isinstance(grid, PathGrid)]
+    return estimates | (site_estimates(job, screen, question, terms, progress) if sites else {}), known
+
+
+def _chosen(
+    job: Job, screen: Screen, grid: Grid, component: int, estimates: np.ndarray, known: np.ndarray
+) -> Iterator[tuple[At, str]]:
+    """What is patched of one component: it does not depend on which others were asked for."""
+    cells = grid.compared(component, (known == "") & ~np.isnan(estimates))
+    # Stable: of equal estimates, such as zeros, the same cells are patched each time.
+    order = np.argsort(-np.abs(estimates[tuple(cells.T)]), kind="stable")
+    top, rest = order[: screen.verify], order[screen.verify :]
+    name = grid.components[component]
+    random = np.random.default_rng([job.options.seed, *name.encode()])
+    sample = random.permutation(rest)[: screen.sample]
+    yield from ((tuple(at), why) for some, why in ((top, "top"), (sample, "sample")) for at in cells[some].tolist())
+
+
+def _patched(pair: _Estimated, progress: Progress) -> _Screened:
+    """The pair with what was chosen patched for real, in one go with its unedited runs and their repeats."""
+    question, scoring = pair.question, pair.scoring
+    worlds = [
+        (grid, Cell(arm=grid.arms[0], draw=0, at=at, world=world))
+        for grid, at, _ in pair.chosen
+        for world in worlds_of(question, grid, grid.arms[0], 0, at)
+    ]
+    asked = [*question.unedited, *scoring.repeats(question.unedited), *(cell.world for _, cell in worlds)]
+    found = scoring.evaluate(asked, progress=progress)
+    runs = len(asked) - len(worlds)
+    unedited, repeats = found.values[: len(question.unedited)], found.values[len(question.unedited) : runs]
+    furthest = None
+    if found.furthest and found.furthest[1] >= runs:
+        grid, cell = worlds[found.furthest[1] - runs]
+        furthest = Furthest(tokens=found.furthest[0], grid=grid, number=question.number, cell=cell)
+    metrics = [metric.name for metric in pair.job.metrics]
+    sums = {grid.kind.name: Sums(grid, 1, metrics) for grid in pair.job.grids}
+    for (grid, cell), value in zip(worlds, found.values[runs:], strict=True):
+        # What is a zero or a cut beforehand was not chosen.
+        sums[grid.kind.name].add(cell, value, zero=False, cut=False)
+    maps = {grid.kind.name: _map(pair, grid, sums[grid.kind.name].map(unedited)) for grid in pair.job.grids}
+    return _Screened(
+        clean=scoring.clean[question.number],
+        sums=sums,
+        unedited=unedited,
+        measurements=measurements_of(pair.preview, unedited, spread(unedited, repeats), maps, pair.job.metrics),
+        worlds=found.worlds,
+        worlds_run=found.worlds_run,
+        furthest=furthest,
+    )
+
+
+def _map(pair: _Estimated, grid: Grid, exact: xr.Dataset) -> xr.Dataset:
+    """A grid's map: the exact numbers of what was patched, every estimate, and what became of each cell."""
+    name, axes = grid.kind.name, grid.kind.axes
+    estimates, known = pair.estimates[name], pair.known[name]
+    why = {reason: np.zeros(grid.shape, bool) for reason in ("top", "sample")}
+    for its, at, reason in pair.chosen:
+        if its is grid:
+            why[reason][at] = True
+    # A gradient is of one metric: the cells that are patched have the others too.
+    estimated = np.full((len(pair.job.metrics), *grid.shape), np.nan)
+    estimated[0] = estimates
+    flags = {
+        "structural_zero": known == "structural_zero",
+        "cut": known == "cut",
+        "unpaired": known == "unpaired",
+        "not_patched": ~np.isnan(estimates) & (known == "") & ~why["top"] & ~why["sample"],
+        "top": why["top"],
+        "sampled": why["sample"],
+    }
+    return exact.assign(
+        {"estimated": (("metric", *axes), estimated)} | {flag: (axes, each) for flag, each in flags.items()}
+    )
 
 
 def _known(scoring: Scoring, question: Question, grid: Grid) -> np.ndarray:

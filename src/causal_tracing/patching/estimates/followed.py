@@ -7,8 +7,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool
 
-from causal_tracing.engine.backend import Place
-from causal_tracing.engine.backend import Reading as ReadingBackend
+from causal_tracing.engine.backend import Place, ReadingBackend
 from causal_tracing.errors import ComponentNotOffered
 from causal_tracing.interventions.edits import Edit, From, Run, World
 from causal_tracing.interventions.known import Rules, effective
@@ -16,8 +15,7 @@ from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.cells import Question, last_of
 from causal_tracing.patching.job import Job
 from causal_tracing.patching.kinds.receivers import LOGITS, WHOLE
-from causal_tracing.patching.kinds.senders import PathGrid, Reading
-from causal_tracing.patching.kinds.senders import Place as SenderPlace
+from causal_tracing.patching.kinds.senders import PathGrid, SingleReceiver, Stage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +30,7 @@ class Followed:
     changed: tuple[tuple[Edit, ...], ...]  # of each sender; nothing where the pair has no such token
 
     @cached_property
-    def readings(self) -> tuple[Reading, ...]:
+    def readings(self) -> tuple[SingleReceiver, ...]:
         """Every part that receives anything, once."""
         return tuple(dict.fromkeys(reading for _, each in self.grid.receivers for reading in each))
 
@@ -65,16 +63,16 @@ class Followed:
         """Whether a sender's path to a reading can change anything."""
         stream = self.grid.stream
         rules = self.job.backend.describe().rules  # those that were proved of what is read
-        places = [stream.place(reading) for reading in self.readings]
+        stages = [stream.stage(reading) for reading in self.readings]
         open_ = [self._open(rules, position) for position in range(len(self.base.tokens))]
-        behind: dict[tuple[SenderPlace, int], np.ndarray] = {}  # many senders begin at the same place and token
+        behind: dict[tuple[Stage, int], np.ndarray] = {}  # many senders begin at the same stage and token
         found = np.zeros((len(self.changed), len(self.readings)), bool)
         for sender, changed in enumerate(self.changed):
             edits = effective(World(self.base, changed, last_of(self.base)), rules)
             for position in sorted({edit.site.position for edit in edits}):
                 first = stream.first_behind([edit for edit in edits if edit.site.position == position])
                 if (first, position) not in behind:
-                    reached = [place >= first for place in places]
+                    reached = [stage >= first for stage in stages]
                     behind[first, position] = np.array(reached) & open_[position]
                 found[sender] |= behind[first, position]
         return found

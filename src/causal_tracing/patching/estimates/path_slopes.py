@@ -20,19 +20,19 @@ from causal_tracing.interventions.edits import Edit, From, Run
 from causal_tracing.interventions.sites import Site
 from causal_tracing.patching.estimates.followed import Followed
 from causal_tracing.patching.kinds.receivers import LOGITS
-from causal_tracing.patching.kinds.senders import Reading
+from causal_tracing.patching.kinds.senders import SingleReceiver, Stage
 
 READ_AT = ("resid_mid", "resid_pre")  # where a part of a layer reads the stream: one of these
-Slopes = Mapping[Reading, Float[Tensor, "token d_model"]]
+Slopes = Mapping[SingleReceiver, Float[Tensor, "token d_model"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Piece:
-    """What one sender adds to the stream at one token, and the first place that reads it."""
+    """What one sender adds to the stream at one token, and the first stage that reads it."""
 
     sender: int
     position: int
-    first: tuple[int, int]
+    first: Stage
     added: Float[Tensor, " d_model"]
 
 
@@ -49,15 +49,15 @@ def by_slopes(paths: Followed, measure: Differentiable, steps: int) -> Float[np.
     by_position: dict[int, list[_Piece]] = {}
     for piece in _pieces(paths):
         by_position.setdefault(piece.position, []).append(piece)
-    places = [stream.place(reading) for reading in paths.readings]
-    behind: dict[tuple[int, int], np.ndarray] = {}  # by how much what begins at a place has grown where each reads
+    stages = [stream.stage(reading) for reading in paths.readings]
+    behind: dict[Stage, np.ndarray] = {}  # by how much what begins at a stage has grown where each reads
     for position, pieces in by_position.items():
         # One product of matrices for each token, instead of one of vectors for each path.
         there = torch.stack([slopes[reading][position] for reading in paths.readings])
         values = (torch.stack([piece.added for piece in pieces]) @ there.T).cpu().numpy()
         for piece, row in zip(pieces, values, strict=True):
             if piece.first not in behind:
-                grown = (gains[place] / gains[piece.first] if place >= piece.first else 0.0 for place in places)
+                grown = (gains[stage] / gains[piece.first] if stage >= piece.first else 0.0 for stage in stages)
                 behind[piece.first] = np.array([*grown])
             found[piece.sender] += row * behind[piece.first]
     return found
@@ -90,9 +90,9 @@ def way(base: Run, donor: Run, steps: int) -> list[Run]:
     return [base, *(Run(base.tokens, (*base.edits, *edits(step / steps))) for step in range(1, steps))]
 
 
-def gains_before(paths: Followed) -> dict[tuple[int, int], float]:
-    """What the stream has been multiplied by where each place reads it, since the first layer: 1 in most models."""
-    model, found, gain = paths.job.model, dict[tuple[int, int], float](), 1.0
+def gains_before(paths: Followed) -> dict[Stage, float]:
+    """What the stream has been multiplied by where each stage reads it, since the first layer: 1 in most models."""
+    model, found, gain = paths.job.model, dict[Stage, float](), 1.0
     for layer in range(model.num_layers):
         number = 0
         for each in model.layout(layer).sums:
@@ -129,7 +129,7 @@ def _slopes(paths: Followed, measure: Differentiable, runs: Sequence[Run]) -> Sl
     """The metric's slope with what each reading reads of the stream, the mean over the runs."""
     backend, last = paths.job.backend, ("resid_post", paths.job.model.num_layers - 1)
     places = [*paths.places, *([last] if paths.reads_logits else [])]
-    found: dict[Reading, Tensor] = {}
+    found: dict[SingleReceiver, Tensor] = {}
     number = 0
     for part in backend.gradients(runs, places, measure):
         for row in range(len(part.gradients[places[0]])):
@@ -147,13 +147,13 @@ def _slopes(paths: Followed, measure: Differentiable, runs: Sequence[Run]) -> Sl
 
 def _pulled_back(
     paths: Followed, run: Run, slopes: Mapping[Place, Float[Tensor, "token width"]]
-) -> Iterator[tuple[Reading, Float[Tensor, "token d_model"]]]:
+) -> Iterator[tuple[SingleReceiver, Float[Tensor, "token d_model"]]]:
     """Slopes at parts of layers as slopes at what they read, each head by itself; the last stream's is one already."""
     yield from (
         ((component, layer, None), slope) for (component, layer), slope in slopes.items() if component == "resid_post"
     )
     # The same part of all layers goes together: none of their slopes passes through another layer.
-    alike: dict[tuple[str, int | None], list[Reading]] = {}
+    alike: dict[tuple[str, int | None], list[SingleReceiver]] = {}
     for reading in paths.readings:
         if reading[0] != LOGITS:
             alike.setdefault((reading[0], reading[2]), []).append(reading)
@@ -166,7 +166,9 @@ def _pulled_back(
             yield reading, next(behind[name, reading[1]] for name in READ_AT if (name, reading[1]) in behind)
 
 
-def _of_part(paths: Followed, slope: Float[Tensor, "token width"], reading: Reading) -> Float[Tensor, "token width"]:
+def _of_part(
+    paths: Followed, slope: Float[Tensor, "token width"], reading: SingleReceiver
+) -> Float[Tensor, "token width"]:
     """A component's slope where it is that of one head alone; as it is for all heads together."""
     part = reading[2]
     if part is None:

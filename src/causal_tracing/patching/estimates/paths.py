@@ -31,7 +31,7 @@ from causal_tracing.patching.options.trace import Progress
 def path_estimates(
     job: Job, screen: Screen, question: Question, grid: PathGrid, term: Term, scoring: Scoring, progress: Progress
 ) -> tuple[Float[np.ndarray, "component sender receiver"], np.ndarray]:
-    """The estimated effects of all paths, and what is known of each beforehand: as `_Screened` has it of any map.
+    """The estimated effects of all paths, and what is known of each beforehand: "structural_zero", "unpaired", or "".
 
     Raises InvalidOption, ComponentNotOffered.
     """

@@ -80,7 +80,7 @@ def _reads(paths: Followed, sender: int) -> Iterator[_Read]:
     sent = sending(stream, base, changed)
     positions = tuple(sent.positions)
     for component, layer in paths.places:
-        at = stream.place((component, layer, None))
+        at = stream.stage((component, layer, None))
         if at < sent.first:
             continue
         run, place, seen = sent.carried(component, base, at), (component, layer), tuple(sent.seen(component))

@@ -124,9 +124,9 @@ def edge_graph(model: Model) -> EdgeGraph:
     nodes, stream = nodes_of(model), stream_of(model)
     _check(model, nodes)
     sites, readers = (INPUT, *nodes), (*readers_in(nodes, model), (LOGITS, model.num_layers, None))
-    places = [stream.place(each) for each in readers]
+    stages = [stream.stage(each) for each in readers]
     behind = [stream.behind(site.component, site.layers[0]) for site in sites if site.layers]
-    edges = tuple((s, r) for s, first in enumerate(behind) for r, place in enumerate(places) if first <= place)
+    edges = tuple((s, r) for s, first in enumerate(behind) for r, stage in enumerate(stages) if first <= stage)
     sent, read = [name_of(site) for site in sites], [_reader_name(each) for each in readers]
     return EdgeGraph(
         of="edges",

@@ -42,8 +42,8 @@ MOST_PATHS = 400_000  # cells that are patched: more take hours, and say little 
 MOST_ESTIMATED = 4_000_000  # cells: more take gigabytes
 BEHIND = -1  # as the layer of a receiver that is in none
 
-Reading = tuple[str, int, int | None]  # a receiver's component, its layer, and its head (None: all)
-Place = tuple[int, int]  # a layer, and which of its parts: so that places are in the order of computation
+SingleReceiver = tuple[str, int, int | None]  # a receiver's component, its layer, and its head (None: all)
+Stage = tuple[int, int]  # a layer, and which of its parts: so that stages are in the order of computation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +63,12 @@ class Stream:
             return component
         return "mixer_out" if "mixer_out" in self.parts[layer] else "attn_out"
 
-    def first_behind(self, changed: Sequence[Edit]) -> Place:
-        """The first place that reads what any of these edits adds."""
+    def first_behind(self, changed: Sequence[Edit]) -> Stage:
+        """The first stage that reads what any of these edits adds."""
         return min(self.behind(*place) for place in {(edit.site.component, edit.site.layer) for edit in changed})
 
-    def behind(self, component: str, layer: int) -> Place:
-        """The first place that reads what a component of a layer adds."""
+    def behind(self, component: str, layer: int) -> Stage:
+        """The first stage that reads what a component of a layer adds."""
         if component == "resid_pre":
             return layer, 0
         part = self.parts[layer].index(self.part(component, layer))
@@ -76,7 +76,7 @@ class Stream:
         return (layer + 1, 0) if last else (layer, part + 1)
 
     @property
-    def end(self) -> Place:
+    def end(self) -> Stage:
         """Where the logits read: behind all layers."""
         return len(self.parts), 0
 
@@ -84,12 +84,12 @@ class Stream:
         """Whether there is such a receiver in a layer; the logits are behind the last one."""
         return component == LOGITS or self.part(component, layer) in self.parts[layer]
 
-    def readings(self, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
+    def readings(self, receivers: Sequence[Receiver]) -> tuple[SingleReceiver, ...]:
         """What these receivers are, one by one, in the layers that have them."""
         found = ((one.component, layer, part) for one in receivers for layer, part in one.places(len(self.parts)))
         return tuple(each for each in found if self.has(*each[:2]))
 
-    def place(self, receiver: Reading) -> Place:
+    def stage(self, receiver: SingleReceiver) -> Stage:
         """Where a receiver reads: the logits at the end of all layers."""
         component, layer, _ = receiver
         return (layer, 0) if component == LOGITS else (layer, self.parts[layer].index(self.part(component, layer)))
@@ -114,8 +114,8 @@ def stream_of(model: Model) -> Stream:
 
 def held(
     stream: Stream, base: Run, changed: tuple[Edit, ...], live: Run, tokens: Iterable[int] = ()
-) -> Iterator[tuple[Place, Edit]]:
-    """What holds all that is added behind the first of these edits of a base run as in `live`, place by place.
+) -> Iterator[tuple[Stage, Edit]]:
+    """What holds all that is added behind the first of these edits of a base run as in `live`, stage by stage.
 
     That is at their tokens, and at `tokens`. Of a part whose heads are among the edits of a token the other heads are
     held there. What the base run writes itself is left to it.
@@ -127,8 +127,8 @@ def held(
     for edit in (*changed, *base.edits):
         if (site := edit.site).position in parts:
             parts[site.position].setdefault((site.component, site.layer), set()).add(site.part)
-    places = ((layer, number, part) for layer, each in enumerate(stream.parts) for number, part in enumerate(each))
-    for layer, number, part in places:
+    stages = ((layer, number, part) for layer, each in enumerate(stream.parts) for number, part in enumerate(each))
+    for layer, number, part in stages:
         for position in sorted(parts) if first <= (layer, number) else ():
             for site in _free(stream, part, layer, position, parts[position]):
                 yield (layer, number), Edit(site, From(live, position))
@@ -151,16 +151,16 @@ def _free(
 class Sending:
     """What some senders add to the stream of a base run, as all of their receivers read it.
 
-    `first` is the first place behind any of them. The runs that carry it are made once: of each live run, each place
+    `first` is the first stage behind any of them. The runs that carry it are made once: of each live run, each stage
     that it is held up to, and the tokens where it is. So is what holds all behind it, of which these have more or less.
     """
 
     stream: Stream
     base: Run
     changed: tuple[Edit, ...]
-    first: Place
-    runs: dict[tuple[Run, range, Place], Run] = field(default_factory=dict)
-    behind: dict[tuple[Run, range], list[tuple[Place, Edit]]] = field(default_factory=dict)
+    first: Stage
+    runs: dict[tuple[Run, range, Stage], Run] = field(default_factory=dict)
+    behind: dict[tuple[Run, range], list[tuple[Stage, Edit]]] = field(default_factory=dict)
 
     @property
     def positions(self) -> list[int]:
@@ -176,35 +176,35 @@ class Sending:
         """The tokens at which what a receiver makes is another."""
         return self.later if component in WHOLE else self.positions
 
-    def carried(self, component: str, live: Run, place: Place) -> Run:
-        """The run in which a receiver reads, at its place, what `live` has and what the senders add."""
+    def carried(self, component: str, live: Run, stage: Stage) -> Run:
+        """The run in which a receiver reads, at its stage, what `live` has and what the senders add."""
         if component in IN_HEADS and live is self.base:
-            place = self.stream.end  # attention is held: all layers' heads read one run
+            stage = self.stream.end  # attention is held: all layers' heads read one run
         # Between the senders' tokens attention of other layers may hand on what they add: what reads as a whole would
         # read it there.
         tokens = self.later if component in WHOLE else range(0)
-        if (live, tokens, place) not in self.runs:
+        if (live, tokens, stage) not in self.runs:
             if (live, tokens) not in self.behind:
                 self.behind[live, tokens] = list(held(self.stream, self.base, self.changed, live, tokens))
-            edits = (edit for at, edit in self.behind[live, tokens] if at < place)
-            self.runs[live, tokens, place] = one_run(self.base.tokens, (*self.base.edits, *self.changed, *edits))
-        return self.runs[live, tokens, place]
+            edits = (edit for at, edit in self.behind[live, tokens] if at < stage)
+            self.runs[live, tokens, stage] = one_run(self.base.tokens, (*self.base.edits, *self.changed, *edits))
+        return self.runs[live, tokens, stage]
 
-    def received(self, receivers: Sequence[Reading]) -> tuple[Edit, ...]:
+    def received(self, receivers: Sequence[SingleReceiver]) -> tuple[Edit, ...]:
         """The edits of the world in which these receivers (component, layer, head) alone read what the senders add.
 
         Where none of them is behind a sender these write what is there already: nothing can change.
         """
         made: list[Edit] = []
-        for place, some in groupby(sorted(receivers, key=self.stream.place), key=self.stream.place):
-            if place < self.first:
+        for stage, some in groupby(sorted(receivers, key=self.stream.stage), key=self.stream.stage):
+            if stage < self.first:
                 continue
             live = one_run(self.base.tokens, (*self.base.edits, *made)) if made else self.base
-            if place == self.stream.end:
+            if stage == self.stream.end:
                 if here := self._at_the_end:
                     return (*here, *(edit for _, edit in held(self.stream, self.base, here, live)))
                 continue
-            made += self._read(list(some), live, place)
+            made += self._read(list(some), live, stage)
         return tuple(made) or (Edit(self.changed[0].site, From(self.base, self.changed[0].site.position)),)
 
     @property
@@ -212,10 +212,10 @@ class Sending:
         """What is written at the last token, which alone the logits read."""
         return tuple(edit for edit in self.changed if edit.site.position == len(self.base.tokens) - 1)
 
-    def _read(self, group: Sequence[Reading], live: Run, place: Place) -> Iterator[Edit]:
-        """What these receivers of one place make of what is carried to it."""
+    def _read(self, group: Sequence[SingleReceiver], live: Run, stage: Stage) -> Iterator[Edit]:
+        """What these receivers of one stage make of what is carried to it."""
         for component, layer, part in group:
-            run = self.carried(component, live, place)
+            run = self.carried(component, live, stage)
             for position in self.seen(component):
                 yield Edit(Site(component, layer, position, part), From(run, position))
 
@@ -231,7 +231,7 @@ class PathGrid(Grid):
 
     stream: Stream
     senders: tuple[tuple[str, tuple[NamedSite, ...]], ...]
-    receivers: tuple[tuple[str, tuple[Reading, ...]], ...]  # nothing is read by EVERY
+    receivers: tuple[tuple[str, tuple[SingleReceiver, ...]], ...]  # nothing is read by EVERY
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -276,13 +276,13 @@ class PathGrid(Grid):
     def unreached(self, pair: TokenPair) -> Bool[np.ndarray, "..."]:
         """Where no receiver is behind a sender: layers in front of it, or the logits, which read the last token."""
         last = {len(pair.clean.tokens) - 1, len(pair.corrupt.tokens) - 1}
-        read = [[self.stream.place(each) for each in places] for _, places in self.receivers]
-        behind, end = [max(places, default=self.stream.end) for places in read], self.stream.end
-        only_end = np.array([bool(places) and {*places} == {end} for places in read])
+        read = [[self.stream.stage(each) for each in places] for _, places in self.receivers]
+        behind, end = [max(stages, default=self.stream.end) for stages in read], self.stream.end
+        only_end = np.array([bool(stages) and {*stages} == {end} for stages in read])
         found = np.zeros(self.shape, dtype=bool)
         for number, (_, sites) in enumerate(self.senders):
             first = min(self.stream.behind(site.component, layer) for site in sites for layer, _ in site.places())
-            found[0, number] = [place < first for place in behind]
+            found[0, number] = [stage < first for stage in behind]
             if not any(last & {*slot} for site in sites for slot in site.slots(pair)):
                 found[0, number] |= only_end
         return found
@@ -354,7 +354,7 @@ def _by_name(asked: Named, found: Callable[[Sequence[str]], Sequence[Any]]) -> d
     return {str(each): (each,) for each in found(asked)}
 
 
-def _apart(stream: Stream, name: str, receivers: Sequence[Receiver]) -> tuple[Reading, ...]:
+def _apart(stream: Stream, name: str, receivers: Sequence[Receiver]) -> tuple[SingleReceiver, ...]:
     """What receivers under one name are, one by one. Raises InvalidOption where two are one place, whole or in part."""
     found = stream.readings(receivers)
     parts: dict[tuple[str, int], list[int | None]] = {}

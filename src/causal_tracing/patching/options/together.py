@@ -83,6 +83,11 @@ def clean_alone(options: Mapping[str, Any]) -> bool:
     return bool(options.get("knockout")) and nothing_else
 
 
+def noised(options: Mapping[str, Any]) -> bool:
+    """Whether these options corrupt by noise, so that a pair's own corrupt prompt would be one too many."""
+    return options.get("noise") is not None or options.get("preset") is not None
+
+
 def _check_direct(options: "Options") -> None:
     parts = options.heads or options.neurons or options.experts
     if options.direct and options.components in ((), []) and not parts:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from causal_tracing.errors import InvalidPair
+from causal_tracing.prompts.answers import TARGETS
 from causal_tracing.prompts.formats.fields import Row, TokenId
 from causal_tracing.prompts.tokens import encode, token_strings
 
-TARGETS = ("answer", "foil")
 OPENED = "([/=“‘"  # after which a word begins without a space
 SPACED = "answers and foils had no leading space, and got one"
 

@@ -7,7 +7,7 @@ from html import escape
 
 import pandas as pd
 
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, some_of
 from causal_tracing.report.labels import number
 from causal_tracing.report.page.forms import titled
 from causal_tracing.report.page.text import visible
@@ -127,6 +127,4 @@ def _heads(found: Circuits) -> list[str]:
 
 def named(added: str) -> str:
     """What a size adds, the first ones by name."""
-    names = added.split("; ") if added else []
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    return some_of(added.split("; ") if added else [], MOST_NAMED)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.report.page.text import plain, visible
+from causal_tracing.report.page.text import rounded, visible
 from causal_tracing.results.columns import is_token
 from causal_tracing.results.lens import RUNS, lens_of, mean_lens
 from causal_tracing.results.means import NoMean
@@ -58,7 +58,7 @@ def _laid_out(
         if place is None or layer not in read:
             return None
         at = read.index(layer), place
-        return [tops[at[0]][place], *(plain(float(format(each[at], digits))) for each, digits in numbers)]
+        return [tops[at[0]][place], *(rounded(float(format(each[at], digits))) for each, digits in numbers)]
 
     return [[cell(layer, place) for place in places] for layer in layers]
 

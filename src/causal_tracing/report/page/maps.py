@@ -8,7 +8,15 @@ import xarray as xr
 
 from causal_tracing.prompts.answers import on_one_line
 from causal_tracing.report.page.lens import lens_cells, mean_lens_cells
-from causal_tracing.report.page.text import DIGITS, metrics_with_effects, plain, role_row, switched, token_row, visible
+from causal_tracing.report.page.text import (
+    DIGITS,
+    metrics_with_effects,
+    role_row,
+    rounded,
+    switched,
+    token_row,
+    visible,
+)
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, FRACTIONS, STATUSES, effects
 from causal_tracing.results.means import MeanMap, by_column, defined
@@ -60,12 +68,12 @@ def mean_data(measurements: Measurements, means: MeanMap, ids: Sequence[str]) ->
     """
     cells = means.cells
     if KINDS[means.kind].figure != "tokens":
-        total = {"total": plain(float(means.total.estimate)), "fraction_reason": _fraction_reason(means)}
+        total = {"total": rounded(float(means.total.estimate)), "fraction_reason": _fraction_reason(means)}
         return {**_named(means, ids), "rows": [], "metrics": {means.metric: total}, "pairs": [], "values": {}}
     names = [name for name in AVERAGED if name in cells]
     columns = by_column(defined(effects(measurements).sel(metric=means.metric)))
     numbers = {
-        "total": plain(float(means.total.estimate)),
+        "total": rounded(float(means.total.estimate)),
         "fraction_reason": _fraction_reason(means),
         "status": by_component(coded(cells.status)),
         **{name: by_component(cells[name]) for name in names},
@@ -109,7 +117,7 @@ def by_component(values: xr.DataArray, digits: int = DIGITS) -> dict[str, Any]:
     """Numbers of each component as [layer][position], null where undefined."""
     arrays = np.moveaxis(values.values, values.dims.index("component"), 0)
     # Whole numbers are plain as they are.
-    numbers = [plain(array.tolist(), digits) if array.dtype.kind == "f" else array.tolist() for array in arrays]
+    numbers = [rounded(array.tolist(), digits) if array.dtype.kind == "f" else array.tolist() for array in arrays]
     return dict(zip(map(str, values.component.values), numbers, strict=True))
 
 
@@ -172,7 +180,7 @@ def _numbers(found: xr.Dataset, digits: int) -> dict[str, Any]:
 
 def _total(found: xr.Dataset) -> dict[str, Any]:
     return {
-        "total": plain(found.total_effect.item()),
+        "total": rounded(found.total_effect.item()),
         "fraction_reason": found.fraction_reason.item() or found.reason.item(),
     }
 

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
-from causal_tracing.report.page.text import metrics_with_effects, plain, switched, visible
+from causal_tracing.report.page.text import metrics_with_effects, rounded, switched, visible
 from causal_tracing.report.words.senders import hidden_senders
 from causal_tracing.results.arms import DIRECTIONS
 from causal_tracing.results.columns import among_others
@@ -91,7 +91,7 @@ def _numbers(found: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
     """Numbers as [sender][receiver], and a letter a receiver for the status of each sender's."""
     here = found.sel(component=found.component.values[0]).transpose("sender", "receiver", ...)
     status = [*map(lettered, here.status.values)]
-    return {"status": status, **{name: plain(here[name].values.tolist(), DIGITS) for name in names}}
+    return {"status": status, **{name: rounded(here[name].values.tolist(), DIGITS) for name in names}}
 
 
 def _hidden(found: xr.Dataset, kept: xr.Dataset, names: Sequence[str], total: float) -> dict[str, dict[int, list[int]]]:

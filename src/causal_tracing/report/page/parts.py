@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.prompts.tokens import Column
-from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
+from causal_tracing.report.page.text import metrics_with_effects, role_row, rounded, switched, token_row
 from causal_tracing.results.columns import columns_of
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
@@ -163,7 +163,7 @@ def _map_numbers(found: xr.Dataset, names: list[str], kept: list[Column], with_s
         "status": {name: _letters(status[name][..., :n]) for name, n in counts.items()},
         **{
             effect: {
-                name: plain(values[..., :n].tolist(), DIGITS)
+                name: rounded(values[..., :n].tolist(), DIGITS)
                 for (name, n), values in zip(counts.items(), array, strict=True)
             }
             for effect, array in arrays.items()
@@ -215,7 +215,7 @@ def _rank_numbers(found: xr.Dataset, beside: Sequence[str] = ()) -> dict[str, An
     top = []
     for _, layer, position, part in sites:
         at = tuple(index.get_loc(one) for index, one in zip(indices, (layer, position, part), strict=True))
-        top.append([int(layer), int(part), at[1], *(plain(float(array[at]), DIGITS) for array in numbers)])
+        top.append([int(layer), int(part), at[1], *(rounded(float(array[at]), DIGITS) for array in numbers)])
     return {"top": top, "curves": {name: _curve(effect.values) for name, effect in order.items()}}
 
 
@@ -234,4 +234,4 @@ def _thinned(effects_by_rank: np.ndarray) -> list[list[int | float]]:
     if not len(effects_by_rank):
         return []
     ranks = np.unique(np.geomspace(1, len(effects_by_rank), CURVE_POINTS).round().astype(int))
-    return [[int(rank), plain(float(effects_by_rank[rank - 1]), DIGITS)] for rank in ranks]
+    return [[int(rank), rounded(float(effects_by_rank[rank - 1]), DIGITS)] for rank in ranks]

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
-from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
+from causal_tracing.report.page.text import metrics_with_effects, role_row, rounded, switched, token_row
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
@@ -108,7 +108,7 @@ def _numbers(found: xr.Dataset, names: Sequence[str], kept: list[str]) -> dict[s
         "status": {name: [[lettered(keys) for keys in queries] for queries in each] for name, each in status.items()},
         **{
             effect: {
-                name: plain(here[effect].sel(component=name).transpose(*ORDER).values.tolist(), DIGITS)
+                name: rounded(here[effect].sel(component=name).transpose(*ORDER).values.tolist(), DIGITS)
                 for name in components
             }
             for effect in names

@@ -46,15 +46,15 @@ def role_row(position: Column) -> dict[str, Any]:
     return {"label": name, "spoken": spoken, "differs": False}
 
 
-def plain(value: Any, digits: int = DIGITS) -> Any:
-    """Numbers as JSON can hold them, null where undefined."""
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Numbers of so many digits as JSON can hold them, whole ones as such; null where undefined."""
     if isinstance(value, list):
-        return [plain(item, digits) for item in value]
+        return [rounded(item, digits) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
-        rounded = float(f"{value:.{digits}g}")
-        return int(rounded) if rounded.is_integer() else rounded
+        short = float(f"{value:.{digits}g}")
+        return int(short) if short.is_integer() else short
     return value
 
 

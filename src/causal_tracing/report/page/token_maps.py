@@ -13,7 +13,7 @@ import xarray as xr
 
 from causal_tracing.report.page.maps import windows_of
 from causal_tracing.report.page.parts import MOST_NUMBERS, TESTED, lettered
-from causal_tracing.report.page.text import metrics_with_effects, plain, role_row, switched, token_row
+from causal_tracing.report.page.text import metrics_with_effects, role_row, rounded, switched, token_row
 from causal_tracing.results.columns import columns_of, is_token
 from causal_tracing.results.effects import AVERAGED, effects
 from causal_tracing.results.means import MeanMap
@@ -80,7 +80,7 @@ def _numbers(found: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
     return {
         "status": {name: [[lettered(tokens) for tokens in each.status.values]] for name, each in here.items()},
         **{
-            effect: {name: [plain(each[effect].values.tolist(), DIGITS)] for name, each in here.items()}
+            effect: {name: [rounded(each[effect].values.tolist(), DIGITS)] for name, each in here.items()}
             for effect in names
         },
     }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from causal_tracing.errors import InvalidOption
+from causal_tracing.errors import InvalidOption, some_of
 from causal_tracing.report.labels import between, number
 from causal_tracing.report.words.senders import read_as_a_whole
 from causal_tracing.results.circuits import Area, Circuits, circuits, subsets_of
@@ -207,8 +207,7 @@ def _minimal(found: Circuits) -> str:
     """How many of the set move it."""
     matters = int(found.minimality.matters.sum())
     idle = found.minimality["item"][~found.minimality.matters.astype(bool)].tolist()
-    more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
-    left = f"; of {', '.join(idle[:5])}{more} it was not seen" if idle else ""
+    left = f"; of {some_of(idle)} it was not seen" if idle else ""
     return (
         f"Minimality: {matters} of these {found.tested} {found.of} move the metric by at least 1 % of the model's, "
         f"{number(found.clean)} {found.unit}, when taken out beside some set that was tried{left}."

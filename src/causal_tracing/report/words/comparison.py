@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from causal_tracing.errors import some_of
 from causal_tracing.report.labels import between, number, p_value, percent
 from causal_tracing.report.words.many_pairs import SIGNIFICANT, where_peak, with_interval
 from causal_tracing.results.comparison import Differences
@@ -120,15 +121,10 @@ def _counts(found: Differences) -> Iterator[str]:
 def _left_out(found: Differences) -> Iterator[str]:
     for which, only in (("first", found.only_first), ("second", found.only_second)):
         if only:
-            listed = "; ".join(f"{kind} {_names(names)}" for kind, names in only.items())
-            yield f"Only in the {which}, and not compared: {listed}."
+            told = "; ".join(f"{kind} {some_of(names, MOST)}" for kind, names in only.items())
+            yield f"Only in the {which}, and not compared: {told}."
     if found.undefined:
-        yield f"In both, and without a number by one of the metrics: pairs {_names(found.undefined)}."
-
-
-def _names(names: tuple[Any, ...]) -> str:
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(map(str, names[:MOST])) + more
+        yield f"In both, and without a number by one of the metrics: pairs {some_of(found.undefined, MOST)}."
 
 
 def _warnings(found: Differences) -> Iterator[str]:

@@ -12,10 +12,10 @@ from causal_tracing.report.labels import asking, between, number, p_value, perce
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.lens import mean_lens_sentences
 from causal_tracing.report.words.method import (
-    USUAL,
     control_sentences,
     device_sentences,
     says_of_pairs,
+    seen_beside_usual,
     thirds,
     usual_sentence,
 )
@@ -234,8 +234,7 @@ def _usual(means: MeanMap, record: Mapping[str, Any]) -> Iterator[str]:
         cell = stream.sel(layer=layer, position=role)
         shown = means.shown
         size = number(float(cell[shown])) + between(float(cell[f"{shown}_low"]), float(cell[f"{shown}_high"]))
-        fits = "as usual" if role in USUAL[part] else "not as usual"
-        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits}; up to {size} in layer {layer})")
+        seen.append(seen_beside_usual(part, role, f"; up to {size} in layer {layer}"))
     if seen:
         yield usual_sentence(seen, traced, record)
 

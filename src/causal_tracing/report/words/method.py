@@ -123,6 +123,12 @@ def thirds(layers: Sequence[int], record: Mapping[str, Any]) -> dict[str, list[i
     return {name: some for name, some in found.items() if some}
 
 
+def seen_beside_usual(third: str, role: str, more: str = "") -> str:
+    """The strongest token of a third of the layers, and whether it is one of the usual picture."""
+    fits = "as usual" if role in USUAL[third] else "not as usual"
+    return f"{third} layers: {role.replace('_', ' ')} token ({fits}{more})"
+
+
 def usual_sentence(seen: Sequence[str], layers: Sequence[int], record: Mapping[str, Any]) -> str:
     """The usual picture of factual recall, and what was seen in each third of the model."""
     over = "over each third" if len(layers) == record["layers"] else "over what was traced of each third of the model"

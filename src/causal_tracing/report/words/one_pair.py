@@ -20,7 +20,6 @@ from causal_tracing.report.words.attention import attention_sentences
 from causal_tracing.report.words.circuits import circuit_sentences
 from causal_tracing.report.words.lens import lens_sentences
 from causal_tracing.report.words.method import (
-    USUAL,
     Side,
     beside,
     control_sentences,
@@ -31,6 +30,7 @@ from causal_tracing.report.words.method import (
     noise_sentences,
     not_shown,
     pairing_warnings,
+    seen_beside_usual,
     sides,
     thirds,
     usual_sentence,
@@ -304,8 +304,7 @@ def _usual(found: xr.Dataset, record: Mapping[str, Any]) -> Iterator[str]:
         if not (mean > 0).any():
             continue
         role = str(found.clean_role.values[int(_peak(mean))])
-        fits = "as usual" if role in USUAL[part] else "not as usual"
-        seen.append(f"{part} layers: {role.replace('_', ' ')} token ({fits})")
+        seen.append(seen_beside_usual(part, role))
     if seen:
         yield f"{usual_sentence(seen, traced, record)} One pair, so without an interval."
 

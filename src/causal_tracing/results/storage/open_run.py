@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causal_tracing.errors import InvalidResults
+from causal_tracing.errors import InvalidResults, some_of
 from causal_tracing.results import devices
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.site_kinds import KINDS
 from causal_tracing.results.spot_checks import together
 from causal_tracing.results.storage.join import joined
-from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row, Store, listed, read_manifest
+from causal_tracing.results.storage.run_folder import DROPPED, FAILED, OK, Row, Store, read_manifest
 from causal_tracing.results.storage.saved import from_parts
 
 
@@ -23,7 +23,7 @@ def open_run(folder: str | Path) -> Measurements:
     ids = [pair["id"] for pair in manifest["pairs"]]
     strange = sorted({*rows} - {*ids})
     if strange:
-        raise InvalidResults(f"{store.path} has rows of pairs that are not in the manifest: {listed(strange)}.")
+        raise InvalidResults(f"{store.path} has rows of pairs that are not in the manifest: {some_of(strange)}.")
     done = [rows[id] for id in ids if id in rows and rows[id].status == OK]
     if not done:
         reasons = [row.reason for row in rows.values() if row.reason]

@@ -27,7 +27,7 @@ import numpy as np
 from causal_tracing.errors import InvalidResults, MachineError
 from causal_tracing.results.storage.atomic import sync_folder, write_text
 from causal_tracing.results.storage.places import JOBS, LOCK, MANIFEST
-from causal_tracing.results.storage.saved import PAIRS
+from causal_tracing.results.storage.saved import PAIRS, canonical, in_lines
 
 SCHEMA = 1
 RESULTS = "results.sqlite"
@@ -59,8 +59,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Writes it, and the pairs as a file of their own, each whole or not at all. Raises MachineError."""
     content = dict(manifest)
     document = json.dumps({"schema": SCHEMA, "sha256": digest(content), "content": content}, indent=1)
-    pairs = "".join(json.dumps(pair) + "\n" for pair in content["pairs"])
-    for name, text in ((MANIFEST, document), (PAIRS, pairs)):
+    for name, text in ((MANIFEST, document), (PAIRS, in_lines(content["pairs"]))):
         write_text(folder / name, text, otherwise="Free what is missing and run the same command again.")
 
 
@@ -92,7 +91,7 @@ def threads_of(manifest: Mapping[str, Any]) -> int:
 
 def digest(content: Any) -> str:
     """The sha256 of plain values, in one order."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(canonical(content)).hexdigest()
 
 
 def differences(found: Any, asked: Any, name: str = "") -> Iterator[str]:
@@ -232,7 +231,7 @@ class Store:
 
     def add(self, chunk: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
         """Commits a chunk's rows and its record together."""
-        packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
+        packed = self._in_columns(chunk, rows)
         with self._open(_to_write(self.path)) as connection:
             # At once for writing: a transaction that begins by reading may be refused in its middle.
             connection.execute("BEGIN IMMEDIATE")
@@ -243,7 +242,7 @@ class Store:
 
     def replace(self, chunk: int, rows: Sequence[Row], record: Mapping[str, Any]) -> None:
         """Commits rows in the place of those that these pairs have; the record joins what the chunk's says."""
-        packed = [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
+        packed = self._in_columns(chunk, rows)
         kept = self.chunks()[chunk]
         text = json.dumps(kept | {"again": [*kept.get("again", []), dict(record)]} if record else kept)
         with self._open(_to_write(self.path)) as connection:
@@ -251,6 +250,10 @@ class Store:
             connection.executemany("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", packed)
             connection.execute("UPDATE chunks SET record = ? WHERE chunk = ? AND spec = ?", (text, chunk, self.spec))
             connection.execute("COMMIT")
+
+    def _in_columns(self, chunk: int, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+        """Rows of a chunk as the table of pairs has them."""
+        return [(row.pair, self.spec, chunk, row.status, row.reason, *_packed(row)) for row in rows]
 
     def failed(self) -> dict[int, set[str]]:
         """The pairs that failed, by their chunk."""
@@ -379,10 +382,3 @@ def _sha256(*parts: str | bytes) -> str:
         # With its length, so that letters cannot wander from one column into the next.
         found.update(len(data).to_bytes(8, "big") + data)
     return found.hexdigest()
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Some names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def open_measurements(folder: str | Path) -> Measurements:
             f"{folder} was written by a newer version (schema {schema}; this one reads {SCHEMA}). "
             "Upgrade causal-tracing to open it."
         )
-    _check(folder / TEXT, digest, _canonical(content))
+    _check(folder / TEXT, digest, canonical(content))
     try:
         arrays = (folder / ARRAYS).read_bytes()
     except OSError as error:
@@ -133,9 +133,9 @@ def _write(measurements: Measurements, folder: Path) -> None:
         "tables": described,
         "arrays": hashlib.sha256(numbers.getvalue()).hexdigest(),
     }
-    text = {"schema": SCHEMA, "sha256": hashlib.sha256(_canonical(content)).hexdigest(), "content": content}
+    text = {"schema": SCHEMA, "sha256": hashlib.sha256(canonical(content)).hexdigest(), "content": content}
     # What the command of the provenance names as its file: the folder holds all that it needs.
-    pairs = "".join(json.dumps(pair) + "\n" for pair in measurements.provenance.get("pairs", ()))
+    pairs = in_lines(measurements.provenance.get("pairs", ()))
     files = {ARRAYS: numbers.getvalue(), TEXT: json.dumps(text, indent=1).encode(), PAIRS: pairs.encode()}
     for name, payload in files.items():
         with open(folder / name, "wb") as file:
@@ -164,7 +164,13 @@ def _dataset(table: str, described: Mapping[str, Any], numbers: Mapping[str, np.
     return xr.Dataset(variables, coordinates)
 
 
-def _canonical(content: Any) -> bytes:
+def in_lines(pairs: Iterable[Mapping[str, Any]]) -> str:
+    """Pairs as the file that can be traced again: a line of JSON each."""
+    return "".join(json.dumps(pair) + "\n" for pair in pairs)
+
+
+def canonical(content: Any) -> bytes:
+    """Plain values as bytes, in one order: what a checksum is made of."""
     return json.dumps(content, sort_keys=True).encode()
 
 

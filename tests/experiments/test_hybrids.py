@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import causal_tracing as ct
@@ -95,6 +96,12 @@ def test_heads_are_those_of_the_layers_that_attend(name: str):
         assert said == pytest.approx(expected, abs=1e-4), (layer, position, head)
 
 
+def cell_of(effects: xr.DataArray, component: str, layer: int, position: int, head: int) -> Cell:
+    """One head at one token, of as many heads as the layer has effects of."""
+    parts = int(effects.sel(component=component, layer=layer).notnull().any("position").sum())
+    return Cell(component=component, layer=layer, position=position, part=head, parts=parts)
+
+
 @pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "afmoe"])
 def test_queries_and_values_are_what_the_attention_function_is_given_whatever_gate_stands_behind_it(name: str):
     model = loaded(name)
@@ -104,7 +111,7 @@ def test_queries_and_values_are_what_the_attention_function_is_given_whatever_ga
     clean, corrupt = Attention.of_run(model.network, found, CLEAN), logit_diff(model.network, CORRUPT, {}, {})
     for component, head in (("q", 3), ("v", 1), ("pattern", 2)):
         for layer, position in ((effects.layer.values[0], 4), (effects.layer.values[-1], 6)):
-            cell = Cell(component=component, layer=int(layer), position=position, part=head)
+            cell = cell_of(effects, component, int(layer), position, head)
             logits = clean.patched(model.network, found, CORRUPT, cell)[-1]
             said = effects.sel(component=component, layer=layer, head=head).isel(position=position).item()
             assert said == pytest.approx((logits[9] - logits[12]).item() - corrupt, abs=1e-4), (component, layer)
@@ -123,7 +130,7 @@ def test_where_attention_scales_what_it_mixes_only_the_pattern_is_refused():
     clean, corrupt = Attention.of_run(model.network, found, CLEAN), logit_diff(model.network, CORRUPT, {}, {})
     for component, head in (("q", 3), ("k", 1), ("v", 1)):
         for layer, position in ((0, 4), (3, 6)):
-            cell = Cell(component=component, layer=layer, position=position, part=head)
+            cell = cell_of(effects, component, layer, position, head)
             logits = clean.patched(model.network, found, CORRUPT, cell)[-1]
             said = effects.sel(component=component, layer=layer, head=head).isel(position=position).item()
             assert said == pytest.approx((logits[9] - logits[12]).item() - corrupt, abs=1e-4), (component, layer)

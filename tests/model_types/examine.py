@@ -224,7 +224,8 @@ def compare(model: Any, oracle: Oracle | None, prompts: Prompts, result: Result)
             entry[kind] = one.crashed or one.refused
             continue
         result["engine"] = result.get("engine", {}) | {prompts.name: one.engine}
-        result["layers"] = one.numbers.sizes["layer"]
+        # Experts and heads may be in some layers alone.
+        result["layers"] = max(result.get("layers", 0), one.numbers.sizes["layer"])
         if oracle is None:
             entry["prompts"][prompts.name] = {"unchecked": "the oracle found nothing"}
             continue

@@ -1,6 +1,5 @@
 """How tests of the command line run a command, and on which model."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,8 @@ from typing import Any
 import pytest
 
 import causal_tracing
-from causal_tracing.cli import app as cli
+from command_line import WORDS, run
 from loaded import shared
-from tokenizers_for_tests import words
-
-WORDS = words(*(f" w{n}" for n in range(96)))
 
 
 @pytest.fixture
@@ -31,13 +27,6 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs a command; gives its exit code, stdout and stderr."""
 
     def asked(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["causal-tracing", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        return run(monkeypatch, capsys, *arguments)
 
     return asked

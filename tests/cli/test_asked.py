@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -12,12 +11,12 @@ import pytest
 
 import causal_tracing
 import causal_tracing as ct
-from causal_tracing.cli import app as cli
 from causal_tracing.errors import FormatNote
 from causal_tracing.models.model import Model
 from causal_tracing.prompts.files import read
 from causal_tracing.prompts.pairs import tokenize
 from causal_tracing.prompts.relations import corrupted
+from command_line import run
 from tiny import tiny_model
 from tokenizers_for_tests import words_of
 
@@ -51,18 +50,6 @@ def loaded(monkeypatch: pytest.MonkeyPatch, small: Model) -> list[str]:
 
     monkeypatch.setattr(causal_tracing, "load", load)
     return asked
-
-
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    monkeypatch.setattr(sys, "argv", ["causal-tracing", *arguments])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
 
 
 def with_ids_of(model: Model, folder: Path) -> Path:

@@ -31,14 +31,10 @@ def pair_to_dict(pair: Pair) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    # As JSON reads it again: a label's numbers as names are texts there, which stand in another order.
-    return (
-        json.loads(json.dumps(dict(value)))
-        if isinstance(value, Mapping)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-    )
+    if isinstance(value, Mapping):
+        # As JSON reads it again: a label's numbers as names are texts there, which stand in another order.
+        return json.loads(json.dumps(dict(value)))
+    return list(value) if isinstance(value, tuple) else value
 
 
 def command(

@@ -156,11 +156,8 @@ def _rows_of_path(named: str) -> Rows:
     if ending == ".parquet":
         return _parquet_rows(path)
     text = _text(path)
-    return (
-        _csv_rows(text, path)
-        if ending in TABLES or (ending not in LINES and _is_table(text))
-        else _json_rows(text, path)
-    )
+    is_table = ending in TABLES or (ending not in LINES and _is_table(text))
+    return _csv_rows(text, path) if is_table else _json_rows(text, path)
 
 
 def _rows_of(source: Any) -> Any:

@@ -1,7 +1,6 @@
 """A ranking of edges: what a map of paths says of each of them, where its senders are single ones at all tokens."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from causal_tracing.results.effects import effects
 from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.rankings.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.rankings.score_files import ARROW, Shape, write_edge_scores
+from causal_tracing.results.rankings.score_files import ARROW, write_edge_scores
 from causal_tracing.results.site_kinds import PATHS
 
 EVERYWHERE = " @ all"  # as senders end that are patched at all tokens
@@ -22,25 +21,7 @@ class EdgeRanking(Ranking):
 
     unreached: frozenset[str] = field(default=frozenset())
 
-    def write(
-        self,
-        path: str | Path,
-        *,
-        width: int,
-        parallel: bool,
-        size: int,
-        by: str = "size",
-        shape: Shape | None = None,
-    ) -> Path:
-        """Writes a score file as EAP-IG and MIB read it, with the first `size` edges in the graph.
-
-        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream; its
-        `shape` is needed where layers differ in what they have. Keys
-        and values that several heads share are an edge for each of these there: they get equal shares of its score.
-        Raises InvalidOption where there are no single heads, MachineError.
-        """
-        kept = self.first(size, by=by)
-        return write_edge_scores(Path(path), self.scores, kept, width=width, parallel=parallel, shape=shape)
+    _written = staticmethod(write_edge_scores)
 
 
 def edge_ranking(measurements: Measurements, *, effect: str | None = None, metric: str | None = None) -> EdgeRanking:

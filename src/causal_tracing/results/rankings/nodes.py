@@ -5,7 +5,6 @@ together, or, where tokens were patched one by one or estimated, the sum over th
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -17,7 +16,7 @@ from causal_tracing.results.means import require_finite
 from causal_tracing.results.measurements import Measurements
 from causal_tracing.results.ranked import has_sum, summed
 from causal_tracing.results.rankings.ranking import Ranking, effect_named, over_pairs
-from causal_tracing.results.rankings.score_files import Shape, write_scores
+from causal_tracing.results.rankings.score_files import write_scores
 from causal_tracing.results.site_kinds import BLOCKS, SINGLE_HEADS
 
 WHOLE, HEAD, TOGETHER = ("attn_out", "mlp_out", "mixer_out"), "z", "together"
@@ -27,25 +26,7 @@ WHOLE, HEAD, TOGETHER = ("attn_out", "mlp_out", "mixer_out"), "z", "together"
 class NodeRanking(Ranking):
     """A ranking of nodes."""
 
-    def write(
-        self,
-        path: str | Path,
-        *,
-        width: int,
-        parallel: bool,
-        size: int,
-        by: str = "size",
-        shape: Shape | None = None,
-    ) -> Path:
-        """Writes a score file as EAP-IG and MIB read it, the first `size` nodes and the edges among them in the graph.
-
-        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream; its
-        `shape` is needed where layers differ in what they have. A file
-        must have a score for each edge: it is that of the node where the edge begins, and no score of its own. Raises
-        InvalidOption where there are no single heads, MachineError.
-        """
-        kept = self.first(size, by=by)
-        return write_scores(Path(path), self.scores, kept, width=width, parallel=parallel, shape=shape)
+    _written = staticmethod(write_scores)
 
 
 def node_ranking(measurements: Measurements, *, effect: str | None = None, metric: str | None = None) -> NodeRanking:

@@ -5,9 +5,10 @@
    by the Jaccard index, the share of items in both among those in either (2510.00845).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -16,6 +17,7 @@ from causal_tracing import validation
 from causal_tracing.errors import InvalidOption, nearest
 from causal_tracing.results.means import clusters_of
 from causal_tracing.results.measurements import Measurements
+from causal_tracing.results.rankings.score_files import Shape
 from causal_tracing.results.statistics.bootstrap import (
     cluster_codes,
     cluster_means,
@@ -37,12 +39,37 @@ class Ranking:
     scores: Mapping[str, float]
     source: str
     by_cluster: np.ndarray | None = None
+    _written: ClassVar[Callable[..., Path]]  # how a score file of such items is made
 
     def first(self, count: int, *, by: str = "size") -> tuple[str, ...]:
         """The names of the first so many: by the size of their scores, or by "sign", the most positive first."""
         validation.one_of("way to rank", by, ("size", "sign"))
         order = np.argsort(-_key(np.array([*self.scores.values()]), by), kind="stable")
         return tuple(np.array([*self.scores], dtype=object)[order[:count]])
+
+    def write(
+        self,
+        path: str | Path,
+        *,
+        width: int,
+        parallel: bool,
+        size: int,
+        by: str = "size",
+        shape: Shape | None = None,
+    ) -> Path:
+        """Writes a score file as EAP-IG and MIB read it, with the first `size` items, by `by`, in the graph.
+
+        `width` is the model's d_model, and `parallel` whether attention and MLP of a layer read the same stream; its
+        `shape` is needed where layers differ in what they have. Of nodes, the edges among those in the graph are in it
+        too: a file must have a score for each edge, and it is that of the node where the edge begins. Of edges, keys
+        and values that several heads share are an edge for each of these there, with equal shares of the score. Raises
+        InvalidOption where there are no single heads, MachineError.
+
+        Example:
+            found.edges().write("graph.json", width=768, parallel=False, size=400)
+        """
+        kept = self.first(size, by=by)
+        return self._written(Path(path), self.scores, kept, width=width, parallel=parallel, shape=shape)
 
     def stability(self, count: int, *, by: str = "size", seed: int = 0, resamples: int = RESAMPLES) -> float:
         """How stable the first so many are: the mean Jaccard index with those of resamples, from 0 to 1 (the same).

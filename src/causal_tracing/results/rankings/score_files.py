@@ -8,7 +8,7 @@ are those that there are.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -206,10 +206,7 @@ def write_scores(
 
     Without a shape all layers have equally many heads, and an MLP. Raises InvalidOption, MachineError.
     """
-    if not all(map(OURS.fullmatch, scores)) or not any(name.startswith("z ") for name in scores):
-        raise InvalidOption(
-            "A score file names single heads (z) and MLPs, and these nodes are others: no such file can be written."
-        )
+    _require_heads(scores)
     theirs = {name: _theirs(name) for name in scores}
     inside = {*kept}
     layers, heads = (1 + max(numbers) for numbers in zip(*map(_place, shape.nodes if shape else scores), strict=True))
@@ -228,6 +225,14 @@ def write_scores(
     content = {"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges}
     write_text(path, json.dumps(content))
     return path
+
+
+def _require_heads(nodes: Collection[str]) -> None:
+    """Raises InvalidOption where nodes are no single heads and MLPs."""
+    if not all(map(OURS.fullmatch, nodes)) or not any(name.startswith("z ") for name in nodes):
+        raise InvalidOption(
+            "A score file names single heads (z) and MLPs, and these nodes are others: no such file can be written."
+        )
 
 
 def _theirs(name: str) -> str:
@@ -269,10 +274,7 @@ def write_edge_scores(
     """
     senders = dict.fromkeys(name.partition(ARROW)[0] for name in scores)
     nodes = [name for name in senders if name != INPUT]
-    if not all(map(OURS.fullmatch, nodes)) or not any(name.startswith("z ") for name in nodes):
-        raise InvalidOption(
-            "A score file has edges from single heads (z) and MLPs, and these are others: no such file can be written."
-        )
+    _require_heads(nodes)
     shape = shape or _even(nodes, [name.partition(ARROW)[2] for name in scores])
     inside = {*kept}
     edges = {

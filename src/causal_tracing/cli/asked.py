@@ -10,12 +10,12 @@ from causal_tracing.errors import InvalidOption
 from causal_tracing.prompts.answers import TARGETS, meant
 from causal_tracing.validation import one_of
 
-STDIN = "/dev/stdin"  # which "-" names, as elsewhere
-
 if TYPE_CHECKING:
     from causal_tracing.models.model import Model
     from causal_tracing.prompts.files import ReadRows
     from causal_tracing.prompts.pairs import Pair
+
+STDIN = "/dev/stdin"  # which "-" names, as elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
